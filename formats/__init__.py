@@ -1,0 +1,1 @@
+"""One room per on-disk format. See :mod:`zenconvert.formats.registry`."""

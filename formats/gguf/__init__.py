@@ -1,0 +1,1 @@
+"""GGUF v3, the container of llama.cpp."""

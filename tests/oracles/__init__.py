@@ -1,0 +1,1 @@
+"""The real consumers, wrapped for tests."""

@@ -1,0 +1,120 @@
+"""Every error that zenconvert raises on purpose.
+
+::
+
+    ZenError                           exit code 1
+    ├── UsageError                     2   a target, option or combination that makes no sense
+    ├── PlanError                      2   the plan was refused; holds every problem found
+    ├── OutputExists                   2   the output is there already (also a FileExistsError)
+    ├── Unsupported                    3   a valid thing that zenconvert does not handle
+    │   ├── UnknownArchitecture            no architecture row for this model
+    │   ├── UnknownTokenizer               no rule for this tokenizer
+    │   └── UnsupportedEncoding            no codec for this tensor encoding
+    ├── InvalidInput                   4   also a ValueError; the input is broken or unsafe
+    │   ├── CorruptFile                    a file breaks its own format's rules
+    │   ├── UnsafePath                     a reference that leaves the checkpoint's folder
+    │   ├── MissingTensor                  the model needs a tensor that is not there
+    │   ├── UnexpectedTensor               a tensor that the architecture does not know
+    │   └── SourceNotFound                 no checkpoint at this path or hub id
+    ├── NotEnoughResources             5   memory or disk would not suffice
+    ├── MissingDependency              2   an optional package is not installed
+    └── ConversionFailed               1   an operation that should have worked did not
+
+A message says what is wrong, where (file, tensor, offset), what was expected and what was found,
+and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ZenError(Exception):
+    """Base of all errors raised on purpose. ``exit_code`` is what the CLI ends with."""
+
+    exit_code = 1
+
+
+class ConversionFailed(ZenError):
+    """An operation that should have worked did not (a write failed, a worker died)."""
+
+
+class UsageError(ZenError):
+    """A target, option or combination of options that makes no sense."""
+
+    exit_code = 2
+
+
+class PlanError(ZenError):
+    """The plan was refused. ``problems`` holds every reason found, not only the first."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        head = "the conversion was refused" if len(problems) == 1 else (
+            f"the conversion was refused for {len(problems)} reasons"
+        )
+        super().__init__(head + ":\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+class OutputExists(ZenError, FileExistsError):
+    """The output is there already and ``--force`` was not given."""
+
+    exit_code = 2
+
+
+class MissingDependency(ZenError):
+    """An optional package is needed and not installed; the message names the extra."""
+
+    exit_code = 2
+
+
+class Unsupported(ZenError):
+    """A valid thing that zenconvert does not handle."""
+
+    exit_code = 3
+
+
+class UnknownArchitecture(Unsupported):
+    """No architecture row describes this model."""
+
+
+class UnknownTokenizer(Unsupported):
+    """No rule describes this tokenizer."""
+
+
+class UnsupportedEncoding(Unsupported):
+    """No codec for this tensor encoding."""
+
+
+class InvalidInput(ZenError, ValueError):
+    """The input is broken or unsafe."""
+
+    exit_code = 4
+
+
+class CorruptFile(InvalidInput):
+    """A file breaks its own format's rules."""
+
+
+class UnsafePath(InvalidInput):
+    """A reference inside a checkpoint that points outside its folder."""
+
+
+class MissingTensor(InvalidInput):
+    """The model needs a tensor that is not there."""
+
+
+class UnexpectedTensor(InvalidInput):
+    """A tensor that the architecture does not know."""
+
+
+class SourceNotFound(InvalidInput):
+    """No checkpoint at this path or hub id."""
+
+
+class NotEnoughResources(ZenError):
+    """Memory or disk would not suffice."""
+
+    exit_code = 5
