@@ -1,0 +1,1 @@
+"""zenconvert: convert, quantize and verify language-model checkpoints."""

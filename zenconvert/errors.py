@@ -52,8 +52,10 @@ class PlanError(ZenError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
-        head = "the conversion was refused" if len(problems) == 1 else (
-            f"the conversion was refused for {len(problems)} reasons"
+        head = (
+            "the conversion was refused"
+            if len(problems) == 1
+            else (f"the conversion was refused for {len(problems)} reasons")
         )
         super().__init__(head + ":\n" + "\n".join(f"  - {p}" for p in problems))
 

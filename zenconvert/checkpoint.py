@@ -1,0 +1,144 @@
+"""What a checkpoint is, whatever file it came from.
+
+A reader fills a :class:`Checkpoint` from headers alone; tensor data is read later, slab by slab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.encoding import Encoding
+
+if TYPE_CHECKING:
+    from zenconvert.architecture import Architecture, Hyperparameters
+    from zenconvert.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class RowOrder:
+    """A permutation of rows inside consecutive bands of equal height.
+
+    ``index[k]`` is the row of the stored band that stands at row ``k`` of the logical band.
+    """
+
+    index: tuple[int, ...]
+
+    @property
+    def band(self) -> int:
+        """Rows per band; slabs are cut at multiples of it."""
+        return len(self.index)
+
+    def apply(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Reorder ``rows[n, …]``, n a multiple of the band."""
+        banded = rows.reshape(-1, self.band, *rows.shape[1:])
+        return np.ascontiguousarray(banded[:, list(self.index)]).reshape(rows.shape)
+
+    def inverse(self) -> RowOrder:
+        """The permutation that undoes this one."""
+        return RowOrder(tuple(int(i) for i in np.argsort(self.index)))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where the bytes of a tensor lie in a file, row after row."""
+
+    path: Path
+    offset: int
+    """Byte offset of the first row from the start of the file."""
+    name: str
+    """The tensor's name in that file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One logical tensor: shape and encoding are known without touching its data."""
+
+    name: str
+    """Neutral name, e.g. ``layers.3.attn.q.weight``."""
+    shape: tuple[int, ...]
+    """``[out, in]``, or ``[n]`` for vectors."""
+    encoding: Encoding
+    stored: StoredTensor
+    order: RowOrder | None = None
+    """How the stored rows have to be reordered to be the logical ones."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the two-dimensional view; a vector is a column of one-element rows."""
+        return prod(self.shape[:-1]) if len(self.shape) > 1 else prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        """Elements per row."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def row_bytes(self) -> int:
+        """Stored bytes of one row."""
+        return self.encoding.row_bytes(self.columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return self.rows * self.row_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What is known of the model beside its tensors and config."""
+
+    label: str = ""
+    """Folder name or hub id: what people call this model."""
+    card: Mapping[str, Any] = field(default_factory=dict)
+    """Front matter of the model card."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """``generation_config.json``."""
+    carried: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    """Typed GGUF key/values that came with the model and have no place in a config."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, opened: every fact, no tensor data."""
+
+    path: Path
+    format: str
+    """Name of the format it was read from (``hf``, ``gguf``, …)."""
+    architecture: Architecture
+    hyperparameters: Hyperparameters
+    config: Mapping[str, Any]
+    """Model configuration in the vocabulary of HF's ``config.json``."""
+    tensors: Mapping[str, Tensor]
+    """Neutral name → tensor, in file order."""
+    load_tokenizer: Callable[[], Tokenizer]
+    """Reads the tokenizer; cached by :attr:`tokenizer`."""
+    metadata: Metadata = field(default_factory=Metadata)
+    side_files: Mapping[str, Path] = field(default_factory=dict)
+    """Small files that travel unchanged to formats with the same folder layout."""
+    files: tuple[Path, ...] = ()
+    """Every file that holds tensor data."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, read on first use."""
+        return self.load_tokenizer()
+
+    @property
+    def is_quantized(self) -> bool:
+        """True when any tensor is stored in a quantized encoding."""
+        from zenconvert.encoding import Dense
+
+        return any(not isinstance(t.encoding, Dense) for t in self.tensors.values())
