@@ -34,6 +34,8 @@ class Module:
     hf: str
     gguf: str
     role: Role
+    shape: tuple[str, ...]
+    """Fields of :class:`Hyperparameters`, ``[out, in]``."""
     bias: BiasRule = "none"
     gguf_rows: str | None = None
     """Row operation between the HF (neutral) and the GGUF row order."""
@@ -56,6 +58,7 @@ class TensorName:
     hf: str
     gguf: str
     module: Module
+    shape: tuple[int, ...]
     required: bool
     expert: int | None = None
     """Position in the stack where a vocabulary stacks experts."""
@@ -108,12 +111,14 @@ def _expand(module: Module, hp: Hyperparameters, layer: int | None) -> Iterator[
     for expert in experts:
         values = {"layer": layer, "expert": expert}
         name, hf, gguf = (t.format(**values) for t in (module.name, module.hf, module.gguf))
+        shape = tuple(int(getattr(hp, size)) for size in module.shape)
         tied_head = module.role == "head" and hp.tied
         weight = (f"{name}.weight", f"{hf}.weight", f"{gguf}.weight")
-        yield TensorName(*weight, module, required=not tied_head, expert=expert)
+        yield TensorName(*weight, module, shape, required=not tied_head, expert=expert)
         if module.bias != "none":
             bias = (f"{name}.bias", f"{hf}.bias", f"{gguf}.bias")
-            yield TensorName(*bias, module, required=module.bias == "required", expert=expert)
+            required = module.bias == "required"
+            yield TensorName(*bias, module, shape[:1], required=required, expert=expert)
 
 
 def _rope_pairs(hp: Hyperparameters) -> RowOrder:
@@ -189,7 +194,7 @@ def _module(path: Path, row: dict[str, Any]) -> Module:
     known = {f.name for f in fields(Module)}
     if unknown := set(row) - known:
         raise InvalidInput(f"{path}: module {row.get('name')}: unknown keys {sorted(unknown)}")
-    module = Module(**row)
+    module = Module(**{**row, "shape": tuple(row["shape"])})
     for value, allowed in ((module.role, get_args(Role)), (module.bias, get_args(BiasRule))):
         if value not in allowed:
             raise InvalidInput(f"{path}: module {module.name}: {value!r} is none of {allowed}")

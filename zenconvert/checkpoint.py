@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from zenconvert.encoding import Encoding
 
 if TYPE_CHECKING:
-    from zenconvert.architecture import Architecture, Hyperparameters
+    from zenconvert.architecture import Architecture
+    from zenconvert.hyperparameters import Hyperparameters
     from zenconvert.tokenizer import Tokenizer
 
 

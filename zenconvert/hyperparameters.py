@@ -35,6 +35,16 @@ class Hyperparameters:
     experts_used: int = 0
     sliding_window: int | None = None
 
+    @property
+    def q_width(self) -> int:
+        """Outputs of the query projection."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Outputs of the key and of the value projection."""
+        return self.kv_heads * self.head_dim
+
 
 def from_config(
     config: Mapping[str, Any], defaults: Mapping[str, Any], *, where: str
@@ -109,7 +119,7 @@ def _real(config: Mapping[str, Any], key: str, where: str) -> float:
 
 
 def _rope(config: Mapping[str, Any], where: str) -> tuple[float, Mapping[str, Any] | None]:
-    """Both spellings: ``rope_theta`` + ``rope_scaling``, and transformers 5's ``rope_parameters``."""
+    """Read ``rope_theta`` + ``rope_scaling``, or transformers 5's ``rope_parameters``."""
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(parameters, Mapping):
         raise InvalidInput(f"{where}: rope_scaling should be an object, found {parameters!r}")

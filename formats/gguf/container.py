@@ -9,8 +9,8 @@
     zero padding to general.alignment (32), then tensor data, each tensor padded to the alignment
 
 Source: ggml/docs/gguf.md and gguf.cpp of llama.cpp. Every count and length is checked against the
-bytes that are left in the file before anything is allocated. Traps: offsets are relative to the data
-section; ids of removed types; llama.cpp refuses nested arrays, and so does this reader.
+bytes that are left in the file before anything is allocated. Traps: offsets are relative to the
+data section; ids of removed types; llama.cpp refuses nested arrays, and so does this reader.
 """
 
 from __future__ import annotations
@@ -270,11 +270,15 @@ def _place(
     cursor: _Cursor, infos: list[tuple[str, tuple[int, ...], int, int]], alignment: int
 ) -> dict[str, TensorInfo]:
     """Check extents and turn offsets into file positions."""
+    if not infos:
+        return {}
     start = -(-cursor.at // alignment) * alignment
     room = cursor.size - start
     offsets = sorted(offset for *_, offset in infos)
     following = dict(zip(offsets, [*offsets[1:], room], strict=True))
     tensors: dict[str, TensorInfo] = {}
+    if len(following) < len(offsets):
+        raise cursor.fail("two tensors begin at the same offset")
     for name, shape, type_id, offset in infos:
         ggml_type = BY_ID.get(type_id)
         if name in tensors:

@@ -30,7 +30,9 @@ class GgmlType:
     def row_bytes(self, columns: int) -> int:
         """Bytes of one row. Raises ValueError when ``columns`` is not a multiple of the block."""
         if columns % self.block_size:
-            raise ValueError(f"{columns} columns are not a multiple of {self.name}'s {self.block_size}")
+            raise ValueError(
+                f"{columns} columns are not a multiple of {self.name}'s {self.block_size}"
+            )
         return columns // self.block_size * self.type_size
 
 

@@ -1,0 +1,136 @@
+"""Model hyperparameters ↔ GGUF key/values, as llama.cpp's converter writes them.
+
+Source: ``TextModel.set_gguf_parameters`` and ``LlamaModel.set_gguf_parameters`` (conversion/ in
+llama.cpp). Reals are stored as f32; reading gives the shortest decimal that rounds to that f32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from zenconvert.architecture import Architecture
+from zenconvert.errors import CorruptFile
+from zenconvert.formats.gguf.container import KeyValue
+from zenconvert.formats.gguf.rope import scaling_keys
+from zenconvert.hyperparameters import Hyperparameters
+
+_INTEGERS: Final = frozenset({"u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64"})
+
+
+def model_keys(architecture: Architecture, hp: Hyperparameters) -> dict[str, KeyValue]:
+    """The architecture's key/values in the converter's order, file type left out."""
+    keys: dict[str, KeyValue] = {
+        "block_count": ("u32", hp.layers),
+        "context_length": ("u32", hp.context),
+        "embedding_length": ("u32", hp.hidden),
+        "feed_forward_length": ("u32", hp.ffn),
+        "attention.head_count": ("u32", hp.heads),
+        "attention.head_count_kv": ("u32", hp.kv_heads),
+        **scaling_keys(hp),
+        "rope.freq_base": ("f32", hp.rope_theta),
+        "attention.layer_norm_rms_epsilon": ("f32", hp.rms_eps),
+    }
+    if hp.experts:
+        keys["expert_count"] = ("u32", hp.experts)
+        keys["expert_used_count"] = ("u32", hp.experts_used)
+    if hp.explicit_head_dim:
+        keys["attention.key_length"] = ("u32", hp.head_dim)
+        keys["attention.value_length"] = ("u32", hp.head_dim)
+    return {f"{architecture.gguf}.{key}": value for key, value in keys.items()}
+
+
+def extra_keys(architecture: Architecture, hp: Hyperparameters) -> dict[str, KeyValue]:
+    """Key/values that only some architectures have; they follow the file type."""
+    known: dict[str, KeyValue] = {
+        "vocab_size": ("u32", hp.vocab),
+        "rope.dimension_count": ("u32", hp.head_dim),
+    }
+    return {f"{architecture.gguf}.{key}": known[key] for key in architecture.gguf_keys}
+
+
+class KeyReader:
+    """Typed access to the metadata of one file; errors name the file and the key."""
+
+    def __init__(self, where: str, metadata: Mapping[str, KeyValue], prefix: str = "") -> None:
+        self.where, self.metadata, self.prefix = where, metadata, prefix
+
+    def _get(self, key: str) -> tuple[str, KeyValue | None]:
+        full = f"{self.prefix}{key}"
+        return full, self.metadata.get(full)
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """An integer of any width. Raises CorruptFile when absent (without default) or no integer."""
+        full, found = self._get(key)
+        if found is None and default is not None:
+            return default
+        if found is None or found[0] not in _INTEGERS or not 0 <= found[1] < 1 << 31:
+            raise CorruptFile(
+                f"{self.where}: {full} should be a positive integer, found {found!r:.100}"
+            )
+        return int(found[1])
+
+    def real(self, key: str, default: float | None = None) -> float:
+        """A float as its shortest decimal. Raises CorruptFile."""
+        full, found = self._get(key)
+        if found is None and default is not None:
+            return default
+        if found is None or found[0] not in {"f32", "f64"}:
+            raise CorruptFile(f"{self.where}: {full} should be a float, found {found!r:.100}")
+        return float(str(np.float32(found[1]))) if found[0] == "f32" else float(found[1])
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string. Raises CorruptFile."""
+        full, found = self._get(key)
+        if found is None and default is not None:
+            return default
+        if found is None or found[0] != "str":
+            raise CorruptFile(f"{self.where}: {full} should be a string, found {found!r:.100}")
+        return str(found[1])
+
+    def optional_integer(self, key: str) -> int | None:
+        """An integer, or None when the key is absent. Raises CorruptFile."""
+        return self.integer(key) if self._get(key)[1] is not None else None
+
+
+def hf_config(
+    architecture: Architecture,
+    keys: KeyReader,
+    *,
+    vocab: int,
+    tied: bool,
+    attention_bias: bool,
+    rope_scaling: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """A ``config.json`` dictionary from key/values (``keys`` prefixed with the architecture)."""
+    heads = keys.integer("attention.head_count")
+    config: dict[str, Any] = {
+        "architectures": [architecture.hf_class],
+        "model_type": architecture.model_types[0],
+        "vocab_size": vocab,
+        "hidden_size": keys.integer("embedding_length"),
+        "intermediate_size": keys.integer("feed_forward_length"),
+        "num_hidden_layers": keys.integer("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "hidden_act": "silu",
+        "max_position_embeddings": keys.integer("context_length"),
+        "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
+        "rope_theta": keys.real("rope.freq_base", 10000.0),
+        "rope_scaling": rope_scaling,
+        "tie_word_embeddings": tied,
+        "attention_dropout": 0.0,
+        "use_cache": True,
+    }
+    head_dim = keys.optional_integer("attention.key_length")
+    if head_dim is not None:
+        config["head_dim"] = head_dim
+    if architecture.experts:
+        config["num_local_experts"] = keys.integer("expert_count")
+        config["num_experts_per_tok"] = keys.integer("expert_used_count")
+        config["sliding_window"] = None
+    if attention_bias and architecture.id == "llama":
+        config["attention_bias"] = True
+    return config

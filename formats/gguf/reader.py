@@ -1,0 +1,236 @@
+"""GGUF file(s) → checkpoint: headers only.
+
+A model may be split into ``NAME-00001-of-00003.gguf`` …; the first file has the metadata. Experts
+that GGUF stacks into one tensor become one tensor per expert; rows that llama.cpp keeps in another
+order carry that order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from zenconvert import architecture as arch
+from zenconvert.architecture import ROW_OPERATIONS, Architecture, TensorName
+from zenconvert.checkpoint import Checkpoint, Metadata, RowOrder, StoredTensor, Tensor
+from zenconvert.encoding import Blocks, Dense, Encoding
+from zenconvert.errors import (
+    CorruptFile,
+    InvalidInput,
+    MissingTensor,
+    SourceNotFound,
+    UnexpectedTensor,
+    UnsupportedEncoding,
+)
+from zenconvert.formats.gguf import container, rope
+from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
+from zenconvert.formats.gguf.ggml_types import GgmlType
+from zenconvert.formats.gguf.keys import KeyReader, hf_config
+from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata
+from zenconvert.hyperparameters import Hyperparameters, from_config
+
+SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_MAX_SPLITS: Final = 99_999
+
+
+def detect(path: Path) -> bool:
+    """True when the path is a file that begins like GGUF."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == container.MAGIC or path.suffix == ".gguf"
+
+
+def encoding_of(ggml_type: GgmlType) -> Encoding:
+    """The neutral encoding of a ggml type."""
+    if ggml_type.is_plain:
+        return Dense(ggml_type.name)
+    return Blocks(ggml_type.name, ggml_type.block_size, ggml_type.type_size)
+
+
+def read_files(path: Path) -> list[GgufFile]:
+    """The headers of a file and of all files it was split into, first file first.
+
+    Raises SourceNotFound for a missing part and CorruptFile for parts that do not belong together.
+    """
+    file = container.read(path)
+    keys = KeyReader(str(path), file.metadata)
+    count = keys.integer("split.count", 0)
+    if count <= 1:
+        return [file]
+    match = SPLIT_NAME.fullmatch(path.name)
+    if match is None or int(match["count"]) != count or count > _MAX_SPLITS:
+        raise CorruptFile(
+            f"{path}: the file is one of {count} parts and its name should end in -00001-of-"
+            f"{count:05d}.gguf"
+        )
+    files = []
+    for number in range(1, count + 1):
+        part = path.with_name(f"{match['stem']}-{number:05d}-of-{count:05d}.gguf")
+        if not part.is_file():
+            raise SourceNotFound(f"{part}: part {number} of {count} is missing")
+        files.append(container.read(part))
+    for number, part_file in enumerate(files):
+        part_keys = KeyReader(str(part_file.path), part_file.metadata)
+        if (part_keys.integer("split.no"), part_keys.integer("split.count")) != (number, count):
+            raise CorruptFile(f"{part_file.path}: its split.no should be {number} of {count}")
+    return files
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a GGUF model: headers only.
+
+    Raises SourceNotFound, CorruptFile, MissingTensor, UnexpectedTensor, InvalidInput,
+    UnknownArchitecture or UnsupportedEncoding.
+    """
+    files = read_files(path)
+    infos = _all_tensors(files)
+    metadata = files[0].metadata
+    keys = KeyReader(str(path), metadata)
+    name = keys.text("general.architecture")
+    keys.prefix = f"{name}."
+    architecture = arch.for_gguf(name, experts=keys.integer("expert_count", 0) > 0)
+    config = _config(architecture, keys, infos, metadata)
+    hp = from_config(config, architecture.defaults_for(config["model_type"]), where=str(path))
+    return Checkpoint(
+        path=path,
+        format="gguf",
+        architecture=architecture,
+        hyperparameters=hp,
+        config=config,
+        tensors=name_tensors(path, architecture, hp, infos),
+        load_tokenizer=lambda: tokenizer_from_metadata(metadata, where=str(path)),
+        metadata=Metadata(
+            label=path.stem,
+            generation=_token_ids(KeyReader(str(path), metadata)),
+            carried=_carried(metadata, architecture),
+        ),
+        files=tuple(f.path for f in files),
+    )
+
+
+def _all_tensors(files: list[GgufFile]) -> dict[str, TensorInfo]:
+    infos: dict[str, TensorInfo] = {}
+    for file in files:
+        for name, info in file.tensors.items():
+            if name in infos:
+                raise CorruptFile(
+                    f"{file.path}: tensor {name!r} is also in {infos[name].path.name}"
+                )
+            infos[name] = info
+    return infos
+
+
+def _config(
+    architecture: Architecture,
+    keys: KeyReader,
+    infos: Mapping[str, TensorInfo],
+    metadata: Mapping[str, KeyValue],
+) -> dict[str, Any]:
+    embedding = infos.get("token_embd.weight")
+    if embedding is None:
+        raise MissingTensor(
+            f"{keys.where}: there is no token_embd.weight; is this a vocabulary only?"
+        )
+    config = hf_config(
+        architecture,
+        keys,
+        vocab=embedding.shape[0],
+        tied="output.weight" not in infos,
+        attention_bias="blk.0.attn_q.bias" in infos,
+        rope_scaling=rope.scaling_from_keys(keys),
+    )
+    if (freqs := infos.get(rope.FREQS)) is not None:
+        hp = from_config(config, {}, where=keys.where)
+        config["rope_scaling"] = _scaling_from_tensor(freqs, hp)
+    return {**config, **_token_ids(KeyReader(keys.where, metadata))}
+
+
+def _token_ids(keys: KeyReader) -> dict[str, int]:
+    names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+    found = {n: keys.optional_integer(f"tokenizer.ggml.{k}_token_id") for n, k in names.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _scaling_from_tensor(info: TensorInfo, hp: Hyperparameters) -> dict[str, Any]:
+    if info.type is None or info.type.name != "f32" or info.shape != (hp.head_dim // 2,):
+        raise InvalidInput(
+            f"{info.path}: {info.name} should be f32 [{hp.head_dim // 2}], found {info.shape}"
+        )
+    with info.path.open("rb") as file:
+        file.seek(info.offset)
+        factors = np.frombuffer(file.read(info.nbytes), dtype="<f4")
+    return rope.scaling_from_factors(factors, hp.rope_theta, hp.head_dim)
+
+
+def name_tensors(
+    path: Path, architecture: Architecture, hp: Hyperparameters, infos: Mapping[str, TensorInfo]
+) -> dict[str, Tensor]:
+    """Neutral tensors of GGUF tensors, in file order; names, types and shapes checked."""
+    known: dict[str, list[TensorName]] = {}
+    for name in architecture.tensor_names(hp):
+        known.setdefault(name.gguf, []).append(name)
+    tensors: dict[str, Tensor] = {}
+    for info in infos.values():
+        if info.name == rope.FREQS:
+            continue
+        if info.name not in known:
+            raise UnexpectedTensor(
+                f"{info.path}: {architecture.id} models of {hp.layers} layers have no tensor "
+                f"named {info.name!r}"
+            )
+        tensors.update((t.name, t) for t in _split(info, known[info.name], hp))
+    missing = [
+        g for g, names in known.items() if names[0].required and names[0].name not in tensors
+    ]
+    if missing:
+        raise MissingTensor(
+            f"{path}: {len(missing)} tensors are missing, the first are {', '.join(missing[:3])}"
+        )
+    return tensors
+
+
+def _split(info: TensorInfo, names: list[TensorName], hp: Hyperparameters) -> Iterator[Tensor]:
+    """One tensor, or one per expert of a stack."""
+    stacked = names[0].expert is not None
+    expected = (len(names), *names[0].shape) if stacked else names[0].shape
+    if info.shape != expected:
+        raise InvalidInput(
+            f"{info.path}: tensor {info.name!r} has shape {list(info.shape)}, "
+            f"the metadata calls for {list(expected)}"
+        )
+    if info.type is None:
+        raise UnsupportedEncoding(
+            f"{info.path}: tensor {info.name!r} has the unknown ggml type {info.type_id}"
+        )
+    size = info.nbytes // len(names)
+    for i, name in enumerate(names):
+        stored = StoredTensor(info.path, info.offset + i * size, info.name)
+        order = row_order(name, hp)
+        yield Tensor(
+            name.name,
+            name.shape,
+            encoding_of(info.type),
+            stored,
+            order.inverse() if order is not None else None,
+        )
+
+
+def row_order(name: TensorName, hp: Hyperparameters) -> RowOrder | None:
+    """The order in which GGUF stores the rows of a tensor, None when it is the logical one."""
+    operation = name.module.gguf_rows
+    return None if operation is None else ROW_OPERATIONS[operation](hp)
+
+
+def _carried(metadata: Mapping[str, KeyValue], architecture: Architecture) -> dict[str, KeyValue]:
+    """Key/values that neither the config nor the tokenizer holds."""
+    modelled = (f"{architecture.gguf}.", "tokenizer.", "split.", "quantize.")
+    own = {
+        "general.architecture", "general.file_type", "general.quantization_version",
+        "general.alignment",
+    }  # fmt: skip
+    return {k: v for k, v in metadata.items() if k not in own and not k.startswith(modelled)}

@@ -1,0 +1,167 @@
+"""Rotary-embedding scaling ↔ GGUF.
+
+Linear and YaRN scaling are key/values. Llama-3 scaling is a tensor of per-frequency factors,
+``rope_freqs.weight`` f32[head_dim / 2], and its four parameters are stored nowhere: reading solves
+for them and accepts only parameters that reproduce every factor bit for bit.
+
+Source: ``set_gguf_parameters`` and ``LlamaModel.generate_extra_tensors`` (conversion/ in llama.cpp).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.errors import Unsupported
+from zenconvert.formats.gguf.container import KeyValue
+from zenconvert.hyperparameters import Hyperparameters
+
+FREQS: Final = "rope_freqs.weight"
+
+_YARN: Final = {
+    "extrapolation_factor": "yarn_ext_factor",
+    "attention_factor": "yarn_attn_factor",
+    "beta_fast": "yarn_beta_fast",
+    "beta_slow": "yarn_beta_slow",
+}
+
+
+class _Keys(Protocol):
+    def text(self, key: str, default: str | None = None) -> str: ...
+    def real(self, key: str, default: float | None = None) -> float: ...
+    def integer(self, key: str, default: int | None = None) -> int: ...
+
+    @property
+    def metadata(self) -> Mapping[str, KeyValue]: ...
+
+    @property
+    def prefix(self) -> str: ...
+
+
+def scaling_keys(hp: Hyperparameters) -> dict[str, KeyValue]:
+    """``rope.scaling.*`` key/values. Raises Unsupported for a type that llama.cpp has no keys for."""
+    scaling = hp.rope_scaling
+    if scaling is None or scaling["rope_type"] == "llama3":
+        return {}
+    kind = scaling["rope_type"]
+    if kind not in {"linear", "yarn"} or "factor" not in scaling:
+        raise Unsupported(f"rope scaling {dict(scaling)} cannot be expressed in GGUF")
+    keys: dict[str, KeyValue] = {
+        "rope.scaling.type": ("str", kind),
+        "rope.scaling.factor": ("f32", float(scaling["factor"])),
+    }
+    if kind == "yarn":
+        context = scaling.get("original_max_position_embeddings", hp.context)
+        keys["rope.scaling.original_context_length"] = ("u32", int(context))
+        for ours, theirs in _YARN.items():
+            if (value := scaling.get(ours)) is not None:
+                keys[f"rope.scaling.{theirs}"] = ("f32", float(value))
+    return keys
+
+
+def scaling_from_keys(keys: _Keys) -> dict[str, Any] | None:
+    """The config's ``rope_scaling`` from key/values, None for plain embeddings."""
+    kind = keys.text("rope.scaling.type", "none")
+    if kind == "none":
+        return None
+    if kind not in {"linear", "yarn"}:
+        raise Unsupported(f"rope scaling {kind!r} cannot be expressed in a config")
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": keys.real("rope.scaling.factor")}
+    if kind == "yarn":
+        context = keys.integer("rope.scaling.original_context_length")
+        scaling["original_max_position_embeddings"] = context
+        for ours, theirs in _YARN.items():
+            if f"{keys.prefix}rope.scaling.{theirs}" in keys.metadata:
+                scaling[ours] = keys.real(f"rope.scaling.{theirs}")
+    return scaling
+
+
+def frequency_factors(hp: Hyperparameters) -> NDArray[np.float32] | None:
+    """``rope_freqs`` f32[head_dim / 2] of a Llama-3 style scaling, None for any other."""
+    scaling = hp.rope_scaling
+    if scaling is None or scaling["rope_type"] != "llama3":
+        return None
+    return _llama3_factors(
+        _frequencies(hp.rope_theta, hp.head_dim),
+        float(scaling.get("factor", 8.0)),
+        float(scaling.get("low_freq_factor", 1.0)),
+        float(scaling.get("high_freq_factor", 4.0)),
+        float(scaling.get("original_max_position_embeddings", 8192)),
+    )
+
+
+def _frequencies(theta: float, head_dim: int) -> NDArray[np.float32]:
+    """Rotations per position. torch's float32 power decides the last bit, so torch computes it."""
+    import torch
+
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    frequencies: NDArray[np.float32] = (1.0 / (theta**exponents)).numpy()
+    return frequencies
+
+
+def _llama3_factors(
+    frequencies: NDArray[np.float32], factor: float, low: float, high: float, context: float
+) -> NDArray[np.float32]:
+    """The converter's arithmetic: float32, and number / tensor as reciprocal times number."""
+    f32 = np.float32
+    wavelengths = f32(1) / frequencies * f32(2 * math.pi)
+    smooth = (f32(1) / wavelengths * f32(context) - f32(low)) / f32(high - low)
+    between = f32(1) / ((f32(1) - smooth) / f32(factor) + smooth)
+    # the bounds are compared as doubles
+    double = wavelengths.astype(np.float64)
+    factors = np.where(double > context / low, f32(factor), between)
+    return np.where(double < context / high, f32(1), factors).astype(np.float32)
+
+
+def scaling_from_factors(
+    factors: NDArray[np.float32], theta: float, head_dim: int
+) -> dict[str, Any]:
+    """Llama-3 parameters that reproduce ``factors`` exactly.
+
+    Only the ratios of the original context and the two frequency factors show in the factors, so
+    ``low_freq_factor`` is taken as 1 as every published model has it. Raises Unsupported when no
+    parameters reproduce the factors.
+    """
+    frequencies = _frequencies(theta, head_dim)
+    factor = float(factors.max()) if len(factors) else 1.0
+
+    def fits(high: float, context: float) -> bool:
+        return np.array_equal(_llama3_factors(frequencies, factor, 1.0, high, context), factors)
+
+    candidates = [(4.0, 8192.0), *_solve(factors, frequencies, factor)]
+    for high, context in candidates:
+        if len(factors) == head_dim // 2 and fits(high, context):
+            return {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": int(context),
+            }
+    raise Unsupported(
+        f"{FREQS} holds factors that no Llama-3 rope scaling with theta {theta:g} produces; "
+        "the config cannot express them"
+    )
+
+
+def _solve(
+    factors: NDArray[np.float32], frequencies: NDArray[np.float32], factor: float
+) -> list[tuple[float, float]]:
+    """Candidates ``(high, context)`` from the factors between 1 and ``factor``.
+
+    There, 1/f = (1-s)/factor + s with s = (context·frequency/2π - 1) / (high - 1), a straight line
+    in the frequency: its slope and intercept give both unknowns.
+    """
+    between = (factors > 1) & (factors < factor)
+    if between.sum() < 2:
+        highs = (2.0, 4.0, 8.0, 16.0, 32.0)
+        return [(high, float(1 << power)) for high in highs for power in range(8, 21)]
+    x = frequencies[between].astype(np.float64) / (2 * math.pi)
+    smooth = (1 / factors[between].astype(np.float64) - 1 / factor) / (1 - 1 / factor)
+    slope, intercept = np.polyfit(x, smooth, 1)
+    high = 1 - 1 / float(intercept)
+    return [(float(round(high, 3)), float(round(float(slope) * (high - 1))))]

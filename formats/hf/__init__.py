@@ -1,0 +1,1 @@
+"""HF checkpoints: a folder with ``config.json``, safetensors files and tokenizer files."""

@@ -1,0 +1,241 @@
+"""HF folder → checkpoint.
+
+::
+
+    config.json                        what the model is
+    model.safetensors                  all weights, or
+    model.safetensors.index.json       {"weight_map": {tensor: file}} and the files it names
+    generation_config.json, tokenizer*.json, tokenizer.model, chat_template.jinja, README.md, …
+
+Source: transformers' from_pretrained. A weight map may only name files of the folder itself (which
+may be links, as in the Hub cache). Pickled weights are never opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from zenconvert import architecture as arch
+from zenconvert.architecture import Architecture, TensorName
+from zenconvert.checkpoint import Checkpoint, Metadata, StoredTensor, Tensor
+from zenconvert.encoding import Dense
+from zenconvert.errors import (
+    CorruptFile,
+    InvalidInput,
+    MissingTensor,
+    SourceNotFound,
+    UnexpectedTensor,
+    UnsafePath,
+    Unsupported,
+)
+from zenconvert.formats import safetensors_container
+from zenconvert.formats.hf.tokenizer import read_tokenizer
+from zenconvert.formats.safetensors_container import Entry
+from zenconvert.hyperparameters import Hyperparameters, from_config
+
+INDEX: Final = "model.safetensors.index.json"
+CARRIED: Final = "zenconvert.json"
+"""Facts of a GGUF source that HF files have no place for."""
+
+_MAX_JSON: Final = 256 * 1024 * 1024
+_SIDE_FILES: Final = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "README.md",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+    CARRIED,
+)
+# buffers that old checkpoints stored and that are computed from the config
+_IGNORED: Final = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
+
+
+def detect(path: Path) -> bool:
+    """True when the path is a folder with a config.json or such a file itself."""
+    return (path / "config.json").is_file()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a JSON object. Raises SourceNotFound or CorruptFile."""
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise CorruptFile(f"{path}: {path.stat().st_size} bytes of JSON exceed {_MAX_JSON}")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CorruptFile(f"{path}: no valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CorruptFile(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open an HF folder: config and safetensors headers only.
+
+    Raises SourceNotFound, CorruptFile, UnsafePath, MissingTensor, UnexpectedTensor,
+    UnknownArchitecture or Unsupported.
+    """
+    config = read_json(path / "config.json")
+    if "quantization_config" in config:
+        method = config["quantization_config"].get("quant_method", "an unnamed method")
+        raise Unsupported(f"{path}: weights quantized with {method} cannot be read yet")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise InvalidInput(f"{path / 'config.json'}: model_type should be a string: {model_type!r}")
+    architecture = arch.for_model_type(model_type)
+    defaults = architecture.defaults_for(model_type)
+    hp = from_config(config, defaults, where=str(path / "config.json"))
+    files = _weight_files(path)
+    entries = _entries(path, files)
+    return Checkpoint(
+        path=path,
+        format="hf",
+        architecture=architecture,
+        hyperparameters=hp,
+        config=config,
+        tensors=name_tensors(path, architecture, hp, entries),
+        load_tokenizer=lambda: read_tokenizer(path, vocab_size=hp.vocab),
+        metadata=_metadata(path),
+        side_files={n: path / n for n in _SIDE_FILES if (path / n).is_file()},
+        files=tuple(files),
+    )
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """The safetensors files in the order in which tensors are listed."""
+    index = path / INDEX
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CorruptFile(f"{index}: weight_map should map tensors to files")
+        return [
+            _contained(path, index, name) for name in sorted(set(map(str, weight_map.values())))
+        ]
+    if (path / "model.safetensors").is_file():
+        return [path / "model.safetensors"]
+    if any(path.glob("pytorch_model*.bin")):
+        raise Unsupported(
+            f"{path}: only pickled weights (pytorch_model*.bin) are there, which may run code when "
+            "opened; convert them to safetensors with transformers first"
+        )
+    raise SourceNotFound(f"{path}: neither model.safetensors nor {INDEX} is there")
+
+
+def _contained(folder: Path, index: Path, name: str) -> Path:
+    if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
+        raise UnsafePath(f"{index}: {name!r} does not name a file of the folder")
+    file = folder / name
+    if not file.is_file():
+        raise SourceNotFound(f"{index}: the weight file {name} is missing from {folder}")
+    return file
+
+
+def _entries(path: Path, files: Iterable[Path]) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    for file in files:
+        for name, entry in safetensors_container.read(file).tensors.items():
+            if name in entries:
+                raise CorruptFile(f"{file}: tensor {name!r} is also in {entries[name].path.name}")
+            entries[name] = entry
+    index = path / INDEX
+    if index.is_file():
+        _check_index(index, entries)
+    return entries
+
+
+def _check_index(index: Path, entries: Mapping[str, Entry]) -> None:
+    weight_map: dict[str, str] = read_json(index)["weight_map"]
+    for name, file in weight_map.items():
+        if name not in entries or entries[name].path.name != file:
+            raise MissingTensor(f"{index}: tensor {name!r} should be in {file} and is not")
+    if extra := sorted(set(entries) - set(weight_map)):
+        raise UnexpectedTensor(
+            f"{index}: tensors {extra[:5]} are in the files and not in the index"
+        )
+
+
+def name_tensors(
+    path: Path, architecture: Architecture, hp: Hyperparameters, entries: Mapping[str, Entry]
+) -> dict[str, Tensor]:
+    """Neutral tensors of HF entries, in file order; names and shapes checked."""
+    known = {t.hf: t for t in architecture.tensor_names(hp)}
+    tensors: dict[str, Tensor] = {}
+    for name, entry in entries.items():
+        if name.endswith(_IGNORED):
+            continue
+        if name not in known:
+            raise UnexpectedTensor(
+                f"{entry.path}: {architecture.id} models of {hp.layers} layers have no tensor "
+                f"named {name!r}"
+            )
+        tensor = known[name]
+        _check_shape(entry, tensor)
+        stored = StoredTensor(entry.path, entry.offset, name)
+        tensors[tensor.name] = Tensor(tensor.name, entry.shape, Dense(entry.dtype), stored)
+    missing = [t.hf for t in known.values() if t.required and t.name not in tensors]
+    if missing:
+        raise MissingTensor(
+            f"{path}: {len(missing)} tensors are missing, the first are {', '.join(missing[:3])}"
+        )
+    return tensors
+
+
+def _check_shape(entry: Entry, tensor: TensorName) -> None:
+    if entry.shape != tensor.shape:
+        raise InvalidInput(
+            f"{entry.path}: tensor {entry.name!r} has shape {list(entry.shape)}, "
+            f"the config calls for {list(tensor.shape)}"
+        )
+    if entry.dtype not in {"f32", "f16", "bf16", "f64"}:
+        raise Unsupported(f"{entry.path}: tensor {entry.name!r} is stored as {entry.dtype}")
+
+
+def _metadata(path: Path) -> Metadata:
+    generation = path / "generation_config.json"
+    carried = path / CARRIED
+    return Metadata(
+        label=path.resolve().name,
+        card=_card(path / "README.md"),
+        generation=read_json(generation) if generation.is_file() else {},
+        carried=_carried(carried) if carried.is_file() else {},
+    )
+
+
+def _card(path: Path) -> dict[str, Any]:
+    """The YAML front matter of a model card, {} where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if not lines or lines[0].rstrip() != "---" or "---" not in (s.rstrip() for s in lines[1:]):
+            return {}
+        end = next(i for i, line in enumerate(lines[1:], 1) if line.rstrip() == "---")
+        card = yaml.safe_load("\n".join(lines[1:end]))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CorruptFile(f"{path}: the model card cannot be read: {error}") from error
+    return card if isinstance(card, dict) else {}
+
+
+def _carried(path: Path) -> dict[str, tuple[str, Any]]:
+    table = read_json(path).get("gguf", {})
+    if not isinstance(table, dict) or not all(
+        isinstance(v, list) and len(v) == 2 and isinstance(v[0], str) for v in table.values()
+    ):
+        raise CorruptFile(f"{path}: gguf should map keys to [type, value]")
+    return {key: (kind, value) for key, (kind, value) in table.items()}

@@ -1,0 +1,183 @@
+"""The safetensors container: header bytes ↔ tensor infos.
+
+::
+
+    u64 header length, JSON header, tensor data
+    header: {"__metadata__": {str: str}, name: {"dtype", "shape", "data_offsets": [begin, end]}}
+
+Source: the safetensors README. Offsets are relative to the data section, which the tensors cover
+without holes or overlaps. A header may be padded with spaces; ours is padded to 8 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+from zenconvert.encoding import DENSE_DTYPES, Dense
+from zenconvert.errors import CorruptFile, SourceNotFound, UnsupportedEncoding
+
+MAX_HEADER: Final = 100_000_000
+"""The limit of the reference implementation."""
+
+_DTYPES: Final = {
+    "F64": "f64",
+    "F32": "f32",
+    "F16": "f16",
+    "BF16": "bf16",
+    "F8_E4M3": "f8_e4m3",
+    "F8_E5M2": "f8_e5m2",
+    "I64": "i64",
+    "I32": "i32",
+    "I16": "i16",
+    "I8": "i8",
+    "U8": "u8",
+    "BOOL": "bool",
+}
+_NAMES: Final = {ours: theirs for theirs, ours in _DTYPES.items()}
+_MAX_DIMENSIONS: Final = 16
+_MAX_SIZE: Final = 1 << 56
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a file."""
+
+    name: str
+    dtype: str
+    """Our dtype name (``bf16``)."""
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    """From the start of the file."""
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsFile:
+    """The header of one file; ``tensors`` in the order of their data."""
+
+    path: Path
+    metadata: dict[str, str]
+    tensors: dict[str, Entry]
+
+
+def read(path: Path) -> SafetensorsFile:
+    """Read one header. Raises SourceNotFound, CorruptFile or UnsupportedEncoding."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+            length = int.from_bytes(head, "little")
+            if len(head) < 8 or length > size - 8:
+                raise CorruptFile(
+                    f"{path}: the header should take {length} bytes and the file has {size}; "
+                    "it is truncated or no safetensors file"
+                )
+            if length > MAX_HEADER:
+                raise CorruptFile(f"{path}: a header of {length} bytes exceeds {MAX_HEADER}")
+            header = _parse_json(path, file.read(length))
+    except OSError as error:
+        raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CorruptFile(f"{path}: __metadata__ should map strings to strings")
+    entries = [_entry(path, name, row, 8 + length, size) for name, row in header.items()]
+    entries.sort(key=lambda e: (e.offset, e.nbytes))
+    _check_cover(path, entries, 8 + length, size)
+    return SafetensorsFile(path, metadata, {e.name: e for e in entries})
+
+
+def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = sorted({n for n in names if names.count(n) > 1})
+            raise CorruptFile(f"{path}: the header names {twice} twice")
+        return table
+
+    try:
+        header = json.loads(data.decode("utf-8"), object_pairs_hook=no_duplicates)
+    except UnicodeDecodeError as error:
+        raise CorruptFile(f"{path}: the header is not UTF-8: {error.reason}") from error
+    except json.JSONDecodeError as error:
+        raise CorruptFile(f"{path}: the header is no valid JSON: {error}") from error
+    except RecursionError as error:
+        raise CorruptFile(f"{path}: the header is nested too deeply") from error
+    if not isinstance(header, dict):
+        raise CorruptFile(f"{path}: the header should be a JSON object")
+    return header
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_SIZE
+
+
+def _entry(path: Path, name: str, row: Any, start: int, size: int) -> Entry:
+    where = f"{path}: tensor {name!r}"
+    if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:
+        raise CorruptFile(f"{where}: expected dtype, shape and data_offsets, found {row!r:.200}")
+    dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise UnsupportedEncoding(f"{where}: dtype {dtype!r} is not known")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _MAX_DIMENSIONS
+        or not all(map(_is_count, shape))
+    ):
+        raise CorruptFile(f"{where}: shape {shape!r:.200} is no list of sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+        raise CorruptFile(f"{where}: data_offsets {offsets!r:.200} is no pair of offsets")
+    begin, end = offsets
+    expected = prod(shape) * DENSE_DTYPES[_DTYPES[dtype]].itemsize
+    if end - begin != expected:
+        raise CorruptFile(
+            f"{where}: shape {shape} of {dtype} takes {expected} bytes, the offsets span "
+            f"{end - begin}"
+        )
+    if start + end > size:
+        raise CorruptFile(
+            f"{where}: ends at byte {start + end} and the file has {size}; it is truncated"
+        )
+    return Entry(name, _DTYPES[dtype], tuple(shape), path, start + begin, expected)
+
+
+def _check_cover(path: Path, entries: Sequence[Entry], start: int, size: int) -> None:
+    at = start
+    for entry in entries:
+        if entry.offset != at:
+            kind = (
+                "overlaps the tensor before it" if entry.offset < at else "leaves a hole before it"
+            )
+            raise CorruptFile(
+                f"{path}: tensor {entry.name!r} {kind} (byte {entry.offset}, not {at})"
+            )
+        at += entry.nbytes
+    if at != size:
+        raise CorruptFile(f"{path}: {size - at} bytes after the last tensor belong to no tensor")
+
+
+def pack_header(
+    tensors: Sequence[tuple[str, Dense, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, list[int]]:
+    """Header bytes for ``(name, encoding, shape)`` in data order, and each tensor's file offset."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    at, ends = 0, []
+    for name, encoding, shape in tensors:
+        end = at + prod(shape) * encoding.numpy.itemsize
+        header[name] = {
+            "dtype": _NAMES[encoding.dtype],
+            "shape": list(shape),
+            "data_offsets": [at, end],
+        }
+        ends.append(at)
+        at = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    data = len(text).to_bytes(8, "little") + text
+    return data, [len(data) + offset for offset in ends]

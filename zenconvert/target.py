@@ -1,0 +1,69 @@
+"""What a conversion should produce: ``format[:type]`` and the options that refine it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from zenconvert.errors import UsageError
+
+_SIZE: Final = re.compile(r"(\d+)\s*([KMG]?)", re.IGNORECASE)
+_UNITS: Final = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A format and a type in it, e.g. ``gguf`` and ``q4_k_m``; an empty type means its default."""
+
+    format: str
+    type: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Parse ``format[:type]``. Raises UsageError when it is malformed."""
+        name, _, kind = text.strip().lower().partition(":")
+        if not re.fullmatch(r"[a-z]+", name) or not re.fullmatch(r"[a-z0-9_\-]*", kind):
+            raise UsageError(f"target {text!r} is malformed; write format[:type], e.g. gguf:q4_k_m")
+        return cls(name, kind)
+
+    def __str__(self) -> str:
+        return f"{self.format}:{self.type}" if self.type else self.format
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Refinements of a target. A format ignores none of them: it refuses what it cannot honour."""
+
+    tensor_types: tuple[tuple[str, str], ...] = ()
+    """``(regular expression, type)``, searched in output tensor names; the first match wins."""
+    output_type: str | None = None
+    """Type of the output head."""
+    embedding_type: str | None = None
+    """Type of the token embedding."""
+    pure: bool = False
+    """Every matrix in the type of the target, without a mixture."""
+    split_max_size: int | None = None
+    """Largest size of one output file in bytes."""
+    pre_tokenizer: str | None = None
+    """Name of the pre-tokenizer, where it cannot be told from the tokenizer."""
+
+
+def parse_tensor_type(text: str) -> tuple[str, str]:
+    """Parse ``REGEX=TYPE``. Raises UsageError for a malformed pair or expression."""
+    pattern, separator, kind = text.rpartition("=")
+    if not separator or not pattern or not kind:
+        raise UsageError(f"tensor type {text!r} is malformed; write REGEX=TYPE")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"tensor type {text!r}: invalid regular expression: {error}") from error
+    return pattern, kind.lower()
+
+
+def parse_size(text: str) -> int:
+    """Parse ``500M``, ``4G`` (decimal units) to bytes. Raises UsageError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or not int(match[1]):
+        raise UsageError(f"size {text!r} is malformed; write a number with K, M or G, e.g. 4G")
+    return int(match[1]) * _UNITS[match[2].upper()]
