@@ -62,7 +62,7 @@ class KeyReader:
         return full, self.metadata.get(full)
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """An integer of any width. Raises CorruptFile when absent (without default) or no integer."""
+        """An integer of any width. Raises CorruptFile when it is absent or something else."""
         full, found = self._get(key)
         if found is None and default is not None:
             return default

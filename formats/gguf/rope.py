@@ -4,7 +4,7 @@ Linear and YaRN scaling are key/values. Llama-3 scaling is a tensor of per-frequ
 ``rope_freqs.weight`` f32[head_dim / 2], and its four parameters are stored nowhere: reading solves
 for them and accepts only parameters that reproduce every factor bit for bit.
 
-Source: ``set_gguf_parameters`` and ``LlamaModel.generate_extra_tensors`` (conversion/ in llama.cpp).
+Source: ``set_gguf_parameters`` and ``LlamaModel.generate_extra_tensors`` in llama.cpp.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Keys(Protocol):
 
 
 def scaling_keys(hp: Hyperparameters) -> dict[str, KeyValue]:
-    """``rope.scaling.*`` key/values. Raises Unsupported for a type that llama.cpp has no keys for."""
+    """``rope.scaling.*`` key/values. Raises Unsupported where llama.cpp has no keys."""
     scaling = hp.rope_scaling
     if scaling is None or scaling["rope_type"] == "llama3":
         return {}

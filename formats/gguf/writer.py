@@ -1,0 +1,219 @@
+"""Checkpoint → GGUF file(s), as llama.cpp's converter and quantizer write them.
+
+Float types follow the converter: derived tensors first, then source order. Quantized types follow
+``llama-quantize``: tensors outside blocks by name, then blocks by number and name; quantization
+version and file type at the end of the metadata.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from zenconvert.architecture import TensorName
+from zenconvert.checkpoint import Checkpoint, Tensor
+from zenconvert.encoding import F32
+from zenconvert.errors import UsageError
+from zenconvert.formats.gguf import container, mixtures, rope
+from zenconvert.formats.gguf.container import KeyValue
+from zenconvert.formats.gguf.general import general_metadata
+from zenconvert.formats.gguf.ggml_types import BY_NAME
+from zenconvert.formats.gguf.keys import extra_keys, model_keys
+from zenconvert.formats.gguf.reader import encoding_of, read_files, row_order
+from zenconvert.formats.gguf.tokenizer import tokenizer_metadata
+from zenconvert.layout import Choice, Layout, OutputFile, Slot
+from zenconvert.target import Options, Target
+
+DEFAULT_TYPE: Final = "bf16"
+FLOAT_TYPES: Final = frozenset({"f32", "f16", "bf16"})
+QUANTIZATION_VERSION: Final[KeyValue] = ("u32", 2)
+
+
+def choose(
+    checkpoint: Checkpoint, target: Target, options: Options, *, importance: bool
+) -> list[Choice]:
+    """The type of every tensor by llama.cpp's mixture rules, in file order. Raises UsageError."""
+    file_type = file_type_of(target)
+    stacks = _stacks(checkpoint)
+    choices = mixtures.choose(
+        file_type,
+        _facts(checkpoint, stacks),
+        [mixtures.TensorFacts(name, _shape(parts)) for name, (_, parts) in stacks.items()],
+        importance=importance,
+        pure=options.pure,
+        overrides=options.tensor_types,
+        output_type=options.output_type,
+        embedding_type=options.embedding_type,
+    )
+    result = []
+    for name, (first, parts) in stacks.items():
+        chosen = choices[name]
+        result.append(
+            Choice(
+                name,
+                tuple(parts),
+                _shape(parts),
+                encoding_of(BY_NAME[chosen.type]),
+                row_order(first, checkpoint.hyperparameters),
+                chosen.why,
+            )
+        )
+    if file_type not in FLOAT_TYPES:
+        result.sort(key=lambda c: _quantizer_order(c.name))
+    return [*_derived(checkpoint), *result]
+
+
+def file_type_of(target: Target) -> str:
+    """The canonical file type of a target. Raises UsageError for an unknown one."""
+    name = mixtures.ALIASES.get(target.type, target.type) or DEFAULT_TYPE
+    if name not in mixtures.FILE_TYPES:
+        raise UsageError(
+            f"GGUF has no file type {target.type!r}; known are {', '.join(mixtures.FILE_TYPES)}"
+        )
+    return name
+
+
+def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[TensorName, list[Tensor]]]:
+    """GGUF name → its neutral tensors; experts of a layer share one name."""
+    names = {n.name: n for n in checkpoint.architecture.tensor_names(checkpoint.hyperparameters)}
+    stacks: dict[str, tuple[TensorName, list[Tensor]]] = {}
+    for tensor in checkpoint.tensors.values():
+        name = names[tensor.name]
+        stacks.setdefault(name.gguf, (name, []))[1].append(tensor)
+    for _, parts in stacks.values():
+        parts.sort(key=lambda t: names[t.name].expert or 0)
+    return stacks
+
+
+def _shape(parts: Sequence[Tensor]) -> tuple[int, ...]:
+    """Stored shape; even a single expert is a stack of one in llama.cpp."""
+    return (len(parts), *parts[0].shape) if len(parts) > 1 else parts[0].shape
+
+
+def _facts(
+    checkpoint: Checkpoint, stacks: dict[str, tuple[TensorName, list[Tensor]]]
+) -> mixtures.ModelFacts:
+    hp = checkpoint.hyperparameters
+    return mixtures.ModelFacts(
+        architecture=checkpoint.architecture.gguf,
+        layers=hp.layers,
+        heads=hp.heads,
+        kv_heads=hp.kv_heads,
+        experts=hp.experts,
+        tied="output.weight" not in stacks,
+    )
+
+
+def _derived(checkpoint: Checkpoint) -> list[Choice]:
+    factors = rope.frequency_factors(checkpoint.hyperparameters)
+    if factors is None:
+        return []
+    why = "computed from the config's rope_scaling"
+    data = factors.astype("<f4").tobytes()
+    return [Choice(rope.FREQS, (), factors.shape, F32, why=why, derived=data)]
+
+
+def _quantizer_order(name: str) -> tuple[int, str]:
+    """``weight_name_comparer`` of llama.cpp: block number (none first), then name."""
+    match = re.match(r"blk\.(\d+)\.", name)
+    return (int(match[1]) if match else -1, name)
+
+
+def lay_out(
+    checkpoint: Checkpoint, target: Target, choices: list[Choice], options: Options, name: str
+) -> Layout:
+    """One file, or several where ``split_max_size`` asks for it."""
+    metadata = _metadata(checkpoint, file_type_of(target), choices, options)
+    groups = _split(choices, options.split_max_size)
+    if len(groups) == 1:
+        return Layout((_file(name, metadata, choices),), is_folder=False)
+    stem = name.removesuffix(".gguf")
+    files = []
+    for number, group in enumerate(groups):
+        split: dict[str, KeyValue] = {
+            "split.no": ("u16", number),
+            "split.count": ("u16", len(groups)),
+            "split.tensors.count": ("i32", len(choices)),
+        }
+        file_name = f"{stem}-{number + 1:05d}-of-{len(groups):05d}.gguf"
+        files.append(_file(file_name, {**metadata, **split} if number == 0 else split, group))
+    return Layout(tuple(files), is_folder=False)
+
+
+def _split(choices: list[Choice], limit: int | None) -> list[list[Choice]]:
+    groups: list[list[Choice]] = [[]]
+    filled = 0
+    for choice in choices:
+        if limit is not None and groups[-1] and filled + choice.nbytes > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(choice)
+        filled += _padded(choice.nbytes)
+    return groups
+
+
+def _padded(size: int) -> int:
+    return -(-size // container.DEFAULT_ALIGNMENT) * container.DEFAULT_ALIGNMENT
+
+
+def _file(name: str, metadata: dict[str, KeyValue], choices: list[Choice]) -> OutputFile:
+    infos, at = [], 0
+    for choice in choices:
+        infos.append((choice.name, choice.shape, BY_NAME[str(choice.encoding)].id, at))
+        at += _padded(choice.nbytes)
+    header = container.pack_header(metadata, infos)
+    slots = tuple(
+        Slot(choice, len(header) + info[3]) for choice, info in zip(choices, infos, strict=True)
+    )
+    derived = [(s.offset, s.choice.derived) for s in slots if s.choice.derived is not None]
+    return OutputFile(name, len(header) + at, ((0, header), *derived), slots)
+
+
+def _metadata(
+    checkpoint: Checkpoint, file_type: str, choices: list[Choice], options: Options
+) -> dict[str, KeyValue]:
+    code: KeyValue = ("u32", mixtures.FILE_TYPES[file_type])
+    if checkpoint.format == "gguf":
+        metadata = _source_metadata(checkpoint.path)
+        quantized = True
+    else:
+        metadata = _converted_metadata(checkpoint, code, choices, options)
+        quantized = file_type not in FLOAT_TYPES
+    if quantized:  # llama-quantize moves these two to the end
+        for key in ("general.quantization_version", "general.file_type"):
+            metadata.pop(key, None)
+        metadata["general.quantization_version"] = QUANTIZATION_VERSION
+        metadata["general.file_type"] = code
+    return metadata
+
+
+def _source_metadata(path: Path) -> dict[str, KeyValue]:
+    dropped = ("split.", "quantize.")
+    metadata = read_files(path)[0].metadata
+    metadata.pop("general.alignment", None)
+    return {k: v for k, v in metadata.items() if not k.startswith(dropped)}
+
+
+def _converted_metadata(
+    checkpoint: Checkpoint, code: KeyValue, choices: list[Choice], options: Options
+) -> dict[str, KeyValue]:
+    architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
+    carried: dict[str, Any] = dict(checkpoint.metadata.carried)
+    general = {k: v for k, v in carried.items() if k.startswith("general.")}
+    if not general:
+        general = general_metadata(checkpoint, choices)
+    tokenizer = tokenizer_metadata(
+        checkpoint.tokenizer, architecture.gguf, pre_tokenizer=options.pre_tokenizer
+    )
+    return {
+        "general.architecture": ("str", architecture.gguf),
+        **general,
+        **model_keys(architecture, hp),
+        "general.file_type": code,
+        **extra_keys(architecture, hp),
+        "general.quantization_version": QUANTIZATION_VERSION,
+        **tokenizer,
+        **{k: v for k, v in carried.items() if not k.startswith("general.")},
+    }

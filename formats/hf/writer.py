@@ -1,0 +1,133 @@
+"""Checkpoint → HF folder: safetensors of one dtype, config, tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.encoding import BF16, F16, F32, Dense
+from zenconvert.errors import UsageError
+from zenconvert.formats import safetensors_container
+from zenconvert.formats.hf.reader import CARRIED, INDEX
+from zenconvert.formats.hf.tokenizer import write_tokenizer
+from zenconvert.layout import Choice, Layout, OutputFile, Slot
+from zenconvert.target import Options, Target
+
+DTYPES: Final[dict[str, Dense]] = {"bf16": BF16, "f16": F16, "f32": F32}
+TORCH_NAMES: Final = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+SHARD_SIZE: Final = 5_000_000_000
+"""Default largest weight file, as transformers has it."""
+
+_LOCAL_KEYS: Final = ("_name_or_path", "quantization_config")
+
+
+def choose(
+    checkpoint: Checkpoint, target: Target, options: Options, *, importance: bool
+) -> list[Choice]:
+    """Every tensor in the target's dtype, in source order. Raises UsageError."""
+    _refuse_foreign_options(options, importance)
+    dtype = _dtype(target.type or "bf16")
+    names = {n.name: n for n in checkpoint.architecture.tensor_names(checkpoint.hyperparameters)}
+    choices = []
+    for tensor in checkpoint.tensors.values():
+        name = names[tensor.name]
+        override = options.embedding_type if name.module.role == "embed" else None
+        override = options.output_type if name.module.role == "head" else override
+        encoding, why = _override(name.hf, options) or (dtype, f"{dtype} for every tensor")
+        if override is not None:
+            encoding, why = _dtype(override), f"{override} was asked for"
+        choices.append(Choice(name.hf, (tensor,), tensor.shape, encoding, why=why))
+    return choices
+
+
+def _override(name: str, options: Options) -> tuple[Dense, str] | None:
+    for pattern, kind in options.tensor_types:
+        if re.search(pattern, name):
+            return _dtype(kind), f"the name matches {pattern!r}"
+    return None
+
+
+def _dtype(name: str) -> Dense:
+    if name not in DTYPES:
+        raise UsageError(
+            f"HF weights cannot be stored as {name!r}; choose from {', '.join(DTYPES)}"
+        )
+    return DTYPES[name]
+
+
+def _refuse_foreign_options(options: Options, importance: bool) -> None:
+    foreign = {
+        "--pure": options.pure,
+        "--pre": options.pre_tokenizer is not None,
+        "--importance": importance,
+    }
+    if given := [name for name, on in foreign.items() if on]:
+        raise UsageError(f"{', '.join(given)} makes no sense for hf targets")
+
+
+def lay_out(
+    checkpoint: Checkpoint, target: Target, choices: list[Choice], options: Options, name: str
+) -> Layout:
+    """All files of the folder ``name``; weights are split into shards by size."""
+    dtype = target.type or "bf16"
+    weights = _weights(choices, options.split_max_size or SHARD_SIZE)
+    config = json_bytes(_config(checkpoint.config, dtype))
+    files = [OutputFile.of_bytes("config.json", config), *weights, *_side_files(checkpoint)]
+    return Layout(tuple(files), is_folder=True)
+
+
+def _config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    kept = {k: v for k, v in config.items() if k not in _LOCAL_KEYS}
+    key = "dtype" if "dtype" in kept else "torch_dtype"
+    return {**kept, key: TORCH_NAMES[dtype]}
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """A JSON file as transformers writes it: two spaces, key order kept, a final newline."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _weights(choices: list[Choice], limit: int) -> list[OutputFile]:
+    shards: list[list[Choice]] = [[]]
+    filled = 0
+    for choice in choices:
+        if shards[-1] and filled + choice.nbytes > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(choice)
+        filled += choice.nbytes
+    if len(shards) == 1:
+        return [_shard("model.safetensors", shards[0])]
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    index = {
+        "metadata": {"total_size": sum(c.nbytes for c in choices)},
+        "weight_map": {c.name: n for n, shard in zip(names, shards, strict=True) for c in shard},
+    }
+    files = [_shard(n, shard) for n, shard in zip(names, shards, strict=True)]
+    return [*files, OutputFile.of_bytes(INDEX, json_bytes(index))]
+
+
+def _shard(name: str, choices: list[Choice]) -> OutputFile:
+    rows = [(c.name, c.encoding, c.shape) for c in choices if isinstance(c.encoding, Dense)]
+    header, offsets = safetensors_container.pack_header(rows, {"format": "pt"})
+    slots = tuple(Slot(c, o) for c, o in zip(choices, offsets, strict=True))
+    return OutputFile(name, offsets[-1] + choices[-1].nbytes, ((0, header),), slots)
+
+
+def _side_files(checkpoint: Checkpoint) -> list[OutputFile]:
+    if checkpoint.side_files:
+        return [OutputFile.of_copy(name, path) for name, path in checkpoint.side_files.items()]
+    files = dict(write_tokenizer(checkpoint.tokenizer))
+    if checkpoint.metadata.generation:
+        files["generation_config.json"] = json_bytes(checkpoint.metadata.generation)
+    if carried := checkpoint.metadata.carried:
+        table = {key: [kind, _plain(value)] for key, (kind, value) in carried.items()}
+        files[CARRIED] = json_bytes({"gguf": table})
+    return [OutputFile.of_bytes(name, data) for name, data in files.items()]
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -1,0 +1,81 @@
+"""The formats by name. Adding a format is adding a row to :data:`FORMATS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.errors import SourceNotFound, Unsupported, UsageError
+from zenconvert.formats.gguf import mixtures
+from zenconvert.formats.gguf import reader as gguf_reader
+from zenconvert.formats.gguf import writer as gguf_writer
+from zenconvert.formats.hf import reader as hf_reader
+from zenconvert.formats.hf import writer as hf_writer
+from zenconvert.layout import Choice, Layout
+from zenconvert.target import Options, Target
+
+
+class Chooser(Protocol):
+    """Decides the name, shape and encoding of every output tensor, in file order."""
+
+    def __call__(
+        self, checkpoint: Checkpoint, target: Target, options: Options, *, importance: bool
+    ) -> list[Choice]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One on-disk format: how to recognise, read and write it."""
+
+    name: str
+    title: str
+    detect: Callable[[Path], bool]
+    open: Callable[[Path], Checkpoint]
+    choose: Chooser
+    lay_out: Callable[[Checkpoint, Target, list[Choice], Options, str], Layout]
+    """``(checkpoint, target, choices, options, output name) -> layout``"""
+    types: tuple[str, ...]
+    """Target types; the first is the default."""
+
+
+FORMATS: Final[dict[str, Format]] = {
+    "hf": Format(
+        "hf",
+        "HF safetensors",
+        hf_reader.detect,
+        hf_reader.open_checkpoint,
+        hf_writer.choose,
+        hf_writer.lay_out,
+        tuple(hf_writer.DTYPES),
+    ),
+    "gguf": Format(
+        "gguf",
+        "GGUF",
+        gguf_reader.detect,
+        gguf_reader.open_checkpoint,
+        gguf_writer.choose,
+        gguf_writer.lay_out,
+        (gguf_writer.DEFAULT_TYPE, *(t for t in mixtures.FILE_TYPES if t != "bf16")),
+    ),
+}
+
+
+def format_named(name: str) -> Format:
+    """The format of a target. Raises UsageError."""
+    if name not in FORMATS:
+        raise UsageError(f"there is no format {name!r}; known are {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def detect(path: Path) -> Format:
+    """The format of a checkpoint on disk. Raises SourceNotFound or Unsupported."""
+    if not path.exists():
+        raise SourceNotFound(f"{path}: there is no such file or folder")
+    for candidate in FORMATS.values():
+        if candidate.detect(path):
+            return candidate
+    hint = "a folder with config.json, or a .gguf file"
+    raise Unsupported(f"{path}: no format that zenconvert reads; expected {hint}")

@@ -1,0 +1,210 @@
+"""The plan of a conversion: a pure function of headers, target and options.
+
+Every output tensor part is one frozen :class:`Step`; refusals are gathered and raised together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.checkpoint import Checkpoint, Tensor
+from zenconvert.encoding import Blocks, Encoding
+from zenconvert.errors import PlanError
+from zenconvert.formats.gguf import blocks
+from zenconvert.formats.registry import format_named
+from zenconvert.layout import Choice, Layout
+from zenconvert.target import Options, Target
+
+Action = Literal["copy", "repack", "decode", "quantize"]
+
+Importance = Mapping[str, NDArray[np.float32]]
+"""Neutral tensor name → weight of every input channel, f32[columns]."""
+
+SLAB_ELEMENTS: Final = 1 << 21
+"""Elements that a worker handles at a time."""
+_BASE_RAM: Final = 320_000_000  # interpreter, numpy, numba and loaded kernels
+_SLAB_COPIES: Final = 16  # bytes per slab element: stored, float32, weights and encoded rows
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happens to one source tensor."""
+
+    source: str
+    """Name in the source file."""
+    target: str
+    """Name in the output file."""
+    from_: Encoding | None
+    """None for a tensor computed from the config."""
+    to: Encoding
+    shape: tuple[int, ...]
+    """Logical shape of the source tensor."""
+    bytes: int
+    """Bytes that it takes in the output."""
+    action: Action
+    exact: bool
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "source": self.source,
+            "target": self.target,
+            "from": str(self.from_) if self.from_ is not None else "config",
+            "to": str(self.to),
+            "shape": list(self.shape),
+            "bytes": self.bytes,
+            "action": self.action,
+            "exact": self.exact,
+            "why": self.why,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All steps, where every byte goes, and what it will take."""
+
+    target: Target
+    steps: tuple[Step, ...]
+    layout: Layout
+    threads: int
+
+    @property
+    def output_bytes(self) -> int:
+        """Exact size of everything that will be written."""
+        return self.layout.size
+
+    @property
+    def exact(self) -> bool:
+        """True when every step is exact."""
+        return all(step.exact for step in self.steps)
+
+    @property
+    def peak_ram_bytes(self) -> int:
+        """Upper estimate of resident memory: a fixed part and one slab per worker."""
+        widest = max((s.shape[-1] for s in self.steps if s.shape), default=0)
+        slab = max(SLAB_ELEMENTS, widest * 256)
+        headers = sum(len(data) for file in self.layout.files for _, data in file.literals)
+        return _BASE_RAM + 4 * headers + self.threads * slab * _SLAB_COPIES
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form, as ``zenconvert plan --json`` prints it."""
+        return {
+            "target": str(self.target),
+            "output_bytes": self.output_bytes,
+            "peak_ram_bytes": self.peak_ram_bytes,
+            "exact": self.exact,
+            "files": [{"name": f.name, "bytes": f.size} for f in self.layout.files],
+            "steps": [step.as_dict() for step in self.steps],
+        }
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    target: Target,
+    options: Options,
+    *,
+    name: str,
+    threads: int,
+    importance: Importance | None = None,
+    exact: bool = False,
+    allow_requantize: bool = False,
+) -> Plan:
+    """Plan a conversion from headers alone.
+
+    ``name`` is the output's file or folder name. Raises PlanError with every refused step and
+    UsageError for a target or option that makes no sense.
+    """
+    writer = format_named(target.format)
+    choices = writer.choose(checkpoint, target, options, importance=importance is not None)
+    steps = tuple(step for choice in choices for step in _steps(choice))
+    problems = list(_problems(choices, importance, exact=exact, allow_requantize=allow_requantize))
+    if problems:
+        raise PlanError(problems)
+    layout = writer.lay_out(checkpoint, target, choices, options, name)
+    return Plan(target, steps, layout, threads)
+
+
+def _steps(choice: Choice) -> Iterator[Step]:
+    if choice.derived is not None:
+        size = len(choice.derived)
+        yield Step(
+            "config.json", choice.name, None, choice.encoding, choice.shape, size, "repack", True,
+            choice.why,
+        )  # fmt: skip
+    for part in choice.parts:
+        action, exact, why = _verdict(part, choice)
+        yield Step(
+            source=part.stored.name,
+            target=choice.name,
+            from_=part.encoding,
+            to=choice.encoding,
+            shape=part.shape,
+            bytes=part.rows * choice.encoding.row_bytes(part.columns),
+            action=action,
+            exact=exact,
+            why="; ".join(filter(None, (why, choice.why))),
+        )
+
+
+def _verdict(part: Tensor, choice: Choice) -> tuple[Action, bool, str]:
+    """How one part becomes the chosen encoding, whether that is exact, and why."""
+    source, target = part.encoding, choice.encoding
+    if source == target:
+        return "copy", True, ""
+    if isinstance(target, Blocks):
+        if isinstance(source, Blocks):
+            return "quantize", False, f"{source} is decoded and quantized again"
+        return "quantize", False, f"{source} is rounded to the grid of {target}"
+    if isinstance(source, Blocks):
+        return "decode", target.dtype == "f32", (
+            f"{source} is decoded" if target.dtype == "f32" else f"{source} is decoded and rounded"
+        )  # fmt: skip
+    if source.widens_to(target):
+        return "repack", True, f"every {source} value is a {target} value"
+    return "quantize", False, f"{source} is rounded to {target}"
+
+
+def _problems(
+    choices: list[Choice],
+    importance: Importance | None,
+    *,
+    exact: bool,
+    allow_requantize: bool,
+) -> Iterator[str]:
+    for choice in choices:
+        target = choice.encoding
+        if isinstance(target, Blocks):
+            changed = [p for p in choice.parts if p.encoding != target]
+            if changed and not blocks.can_encode(target.type):
+                yield f"{choice.name}: {target} can be read and not yet written"
+            yield from _importance_problems(choice, importance)
+        for part in choice.parts:
+            _, is_exact, why = _verdict(part, choice)
+            if exact and not is_exact:
+                yield f"{choice.name}: not exact: {why}"
+            requantizes = (
+                isinstance(part.encoding, Blocks)
+                and isinstance(target, Blocks)
+                and part.encoding != target
+            )
+            if requantizes and not allow_requantize:
+                yield (
+                    f"{choice.name}: {part.encoding} → {target} quantizes already quantized weights "
+                    "a second time; start from the original, or allow it with --allow-requantize"
+                )
+
+
+def _importance_problems(choice: Choice, importance: Importance | None) -> Iterator[str]:
+    for part in choice.parts:
+        weights = importance.get(part.name) if importance is not None else None
+        if weights is not None and weights.shape != (part.columns,):
+            yield (
+                f"{choice.name}: {weights.size} importance weights were given for rows of "
+                f"{part.columns}"
+            )
