@@ -1,1 +1,72 @@
-"""zenconvert: convert, quantize and verify language-model checkpoints."""
+"""zenconvert: convert, quantize and verify language-model checkpoints.
+
+Every name here is loaded on first use, so that importing the package stays cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zenconvert import errors
+    from zenconvert.checkpoint import Checkpoint
+    from zenconvert.conversion import Conversion, convert, plan
+    from zenconvert.difference import Difference, diff
+    from zenconvert.inspection import Inspection, inspect
+    from zenconvert.planning import Plan, Step
+    from zenconvert.sources import open_checkpoint
+    from zenconvert.target import Options, Target
+    from zenconvert.verification.report import Report
+    from zenconvert.verification.run import verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Checkpoint",
+    "Conversion",
+    "Difference",
+    "Inspection",
+    "Options",
+    "Plan",
+    "Report",
+    "Step",
+    "Target",
+    "convert",
+    "diff",
+    "errors",
+    "inspect",
+    "open_checkpoint",
+    "plan",
+    "verify",
+]
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "Conversion": "conversion",
+    "Difference": "difference",
+    "Inspection": "inspection",
+    "Options": "target",
+    "Plan": "planning",
+    "Report": "verification.report",
+    "Step": "planning",
+    "Target": "target",
+    "convert": "conversion",
+    "diff": "difference",
+    "inspect": "inspection",
+    "open_checkpoint": "sources",
+    "plan": "conversion",
+    "verify": "verification.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("zenconvert.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'zenconvert' has no attribute {name!r}")
+    return getattr(import_module(f"zenconvert.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,112 @@
+"""What differs between two checkpoints: config, tokenizer and the numbers of every tensor."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.checkpoint import Checkpoint, Tensor
+from zenconvert.conversion import decode_rows, read_rows
+from zenconvert.planning import SLAB_ELEMENTS
+from zenconvert.sources import open_checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """One tensor in both checkpoints, compared as decoded numbers."""
+
+    name: str
+    encodings: tuple[str, str]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    equal: bool
+    """Every number is the same (NaN equals NaN)."""
+    max_abs: float
+    """Largest absolute difference; NaN when shapes differ."""
+    relative: float
+    """Root of Σ(a-b)² / Σa²; NaN when shapes differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What ``zenconvert diff`` shows."""
+
+    config: dict[str, tuple[Any, Any]]
+    """Hyperparameter → (first, second) where they differ."""
+    tokenizer: tuple[str, ...]
+    """Parts of the tokenizer that differ."""
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+    tensors: tuple[TensorDifference, ...]
+
+    @property
+    def identical(self) -> bool:
+        """True when nothing differs but storage."""
+        return not (
+            self.config
+            or self.tokenizer
+            or self.only_first
+            or self.only_second
+            or any(not t.equal for t in self.tensors)
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {**asdict(self), "identical": self.identical}
+
+
+def diff(first: str | Path, second: str | Path) -> Difference:
+    """Compare two checkpoints of any formats. Raises the errors of ``open_checkpoint``."""
+    a, b = open_checkpoint(first), open_checkpoint(second)
+    shared = [name for name in a.tensors if name in b.tensors]
+    return Difference(
+        config=_config(a, b),
+        tokenizer=_tokenizer(a, b),
+        only_first=tuple(n for n in a.tensors if n not in b.tensors),
+        only_second=tuple(n for n in b.tensors if n not in a.tensors),
+        tensors=tuple(compare_tensors(a.tensors[n], b.tensors[n]) for n in shared),
+    )
+
+
+def _config(a: Checkpoint, b: Checkpoint) -> dict[str, tuple[Any, Any]]:
+    left, right = asdict(a.hyperparameters), asdict(b.hyperparameters)
+    left["architecture"], right["architecture"] = a.architecture.id, b.architecture.id
+    return {key: (left[key], right[key]) for key in left if left[key] != right[key]}
+
+
+def _tokenizer(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
+    left, right = a.tokenizer, b.tokenizer
+    fields = ("kind", "tokens", "merges", "pre", "special", "chat_template")
+    return tuple(f for f in fields if getattr(left, f) != getattr(right, f))
+
+
+def compare_tensors(a: Tensor, b: Tensor) -> TensorDifference:
+    """Compare two tensors slab by slab."""
+    encodings = (str(a.encoding), str(b.encoding))
+    if a.shape != b.shape:
+        nan = float("nan")
+        return TensorDifference(a.name, encodings, (a.shape, b.shape), False, nan, nan)
+    band = max(o.band if o is not None else 1 for o in (a.order, b.order))
+    rows = max(band, SLAB_ELEMENTS // a.columns // band * band)
+    equal, largest, squares, norm = True, 0.0, 0.0, 0.0
+    for begin in range(0, a.rows, rows):
+        end = min(begin + rows, a.rows)
+        left, right = logical_rows(a, begin, end), logical_rows(b, begin, end)
+        equal = equal and np.array_equal(left, right, equal_nan=True)
+        delta = np.abs(left.astype(np.float64) - right)
+        largest = max(largest, float(delta.max(initial=0.0)))
+        squares += float(np.square(delta).sum())
+        norm += float(np.square(left.astype(np.float64)).sum())
+    relative = (squares / norm) ** 0.5 if norm else float(squares > 0)
+    return TensorDifference(a.name, encodings, (a.shape, b.shape), equal, largest, relative)
+
+
+def logical_rows(tensor: Tensor, begin: int, end: int) -> NDArray[np.float32]:
+    """Decoded rows in logical order, float32[n, columns]; bounds at multiples of the band."""
+    rows = read_rows(tensor, begin, end)
+    if tensor.order is not None:
+        rows = tensor.order.apply(rows)
+    return decode_rows(rows, tensor).astype(np.float32, copy=False)
