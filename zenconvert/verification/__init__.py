@@ -1,0 +1,1 @@
+"""Verification: how far an artifact has moved from its reference, per language."""
