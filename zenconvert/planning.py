@@ -195,8 +195,8 @@ def _problems(
             )
             if requantizes and not allow_requantize:
                 yield (
-                    f"{choice.name}: {part.encoding} → {target} quantizes already quantized weights "
-                    "a second time; start from the original, or allow it with --allow-requantize"
+                    f"{choice.name}: {part.encoding} → {target} quantizes a second time; start "
+                    "from the original weights, or allow it with --allow-requantize"
                 )
 
 

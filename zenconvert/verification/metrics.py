@@ -1,6 +1,6 @@
 """Drift of a candidate from a reference, token by token, over the full vocabulary.
 
-Logits come in position blocks; sums run in float64. Nothing larger than a block of log-probabilities
+Logits come in position blocks; sums run in float64, and no more than a block of log-probabilities
 is held.
 """
 

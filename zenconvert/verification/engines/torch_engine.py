@@ -142,7 +142,7 @@ def _block(checkpoint: Checkpoint, layer: int, device: str, *, last: bool) -> An
     config = _block_config(checkpoint, layer)
     tiny = torch.zeros(config.vocab_size, config.hidden_size)
     state |= {"model.embed_tokens.weight": tiny, "lm_head.weight": tiny}
-    with _quiet(transformers):
+    with _Quiet(transformers):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             None,
             config=config,
@@ -182,7 +182,7 @@ def _block_config(checkpoint: Checkpoint, layer: int) -> Any:
     return transformers.AutoConfig.for_model(checkpoint.config["model_type"], **fields)
 
 
-class _quiet:
+class _Quiet:
     """Silences transformers' loading messages, which speak of the one-layer model."""
 
     def __init__(self, transformers: Any) -> None:
