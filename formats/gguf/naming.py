@@ -40,7 +40,7 @@ def title(name: str) -> str:
 
 
 def parse(model_id: str, parameters: int) -> NameParts:
-    """Take a model id apart; ``parameters`` tells a size (``7B``) from a context length (``32k``)."""
+    """Take a model id apart; ``parameters`` tells a size (``7B``) from a context (``32k``)."""
     if " " in model_id:
         return NameParts(model_id)  # a sentence, not a name by the convention
     organization, slash, name = model_id.partition("/")

@@ -1,0 +1,44 @@
+"""The command line: every command parses, calls one API function and prints."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from zenconvert import __version__
+from zenconvert.cli.conversion import convert, plan
+from zenconvert.cli.facts import diff, inspect
+from zenconvert.cli.verification import verify
+from zenconvert.errors import ZenError
+
+EXIT_INTERRUPTED = 7
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="zenconvert")
+def cli() -> None:
+    """Convert, quantize and verify language-model checkpoints.
+
+    SRC is a folder, a .gguf file, a Hub id (organisation/name) or builtin:zen-nano.
+    TARGET is format[:type], e.g. gguf:q4_k_m, gguf:f16, hf:bf16.
+    """
+
+
+for command in (inspect, plan, convert, verify, diff):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Entry point. Ends with the exit code of the error's class."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("interrupted; nothing was left under the output's name", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ZenError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

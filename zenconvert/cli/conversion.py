@@ -1,0 +1,138 @@
+"""``zenconvert plan`` and ``zenconvert convert``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zenconvert import conversion
+from zenconvert.cli.printing import echo_json, echo_table, progress_bar, size
+from zenconvert.planning import Plan
+from zenconvert.target import Options, parse_size, parse_tensor_type
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that plan and convert have in common."""
+    options: list[Decorator] = [
+        click.option("--to", "target", required=True, help="Target: format[:type]."),
+        click.option(
+            "--importance",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help="Importance matrix (llama.cpp imatrix GGUF).",
+        ),
+        click.option(
+            "--tensor-type",
+            "tensor_types",
+            multiple=True,
+            metavar="REGEX=TYPE",
+            help="Type for the output tensors that match; the first match wins. Repeatable.",
+        ),
+        click.option("--output-type", metavar="TYPE", help="Type of the output head."),
+        click.option("--embedding-type", metavar="TYPE", help="Type of the token embedding."),
+        click.option("--pure", is_flag=True, help="One type for every matrix, no mixture."),
+        click.option(
+            "--split-max-size", metavar="SIZE", help="Largest output file, e.g. 500M or 4G."
+        ),
+        click.option("--pre", metavar="NAME", help="Pre-tokenizer, where it cannot be told."),
+        click.option(
+            "--threads", type=click.IntRange(min=1), help="Workers; all cores by default."
+        ),
+        click.option("--exact", is_flag=True, help="Refuse every lossy step."),
+        click.option(
+            "--allow-requantize", is_flag=True, help="Quantize already quantized weights again."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """Turn parsed options into arguments of the API."""
+    split = given.pop("split_max_size")
+    options = Options(
+        tensor_types=tuple(parse_tensor_type(t) for t in given.pop("tensor_types")),
+        output_type=_lower(given.pop("output_type")),
+        embedding_type=_lower(given.pop("embedding_type")),
+        pure=given.pop("pure"),
+        split_max_size=parse_size(split) if split is not None else None,
+        pre_tokenizer=given.pop("pre"),
+    )
+    return {**given, "options": options}
+
+
+def _lower(text: str | None) -> str | None:
+    return text.lower() if text is not None else None
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.option("--explain", is_flag=True, help="Show every tensor and what decided its type.")
+@_shared
+def plan(source: str, target: str, explain: bool, as_json: bool, **given: Any) -> None:
+    """Show what a conversion would do. Reads headers only."""
+    planned = conversion.plan(source, target, **_options(given))
+    if as_json:
+        echo_json(planned.as_dict())
+        return
+    if explain:
+        echo_table(
+            ("tensor", "from", "to", "bytes", "action", "why"),
+            [
+                (s.target, str(s.from_ or "config"), str(s.to), size(s.bytes), s.action, s.why)
+                for s in planned.steps
+            ],
+        )
+        click.echo()
+    _summarise(planned)
+
+
+def _summarise(planned: Plan) -> None:
+    counts = Counter(
+        (str(s.from_ or "config"), str(s.to), s.action, s.exact) for s in planned.steps
+    )
+    echo_table(
+        ("from → to", "action", "exact", "tensors"),
+        [
+            (f"{a} → {b}", action, "yes" if exact else "no", str(count))
+            for (a, b, action, exact), count in counts.items()
+        ],
+    )
+    files = len(planned.layout.files)
+    click.echo(
+        f"\n{planned.target}: {size(planned.output_bytes)} in {files} file{'s'[: files != 1]}, "
+        f"peak memory at most {size(planned.peak_ram_bytes)}, "
+        + ("every step is exact" if planned.exact else "some steps are lossy")
+    )
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@_shared
+def convert(source: str, out: Path, target: str, force: bool, as_json: bool, **given: Any) -> None:
+    """Convert SRC to OUT (a .gguf file, or a folder for HF)."""
+    with progress_bar(f"{source} → {target}", quiet=as_json) as progress:
+        result = conversion.convert(
+            source, out, target, force=force, progress=progress, **_options(given)
+        )
+    lossy = sum(not s.exact for s in result.plan.steps)
+    if as_json:
+        facts = result.plan.as_dict()
+        echo_json({**facts, "written": [str(f) for f in result.files]})
+        return
+    for file in result.files:
+        click.echo(str(file))
+    click.echo(
+        f"{size(result.plan.output_bytes)}, {len(result.plan.steps)} tensors, "
+        + (f"{lossy} of them by a lossy step" if lossy else "all exact"),
+        err=True,
+    )

@@ -1,0 +1,63 @@
+"""``zenconvert inspect`` and ``zenconvert diff``."""
+
+from __future__ import annotations
+
+import click
+
+from zenconvert import difference, inspection
+from zenconvert.cli.printing import echo_json, echo_table, size
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(source: str, as_json: bool) -> None:
+    """Show what a checkpoint is. Reads headers only."""
+    facts = inspection.inspect(source)
+    if as_json:
+        echo_json(facts.as_dict())
+        return
+    hp = facts.hyperparameters
+    click.echo(f"{facts.path}")
+    click.echo(f"format        {facts.format}, {len(facts.files)} weight file(s)")
+    click.echo(f"architecture  {facts.architecture}")
+    click.echo(f"parameters    {facts.parameters:,}")
+    click.echo(f"weights       {size(facts.bytes)}, {facts.bits_per_weight:.2f} bits each")
+    click.echo(
+        f"shape         {hp.layers} layers, hidden {hp.hidden}, ffn {hp.ffn}, heads "
+        f"{hp.heads}/{hp.kv_heads} of {hp.head_dim}, vocabulary {hp.vocab}, context {hp.context}"
+        + (f", {hp.experts} experts ({hp.experts_used} used)" if hp.experts else "")
+    )
+    click.echo()
+    echo_table(
+        ("encoding", "tensors", "size"),
+        [(name, str(count), size(total)) for name, (count, total) in facts.encodings.items()],
+    )
+
+
+@click.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def diff(first: str, second: str, as_json: bool) -> None:
+    """Compare two checkpoints: config, tokenizer and decoded weights."""
+    found = difference.diff(first, second)
+    if as_json:
+        echo_json(found.as_dict())
+        return
+    for key, (a, b) in found.config.items():
+        click.echo(f"config {key}: {a} ≠ {b}")
+    for part in found.tokenizer:
+        click.echo(f"tokenizer {part} differs")
+    for name in found.only_first:
+        click.echo(f"only in {first}: {name}")
+    for name in found.only_second:
+        click.echo(f"only in {second}: {name}")
+    changed = [t for t in found.tensors if not t.equal]
+    if changed:
+        echo_table(
+            ("tensor", "A", "B", "max |Δ|", "relative"),
+            [(t.name, *t.encodings, f"{t.max_abs:.3g}", f"{t.relative:.3g}") for t in changed],
+        )
+    equal = len(found.tensors) - len(changed)
+    click.echo(f"{equal} of {len(found.tensors)} shared tensors hold the same numbers")
