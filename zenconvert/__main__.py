@@ -1,0 +1,5 @@
+"""``python -m zenconvert``."""
+
+from zenconvert.cli import main
+
+main()
