@@ -57,7 +57,8 @@ install_llamacpp() {
 make_environment() {
     local stamp
     stamp="$(cat pyproject.toml scripts/constraints.txt | cksum) $1"
-    if [ "$(cat "$VENV/stamp" 2>/dev/null)" != "$stamp" ]; then
+    # an environment with more extras serves as well
+    if [[ "$(cat "$VENV/stamp" 2>/dev/null)" != "$stamp"* ]]; then
         echo "setting up $VENV (a few minutes the first time) …" >&2
         [ -x "$PYTHON" ] || "$(find_python)" -m venv "$VENV"
         install_torch

@@ -165,6 +165,8 @@ def _parse_metadata(cursor: _Cursor, count: int) -> dict[str, KeyValue]:
     metadata: dict[str, KeyValue] = {}
     for _ in range(count):
         key = cursor.text("a metadata key", _MAX_NAME)
+        if not key:
+            raise cursor.fail("a metadata key is empty; the key/value count or the data is wrong")
         if key in metadata:
             raise cursor.fail(f"the metadata key {key!r} appears twice")
         metadata[key] = _parse_value(cursor, key, cursor.u32(f"the type of {key!r}"))

@@ -87,7 +87,5 @@ def dequantize(type_name: str, blocks: NDArray[np.uint8], columns: int) -> NDArr
     assert traits.blck_size == ggml_type.block_size
     blocks = np.ascontiguousarray(blocks)
     out = np.empty((blocks.shape[0], columns), dtype=np.float32)
-    traits.to_float(
-        blocks.ctypes.data_as(ctypes.c_void_p), out.ctypes.data_as(FLOAT_P), out.size
-    )
+    traits.to_float(blocks.ctypes.data_as(ctypes.c_void_p), out.ctypes.data_as(FLOAT_P), out.size)
     return out

@@ -41,3 +41,10 @@ def put_u16(out: NDArray[np.uint8], i: int, at: int, bits: np.uint16) -> None:
 def put_f16(out: NDArray[np.uint8], i: int, at: int, value: np.float32) -> None:
     """Write ``value`` rounded to float16 (to nearest, ties to even) at byte ``at`` of block ``i``."""
     put_u16(out, i, at, f32_to_f16_bits(value))
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def put_u32(out: NDArray[np.uint8], i: int, at: int, bits: np.uint32) -> None:
+    """Write a uint32 at byte ``at`` of block ``i``."""
+    put_u16(out, i, at, np.uint16(bits))
+    put_u16(out, i, at + 2, np.uint16(bits >> np.uint32(16)))

@@ -1,0 +1,213 @@
+"""Encoders of the 32-element types Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 without importance weights.
+
+Source: ``quantize_row_*_ref`` in ggml-quants.c; block layouts in :mod:`.legacy_decoders`. With
+importance weights :mod:`.legacy_weighted` takes over (Q8_0 makes no use of them).
+
+How it is made fast: the reductions of a block (largest magnitude, range) are done on the bit
+patterns as integers, which LLVM may reorder into SIMD lanes, unlike float comparisons; inner loops
+run over ``shape[1]`` because LLVM unrolls loops of a small constant length before it vectorises.
+
+Where C converts an infinite or NaN quotient to an integer (blocks whose scale is so small that its
+inverse overflows) the x86-64 result is 0, so such blocks get all-zero codes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from zenconvert.formats.gguf.blocks import Encoder
+from zenconvert.formats.gguf.blocks.fields import put_f16, put_u32
+from zenconvert.formats.gguf.blocks.legacy_weighted import WEIGHTED
+from zenconvert.formats.gguf.ggml_types import BY_NAME
+
+_MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
+_SIGN: Final = np.uint32(0x80000000)
+_LOWEST: Final = np.int32(-0x80000000)
+_HIGHEST: Final = np.int32(0x7FFFFFFF)
+_BELOW_HALF: Final = np.float32(0.49999997)  # the float before 0.5: x + this truncates as roundf(x)
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def _signed_peak(bits: NDArray[np.int32], i: int) -> np.float32:
+    """The first element of largest magnitude, with its sign; +0 for a block of zeros."""
+    top, bottom = _LOWEST, np.uint32(0)
+    for j in range(bits.shape[1]):
+        value = np.int32(bits[i, j])
+        top = value if value > top else top
+        unsigned = np.uint32(value)
+        bottom = unsigned if unsigned > bottom else bottom
+    positive = np.uint32(top) if top > np.int32(0) else np.uint32(0)
+    negative = np.uint32(bottom & _MAGNITUDE) if bottom >= _SIGN else np.uint32(0)
+    if positive == negative and positive > np.uint32(0):
+        for j in range(bits.shape[1]):
+            if np.uint32(np.uint32(bits[i, j]) & _MAGNITUDE) == positive:
+                return np.int32(bits[i, j]).view(np.float32)
+    if negative > positive:
+        return np.uint32(negative | _SIGN).view(np.float32)
+    return np.uint32(positive).view(np.float32)
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def _ordered(bits: np.int32) -> np.int32:
+    """Map float32 bits to integers in the order of the floats; its own inverse."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & _HIGHEST))
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def _range(bits: NDArray[np.int32], i: int) -> tuple[np.float32, np.float32]:
+    """Least and largest element. A least element of zero has the sign of the first zero."""
+    least, largest = _HIGHEST, _LOWEST
+    for j in range(bits.shape[1]):
+        key = _ordered(bits[i, j])
+        least = key if key < least else least
+        largest = key if key > largest else largest
+    low = np.int32(_ordered(least)).view(np.float32)
+    high = np.int32(_ordered(largest)).view(np.float32)
+    if low == np.float32(0):
+        for j in range(bits.shape[1]):
+            if np.uint32(np.uint32(bits[i, j]) & _MAGNITUDE) == np.uint32(0):
+                low = np.int32(bits[i, j]).view(np.float32)
+                break
+    return low, np.float32(high + np.float32(0))  # -0 becomes +0, so that high - low is never -0
+
+
+@njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
+def _inverse(d: np.float32) -> np.float32:
+    return np.float32(1) / d if d != np.float32(0) else np.float32(0)
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def _pack(codes: NDArray[np.uint8], out: NDArray[np.uint8], i: int, at: int) -> None:
+    """Low nibbles: codes 0-15 and 16-31 side by side in 16 bytes."""
+    half = codes.size // 2
+    for j in range(half):
+        low, high = codes[j], codes[j + half]
+        out[i, at + j] = (low & np.uint8(15)) | (high << np.uint8(4))
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def _fifth_bits(codes: NDArray[np.uint8]) -> np.uint32:
+    """Bit 4 of each of 32 codes, in their order."""
+    bits = np.uint32(0)
+    for j in range(codes.size):
+        bits |= np.uint32(np.uint32((codes[j] >> np.uint8(4)) & np.uint8(1)) << np.uint32(j))
+    return bits
+
+
+@njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
+def _symmetric(
+    weights: NDArray[np.float32], i: int, zero: np.float32, codes: NDArray[np.uint8]
+) -> np.float32:
+    """Codes 0 ... 2 zero - 1 of one block around the middle ``zero``; returns the scale."""
+    d = np.float32(_signed_peak(weights.view(np.int32), i) / -zero)
+    inverse, offset = _inverse(d), zero + np.float32(0.5)
+    if np.isinf(inverse):
+        inverse, offset = np.float32(0), np.float32(0)
+    top = np.float32(2) * zero - np.float32(1)
+    for j in range(codes.size):
+        codes[j] = np.uint8(min(weights[i, j] * inverse + offset, top))
+    return d
+
+
+@njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
+def _affine(
+    weights: NDArray[np.float32], i: int, top: np.float32, codes: NDArray[np.uint8]
+) -> tuple[np.float32, np.float32]:
+    """Codes 0 ... top of one block over its range; returns the scale and the minimum."""
+    low, high = _range(weights.view(np.int32), i)
+    d = np.float32((high - low) / top)
+    inverse = _inverse(d)
+    if np.isinf(inverse):
+        inverse = np.float32(0)
+    for j in range(codes.size):
+        codes[j] = np.uint8(min((weights[i, j] - low) * inverse + np.float32(0.5), top))
+    return d, low
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def _q4_0(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
+    codes = np.empty(weights.shape[1], dtype=np.uint8)
+    for i in range(weights.shape[0]):
+        put_f16(out, i, 0, _symmetric(weights, i, np.float32(8), codes))
+        _pack(codes, out, i, 2)
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def _q5_0(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
+    codes = np.empty(weights.shape[1], dtype=np.uint8)
+    for i in range(weights.shape[0]):
+        put_f16(out, i, 0, _symmetric(weights, i, np.float32(16), codes))
+        put_u32(out, i, 2, _fifth_bits(codes))
+        _pack(codes, out, i, 6)
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def _q4_1(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
+    codes = np.empty(weights.shape[1], dtype=np.uint8)
+    for i in range(weights.shape[0]):
+        d, low = _affine(weights, i, np.float32(15), codes)
+        put_f16(out, i, 0, d)
+        put_f16(out, i, 2, low)
+        _pack(codes, out, i, 4)
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def _q5_1(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
+    codes = np.empty(weights.shape[1], dtype=np.uint8)
+    for i in range(weights.shape[0]):
+        d, low = _affine(weights, i, np.float32(31), codes)
+        put_f16(out, i, 0, d)
+        put_f16(out, i, 2, low)
+        put_u32(out, i, 4, _fifth_bits(codes))
+        _pack(codes, out, i, 8)
+
+
+@njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
+def _q8_0(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
+    bits = weights.view(np.uint32)
+    for i in range(weights.shape[0]):
+        peak = np.uint32(0)
+        for j in range(bits.shape[1]):
+            magnitude = np.uint32(bits[i, j] & _MAGNITUDE)
+            peak = magnitude if magnitude > peak else peak
+        d = np.float32(np.uint32(peak).view(np.float32) / np.float32(127))
+        inverse = _inverse(d)
+        if np.isinf(inverse):
+            inverse = np.float32(0)
+        put_f16(out, i, 0, d)
+        for j in range(weights.shape[1]):
+            x = weights[i, j] * inverse
+            half = -_BELOW_HALF if x < np.float32(0) else _BELOW_HALF
+            out[i, 2 + j] = np.uint8(np.int8(x + half))
+
+
+def _encoder(type_name: str, kernel: Callable[..., None]) -> Encoder:
+    """The encoder of one type from its kernel over blocks f32[n, 32] -> u8[n, type_size]."""
+    type_size = BY_NAME[type_name].type_size
+
+    def encode(
+        weights: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]
+    ) -> None:
+        if importance is not None and type_name in WEIGHTED:
+            WEIGHTED[type_name](weights, importance, out)
+        else:
+            kernel(weights.reshape(-1, 32), out.reshape(-1, type_size))
+
+    return encode
+
+
+ENCODERS: Final[dict[str, Encoder]] = {
+    name: _encoder(name, kernel)
+    for name, kernel in {
+        "q4_0": _q4_0,
+        "q4_1": _q4_1,
+        "q5_0": _q5_0,
+        "q5_1": _q5_1,
+        "q8_0": _q8_0,
+    }.items()
+}
