@@ -29,6 +29,7 @@ _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
 _SIGN: Final = np.uint32(0x80000000)
 _LOWEST: Final = np.int32(-0x80000000)
 _HIGHEST: Final = np.int32(0x7FFFFFFF)
+_MAX: Final = np.float32(np.finfo(np.float32).max)
 _BELOW_HALF: Final = np.float32(0.49999997)  # the float before 0.5: x + this truncates as roundf(x)
 
 
@@ -101,12 +102,16 @@ def _fifth_bits(codes: NDArray[np.uint8]) -> np.uint32:
 
 @njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def _symmetric(
-    weights: NDArray[np.float32], i: int, zero: np.float32, codes: NDArray[np.uint8]
+    weights: NDArray[np.float32],
+    bits: NDArray[np.int32],
+    i: int,
+    zero: np.float32,
+    codes: NDArray[np.uint8],
 ) -> np.float32:
     """Codes 0 ... 2 zero - 1 of one block around the middle ``zero``; returns the scale."""
-    d = np.float32(_signed_peak(weights.view(np.int32), i) / -zero)
+    d = np.float32(_signed_peak(bits, i) / -zero)
     inverse, offset = _inverse(d), zero + np.float32(0.5)
-    if np.isinf(inverse):
+    if abs(inverse) > _MAX:
         inverse, offset = np.float32(0), np.float32(0)
     top = np.float32(2) * zero - np.float32(1)
     for j in range(codes.size):
@@ -116,13 +121,17 @@ def _symmetric(
 
 @njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def _affine(
-    weights: NDArray[np.float32], i: int, top: np.float32, codes: NDArray[np.uint8]
+    weights: NDArray[np.float32],
+    bits: NDArray[np.int32],
+    i: int,
+    top: np.float32,
+    codes: NDArray[np.uint8],
 ) -> tuple[np.float32, np.float32]:
     """Codes 0 ... top of one block over its range; returns the scale and the minimum."""
-    low, high = _range(weights.view(np.int32), i)
+    low, high = _range(bits, i)
     d = np.float32((high - low) / top)
     inverse = _inverse(d)
-    if np.isinf(inverse):
+    if inverse > _MAX:
         inverse = np.float32(0)
     for j in range(codes.size):
         codes[j] = np.uint8(min((weights[i, j] - low) * inverse + np.float32(0.5), top))
@@ -131,26 +140,26 @@ def _affine(
 
 @njit(nogil=True, cache=True, fastmath=False)
 def _q4_0(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
-    codes = np.empty(weights.shape[1], dtype=np.uint8)
+    codes, bits = np.empty(weights.shape[1], dtype=np.uint8), weights.view(np.int32)
     for i in range(weights.shape[0]):
-        put_f16(out, i, 0, _symmetric(weights, i, np.float32(8), codes))
+        put_f16(out, i, 0, _symmetric(weights, bits, i, np.float32(8), codes))
         _pack(codes, out, i, 2)
 
 
 @njit(nogil=True, cache=True, fastmath=False)
 def _q5_0(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
-    codes = np.empty(weights.shape[1], dtype=np.uint8)
+    codes, bits = np.empty(weights.shape[1], dtype=np.uint8), weights.view(np.int32)
     for i in range(weights.shape[0]):
-        put_f16(out, i, 0, _symmetric(weights, i, np.float32(16), codes))
+        put_f16(out, i, 0, _symmetric(weights, bits, i, np.float32(16), codes))
         put_u32(out, i, 2, _fifth_bits(codes))
         _pack(codes, out, i, 6)
 
 
 @njit(nogil=True, cache=True, fastmath=False)
 def _q4_1(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
-    codes = np.empty(weights.shape[1], dtype=np.uint8)
+    codes, bits = np.empty(weights.shape[1], dtype=np.uint8), weights.view(np.int32)
     for i in range(weights.shape[0]):
-        d, low = _affine(weights, i, np.float32(15), codes)
+        d, low = _affine(weights, bits, i, np.float32(15), codes)
         put_f16(out, i, 0, d)
         put_f16(out, i, 2, low)
         _pack(codes, out, i, 4)
@@ -158,9 +167,9 @@ def _q4_1(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
 
 @njit(nogil=True, cache=True, fastmath=False)
 def _q5_1(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
-    codes = np.empty(weights.shape[1], dtype=np.uint8)
+    codes, bits = np.empty(weights.shape[1], dtype=np.uint8), weights.view(np.int32)
     for i in range(weights.shape[0]):
-        d, low = _affine(weights, i, np.float32(31), codes)
+        d, low = _affine(weights, bits, i, np.float32(31), codes)
         put_f16(out, i, 0, d)
         put_f16(out, i, 2, low)
         put_u32(out, i, 4, _fifth_bits(codes))
@@ -177,7 +186,7 @@ def _q8_0(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
             peak = magnitude if magnitude > peak else peak
         d = np.float32(np.uint32(peak).view(np.float32) / np.float32(127))
         inverse = _inverse(d)
-        if np.isinf(inverse):
+        if inverse > _MAX:
             inverse = np.float32(0)
         put_f16(out, i, 0, d)
         for j in range(weights.shape[1]):

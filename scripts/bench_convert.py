@@ -1,0 +1,162 @@
+"""``scripts/bench convert``: HF bf16 → GGUF Q4_K_M, beside what users do today.
+
+Ours is one pass. The peer writes a bf16 GGUF with llama.cpp's converter and quantizes it with
+llama.cpp's own quantizer, same thread count, same model. Both files are compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from zenconvert.encoding import BF16
+from zenconvert.formats import safetensors_container
+from zenconvert.models import builtin_path
+
+ROOT = Path(__file__).parent.parent
+HIDDEN, FFN, HEADS, KV_HEADS = 2048, 5632, 32, 8
+SHARD = 500_000_000
+
+QUANTIZE = """
+import sys, llama_cpp
+params = llama_cpp.llama_model_quantize_default_params()
+params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
+params.nthread = int(sys.argv[3])
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), params))
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished command."""
+
+    seconds: float
+    peak_rss: int
+    """Bytes."""
+
+
+def measure(command: list[str]) -> Run:
+    """Run a command to its end; its output is shown only when it fails."""
+    begin = time.monotonic()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - begin
+        if os.waitstatus_to_exitcode(status):
+            log.seek(0)
+            sys.exit(f"{' '.join(command)} failed:\n{log.read()[-4000:].decode()}")
+    return Run(seconds, usage.ru_maxrss * 1024)
+
+
+def synthetic_model(folder: Path, size: int) -> None:
+    """A Qwen2 checkpoint of about ``size`` bytes with random bf16 weights and a real tokenizer."""
+    nano = builtin_path("zen-nano")
+    config = json.loads((nano / "config.json").read_text())
+    per_layer = 2 * (
+        2 * HIDDEN * HIDDEN + 2 * HIDDEN * HIDDEN * KV_HEADS // HEADS + 3 * HIDDEN * FFN
+    )
+    layers = max(2, round((size - 4 * HIDDEN * config["vocab_size"]) / per_layer))
+    config |= {
+        "hidden_size": HIDDEN, "intermediate_size": FFN, "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS, "num_hidden_layers": layers,
+    }  # fmt: skip
+    config.pop("layer_types", None)
+    config.pop("head_dim", None)
+    folder.mkdir(parents=True)
+    for file in nano.iterdir():
+        if file.suffix != ".safetensors" and file.name != "README.md":
+            shutil.copy(file, folder / file.name)
+    (folder / "config.json").write_text(json.dumps(config))
+    _write_weights(folder, _shapes(layers, config["vocab_size"]))
+
+
+def _shapes(layers: int, vocab: int) -> dict[str, tuple[int, ...]]:
+    kv = HIDDEN * KV_HEADS // HEADS
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, HIDDEN)}
+    for i in range(layers):
+        p = f"model.layers.{i}."
+        shapes |= {
+            f"{p}input_layernorm.weight": (HIDDEN,),
+            f"{p}mlp.down_proj.weight": (HIDDEN, FFN),
+            f"{p}mlp.gate_proj.weight": (FFN, HIDDEN),
+            f"{p}mlp.up_proj.weight": (FFN, HIDDEN),
+            f"{p}post_attention_layernorm.weight": (HIDDEN,),
+        }
+        for name, rows in (("q", HIDDEN), ("k", kv), ("v", kv)):
+            shapes[f"{p}self_attn.{name}_proj.bias"] = (rows,)
+            shapes[f"{p}self_attn.{name}_proj.weight"] = (rows, HIDDEN)
+        shapes[f"{p}self_attn.o_proj.weight"] = (HIDDEN, HIDDEN)
+    return {**shapes, "model.norm.weight": (HIDDEN,), "lm_head.weight": (vocab, HIDDEN)}
+
+
+def _write_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    for name, shape in shapes.items():
+        if sum(2 * int(np.prod(s)) for s in shards[-1].values()) > SHARD:
+            shards.append({})
+        shards[-1][name] = shape
+    random = np.random.default_rng(0)
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        header, _ = safetensors_container.pack_header(
+            [(n, BF16, s) for n, s in shard.items()], {"format": "pt"}
+        )
+        with (folder / file).open("wb") as out:
+            out.write(header)
+            for name, shape in shard.items():
+                values = random.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
+                out.write(values.astype(BF16.numpy).tobytes())
+                weight_map[name] = file
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def main() -> None:
+    """Run the benchmark and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=float, default=2.0, help="GB of bf16 weights")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--work", type=Path, help="where to put about 2.6 times the size")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.work) as name:
+        work = Path(name)
+        model, ours, full, theirs = (
+            work / n for n in ("model", "ours.gguf", "bf16.gguf", "theirs.gguf")
+        )
+        synthetic_model(model, int(given.size * 1e9))
+        threads = str(given.threads)
+        # each command once on the bundled model, so that kernels and files are warm for both
+        zen = [sys.executable, "-m", "zenconvert", "convert"]
+        measure([*zen, "builtin:zen-nano", str(work / "warm.gguf"), "--to", "gguf:q4_k_m"])
+        one = measure([*zen, str(model), str(ours), "--to", "gguf:q4_k_m", "--threads", threads])
+        two = measure(
+            [sys.executable, "-m", "tests.oracles.converter", str(model), str(full), "bf16"]
+        )
+        three = measure([sys.executable, "-c", QUANTIZE, str(full), str(theirs), threads])
+        same = ours.read_bytes() == theirs.read_bytes()
+    peer = two.seconds + three.seconds
+    print(f"{given.size:g} GB of bf16 weights to Q4_K_M, {threads} threads")
+    print(f"{'':34}{'seconds':>9}{'peak RSS':>12}")
+    for label, run in (
+        ("zenconvert, one pass", one),
+        ("llama.cpp: HF to bf16 GGUF", two),
+        ("llama.cpp: quantize", three),
+    ):
+        print(f"{label:34}{run.seconds:9.1f}{run.peak_rss / 1e6:9.0f} MB")
+    print(f"ratio of the peer's time to ours: {peer / one.seconds:.2f}")
+    print(f"the two files are {'identical' if same else 'DIFFERENT'}")
+
+
+if __name__ == "__main__":
+    main()
