@@ -83,97 +83,106 @@ def _inverse(d: np.float32) -> np.float32:
 
 
 @njit(nogil=True, cache=True, fastmath=False)
-def _pack(codes: NDArray[np.uint8], out: NDArray[np.uint8], i: int, at: int) -> None:
-    """Low nibbles: codes 0-15 and 16-31 side by side in 16 bytes."""
-    half = codes.size // 2
+def _pack(
+    weights: NDArray[np.float32],
+    i: int,
+    line: tuple[np.float32, np.float32, np.float32, np.float32],
+    codes: NDArray[np.uint8],
+    out: NDArray[np.uint8],
+) -> None:
+    """Codes of one block, their low nibbles (elements j and j + 16) in the last 16 bytes.
+
+    ``line`` is ``(low, inverse, offset, top)``: code = trunc(min((x - low) inverse + offset, top)).
+    """
+    low, inverse, offset, top = line
+    half = weights.shape[1] // 2
+    at = out.shape[1] - half
     for j in range(half):
-        low, high = codes[j], codes[j + half]
-        out[i, at + j] = (low & np.uint8(15)) | (high << np.uint8(4))
+        first = np.uint8(min((weights[i, j] - low) * inverse + offset, top))
+        second = np.uint8(min((weights[i, j + half] - low) * inverse + offset, top))
+        codes[j], codes[j + half] = first, second
+        out[i, at + j] = (first & np.uint8(15)) | (second << np.uint8(4))
 
 
 @njit(nogil=True, cache=True, fastmath=False)
-def _fifth_bits(codes: NDArray[np.uint8]) -> np.uint32:
-    """Bit 4 of each of 32 codes, in their order."""
-    bits = np.uint32(0)
-    for j in range(codes.size):
-        bits |= np.uint32(np.uint32((codes[j] >> np.uint8(4)) & np.uint8(1)) << np.uint32(j))
-    return bits
+def _fifth_bits(codes: NDArray[np.uint64]) -> np.uint32:
+    """Bit 4 of each of 32 codes, in their order; ``codes`` holds eight of them a word.
+
+    The multiplication moves bit 0 of byte k to bit 56 + k.
+    """
+    bits = np.uint64(0)
+    for k in range(4):
+        ones = (codes[k] >> np.uint64(4)) & np.uint64(0x0101010101010101)
+        eight = (ones * np.uint64(0x0102040810204080)) >> np.uint64(56)
+        bits |= eight << np.uint64(8 * k)
+    return np.uint32(bits)
 
 
 @njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def _symmetric(
-    weights: NDArray[np.float32],
-    bits: NDArray[np.int32],
-    i: int,
-    zero: np.float32,
-    codes: NDArray[np.uint8],
-) -> np.float32:
-    """Codes 0 ... 2 zero - 1 of one block around the middle ``zero``; returns the scale."""
+    bits: NDArray[np.int32], i: int, zero: np.float32
+) -> tuple[np.float32, tuple[np.float32, np.float32, np.float32, np.float32]]:
+    """Scale and ``line`` (see :func:`_pack`) for codes 0 ... 2 zero - 1 around ``zero``."""
     d = np.float32(_signed_peak(bits, i) / -zero)
     inverse, offset = _inverse(d), zero + np.float32(0.5)
     if abs(inverse) > _MAX:
         inverse, offset = np.float32(0), np.float32(0)
-    top = np.float32(2) * zero - np.float32(1)
-    for j in range(codes.size):
-        codes[j] = np.uint8(min(weights[i, j] * inverse + offset, top))
-    return d
+    return d, (np.float32(0), inverse, offset, np.float32(2) * zero - np.float32(1))
 
 
 @njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def _affine(
-    weights: NDArray[np.float32],
-    bits: NDArray[np.int32],
-    i: int,
-    top: np.float32,
-    codes: NDArray[np.uint8],
-) -> tuple[np.float32, np.float32]:
-    """Codes 0 ... top of one block over its range; returns the scale and the minimum."""
+    bits: NDArray[np.int32], i: int, top: np.float32
+) -> tuple[np.float32, tuple[np.float32, np.float32, np.float32, np.float32]]:
+    """Scale and ``line`` (see :func:`_pack`) for codes 0 ... top over the block's range."""
     low, high = _range(bits, i)
     d = np.float32((high - low) / top)
     inverse = _inverse(d)
     if inverse > _MAX:
         inverse = np.float32(0)
-    for j in range(codes.size):
-        codes[j] = np.uint8(min((weights[i, j] - low) * inverse + np.float32(0.5), top))
-    return d, low
+    return d, (low, inverse, np.float32(0.5), top)
 
 
 @njit(nogil=True, cache=True, fastmath=False)
 def _q4_0(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
     codes, bits = np.empty(weights.shape[1], dtype=np.uint8), weights.view(np.int32)
     for i in range(weights.shape[0]):
-        put_f16(out, i, 0, _symmetric(weights, bits, i, np.float32(8), codes))
-        _pack(codes, out, i, 2)
+        d, line = _symmetric(bits, i, np.float32(8))
+        put_f16(out, i, 0, d)
+        _pack(weights, i, line, codes, out)
 
 
 @njit(nogil=True, cache=True, fastmath=False)
 def _q5_0(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
     codes, bits = np.empty(weights.shape[1], dtype=np.uint8), weights.view(np.int32)
+    words = codes.view(np.uint64)
     for i in range(weights.shape[0]):
-        put_f16(out, i, 0, _symmetric(weights, bits, i, np.float32(16), codes))
-        put_u32(out, i, 2, _fifth_bits(codes))
-        _pack(codes, out, i, 6)
+        d, line = _symmetric(bits, i, np.float32(16))
+        put_f16(out, i, 0, d)
+        _pack(weights, i, line, codes, out)
+        put_u32(out, i, 2, _fifth_bits(words))
 
 
 @njit(nogil=True, cache=True, fastmath=False)
 def _q4_1(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
     codes, bits = np.empty(weights.shape[1], dtype=np.uint8), weights.view(np.int32)
     for i in range(weights.shape[0]):
-        d, low = _affine(weights, bits, i, np.float32(15), codes)
+        d, line = _affine(bits, i, np.float32(15))
         put_f16(out, i, 0, d)
-        put_f16(out, i, 2, low)
-        _pack(codes, out, i, 4)
+        put_f16(out, i, 2, line[0])
+        _pack(weights, i, line, codes, out)
 
 
 @njit(nogil=True, cache=True, fastmath=False)
 def _q5_1(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
     codes, bits = np.empty(weights.shape[1], dtype=np.uint8), weights.view(np.int32)
+    words = codes.view(np.uint64)
     for i in range(weights.shape[0]):
-        d, low = _affine(weights, bits, i, np.float32(31), codes)
+        d, line = _affine(bits, i, np.float32(31))
         put_f16(out, i, 0, d)
-        put_f16(out, i, 2, low)
-        put_u32(out, i, 4, _fifth_bits(codes))
-        _pack(codes, out, i, 8)
+        put_f16(out, i, 2, line[0])
+        _pack(weights, i, line, codes, out)
+        put_u32(out, i, 4, _fifth_bits(words))
 
 
 @njit(nogil=True, cache=True, fastmath=False, error_model="numpy")

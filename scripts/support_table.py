@@ -1,0 +1,57 @@
+"""Writes the support table of README.md from the code (``--check``: only compare)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from zenconvert.architecture import architectures
+from zenconvert.formats.gguf import blocks
+from zenconvert.formats.gguf.ggml_types import BY_NAME
+from zenconvert.formats.registry import FORMATS
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN = "<!-- support table: begin (scripts/support_table.py writes it, a test checks it) -->\n"
+END = "<!-- support table: end -->"
+
+
+def table() -> str:
+    """The Markdown between the markers."""
+    lines = ["| format | read | written as |", "|---|---|---|"]
+    for form in FORMATS.values():
+        types = ", ".join(f"`{name}`" for name in form.types if _writable(form.name, name))
+        lines.append(f"| {form.title} (`{form.name}`) | yes | {types} |")
+    lines += ["", "| architecture | model types | GGUF architecture |", "|---|---|---|"]
+    for known in architectures().values():
+        types = ", ".join(f"`{t}`" for t in known.model_types)
+        lines.append(f"| {known.id} | {types} | `{known.gguf}` |")
+    lines += ["", "| ggml type | bits per weight | decoded | encoded | importance weights |"]
+    lines.append("|---|---|---|---|---|")
+    for name, ggml in BY_NAME.items():
+        if not ggml.is_plain:
+            bits = 8 * ggml.type_size / ggml.block_size
+            row = (blocks.can_decode(name), blocks.can_encode(name), blocks.uses_importance(name))
+            marks = " | ".join("yes" if mark else "–" for mark in row)
+            lines.append(f"| `{name}` | {bits:.4g} | {marks} |")
+    return "\n".join(lines) + "\n"
+
+
+def _writable(form: str, name: str) -> bool:
+    from zenconvert.formats.gguf.mixtures import block_types
+
+    return form != "gguf" or all(blocks.can_encode(t) for t in block_types(name))
+
+
+def main() -> None:
+    """Rewrite the README, or end with 1 where it is out of date."""
+    text = README.read_text(encoding="utf-8")
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    fresh = f"{head}{BEGIN}{table()}{END}{tail}"
+    if "--check" in sys.argv[1:]:
+        sys.exit(fresh != text and "README.md: run python scripts/support_table.py")
+    README.write_text(fresh, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
