@@ -1,13 +1,15 @@
 """Output files that get their final names only when they are whole.
 
-Files are written under a temporary name in the folder of the output, flushed to the disk and then
-renamed. Whatever happens before, nothing stands under a final name.
+Files are written under temporary names (``.NAME.partial…``) in the folder of the output, flushed to
+the disk and then renamed. Whatever happens before, nothing stands under a final name. What a killed
+run left is taken over by the next run for the same output; a lock keeps two runs apart.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +24,9 @@ class Output:
 
     def __init__(self, layout: Layout, out: Path) -> None:
         self.layout, self.out = layout, out
-        self.mark = f".{out.name}.{secrets.token_hex(4)}.partial"
+        self.mark = f".{out.name}.partial"
         self.folder = out.parent / self.mark if layout.is_folder else out.parent
+        self.lock: int | None = None
         self.descriptors: dict[str, int] = {}
 
     def temporary(self, file: OutputFile) -> Path:
@@ -48,15 +51,31 @@ class Output:
         except OSError as error:
             raise _write_error(self.out, error) from error
 
-    def _create(self) -> None:
+    def _acquire(self) -> None:
+        """Lock the temporary place; what an earlier, dead run left there goes."""
+        place = self.out.parent / self.mark
         if self.layout.is_folder:
-            self.folder.mkdir(parents=True)
+            place.mkdir(exist_ok=True)
+            self.lock = os.open(place, os.O_RDONLY)
+        else:
+            self.lock = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self.lock)
+            self.lock = None
+            raise UsageError(f"{self.out}: another run is writing this output") from None
+        if self.layout.is_folder:
+            for left in place.iterdir():
+                _remove(left)
+
+    def _create(self) -> None:
         for file in self.layout.files:
             path = self.temporary(file)
             if file.copy_of is not None:
                 shutil.copyfile(file.copy_of, path)
                 continue
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             self.descriptors[file.name] = os.open(path, flags, 0o644)
             # reserve the space now: a full disk is found before any work is done
             if file.size:
@@ -75,6 +94,8 @@ class Output:
         else:
             for file, final in zip(self.layout.files, self.finals(), strict=True):
                 self.temporary(file).replace(final)
+            (self.out.parent / self.mark).unlink()
+        self._release()
         _sync_folder(self.out.parent)
 
     def _close(self) -> None:
@@ -82,13 +103,22 @@ class Output:
             os.close(descriptor)
         self.descriptors = {}
 
+    def _release(self) -> None:
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
     def _discard(self) -> None:
+        if self.lock is None:
+            return  # the temporary place belongs to somebody else
         self._close()
         if self.layout.is_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
             for file in self.layout.files:
                 self.temporary(file).unlink(missing_ok=True)
+            (self.out.parent / self.mark).unlink(missing_ok=True)
+        self._release()
 
 
 @contextmanager
@@ -115,6 +145,7 @@ def open_output(layout: Layout, out: Path, *, force: bool) -> Iterator[Output]:
         )
     try:
         try:
+            output._acquire()
             output._create()
         except OSError as error:
             raise _write_error(out, error) from error
@@ -129,8 +160,6 @@ def open_output(layout: Layout, out: Path, *, force: bool) -> Iterator[Output]:
 
 
 def _write_error(out: Path, error: OSError) -> NotEnoughResources | UsageError:
-    import errno
-
     text = f"{out}: cannot be written: {error.strerror}"
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG}:
         return NotEnoughResources(text)

@@ -14,7 +14,7 @@ inverse overflows) the x86-64 result is 0, so such blocks get all-zero codes her
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from numba import njit
@@ -24,6 +24,9 @@ from zenconvert.formats.gguf.blocks import Encoder
 from zenconvert.formats.gguf.blocks.fields import put_f16, put_u32
 from zenconvert.formats.gguf.blocks.legacy_weighted import WEIGHTED
 from zenconvert.formats.gguf.ggml_types import BY_NAME
+
+Line: TypeAlias = tuple[np.float32, np.float32, np.float32, np.float32]
+"""``(low, inverse, offset, top)``: the code of x is trunc(min((x - low) inverse + offset, top))."""
 
 _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
 _SIGN: Final = np.uint32(0x80000000)
@@ -83,46 +86,36 @@ def _inverse(d: np.float32) -> np.float32:
 
 
 @njit(nogil=True, cache=True, fastmath=False)
-def _pack(
-    weights: NDArray[np.float32],
-    i: int,
-    line: tuple[np.float32, np.float32, np.float32, np.float32],
-    codes: NDArray[np.uint8],
-    out: NDArray[np.uint8],
-) -> None:
-    """Codes of one block, their low nibbles (elements j and j + 16) in the last 16 bytes.
-
-    ``line`` is ``(low, inverse, offset, top)``: code = trunc(min((x - low) inverse + offset, top)).
-    """
+def _nibbles(weights: NDArray[np.float32], i: int, line: Line, out: NDArray[np.uint8]) -> None:
+    """Four-bit codes of one block: elements j and j + 16 share byte j of ``out`` u8[n, 16]."""
     low, inverse, offset, top = line
-    half = weights.shape[1] // 2
-    at = out.shape[1] - half
-    for j in range(half):
+    for j in range(out.shape[1]):
         first = np.uint8(min((weights[i, j] - low) * inverse + offset, top))
-        second = np.uint8(min((weights[i, j + half] - low) * inverse + offset, top))
-        codes[j], codes[j + half] = first, second
-        out[i, at + j] = (first & np.uint8(15)) | (second << np.uint8(4))
+        second = np.uint8(min((weights[i, j + 16] - low) * inverse + offset, top))
+        out[i, j] = first | (second << np.uint8(4))
 
 
 @njit(nogil=True, cache=True, fastmath=False)
-def _fifth_bits(codes: NDArray[np.uint64]) -> np.uint32:
-    """Bit 4 of each of 32 codes, in their order; ``codes`` holds eight of them a word.
-
-    The multiplication moves bit 0 of byte k to bit 56 + k.
-    """
-    bits = np.uint64(0)
-    for k in range(4):
-        ones = (codes[k] >> np.uint64(4)) & np.uint64(0x0101010101010101)
-        eight = (ones * np.uint64(0x0102040810204080)) >> np.uint64(56)
-        bits |= eight << np.uint64(8 * k)
-    return np.uint32(bits)
+def _nibbles_and_fifth_bits(
+    weights: NDArray[np.float32], i: int, line: Line, out: NDArray[np.uint8]
+) -> np.uint32:
+    """Five-bit codes of one block: low nibbles as :func:`_nibbles`, fifth bits returned."""
+    low, inverse, offset, top = line
+    bits = np.uint32(0)
+    for j in range(out.shape[1]):
+        first = np.uint32(np.int32(min((weights[i, j] - low) * inverse + offset, top)))
+        second = np.uint32(np.int32(min((weights[i, j + 16] - low) * inverse + offset, top)))
+        out[i, j] = np.uint8((first & np.uint32(15)) | (second & np.uint32(15)) << np.uint32(4))
+        pair = (first >> np.uint32(4)) | (second >> np.uint32(4)) << np.uint32(16)
+        bits |= np.uint32(np.uint32(pair) << np.uint32(j))
+    return bits
 
 
 @njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def _symmetric(
     bits: NDArray[np.int32], i: int, zero: np.float32
-) -> tuple[np.float32, tuple[np.float32, np.float32, np.float32, np.float32]]:
-    """Scale and ``line`` (see :func:`_pack`) for codes 0 ... 2 zero - 1 around ``zero``."""
+) -> tuple[np.float32, Line]:
+    """Scale and ``line`` (see :data:`Line`) for codes 0 ... 2 zero - 1 around ``zero``."""
     d = np.float32(_signed_peak(bits, i) / -zero)
     inverse, offset = _inverse(d), zero + np.float32(0.5)
     if abs(inverse) > _MAX:
@@ -133,8 +126,8 @@ def _symmetric(
 @njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
 def _affine(
     bits: NDArray[np.int32], i: int, top: np.float32
-) -> tuple[np.float32, tuple[np.float32, np.float32, np.float32, np.float32]]:
-    """Scale and ``line`` (see :func:`_pack`) for codes 0 ... top over the block's range."""
+) -> tuple[np.float32, Line]:
+    """Scale and ``line`` (see :data:`Line`) for codes 0 ... top over the block's range."""
     low, high = _range(bits, i)
     d = np.float32((high - low) / top)
     inverse = _inverse(d)
@@ -145,44 +138,44 @@ def _affine(
 
 @njit(nogil=True, cache=True, fastmath=False)
 def _q4_0(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
-    codes, bits = np.empty(weights.shape[1], dtype=np.uint8), weights.view(np.int32)
+    bits = weights.view(np.int32)
+    nibbles = out[:, 2:]
     for i in range(weights.shape[0]):
         d, line = _symmetric(bits, i, np.float32(8))
         put_f16(out, i, 0, d)
-        _pack(weights, i, line, codes, out)
+        _nibbles(weights, i, line, nibbles)
 
 
 @njit(nogil=True, cache=True, fastmath=False)
 def _q5_0(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
-    codes, bits = np.empty(weights.shape[1], dtype=np.uint8), weights.view(np.int32)
-    words = codes.view(np.uint64)
+    bits = weights.view(np.int32)
+    nibbles = out[:, 6:]
     for i in range(weights.shape[0]):
         d, line = _symmetric(bits, i, np.float32(16))
         put_f16(out, i, 0, d)
-        _pack(weights, i, line, codes, out)
-        put_u32(out, i, 2, _fifth_bits(words))
+        put_u32(out, i, 2, _nibbles_and_fifth_bits(weights, i, line, nibbles))
 
 
 @njit(nogil=True, cache=True, fastmath=False)
 def _q4_1(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
-    codes, bits = np.empty(weights.shape[1], dtype=np.uint8), weights.view(np.int32)
+    bits = weights.view(np.int32)
+    nibbles = out[:, 4:]
     for i in range(weights.shape[0]):
         d, line = _affine(bits, i, np.float32(15))
         put_f16(out, i, 0, d)
         put_f16(out, i, 2, line[0])
-        _pack(weights, i, line, codes, out)
+        _nibbles(weights, i, line, nibbles)
 
 
 @njit(nogil=True, cache=True, fastmath=False)
 def _q5_1(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
-    codes, bits = np.empty(weights.shape[1], dtype=np.uint8), weights.view(np.int32)
-    words = codes.view(np.uint64)
+    bits = weights.view(np.int32)
+    nibbles = out[:, 8:]
     for i in range(weights.shape[0]):
         d, line = _affine(bits, i, np.float32(31))
         put_f16(out, i, 0, d)
         put_f16(out, i, 2, line[0])
-        _pack(weights, i, line, codes, out)
-        put_u32(out, i, 4, _fifth_bits(words))
+        put_u32(out, i, 4, _nibbles_and_fifth_bits(weights, i, line, nibbles))
 
 
 @njit(nogil=True, cache=True, fastmath=False, error_model="numpy")

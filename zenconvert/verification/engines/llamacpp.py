@@ -15,8 +15,6 @@ from zenconvert.errors import InvalidInput, MissingDependency, UsageError
 class LlamaCppEngine:
     """Logits of whole windows, float32, computed when the first position of a window is asked."""
 
-    name = "llamacpp"
-
     def __init__(self, checkpoint: Checkpoint, windows: Sequence[Window], *, threads: int) -> None:
         if checkpoint.format != "gguf":
             raise UsageError(
