@@ -1,0 +1,123 @@
+"""Tiny checkpoints for tests: random models of every family, and raw folders that may be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zenconvert import architecture as arch
+from zenconvert.encoding import Dense
+from zenconvert.formats import safetensors_container
+from zenconvert.hyperparameters import from_config
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+    },
+    "llama3": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": 512,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+    },
+    "mistral": {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "sliding_window": 128,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "torch_dtype": "float16",
+    },
+    "mixtral": {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "hidden_size": 256,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "vocab_size": 512,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+    },
+}
+
+
+def raw_model(
+    folder: Path,
+    family: str = "qwen2",
+    *,
+    dtype: str = "bf16",
+    seed: int = 0,
+    drop: tuple[str, ...] = (),
+    **changes: Any,
+) -> Path:
+    """A checkpoint of random weights without a tokenizer; ``changes`` go into the config."""
+    config = {**CONFIGS[family], **changes}
+    architecture = arch.for_model_type(config["model_type"])
+    hp = from_config(config, architecture.defaults_for(config["model_type"]), where="test")
+    names = [n for n in architecture.tensor_names(hp) if n.required and n.hf not in drop]
+    encoding = Dense(dtype)
+    random = np.random.default_rng(seed)
+    header, _ = safetensors_container.pack_header(
+        [(n.hf, encoding, n.shape) for n in names], {"format": "pt"}
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(header)
+        for name in names:
+            values = random.standard_normal(name.shape) * 0.05
+            if name.module.role == "norm":
+                values += 1
+            file.write(values.astype(encoding.numpy).tobytes())
+    return folder
