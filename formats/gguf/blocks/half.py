@@ -17,7 +17,7 @@ def f32_to_f16_bits(value: np.float32) -> np.uint16:
     if magnitude >= np.uint32(0x477FF000):  # 65520 and more round to infinity
         return np.uint16(sign | np.uint32(0x7C00))
     if magnitude < np.uint32(0x38800000):  # below 2^-14: a subnormal counts units of 2^-24
-        scaled = np.uint32(magnitude).view(np.float32) * np.float32(16777216.0)
+        scaled = np.float32(np.uint32(magnitude).view(np.float32) * np.float32(16777216.0))
         # adding and removing 2^23 rounds to an integer, ties to even
         whole = (scaled + np.float32(8388608.0)) - np.float32(8388608.0)
         return np.uint16(sign | np.uint32(whole))
@@ -33,8 +33,8 @@ def f16_bits_to_f32(bits: np.uint16) -> np.float32:
     exponent = np.uint32((bits >> np.uint16(10)) & np.uint16(31))
     fraction = np.uint32(bits & np.uint16(0x3FF))
     if exponent == np.uint32(0):
-        value = np.float32(fraction) * np.float32(5.9604644775390625e-08)  # 2^-24
-        return np.uint32(value.view(np.uint32) | sign).view(np.float32)
+        value = np.float32(np.float32(fraction) * np.float32(5.9604644775390625e-08))  # 2^-24
+        return np.uint32(np.float32(value).view(np.uint32) | sign).view(np.float32)
     if exponent == np.uint32(31):
         whole = np.uint32(sign | np.uint32(0x7F800000) | (fraction << np.uint32(13)))
         return np.uint32(whole).view(np.float32)
