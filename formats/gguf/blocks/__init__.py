@@ -45,9 +45,12 @@ _ENCODERS: Final[dict[str, str]] = {
     "q6_k": "k_quants",
     "iq4_nl": "iq4",
     "iq4_xs": "iq4",
-    "tq1_0": "ternary",
-    "tq2_0": "ternary",
+    "tq1_0": "low_bit",
+    "tq2_0": "low_bit",
+    "q1_0": "low_bit",
+    "q2_0": "low_bit",
     "mxfp4": "fp4",
+    "nvfp4": "fp4",
 }
 _DECODERS: Final[dict[str, str]] = {
     "f64": "dense",
@@ -69,6 +72,21 @@ _DECODERS: Final[dict[str, str]] = {
     "q5_k": "k_decoders",
     "q6_k": "k_decoders",
     "q8_k": "k_decoders",
+    "iq4_nl": "iq4",
+    "iq4_xs": "iq4",
+    "iq3_xxs": "iq_decoders",
+    "iq3_s": "iq_decoders",
+    "iq2_xxs": "iq_decoders",
+    "iq2_xs": "iq_decoders",
+    "iq2_s": "iq_decoders",
+    "iq1_s": "iq_decoders",
+    "iq1_m": "iq_decoders",
+    "tq1_0": "low_bit",
+    "tq2_0": "low_bit",
+    "q1_0": "low_bit",
+    "q2_0": "low_bit",
+    "mxfp4": "fp4",
+    "nvfp4": "fp4",
 }
 _USES_IMPORTANCE: Final = frozenset(
     {"q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs"}
@@ -81,6 +99,11 @@ _CHUNK: Final = 1 << 17
 def can_encode(type_name: str) -> bool:
     """True when :func:`encode` writes this type."""
     return type_name in _ENCODERS
+
+
+def can_decode(type_name: str) -> bool:
+    """True when :func:`decode` reads this type."""
+    return type_name in _DECODERS
 
 
 def uses_importance(type_name: str) -> bool:
@@ -103,7 +126,7 @@ def encode(
     and for importance that does not fit. ``f32``, ``f16`` and ``bf16`` keep NaN and infinity.
     """
     encoder, ggml_type = _encoder(type_name), BY_NAME[type_name]
-    weights = _frozen(weights)
+    weights = _frozen(weights, np.float32)
     rows, columns = weights.shape
     out = np.empty((rows, _row_bytes(ggml_type, columns)), dtype=np.uint8)
     if importance is not None:
@@ -128,7 +151,7 @@ def decode(type_name: str, blocks: NDArray[np.uint8], columns: int) -> NDArray[n
     are not those of ``columns`` elements.
     """
     decoder, ggml_type = _decoder(type_name), BY_NAME[type_name]
-    blocks = _frozen(blocks)
+    blocks = _frozen(blocks, np.uint8)
     rows, row_bytes = blocks.shape
     if row_bytes != _row_bytes(ggml_type, columns):
         raise InvalidInput(
@@ -147,14 +170,14 @@ def warm_up(type_names: Iterable[str]) -> None:
     Raises UnsupportedEncoding for a type that can be neither encoded nor decoded.
     """
     for name in type_names:
-        columns = BY_NAME[name].block_size if name in BY_NAME else 0
+        _decoder(name)
+        columns = BY_NAME[name].block_size
+        decode(name, np.zeros((1, BY_NAME[name].type_size), dtype=np.uint8), columns)
         if can_encode(name):
             row = np.zeros((1, columns), dtype=np.float32)
             encode(name, row)
             if uses_importance(name):
                 encode(name, row, np.ones(columns, dtype=np.float32))
-        _decoder(name)
-        decode(name, np.zeros((1, BY_NAME[name].type_size), dtype=np.uint8), columns)
 
 
 @cache
@@ -175,9 +198,9 @@ def _decoder(type_name: str) -> Decoder:
     return decoder
 
 
-def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+def _frozen(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:
     """A read-only, aligned, C-contiguous view or copy: one Numba type, so one compiled kernel."""
-    view = np.require(array, requirements=["C", "A"]).view()
+    view = np.require(array, dtype, ["C", "A"]).view()
     view.flags.writeable = False
     return view
 
@@ -208,5 +231,4 @@ def _checked_importance(importance: NDArray[np.float32], columns: int) -> NDArra
         )
     if not np.isfinite(importance).all() or (importance < 0).any():
         raise InvalidInput("importance weights must be finite and not negative")
-    frozen: NDArray[np.float32] = _frozen(importance.astype(np.float32, copy=False))
-    return frozen
+    return _frozen(importance, np.float32)

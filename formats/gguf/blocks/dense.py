@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from zenconvert.formats.gguf.blocks import Decoder, Encoder
-from zenconvert.formats.gguf.blocks.half import f32_to_f16_bits
+from zenconvert.formats.gguf.blocks.half import f16_bits_to_f32, f32_to_f16_bits
 
 
 @njit(nogil=True, cache=True, fastmath=False)
@@ -29,6 +29,12 @@ def _to_bf16(bits: NDArray[np.uint32], out: NDArray[np.uint16]) -> None:
         rounded = (bits[i] + (np.uint32(0x7FFF) + (upper & np.uint32(1)))) >> np.uint32(16)
         is_nan = (bits[i] & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
         out[i] = np.uint16(upper | np.uint32(64) if is_nan else rounded)
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def _from_f16(bits: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
+    for i in range(bits.size):
+        out[i] = f16_bits_to_f32(bits[i])
 
 
 def _encode_f32(
@@ -52,9 +58,14 @@ def _encode_bf16(
 def _decoder(dtype: type[np.generic]) -> Decoder:
     def decode(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
         numbers: NDArray[Any] = blocks.view(dtype)
-        out[:] = numbers
+        with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 is infinite
+            out[:] = numbers
 
     return decode
+
+
+def _decode_f16(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    _from_f16(blocks.reshape(-1).view(np.uint16), out.reshape(-1))
 
 
 def _decode_bf16(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
@@ -69,7 +80,7 @@ ENCODERS: Final[dict[str, Encoder]] = {
 DECODERS: Final[dict[str, Decoder]] = {
     "f64": _decoder(np.float64),
     "f32": _decoder(np.float32),
-    "f16": _decoder(np.float16),
+    "f16": _decode_f16,
     "bf16": _decode_bf16,
     "i64": _decoder(np.int64),
     "i32": _decoder(np.int32),

@@ -39,7 +39,7 @@ def put_u16(out: NDArray[np.uint8], i: int, at: int, bits: np.uint16) -> None:
 
 @njit(nogil=True, cache=True, fastmath=False)
 def put_f16(out: NDArray[np.uint8], i: int, at: int, value: np.float32) -> None:
-    """Write ``value`` rounded to float16 (to nearest, ties to even) at byte ``at`` of block ``i``."""
+    """Write ``value``, rounded to the nearest float16, at byte ``at`` of block ``i``."""
     put_u16(out, i, at, f32_to_f16_bits(value))
 
 

@@ -1,44 +1,58 @@
-"""float16 bits ↔ float32 inside Numba kernels: round to nearest even, as ggml-impl.h does it."""
+"""IEEE 754 binary16 as bit patterns, for use inside compiled kernels.
+
+Both functions agree with ggml's software conversion (ggml-impl.h) for every finite value and for
+infinities; every NaN becomes 0x7E00 with its sign. They are free of branches, so that loops over
+them vectorise.
+"""
 
 from __future__ import annotations
+
+from typing import Final
 
 import numpy as np
 from numba import njit
 
-
-@njit(nogil=True, cache=True, fastmath=False)
-def f32_to_f16_bits(value: np.float32) -> np.uint16:
-    """The float16 nearest to ``value``, ties to even; NaN becomes 0x7e00 with its sign."""
-    bits = np.float32(value).view(np.uint32)
-    sign = np.uint32((bits >> np.uint32(16)) & np.uint32(0x8000))
-    magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
-    if magnitude > np.uint32(0x7F800000):
-        return np.uint16(sign | np.uint32(0x7E00))
-    if magnitude >= np.uint32(0x477FF000):  # 65520 and more round to infinity
-        return np.uint16(sign | np.uint32(0x7C00))
-    if magnitude < np.uint32(0x38800000):  # below 2^-14: a subnormal counts units of 2^-24
-        scaled = np.float32(np.uint32(magnitude).view(np.float32) * np.float32(16777216.0))
-        # adding and removing 2^23 rounds to an integer, ties to even
-        whole = (scaled + np.float32(8388608.0)) - np.float32(8388608.0)
-        return np.uint16(sign | np.uint32(whole))
-    odd = np.uint32((magnitude >> np.uint32(13)) & np.uint32(1))
-    rounded = np.uint32(magnitude + np.uint32(0xFFF) + odd)
-    return np.uint16(sign | np.uint32((rounded - np.uint32(0x38000000)) >> np.uint32(13)))
+_SIGN: Final = np.uint32(0x8000)
+_MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
+_F32_INFINITY: Final = np.uint32(0x7F800000)
+_OVERFLOW: Final = np.uint32(0x477FF000)  # 65520: halfway between 65504 and 65536
+_F16_NORMAL: Final = np.uint32(0x38800000)  # 2**-14
+_F16_NAN: Final = np.uint32(0x7E00)
+_F16_INFINITY: Final = np.uint32(0x7C00)
+_REBIAS: Final = np.uint32(0x38000000)  # (127 - 15) << 23
+_ALMOST_HALF: Final = np.uint32(0xFFF)  # of the 13 bits that are cut off
+_DROPPED: Final = np.uint32(13)
+_ALIGN: Final = np.float32(0.5)  # its last mantissa bit is 2**-24, the smallest float16
+_ALIGN_BITS: Final = np.uint32(0x3F000000)
+_SCALE: Final = np.float32(2.0**112)
 
 
 @njit(nogil=True, cache=True, fastmath=False)
-def f16_bits_to_f32(bits: np.uint16) -> np.float32:
-    """The exact float32 of a float16."""
-    sign = np.uint32(np.uint32(bits & np.uint16(0x8000)) << np.uint32(16))
-    exponent = np.uint32((bits >> np.uint16(10)) & np.uint16(31))
-    fraction = np.uint32(bits & np.uint16(0x3FF))
-    if exponent == np.uint32(0):
-        value = np.float32(np.float32(fraction) * np.float32(5.9604644775390625e-08))  # 2^-24
-        return np.uint32(np.float32(value).view(np.uint32) | sign).view(np.float32)
-    if exponent == np.uint32(31):
-        whole = np.uint32(sign | np.uint32(0x7F800000) | (fraction << np.uint32(13)))
-        return np.uint32(whole).view(np.float32)
-    whole = np.uint32(
-        sign | ((exponent + np.uint32(112)) << np.uint32(23)) | (fraction << np.uint32(13))
-    )
-    return np.uint32(whole).view(np.float32)
+def f32_to_f16_bits(x: np.float32) -> np.uint16:
+    """Round float32 to the bits of the nearest float16, ties to even."""
+    bits = np.float32(x).view(np.uint32)
+    sign = np.uint32(bits >> np.uint32(16)) & _SIGN
+    magnitude = np.uint32(bits & _MAGNITUDE)
+    odd = np.uint32(np.uint32(magnitude >> _DROPPED) & np.uint32(1))
+    rounded = np.uint32(np.uint32(magnitude - _REBIAS) + np.uint32(_ALMOST_HALF + odd))
+    normal = np.uint32(rounded >> _DROPPED)
+    # The addition itself rounds a subnormal result to a multiple of 2**-24.
+    shifted = np.float32(magnitude.view(np.float32) + _ALIGN)
+    subnormal = np.uint32(shifted.view(np.uint32) - _ALIGN_BITS)
+    result = normal if magnitude >= _F16_NORMAL else subnormal
+    result = _F16_INFINITY if magnitude >= _OVERFLOW else result
+    result = _F16_NAN if magnitude > _F32_INFINITY else result
+    return np.uint16(result | sign)
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def f16_bits_to_f32(h: np.uint16) -> np.float32:
+    """The float32 of the same value as the float16 with these bits."""
+    bits = np.uint32(h)
+    sign = np.uint32(np.uint32(bits & _SIGN) << np.uint32(16))
+    shifted = np.uint32(np.uint32(bits & np.uint32(0x7FFF)) << _DROPPED)
+    # Read as float32 the value is 2**112 too small, subnormal ones included.
+    finite = np.uint32(np.float32(shifted.view(np.float32) * _SCALE).view(np.uint32))
+    special = np.uint32(shifted | _F32_INFINITY)
+    is_special = np.uint32(bits & _F16_INFINITY) == _F16_INFINITY
+    return np.uint32((special if is_special else finite) | sign).view(np.float32)

@@ -7,11 +7,12 @@ Source: ``quantize_row_iq4_nl_impl`` and ``dequantize_row_iq4_*`` in ggml-quants
     iq4_xs  d f16, scales_h u16, scales_l[4], qs[8][16]     x = d (s - 32) LEVELS[q], 8 x 32
 
 Elements j and j + 16 of a block share byte j of its 16. The encoder works on tiles of
-blocks (:mod:`.tiles`); row names of ``lanes`` f32[_LANE_ROWS, LANES] are below.
+blocks (:mod:`.block_tiles`); row names of ``lanes`` f32[_LANE_ROWS, LANES] are below.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -19,13 +20,16 @@ from numba import njit
 from numpy.typing import NDArray
 
 from zenconvert.formats.gguf.blocks import Decoder, Encoder
+from zenconvert.formats.gguf.blocks.arithmetic import inverse, nearest_int
+from zenconvert.formats.gguf.blocks.block_tiles import LANES, load_tile, store_nibbles
 from zenconvert.formats.gguf.blocks.fields import f16_at, put_f16, put_u16, u16_at
-from zenconvert.formats.gguf.blocks.tiles import LANES, load_tile, nearest_int, store_nibbles
 
 _LEVELS: Final = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32
 )
 _MIDDLES: Final = (_LEVELS[1:] + _LEVELS[:-1]) / np.float32(2)  # exact; from here the upper wins
+_NO_IMPORTANCE: Final = np.empty(0, dtype=np.float32)
+_NO_IMPORTANCE.flags.writeable = False
 _TRIES: Final = 7
 _EPSILON: Final = np.float32(1e-15)
 _ZERO: Final = np.float32(0)
@@ -46,35 +50,47 @@ def _index(scaled: np.float32) -> np.float32:
 
 @njit(nogil=True, cache=True, fastmath=False)
 def _nearest_level(scaled: np.float32) -> np.float32:
-    level = _LEVELS[15]
+    level: np.float32 = _LEVELS[15]
     for k in range(14, -1, -1):
         level = _LEVELS[k] if scaled < _MIDDLES[k] else level
     return level
 
 
 @njit(nogil=True, cache=True, fastmath=False)
-def _set_error_weights(
-    x: NDArray[np.float32], w: NDArray[np.float32], spread: NDArray[np.float32], weighted: bool
-) -> None:
-    """``w`` f32[32, LANES]: importance sqrt(spread + x x) if there is importance, else x x."""
-    for j in range(32):
-        for k in range(LANES):
-            square = x[j, k] * x[j, k]
-            w[j, k] = w[j, k] * np.sqrt(spread[k] + square) if weighted else square
-
-
-@njit(nogil=True, cache=True, fastmath=False)
-def _spread(
-    blocks: NDArray[np.float32], first: int, count: int, group: int, spread: NDArray[np.float32]
-) -> None:
-    """Twice the mean square of each ``group`` of blocks, for each of its blocks."""
+def _spread(blocks: NDArray[np.float32], first: int, count: int, group: int) -> NDArray[np.float32]:
+    """Twice the mean square of each ``group`` of blocks, for each of its blocks: f32[LANES]."""
+    spread = np.zeros(LANES, dtype=np.float32)
     for start in range(0, count, group):
         total = _ZERO
         for k in range(start, start + group):
             for j in range(32):
                 total += blocks[first + k, j] * blocks[first + k, j]
-        for k in range(start, start + group):
-            spread[k] = total * (np.float32(2) / np.float32(32 * group))
+        spread[start : start + group] = total * (np.float32(2) / np.float32(32 * group))
+    return spread
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def _load(
+    blocks: NDArray[np.float32],
+    importance: NDArray[np.float32],
+    first: int,
+    group: int,
+    x: NDArray[np.float32],
+    w: NDArray[np.float32],
+) -> int:
+    """Fill ``x`` and error weights ``w`` f32[32, LANES]; returns how many blocks there were.
+
+    The weight is importance sqrt(spread + x x); x x when ``importance`` is empty.
+    """
+    count: int = load_tile(blocks, importance, first, x, w)
+    if importance.shape[0] == 0:
+        w[:] = x * x
+        return count
+    spread = _spread(blocks, first, count, group)
+    for j in range(32):
+        for k in range(LANES):
+            w[j, k] *= np.sqrt(spread[k] + x[j, k] * x[j, k])
+    return count
 
 
 @njit(nogil=True, cache=True, fastmath=False)
@@ -89,9 +105,7 @@ def _find_peaks(x: NDArray[np.float32], lanes: NDArray[np.float32]) -> None:
 
 
 @njit(nogil=True, cache=True, fastmath=False)
-def _sum_levels(
-    x: NDArray[np.float32], w: NDArray[np.float32], lanes: NDArray[np.float32]
-) -> None:
+def _sum_levels(x: NDArray[np.float32], w: NDArray[np.float32], lanes: NDArray[np.float32]) -> None:
     """Sums of w q x and w q q for the nearest levels q of x times the inverse scale."""
     lanes[_SUM_QX], lanes[_SUM_QQ] = _ZERO, _ZERO
     for j in range(32):
@@ -129,11 +143,6 @@ def _search_scales(
         lanes[_SCALE, k] = _ZERO if lanes[_PEAK_SIZE, k] < _EPSILON else lanes[_SCALE, k]
 
 
-@njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
-def _inverse(d: np.float32) -> np.float32:
-    return _ONE / d if d != _ZERO else _ZERO
-
-
 @njit(nogil=True, cache=True, fastmath=False)
 def _set_indices(
     x: NDArray[np.float32], lanes: NDArray[np.float32], indices: NDArray[np.float32]
@@ -145,22 +154,21 @@ def _set_indices(
 
 @njit(nogil=True, cache=True, fastmath=False)
 def _encode_iq4_nl(
-    blocks: NDArray[np.float32], importance: NDArray[np.float32], out: NDArray[np.uint8]
+    blocks: NDArray[np.float32],
+    importance: NDArray[np.float32],
+    out: NDArray[np.uint8],
 ) -> None:
     x = np.empty((32, LANES), dtype=np.float32)
     w, indices = np.empty_like(x), np.empty_like(x)
     lanes = np.empty((_LANE_ROWS, LANES), dtype=np.float32)
-    spread = np.zeros(LANES, dtype=np.float32)
     for first in range(0, blocks.shape[0], LANES):
-        count = load_tile(blocks, importance, first, x, w)
-        _spread(blocks, first, count, 1, spread)
-        _set_error_weights(x, w, spread, importance.shape[0] > 0)
+        count = _load(blocks, importance, first, 1, x, w)
         _search_scales(x, w, lanes)
         for k in range(count):
-            lanes[_INVERSE, k] = _inverse(lanes[_SCALE, k])
+            lanes[_INVERSE, k] = inverse(lanes[_SCALE, k])
             put_f16(out, first + k, 0, lanes[_SCALE, k])
         _set_indices(x, lanes, indices)
-        store_nibbles(indices, first, count, out, 2)
+        store_nibbles(indices, first, count, out, 1)
 
 
 @njit(nogil=True, cache=True, fastmath=False)
@@ -174,11 +182,11 @@ def _store_scales(
         largest = lanes[_SCALE, k] if size > largest_size else largest
         largest_size = size if size > largest_size else largest_size
     d = np.float32(-largest / np.float32(32))
-    inverse, high = _inverse(d), np.uint16(0)
+    inverse_d, high = inverse(d), np.uint16(0)
     for k in range(8):
-        level = nearest_int(inverse * lanes[_SCALE, first + k])
+        level = nearest_int(inverse_d * lanes[_SCALE, first + k])
         level = min(max(level, np.float32(-32)), np.float32(31))
-        lanes[_INVERSE, first + k] = _inverse(np.float32(d * level))
+        lanes[_INVERSE, first + k] = inverse(np.float32(d * level))
         code = np.uint16(level + np.float32(32))
         shift = np.uint8(4 * (k % 2))
         previous = out[group, 4 + k // 2] if k % 2 else np.uint8(0)
@@ -193,18 +201,59 @@ def _encode_iq4_xs(
     blocks: NDArray[np.float32],
     importance: NDArray[np.float32],
     out: NDArray[np.uint8],
-    nibbles: NDArray[np.uint8],
 ) -> None:
     x = np.empty((32, LANES), dtype=np.float32)
     w, indices = np.empty_like(x), np.empty_like(x)
     lanes = np.empty((_LANE_ROWS, LANES), dtype=np.float32)
-    spread = np.zeros(LANES, dtype=np.float32)
     for first in range(0, blocks.shape[0], LANES):
-        count = load_tile(blocks, importance, first, x, w)
-        _spread(blocks, first, count, 8, spread)
-        _set_error_weights(x, w, spread, importance.shape[0] > 0)
+        count = _load(blocks, importance, first, 8, x, w)
         _search_scales(x, w, lanes)
         for k in range(0, count, 8):
             _store_scales(lanes, k, (first + k) // 8, out)
         _set_indices(x, lanes, indices)
-        store_nibbles(indices, first, count, nibbles, 0)
+        store_nibbles(indices, first, count, out, 8)
+
+
+def _encoder(kernel: Callable[..., None], group: int) -> Encoder:
+    """The encoder of a type whose blocks hold ``group`` times 32 elements."""
+
+    def encode(
+        weights: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]
+    ) -> None:
+        per_column = _NO_IMPORTANCE if importance is None else importance
+        blocks = weights.reshape(-1, 32)
+        encoded = out.reshape(len(blocks) // group, -1)
+        kernel(blocks, per_column.reshape(-1, 32), encoded)
+
+    return encode
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def _decode_iq4_nl(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    for i in range(blocks.shape[0]):
+        d = f16_at(blocks, i, 0)
+        for j in range(16):
+            byte = blocks[i, 2 + j]
+            out[i, j] = d * _LEVELS[byte & np.uint8(15)]
+            out[i, j + 16] = d * _LEVELS[byte >> np.uint8(4)]
+
+
+@njit(nogil=True, cache=True, fastmath=False)
+def _decode_iq4_xs(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    for i in range(blocks.shape[0]):
+        d, high = f16_at(blocks, i, 0), u16_at(blocks, i, 2)
+        for group in range(8):
+            low = (blocks[i, 4 + group // 2] >> np.uint8(4 * (group % 2))) & np.uint8(15)
+            top = (high >> np.uint16(2 * group)) & np.uint16(3)
+            scale = d * (np.float32(low | top << np.uint16(4)) - np.float32(32))
+            for j in range(16):
+                byte = blocks[i, 8 + 16 * group + j]
+                out[i, 32 * group + j] = scale * _LEVELS[byte & np.uint8(15)]
+                out[i, 32 * group + j + 16] = scale * _LEVELS[byte >> np.uint8(4)]
+
+
+ENCODERS: Final[dict[str, Encoder]] = {
+    "iq4_nl": _encoder(_encode_iq4_nl, 1),
+    "iq4_xs": _encoder(_encode_iq4_xs, 8),
+}
+DECODERS: Final[dict[str, Decoder]] = {"iq4_nl": _decode_iq4_nl, "iq4_xs": _decode_iq4_xs}

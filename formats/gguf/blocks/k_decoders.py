@@ -122,7 +122,7 @@ def _q6_k(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
 @njit(nogil=True, cache=True, fastmath=False)
 def _q8_k(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
     for i in range(blocks.shape[0]):
-        d = u32_at(blocks, i, 0).view(np.float32)
+        d = np.uint32(u32_at(blocks, i, 0)).view(np.float32)
         for j in range(256):
             out[i, j] = d * np.float32(np.int8(blocks[i, 4 + j]))
 

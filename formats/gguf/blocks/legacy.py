@@ -21,18 +21,18 @@ from numba import njit
 from numpy.typing import NDArray
 
 from zenconvert.formats.gguf.blocks import Encoder
+from zenconvert.formats.gguf.blocks.arithmetic import F32_MAX, inverse, largest_magnitude
 from zenconvert.formats.gguf.blocks.fields import put_f16, put_u32
 from zenconvert.formats.gguf.blocks.legacy_weighted import WEIGHTED
 from zenconvert.formats.gguf.ggml_types import BY_NAME
 
 Line: TypeAlias = tuple[np.float32, np.float32, np.float32, np.float32]
-"""``(low, inverse, offset, top)``: the code of x is trunc(min((x - low) inverse + offset, top))."""
+"""``(low, factor, offset, top)``: the code of x is trunc(min((x - low) factor + offset, top))."""
 
 _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)
 _SIGN: Final = np.uint32(0x80000000)
 _LOWEST: Final = np.int32(-0x80000000)
 _HIGHEST: Final = np.int32(0x7FFFFFFF)
-_MAX: Final = np.float32(np.finfo(np.float32).max)
 _BELOW_HALF: Final = np.float32(0.49999997)  # the float before 0.5: x + this truncates as roundf(x)
 
 
@@ -80,18 +80,13 @@ def _range(bits: NDArray[np.int32], i: int) -> tuple[np.float32, np.float32]:
     return low, np.float32(high + np.float32(0))  # -0 becomes +0, so that high - low is never -0
 
 
-@njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
-def _inverse(d: np.float32) -> np.float32:
-    return np.float32(1) / d if d != np.float32(0) else np.float32(0)
-
-
 @njit(nogil=True, cache=True, fastmath=False)
 def _nibbles(weights: NDArray[np.float32], i: int, line: Line, out: NDArray[np.uint8]) -> None:
     """Four-bit codes of one block: elements j and j + 16 share byte j of ``out`` u8[n, 16]."""
-    low, inverse, offset, top = line
+    low, factor, offset, top = line
     for j in range(out.shape[1]):
-        first = np.uint8(min((weights[i, j] - low) * inverse + offset, top))
-        second = np.uint8(min((weights[i, j + 16] - low) * inverse + offset, top))
+        first = np.uint8(min((weights[i, j] - low) * factor + offset, top))
+        second = np.uint8(min((weights[i, j + 16] - low) * factor + offset, top))
         out[i, j] = first | (second << np.uint8(4))
 
 
@@ -100,11 +95,11 @@ def _nibbles_and_fifth_bits(
     weights: NDArray[np.float32], i: int, line: Line, out: NDArray[np.uint8]
 ) -> np.uint32:
     """Five-bit codes of one block: low nibbles as :func:`_nibbles`, fifth bits returned."""
-    low, inverse, offset, top = line
+    low, factor, offset, top = line
     bits = np.uint32(0)
     for j in range(out.shape[1]):
-        first = np.uint32(np.int32(min((weights[i, j] - low) * inverse + offset, top)))
-        second = np.uint32(np.int32(min((weights[i, j + 16] - low) * inverse + offset, top)))
+        first = np.uint32(np.int32(min((weights[i, j] - low) * factor + offset, top)))
+        second = np.uint32(np.int32(min((weights[i, j + 16] - low) * factor + offset, top)))
         out[i, j] = np.uint8((first & np.uint32(15)) | (second & np.uint32(15)) << np.uint32(4))
         pair = (first >> np.uint32(4)) | (second >> np.uint32(4)) << np.uint32(16)
         bits |= np.uint32(np.uint32(pair) << np.uint32(j))
@@ -112,28 +107,24 @@ def _nibbles_and_fifth_bits(
 
 
 @njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
-def _symmetric(
-    bits: NDArray[np.int32], i: int, zero: np.float32
-) -> tuple[np.float32, Line]:
+def _symmetric(bits: NDArray[np.int32], i: int, zero: np.float32) -> tuple[np.float32, Line]:
     """Scale and ``line`` (see :data:`Line`) for codes 0 ... 2 zero - 1 around ``zero``."""
     d = np.float32(_signed_peak(bits, i) / -zero)
-    inverse, offset = _inverse(d), zero + np.float32(0.5)
-    if abs(inverse) > _MAX:
-        inverse, offset = np.float32(0), np.float32(0)
-    return d, (np.float32(0), inverse, offset, np.float32(2) * zero - np.float32(1))
+    factor, offset = inverse(d), zero + np.float32(0.5)
+    if abs(factor) > F32_MAX:
+        factor, offset = np.float32(0), np.float32(0)
+    return d, (np.float32(0), factor, offset, np.float32(2) * zero - np.float32(1))
 
 
 @njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
-def _affine(
-    bits: NDArray[np.int32], i: int, top: np.float32
-) -> tuple[np.float32, Line]:
+def _affine(bits: NDArray[np.int32], i: int, top: np.float32) -> tuple[np.float32, Line]:
     """Scale and ``line`` (see :data:`Line`) for codes 0 ... top over the block's range."""
     low, high = _range(bits, i)
     d = np.float32((high - low) / top)
-    inverse = _inverse(d)
-    if inverse > _MAX:
-        inverse = np.float32(0)
-    return d, (low, inverse, np.float32(0.5), top)
+    factor = inverse(d)
+    if factor > F32_MAX:
+        factor = np.float32(0)
+    return d, (low, factor, np.float32(0.5), top)
 
 
 @njit(nogil=True, cache=True, fastmath=False)
@@ -182,17 +173,13 @@ def _q5_1(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
 def _q8_0(weights: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
     bits = weights.view(np.uint32)
     for i in range(weights.shape[0]):
-        peak = np.uint32(0)
-        for j in range(bits.shape[1]):
-            magnitude = np.uint32(bits[i, j] & _MAGNITUDE)
-            peak = magnitude if magnitude > peak else peak
-        d = np.float32(np.uint32(peak).view(np.float32) / np.float32(127))
-        inverse = _inverse(d)
-        if inverse > _MAX:
-            inverse = np.float32(0)
+        d = largest_magnitude(bits, i) / np.float32(127)
+        factor = inverse(d)
+        if factor > F32_MAX:
+            factor = np.float32(0)
         put_f16(out, i, 0, d)
         for j in range(weights.shape[1]):
-            x = weights[i, j] * inverse
+            x = weights[i, j] * factor
             half = -_BELOW_HALF if x < np.float32(0) else _BELOW_HALF
             out[i, 2 + j] = np.uint8(np.int8(x + half))
 

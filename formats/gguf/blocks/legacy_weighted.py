@@ -13,8 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from zenconvert.formats.gguf.blocks.block_tiles import LANES, load_tile, store_nibbles
 from zenconvert.formats.gguf.blocks.fields import put_f16, put_u32
-from zenconvert.formats.gguf.blocks.tiles import LANES, load_tile, store_nibbles
 from zenconvert.formats.gguf.blocks.weighted_search import (
     LANE_ROWS,
     LOW,
@@ -47,7 +47,7 @@ def _load(
     w: NDArray[np.float32],
 ) -> int:
     """Fill ``x`` and the error weights ``w`` f32[32, LANES]; returns how many blocks there were."""
-    count = load_tile(blocks, importance, first, x, w)
+    count: int = load_tile(blocks, importance, first, x, w)
     spread = np.zeros(LANES, dtype=np.float32)
     for k in range(count):
         spread[k] = spreads[(first + k) // importance.shape[0]]
@@ -88,7 +88,7 @@ def _symmetric(
         search_scale(x, w, reach, lanes, levels)
         for k in range(count):
             put_f16(out, first + k, 0, lanes[SCALE, k])
-        store_nibbles(levels, first, count, out, 6 if reach > np.float32(8) else 2)
+        store_nibbles(levels, first, count, out, 1)
         if reach > np.float32(8):
             _store_fifth_bits(levels, first, count, out[:, 2:6])
 
@@ -111,7 +111,7 @@ def _affine(
         for k in range(count):
             put_f16(out, first + k, 0, lanes[SCALE, k])
             put_f16(out, first + k, 2, lanes[LOW, k])
-        store_nibbles(levels, first, count, out, 8 if top > np.float32(15) else 4)
+        store_nibbles(levels, first, count, out, 1)
         if top > np.float32(15):
             _store_fifth_bits(levels, first, count, out[:, 4:8])
 
@@ -121,13 +121,8 @@ def _weighted(kernel: Callable[..., None], extent: int) -> Weighted:
         weights: NDArray[np.float32], importance: NDArray[np.float32], out: NDArray[np.uint8]
     ) -> None:
         blocks = weights.reshape(-1, 32)
-        kernel(
-            weights,
-            blocks,
-            importance.reshape(-1, 32),
-            np.float32(extent),
-            out.reshape(len(blocks), -1),
-        )
+        encoded = out.reshape(len(blocks), -1)
+        kernel(weights, blocks, importance.reshape(-1, 32), np.float32(extent), encoded)
 
     return encode
 

@@ -16,7 +16,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from zenconvert.formats.gguf.blocks.tiles import LANES, nearest_int
+from zenconvert.formats.gguf.blocks.arithmetic import nearest_int
+from zenconvert.formats.gguf.blocks.block_tiles import LANES
 
 LANE_ROWS: Final = 16
 

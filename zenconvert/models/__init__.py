@@ -1,0 +1,1 @@
+def builtin_path(n): raise ValueError
