@@ -58,15 +58,14 @@ def race(
 ) -> Race:
     """Both encoders ``repeats`` times in turn."""
     best = [float("inf"), float("inf")]
-    encoded = []
     for _ in range(repeats):
-        encoded = []
+        encoded: list[NDArray[np.uint8]] = []
         for i, encode in enumerate((blocks.encode, libggml.quantize)):
             begin = time.perf_counter()
             encoded.append(encode(type_name, weights, importance))
             best[i] = min(best[i], time.perf_counter() - begin)
     ours, theirs = (weights.size / seconds / 1e6 for seconds in best)
-    return Race(ours, theirs, np.array_equal(*encoded))
+    return Race(ours, theirs, np.array_equal(encoded[0], encoded[1]))
 
 
 def main() -> None:

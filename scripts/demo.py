@@ -27,7 +27,7 @@ def generate(path: Path) -> None:
 
     model = llama_cpp.Llama(model_path=str(path), n_ctx=256, verbose=False)
     output = model.create_completion(PROMPT, max_tokens=24, temperature=0.0)
-    text = output["choices"][0]["text"]  # type: ignore[index]
+    text = output["choices"][0]["text"]
     print(f"\nllama.cpp on {path.name}:\n  {PROMPT}{text}")
 
 

@@ -67,7 +67,7 @@ def read(corpus: Path, language: str, split: str) -> list[str]:
     ):
         path = corpus / name
         if path.exists():
-            with opener(path, "rt", encoding="utf-8") as file:  # type: ignore[operator]
+            with opener(path, "rt", encoding="utf-8") as file:
                 return [json.loads(line)["text"] for line in file]
     raise SystemExit(f"{corpus}: no {language}.{split}.jsonl or .jsonl.xz")
 
@@ -103,6 +103,11 @@ def train_tokenizer(texts: dict[str, list[str]], vocab: int) -> Tokenizer:
     return tokenizer
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """Id of a token that is there."""
+    return int(tokenizer.token_to_id(token))
+
+
 def as_chat(text: str) -> str:
     """A document as a dialogue: its first line or sentence is the request, the rest the reply."""
     head, separator, rest = text.strip().partition("\n")
@@ -117,7 +122,7 @@ def as_chat(text: str) -> str:
 def tokens_of(tokenizer: Tokenizer, texts: list[str], *, chat: bool, seed: int) -> torch.Tensor:
     """All documents of a language in one row, in random order, each ended by END."""
     generator = torch.Generator().manual_seed(seed)
-    end = tokenizer.token_to_id(END)
+    end = token_id(tokenizer, END)
     documents = list(texts)
     if chat:
         chosen = torch.rand(len(texts), generator=generator) < CHAT_SHARE
@@ -259,7 +264,7 @@ def train(given: argparse.Namespace) -> None:
         {c: len(r) for c, r in rows.items()},
         flush=True,
     )
-    model = make_model(shape, tokenizer.token_to_id(END)).to(given.device)
+    model = make_model(shape, token_id(tokenizer, END)).to(given.device)
     print("parameters:", sum(p.numel() for p in model.parameters()), flush=True)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -285,7 +290,7 @@ def train(given: argparse.Namespace) -> None:
                 logits.float().flatten(0, 1), windows[:, 1:].flatten()
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1

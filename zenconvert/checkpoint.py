@@ -127,8 +127,9 @@ class Checkpoint:
     load_tokenizer: Callable[[], Tokenizer]
     """Reads the tokenizer; cached by :attr:`tokenizer`."""
     metadata: Metadata = field(default_factory=Metadata)
-    side_files: Mapping[str, Path] = field(default_factory=dict)
-    """Small files that travel unchanged to formats with the same folder layout."""
+    side_files: Mapping[str, Path] | None = None
+    """Small files that travel unchanged to formats with the same folder layout; None where the
+    source has no such layout."""
     files: tuple[Path, ...] = ()
     """Every file that holds tensor data."""
 

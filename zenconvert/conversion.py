@@ -223,7 +223,7 @@ def read_rows(tensor: Tensor, begin: int, end: int) -> NDArray[Any]:
     data = np.empty(size, dtype=np.uint8)
     try:
         with tensor.stored.path.open("rb", buffering=0) as file:
-            view, at = memoryview(data), tensor.stored.offset + begin * tensor.row_bytes
+            view, at = data.data, tensor.stored.offset + begin * tensor.row_bytes
             while view:
                 count = os.preadv(file.fileno(), [view], at)
                 if count == 0:

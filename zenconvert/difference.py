@@ -79,7 +79,7 @@ def _config(a: Checkpoint, b: Checkpoint) -> dict[str, tuple[Any, Any]]:
 
 def _tokenizer(a: Checkpoint, b: Checkpoint) -> tuple[str, ...]:
     left, right = a.tokenizer, b.tokenizer
-    fields = ("kind", "tokens", "merges", "pre", "special", "chat_template")
+    fields = ("kind", "tokens", "merges", "rule", "special", "chat_template")
     return tuple(f for f in fields if getattr(left, f) != getattr(right, f))
 
 

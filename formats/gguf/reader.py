@@ -30,7 +30,7 @@ from zenconvert.formats.gguf import container, rope
 from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
 from zenconvert.formats.gguf.ggml_types import GgmlType
 from zenconvert.formats.gguf.keys import KeyReader, hf_config
-from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata
+from zenconvert.formats.gguf.tokenizer import carried_keys, tokenizer_from_metadata
 from zenconvert.hyperparameters import Hyperparameters, from_config
 
 SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -233,4 +233,5 @@ def _carried(metadata: Mapping[str, KeyValue], architecture: Architecture) -> di
         "general.architecture", "general.file_type", "general.quantization_version",
         "general.alignment",
     }  # fmt: skip
-    return {k: v for k, v in metadata.items() if k not in own and not k.startswith(modelled)}
+    rest = {k: v for k, v in metadata.items() if k not in own and not k.startswith(modelled)}
+    return {**rest, **carried_keys(metadata)}

@@ -13,7 +13,6 @@ may be links, as in the Hub cache). Pickled weights are never opened.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +33,7 @@ from zenconvert.errors import (
     Unsupported,
 )
 from zenconvert.formats import safetensors_container
+from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.tokenizer import read_tokenizer
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.hyperparameters import Hyperparameters, from_config
@@ -42,7 +42,6 @@ INDEX: Final = "model.safetensors.index.json"
 CARRIED: Final = "zenconvert.json"
 """Facts of a GGUF source that HF files have no place for."""
 
-_MAX_JSON: Final = 256 * 1024 * 1024
 _SIDE_FILES: Final = (
     "generation_config.json",
     "tokenizer.json",
@@ -68,21 +67,6 @@ _IGNORED: Final = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention
 def detect(path: Path) -> bool:
     """True when the path is a folder with a config.json or such a file itself."""
     return (path / "config.json").is_file()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON object. Raises SourceNotFound or CorruptFile."""
-    try:
-        if path.stat().st_size > _MAX_JSON:
-            raise CorruptFile(f"{path}: {path.stat().st_size} bytes of JSON exceed {_MAX_JSON}")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CorruptFile(f"{path}: no valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CorruptFile(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -12,7 +12,7 @@ from zenconvert.encoding import BF16, F16, F32, Dense
 from zenconvert.errors import UsageError
 from zenconvert.formats import safetensors_container
 from zenconvert.formats.hf.reader import CARRIED, INDEX
-from zenconvert.formats.hf.tokenizer import write_tokenizer
+from zenconvert.formats.hf.tokenizer_json import write_tokenizer
 from zenconvert.layout import Choice, Layout, OutputFile, Slot
 from zenconvert.target import Options, Target
 
@@ -118,7 +118,7 @@ def _shard(name: str, choices: list[Choice]) -> OutputFile:
 
 
 def _side_files(checkpoint: Checkpoint) -> list[OutputFile]:
-    if checkpoint.side_files:
+    if checkpoint.side_files is not None:
         return [OutputFile.of_copy(name, path) for name, path in checkpoint.side_files.items()]
     files = dict(write_tokenizer(checkpoint.tokenizer))
     if checkpoint.metadata.generation:

@@ -41,7 +41,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 def shard(folder: Path, parts: int = 2) -> dict[str, str]:
     """Split model.safetensors into shards with an index; returns the weight map."""
     tensors = load_file(folder / "model.safetensors")
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(parts):
         file = f"model-{number + 1:05d}-of-{parts:05d}.safetensors"
         chosen = {n: t for i, (n, t) in enumerate(tensors.items()) if i % parts == number}

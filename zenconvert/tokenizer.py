@@ -1,0 +1,60 @@
+"""A tokenizer apart from any file: vocabulary, merge rules and special tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal
+
+Kind = Literal["bpe", "spm"]
+
+
+class TokenType(IntEnum):
+    """What a token stands for; the numbers are those of ``llama_token_type``."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Byte-level BPE (``bpe``) or SentencePiece BPE with byte fallback (``spm``).
+
+    All sequences over the vocabulary have one entry per token id and are lists.
+    """
+
+    kind: Kind
+    tokens: Sequence[str]
+    """Text by id: in GPT-2's byte alphabet for ``bpe``, with ``▁`` for spaces for ``spm``."""
+    types: Sequence[int]
+    """:class:`TokenType` by id."""
+    scores: Sequence[float] | None = None
+    """Log probability by id, ``spm`` only; of two merges the one with the higher score wins."""
+    merges: Sequence[str] = ()
+    """``"left right"``, strongest first, ``bpe`` only."""
+    rule: str | None = None
+    """Name of the pre-tokenizer rule (see ``pretokenizer``), None where no rule matches."""
+    rule_problem: str = ""
+    """Why no rule matches."""
+    special: Mapping[str, int] = field(default_factory=dict)
+    """Role (bos, eos, unk, sep, pad, cls, mask, eot, eom) → id, in the order in which they were
+    declared."""
+    adds: Mapping[str, bool] = field(default_factory=dict)
+    """Role → whether encoding adds that token; a role that the source is silent on is absent."""
+    add_space_prefix: bool | None = None
+    """Whether a space is put before the text; None where the source is silent."""
+    chat_template: str | None = None
+    named_templates: Mapping[str, str] = field(default_factory=dict)
+    """Further chat templates, for tools for example."""
+    definition: bytes | None = None
+    """The ``tokenizer.json`` it came from, which then does the encoding."""
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether BOS begins every sequence."""
+        return self.adds.get("bos", False) and "bos" in self.special
