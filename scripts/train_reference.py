@@ -105,7 +105,9 @@ def train_tokenizer(texts: dict[str, list[str]], vocab: int) -> Tokenizer:
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
     """Id of a token that is there."""
-    return int(tokenizer.token_to_id(token))
+    found = tokenizer.token_to_id(token)
+    assert found is not None, token
+    return found
 
 
 def as_chat(text: str) -> str:

@@ -76,15 +76,29 @@ def file_type_of(target: Target) -> str:
 
 
 def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[TensorName, list[Tensor]]]:
-    """GGUF name → its neutral tensors; experts of a layer share one name."""
+    """GGUF name → its neutral tensors; experts of a layer share one name.
+
+    The stacks of a layer come together where the last of its experts is met, as the converter has
+    it.
+    """
     names = {n.name: n for n in checkpoint.architecture.tensor_names(checkpoint.hyperparameters)}
     stacks: dict[str, tuple[TensorName, list[Tensor]]] = {}
-    for tensor in checkpoint.tensors.values():
+    complete: dict[str, int] = {}
+    for at, tensor in enumerate(checkpoint.tensors.values()):
         name = names[tensor.name]
         stacks.setdefault(name.gguf, (name, []))[1].append(tensor)
+        complete[_stack_group(name)] = at
     for _, parts in stacks.values():
         parts.sort(key=lambda t: names[t.name].expert or 0)
-    return stacks
+    order = {n.gguf: i for i, n in enumerate(sorted(names.values(), key=lambda n: n.hf))}
+    return dict(
+        sorted(stacks.items(), key=lambda s: (complete[_stack_group(s[1][0])], order[s[0]]))
+    )
+
+
+def _stack_group(name: TensorName) -> str:
+    """``blk.3`` for all experts of that layer, a name of its own for any other tensor."""
+    return name.gguf if name.expert is None else ".".join(name.gguf.split(".")[:2])
 
 
 def _shape(parts: Sequence[Tensor]) -> tuple[int, ...]:

@@ -133,7 +133,8 @@ def _contained(folder: Path, index: Path, name: str) -> Path:
 def _entries(path: Path, files: Iterable[Path]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for file in files:
-        for name, entry in safetensors_container.read(file).tensors.items():
+        # by name, as the safetensors library lists them
+        for name, entry in sorted(safetensors_container.read(file).tensors.items()):
             if name in entries:
                 raise CorruptFile(f"{file}: tensor {name!r} is also in {entries[name].path.name}")
             entries[name] = entry
@@ -157,7 +158,7 @@ def _check_index(index: Path, entries: Mapping[str, Entry]) -> None:
 def name_tensors(
     path: Path, architecture: Architecture, hp: Hyperparameters, entries: Mapping[str, Entry]
 ) -> dict[str, Tensor]:
-    """Neutral tensors of HF entries, in file order; names and shapes checked."""
+    """Neutral tensors of HF entries, in their order; names and shapes checked."""
     known = {t.hf: t for t in architecture.tensor_names(hp)}
     tensors: dict[str, Tensor] = {}
     for name, entry in entries.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from zenconvert.encoding import BF16, F32
@@ -85,7 +86,7 @@ def test_an_unknown_dtype_is_refused(dtype: object, tmp_path: Path) -> None:
 
 
 def test_files_of_the_reference_library_are_read(tmp_path: Path) -> None:
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "b": np.arange(6, dtype=np.float32).reshape(2, 3),
         "a": np.arange(4, dtype=np.float16),
         "empty": np.zeros((0, 3), dtype=np.float32),

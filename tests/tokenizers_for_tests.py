@@ -1,0 +1,148 @@
+"""Small tokenizers of every kind that real models have, trained on the bundled texts."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from zenconvert.calib.samples import load_bundled
+from zenconvert.models import builtin_path
+
+LLAMA3_EXPRESSION = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+
+
+def texts() -> list[str]:
+    """What the tokenizers learn from."""
+    return [sample.content for sample in load_bundled("calibration")]
+
+
+def evaluation_texts() -> dict[str, list[str]]:
+    """Language → texts to encode, with white space, digits and signs that divide tokenizers."""
+    found: dict[str, list[str]] = {}
+    for sample in load_bundled("evaluation"):
+        found.setdefault(sample.language, []).append(sample.content)
+    found["hard cases"] = [
+        "  two  spaces   and\ttabs\t\tand\n\n\nlines \r\n at the end  ",
+        "1 12 123 1234 12345 3.14159 ١٢٣ 一二三",
+        "I'm you've WE'LL it's ÇA d'Été",
+        "🚀 (normal) 😶‍🌫️ ✅ 🦙🦙 \u00a0\u3000 ﬁ",
+        "def f(x):\n    return x ** 2  # ok?\n",
+        "x",
+        " ",
+        "\n",
+    ]
+    return found
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """As transformers does."""
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def qwen2(folder: Path) -> int:
+    """The bundled model's tokenizer; returns the vocabulary size, padded."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(builtin_path("zen-nano") / name, folder / name)
+    return 8192 + 64
+
+
+def llama3(folder: Path, vocab: int = 1200) -> int:
+    """Byte-level BPE as Llama 3 has it, with BOS added by the post-processor."""
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3_EXPRESSION), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab - len(special),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.add_special_tokens(special)
+    begin = special[0]
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=f"{begin} $A",
+                pair=f"{begin} $A {begin}:1 $B:1",
+                special_tokens=[(begin, tokenizer.token_to_id(begin) or 0)],
+            ),
+        ]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    ids = {text: tokenizer.token_to_id(text) for text in special}
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "added_tokens_decoder": {
+                str(i): {"content": text, "special": True, "normalized": False}
+                for text, i in ids.items()
+            },
+            "bos_token": begin,
+            "eos_token": special[2],
+            "clean_up_tokenization_spaces": True,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "chat_template": TEMPLATE,
+        },
+    )
+    return vocab
+
+
+def sentencepiece_bpe(folder: Path, vocab: int = 1200) -> int:
+    """SentencePiece with byte fallback as Llama 2 and Mixtral have it."""
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line for text in texts() for line in text.splitlines()),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=vocab,
+        byte_fallback=True,
+        character_coverage=0.98,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(out.getvalue())
+    special = ("<unk>", "<s>", "</s>")
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "added_tokens_decoder": {
+                str(i): {"content": text, "special": True, "normalized": False}
+                for i, text in enumerate(special)
+            },
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "pad_token": None,
+            "legacy": True,
+            "tokenizer_class": "LlamaTokenizer",
+            "chat_template": TEMPLATE,
+        },
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
+    return int(processor.vocab_size())
+
+
+MAKERS = {"qwen2": qwen2, "llama3": llama3, "mistral": sentencepiece_bpe, "mixtral": sentencepiece_bpe}
