@@ -84,8 +84,10 @@ class Reference:
         config = self._block_config(layer)
         tiny = torch.zeros(config.vocab_size, config.hidden_size)
         state |= {"model.embed_tokens.weight": tiny, "lm_head.weight": tiny}
+        # the class itself, not the Auto class, which wants a path and looks for remote code
+        model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         with _quiet(transformers.logging):
-            model = transformers.AutoModelForCausalLM.from_pretrained(
+            model = model_class.from_pretrained(
                 None,
                 config=config,
                 state_dict=state,

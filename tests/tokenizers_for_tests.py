@@ -145,4 +145,9 @@ def sentencepiece_bpe(folder: Path, vocab: int = 1200) -> int:
     return int(processor.vocab_size())
 
 
-MAKERS = {"qwen2": qwen2, "llama3": llama3, "mistral": sentencepiece_bpe, "mixtral": sentencepiece_bpe}
+MAKERS = {
+    "qwen2": qwen2,
+    "llama3": llama3,
+    "mistral": sentencepiece_bpe,
+    "mixtral": sentencepiece_bpe,
+}

@@ -60,9 +60,10 @@ def choose(
                 chosen.why,
             )
         )
+    result = [*_derived(checkpoint), *result]
     if file_type not in FLOAT_TYPES:
         result.sort(key=lambda c: _quantizer_order(c.name))
-    return [*_derived(checkpoint), *result]
+    return result
 
 
 def file_type_of(target: Target) -> str:

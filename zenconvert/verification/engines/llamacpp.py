@@ -37,6 +37,9 @@ class LlamaCppEngine:
                 n_threads=threads,
                 n_threads_batch=threads,
                 logits_all=True,
+                # a cache in float16 would add its own drift to that of the file
+                type_k=llama_cpp.GGML_TYPE_F32,
+                type_v=llama_cpp.GGML_TYPE_F32,
                 verbose=False,
             )
         except (ValueError, RuntimeError) as error:

@@ -1,0 +1,49 @@
+"""Models that many tests read; nobody writes into their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import raw_model
+from tests.tokenizers_for_tests import MAKERS
+from zenconvert import convert
+
+Family = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """Family → folder of a small random model with a tokenizer of its kind."""
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            folder = tmp_path_factory.mktemp("models") / f"tiny-{family}"
+            folder.mkdir()
+            vocab = MAKERS[family](folder)
+            made[family] = raw_model(
+                folder, family, vocab_size=vocab, bos_token_id=1, eos_token_id=2
+            )
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def gguf(model: Family, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """(family or builtin:NAME, file type) → our GGUF of that model."""
+    made: dict[tuple[str, str], Path] = {}
+    folder = tmp_path_factory.mktemp("gguf")
+
+    def get(family: str, file_type: str) -> Path:
+        if (family, file_type) not in made:
+            source = family if ":" in family else model(family)
+            out = folder / f"{family.replace(':', '-')}-{file_type}.gguf"
+            convert(source, out, f"gguf:{file_type}")
+            made[family, file_type] = out
+        return made[family, file_type]
+
+    return get
