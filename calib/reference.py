@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from zenconvert.architecture import TensorName
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint, Tensor
+from zenconvert.errors import InvalidInput
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,8 @@ class Reference:
         """Decoder block ``layer`` as a transformers base model of one layer.
 
         Its output is the hidden state after the block; after the last block, the final norm too.
+
+        Raises InvalidInput when transformers refuses the config or the tensors do not fit it.
         """
         import torch
         import transformers
@@ -81,19 +84,28 @@ class Reference:
             if name.name in self.checkpoint.tensors
             and (hf := _name_in_block(name, layer)) is not None
         }
-        config = self._block_config(layer)
-        tiny = torch.zeros(config.vocab_size, config.hidden_size)
+        tiny = torch.zeros(_TINY_VOCABULARY, self.checkpoint.hyperparameters.hidden)
         state |= {"model.embed_tokens.weight": tiny, "lm_head.weight": tiny}
-        # the class itself, not the Auto class, which wants a path and looks for remote code
-        model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        with _quiet(transformers.logging):
-            model = model_class.from_pretrained(
-                None,
-                config=config,
-                state_dict=state,
-                torch_dtype=torch.float32,
-                attn_implementation="sdpa",
-            )
+        where = f"{self.checkpoint.path}: layer {layer}"
+        try:
+            config = self._block_config(layer)
+            # the class itself: the Auto class wants a path, to look for remote code there
+            model_class = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            with _quiet(transformers.logging):
+                model, loading = model_class.from_pretrained(
+                    None,
+                    config=config,
+                    state_dict=state,
+                    torch_dtype=torch.float32,
+                    attn_implementation="sdpa",
+                    output_loading_info=True,
+                )
+        except Exception as error:  # an odd config makes transformers raise anything
+            raise InvalidInput(f"{where}: transformers refuses the config: {error!r}") from error
+        # transformers would fill a gap with random numbers and leave out what it does not know
+        for problem in ("missing_keys", "unexpected_keys"):
+            if found := sorted(loading[problem]):
+                raise InvalidInput(f"{where}: {problem.replace('_', ' ')} for the config: {found}")
         block = model.model.to(self.device).eval()
         if layer < self.layers - 1:
             block.norm = torch.nn.Identity()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ class TensorDifference:
     equal: bool
     """Every number is the same (NaN equals NaN)."""
     max_abs: float
-    """Largest absolute difference; NaN when shapes differ."""
+    """Largest absolute difference; NaN when shapes differ or only one of two numbers is NaN."""
     relative: float
-    """Root of Σ(a-b)² / Σa²; NaN when shapes differ."""
+    """Root of Σ(a-b)² / Σa², 1 where Σa² is 0; NaN as above."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +90,20 @@ def compare_tensors(a: Tensor, b: Tensor) -> TensorDifference:
     if a.shape != b.shape:
         nan = float("nan")
         return TensorDifference(a.name, encodings, (a.shape, b.shape), False, nan, nan)
-    band = max(o.band if o is not None else 1 for o in (a.order, b.order))
+    band = lcm(*(o.band for o in (a.order, b.order) if o is not None))
     rows = max(band, SLAB_ELEMENTS // a.columns // band * band)
     equal, largest, squares, norm = True, 0.0, 0.0, 0.0
     for begin in range(0, a.rows, rows):
         end = min(begin + rows, a.rows)
-        left, right = logical_rows(a, begin, end), logical_rows(b, begin, end)
-        equal = equal and np.array_equal(left, right, equal_nan=True)
-        delta = np.abs(left.astype(np.float64) - right)
-        largest = max(largest, float(delta.max(initial=0.0)))
+        left = logical_rows(a, begin, end).astype(np.float64)
+        right = logical_rows(b, begin, end)
+        same = (left == right) | (np.isnan(left) & np.isnan(right))
+        equal = equal and bool(same.all())
+        delta = np.abs(np.subtract(left, right, where=~same, out=np.zeros_like(left)))
+        largest = float(np.maximum(largest, delta.max(initial=0.0)))
         squares += float(np.square(delta).sum())
-        norm += float(np.square(left.astype(np.float64)).sum())
-    relative = (squares / norm) ** 0.5 if norm else float(squares > 0)
+        norm += float(np.nansum(np.square(left)))
+    relative = 0.0 if equal else (squares / norm) ** 0.5 if norm else 1.0
     return TensorDifference(a.name, encodings, (a.shape, b.shape), equal, largest, relative)
 
 

@@ -62,12 +62,13 @@ def verify(
         threads: threads of the llamacpp engine; all usable cores by default.
         progress: called as work proceeds.
 
-    Raises UsageError for an engine, language or text that makes no sense, InvalidInput when the
-    models do not share a vocabulary, MissingDependency when the engine is not installed, and the
-    errors of ``open_checkpoint``.
+    Raises UsageError for an engine, language, text or device that makes no sense, InvalidInput when
+    the models do not share a vocabulary or give no finite logits, MissingDependency when the engine
+    is not installed, and the errors of ``open_checkpoint``.
     """
     if engine not in ENGINES:
         raise UsageError(f"there is no engine {engine!r}; known are {', '.join(ENGINES)}")
+    _check_device(device)
     first, second = open_checkpoint(reference), open_checkpoint(candidate)
     _check_vocabularies(first, second)
     spans = evaluation_windows(first, _samples(text, languages), context)
@@ -96,15 +97,30 @@ def verify(
     )
 
 
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"torch cannot use the device {device!r}: {reason}") from error
+
+
 def _samples(text: str | Path | None, languages: Sequence[str] | None) -> list[Sample]:
     if text is None:
         return load_bundled("evaluation", languages)
     samples = load_file(Path(text))
-    if languages is not None:
-        samples = [s for s in samples if s.language in languages]
     if not samples:
-        raise UsageError(f"{text}: no text in {', '.join(languages or ['any language'])}")
-    return samples
+        raise UsageError(f"{text}: there is no text in it")
+    if languages is None:
+        return samples
+    known = {s.language for s in samples}
+    if absent := [code for code in languages if code not in known]:
+        raise UsageError(
+            f"{text}: no text in {', '.join(absent)}; there is {', '.join(sorted(known))}"
+        )
+    return [s for s in samples if s.language in languages]
 
 
 def _check_vocabularies(reference: Checkpoint, candidate: Checkpoint) -> None:
@@ -154,13 +170,14 @@ def _score_all(
         ids = np.asarray(span.ids, dtype=np.int64)
         for begin in range(0, len(ids) - 1, _POSITIONS):
             end = min(begin + _POSITIONS, len(ids) - 1)
-            logits = candidate.logits(index, begin, end)
-            if not np.isfinite(logits).all():
-                raise InvalidInput(
-                    f"the candidate's logits are not finite in sample {span.sample} "
-                    f"({span.language}), tokens {begin} to {end}"
-                )
             base = reference.logits(index, begin, end)
+            logits = candidate.logits(index, begin, end)
+            for name, values in (("reference", base), ("candidate", logits)):
+                if not np.isfinite(values).all():
+                    raise InvalidInput(
+                        f"the {name}'s logits are not finite in sample {span.sample} "
+                        f"({span.language}), tokens {begin} to {end}"
+                    )
             scores.add(score(base, logits, ids[begin + 1 : end + 1]))
         progress(index + 1, len(spans))
     return dict(sorted(per_language.items()))
