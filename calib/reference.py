@@ -139,9 +139,10 @@ class Reference:
         with torch.inference_mode():
             rows = [hidden[i] for i in batch]
             padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
-            output = block(inputs_embeds=padded, use_cache=False).last_hidden_state.cpu()
+            output = block(inputs_embeds=padded, use_cache=False, return_dict=True)
+            states = output.last_hidden_state.cpu()
             for row, index in enumerate(batch):
-                hidden[index] = output[row, : len(hidden[index])].clone()
+                hidden[index] = states[row, : len(hidden[index])].clone()
 
 
 def slabs(tensor: Tensor) -> Iterator[tuple[int, int]]:
