@@ -48,7 +48,6 @@ def document(name: str, text: str, language: str = "en") -> Sample:
 
 
 @given(
-    # of code points above BOS, and every document with its own
     sizes=st.lists(st.integers(2, 60), min_size=1, max_size=6),
     context=st.integers(3, 40),
     prefix=st.sampled_from([None, BOS]),

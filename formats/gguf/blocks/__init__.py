@@ -66,6 +66,7 @@ _DECODERS: Final[dict[str, str]] = {
     "q5_0": "legacy_decoders",
     "q5_1": "legacy_decoders",
     "q8_0": "legacy_decoders",
+    "q8_1": "legacy_decoders",
     "q2_k": "k_decoders",
     "q3_k": "k_decoders",
     "q4_k": "k_decoders",

@@ -1,4 +1,4 @@
-"""Decoders of the 32-element types: Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 (``dequantize_row_*``).
+"""Decoders of the 32-element types: Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q8_1 (``dequantize_row_*``).
 
 Block layouts (ggml-common.h), d and m float16, qs low nibbles first half, high nibbles second::
 
@@ -7,6 +7,7 @@ Block layouts (ggml-common.h), d and m float16, qs low nibbles first half, high 
     q5_0  d, qh u32, qs[16]    x = (q - 16) d, bit j of qh is the fifth bit of element j
     q5_1  d, m, qh u32, qs[16] x = q d + m
     q8_0  d, qs i8[32]         x = q d
+    q8_1  d, s, qs i8[32]      x = q d; s = d Σq serves products with activations only
 """
 
 from __future__ import annotations
@@ -77,10 +78,19 @@ def _q8_0(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
             out[i, j] = np.float32(np.int8(blocks[i, 2 + j])) * d
 
 
+@njit(nogil=True, cache=True, fastmath=False)
+def _q8_1(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    for i in range(blocks.shape[0]):
+        d = f16_at(blocks, i, 0)
+        for j in range(32):
+            out[i, j] = np.float32(np.int8(blocks[i, 4 + j])) * d
+
+
 DECODERS: Final[dict[str, Decoder]] = {
     "q4_0": _q4_0,
     "q4_1": _q4_1,
     "q5_0": _q5_0,
     "q5_1": _q5_1,
     "q8_0": _q8_0,
+    "q8_1": _q8_1,
 }

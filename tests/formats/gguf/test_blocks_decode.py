@@ -65,11 +65,21 @@ def test_encoded_weights_decode_as_in_libggml(type_name: str, sample: str) -> No
     )
 
 
-def test_every_type_that_holds_weights_is_decoded() -> None:
-    tested = {*SCALES_AT, *INTEGERS, "f32", "f64", "q8_k"}
-    assert {name for name in BY_NAME if blocks.can_decode(name)} == tested
-    # Q8_1 holds activations: libggml has no to_float for it either.
-    assert set(BY_NAME) - tested == {"q8_1"}
+def test_every_type_is_decoded() -> None:
+    tested = {*SCALES_AT, *INTEGERS, "f32", "f64", "q8_k", "q8_1"}
+    assert {name for name in BY_NAME if blocks.can_decode(name)} == tested == set(BY_NAME)
+
+
+def test_q8_1_decodes_as_q8_0_without_the_sum() -> None:
+    """libggml has no to_float for Q8_1, which holds activations; its codes are those of Q8_0."""
+    plain = libggml.quantize("q8_0", weights("gaussian", 3, 512)).reshape(-1, 34)
+    with_sum = np.concatenate(
+        [plain[:, :2], np.full((len(plain), 2), 7, np.uint8), plain[:, 2:]], 1
+    )
+    assert_same_bits(
+        blocks.decode("q8_1", with_sum.reshape(3, -1), 512),
+        libggml.dequantize("q8_0", plain.reshape(3, -1), 512),
+    )
 
 
 def test_q8_k_decodes_as_in_libggml() -> None:

@@ -34,8 +34,8 @@ def test_unknown_and_undecodable_types_are_refused() -> None:
         assert not blocks.can_encode(name)
         with pytest.raises(UnsupportedEncoding, match=name):
             blocks.encode(name, values)
-    with pytest.raises(UnsupportedEncoding, match="q8_1"):
-        blocks.decode("q8_1", np.zeros((1, 36), dtype=np.uint8), 32)
+    with pytest.raises(UnsupportedEncoding, match="q9_9"):
+        blocks.decode("q9_9", np.zeros((1, 36), dtype=np.uint8), 32)
     with pytest.raises(UnsupportedEncoding, match="q9_9"):
         blocks.warm_up(["q9_9"])
 
