@@ -9,9 +9,13 @@ from typing import Final, Protocol
 
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import SourceNotFound, Unsupported, UsageError
+from zenconvert.formats.awq import reader as awq_reader
+from zenconvert.formats.awq import writer as awq_writer
 from zenconvert.formats.gguf import mixtures
 from zenconvert.formats.gguf import reader as gguf_reader
 from zenconvert.formats.gguf import writer as gguf_writer
+from zenconvert.formats.gptq import reader as gptq_reader
+from zenconvert.formats.gptq import writer as gptq_writer
 from zenconvert.formats.hf import reader as hf_reader
 from zenconvert.formats.hf import writer as hf_writer
 from zenconvert.layout import Choice, Layout
@@ -41,7 +45,25 @@ class Format:
     """Target types; the first is the default."""
 
 
-FORMATS: Final[dict[str, Format]] = {
+FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked first
+    "gptq": Format(
+        "gptq",
+        "GPTQ",
+        gptq_reader.detect,
+        gptq_reader.open_checkpoint,
+        gptq_writer.choose,
+        gptq_writer.lay_out,
+        gptq_writer.TYPES,
+    ),
+    "awq": Format(
+        "awq",
+        "AWQ",
+        awq_reader.detect,
+        awq_reader.open_checkpoint,
+        awq_writer.choose,
+        awq_writer.lay_out,
+        awq_writer.TYPES,
+    ),
     "hf": Format(
         "hf",
         "HF safetensors",

@@ -23,10 +23,12 @@ ROOMS = {"zenconvert": ROOT / "zenconvert", "formats": ROOT / "formats", "calib"
 LEVELS = (
     {"errors"},
     {"encoding", "hyperparameters", "tokenizer", "pretokenizer", "models"},
+    {"grouped"},
     {"checkpoint", "target"},
     {"architecture", "layout"},
     {"formats", "calib"},
     {"sources"},
+    {"recoding"},
     {"planning"},
     {"output", "conversion", "inspection"},
     {"difference"},

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from zenconvert.encoding import Encoding
+from zenconvert.encoding import Encoding, Grouped
+from zenconvert.grouped import GroupedCodec, GroupedRows, Rows
 
 if TYPE_CHECKING:
     from zenconvert.architecture import Architecture
@@ -37,8 +37,11 @@ class RowOrder:
         """Rows per band; slabs are cut at multiples of it."""
         return len(self.index)
 
-    def apply(self, rows: NDArray[Any]) -> NDArray[Any]:
+    def apply(self, rows: Rows) -> Rows:
         """Reorder ``rows[n, …]``, n a multiple of the band."""
+        if isinstance(rows, GroupedRows):
+            starts = np.arange(0, len(rows.codes), self.band)[:, None]
+            return rows.take((starts + np.asarray(self.index)).reshape(-1))
         banded = rows.reshape(-1, self.band, *rows.shape[1:])
         return np.ascontiguousarray(banded[:, list(self.index)]).reshape(rows.shape)
 
@@ -59,6 +62,22 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredPieces:
+    """Where the arrays of a grouped tensor lie, and who can read them."""
+
+    name: str
+    """The module's name in that file."""
+    codec: GroupedCodec
+    pieces: Mapping[str, StoredTensor]
+    """Piece name → place; as many as ``codec.pieces`` asks for, in its order."""
+
+    @property
+    def path(self) -> Path:
+        """The file of the first piece."""
+        return next(iter(self.pieces.values())).path
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """One logical tensor: shape and encoding are known without touching its data."""
 
@@ -67,7 +86,7 @@ class Tensor:
     shape: tuple[int, ...]
     """``[out, in]``, or ``[n]`` for vectors."""
     encoding: Encoding
-    stored: StoredTensor
+    stored: StoredTensor | StoredPieces
     order: RowOrder | None = None
     """How the stored rows have to be reordered to be the logical ones."""
 
@@ -94,6 +113,9 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Stored bytes."""
+        if isinstance(self.stored, StoredPieces) and isinstance(self.encoding, Grouped):
+            pieces = self.stored.codec.pieces(self.encoding, self.shape)
+            return sum(piece.nbytes for piece in pieces)
         return self.rows * self.row_bytes
 
 
@@ -132,6 +154,10 @@ class Checkpoint:
     source has no such layout."""
     files: tuple[Path, ...] = ()
     """Every file that holds tensor data."""
+    warnings: tuple[str, ...] = ()
+    """What is odd about the files, and how it was taken."""
+    kept: frozenset[str] = frozenset()
+    """Weights that a solver could not quantize within its bounds: they stay as they are."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

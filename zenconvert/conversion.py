@@ -11,21 +11,22 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from math import lcm
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.checkpoint import Checkpoint, RowOrder, Tensor
-from zenconvert.encoding import Blocks, Dense
-from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
+from zenconvert.encoding import Blocks, Grouped
 from zenconvert.formats.gguf import blocks
-from zenconvert.layout import Choice, OutputFile
+from zenconvert.grouped import ROW_UNIT, GroupedRows
+from zenconvert.layout import Choice, OutputFile, Slot
 from zenconvert.output import Output, open_output
-from zenconvert.planning import SLAB_ELEMENTS, Importance, Plan, make_plan
+from zenconvert.planning import PACKED_ROWS, SLAB_ELEMENTS, Importance, Plan, make_plan
+from zenconvert.recoding import read_rows, recode
 from zenconvert.sources import open_checkpoint
-from zenconvert.target import Options, Target
+from zenconvert.target import Options, Scheme, Target
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes in all) after every slab."""
@@ -41,10 +42,10 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True)
 class _Slab:
-    """Rows ``[begin, end)`` of one source tensor on their way to ``offset`` of an output file."""
+    """Rows ``[begin, end)`` of one source tensor, whose first row belongs at ``offset``."""
 
     file: OutputFile
-    choice: Choice
+    slot: Slot
     part: Tensor
     order: RowOrder | None
     begin: int
@@ -159,7 +160,7 @@ def run(
 
 def _kernels(plan: Plan) -> list[str]:
     """Block types that the plan encodes."""
-    steps = (s.to.type for s in plan.steps if isinstance(s.to, Blocks) and s.action != "copy")
+    steps = (s.to.type for s in plan.steps if isinstance(s.to, Blocks) and s.action == "quantize")
     return sorted(set(steps))
 
 
@@ -184,16 +185,23 @@ def _run_slabs(plan: Plan, output: Output, importance: Importance) -> Iterator[i
 def _slabs(plan: Plan) -> Iterator[_Slab]:
     for file in plan.layout.files:
         for slot in file.slots:
-            choice, offset = slot.choice, slot.offset
-            for part in choice.parts:
-                order = _combined(part.order, choice.order)
-                band = order.band if order is not None else 1
-                rows = max(band, SLAB_ELEMENTS // part.columns // band * band)
-                row_bytes = choice.encoding.row_bytes(part.columns)
+            offset = slot.offset
+            for part in slot.choice.parts:
+                order = _combined(part.order, slot.choice.order)
+                rows = _slab_rows(part, slot.choice, order)
                 for begin in range(0, part.rows, rows):
                     end = min(begin + rows, part.rows)
-                    yield _Slab(file, choice, part, order, begin, end, offset + begin * row_bytes)
-                offset += part.rows * row_bytes
+                    yield _Slab(file, slot, part, order, begin, end, offset)
+                offset += slot.choice.nbytes // len(slot.choice.parts)
+
+
+def _slab_rows(part: Tensor, choice: Choice, order: RowOrder | None) -> int:
+    """Rows of a slab: whole bands, and whole words of packed rows."""
+    grouped = isinstance(part.encoding, Grouped) or isinstance(choice.encoding, Grouped)
+    band = lcm(order.band if order is not None else 1, ROW_UNIT if grouped else 1)
+    # packed columns lie apart in the file: narrow slabs would cost a system call a few bytes
+    fewest = PACKED_ROWS if grouped else 1
+    return max(band, max(fewest, SLAB_ELEMENTS // part.columns) // band * band)
 
 
 def _combined(stored: RowOrder | None, target: RowOrder | None) -> RowOrder | None:
@@ -209,63 +217,49 @@ def _convert_slab(slab: _Slab, output: Output, importance: Importance) -> int:
     if slab.order is not None:
         rows = slab.order.apply(rows)
     where = f"{slab.part.stored.path}: tensor {slab.part.stored.name!r}"
-    stored = recode(rows, slab.part, slab.choice, importance.get(slab.part.name), where)
-    output.write(slab.file, slab.offset, stored.reshape(-1).view(np.uint8).data)
+    choice = slab.slot.choice
+    weights = importance.get(slab.part.name)
+    stored = recode(rows, slab.part, choice, weights, where, round_to_nearest)
+    if isinstance(stored, GroupedRows):
+        return write_pieces(output, slab.file, slab.slot, stored, slab.begin, slab.end)
+    data = stored.reshape(-1).view(np.uint8).data
+    row_bytes = choice.encoding.row_bytes(slab.part.columns)
+    output.write(slab.file, slab.offset + slab.begin * row_bytes, data)
     return stored.nbytes
 
 
-def read_rows(tensor: Tensor, begin: int, end: int) -> NDArray[Any]:
-    """Stored rows ``[begin, end)``: ``dtype[n, columns]`` or, for blocks, ``uint8[n, row_bytes]``.
-
-    Raises SourceNotFound when the file cannot be read and CorruptFile when it ends too early.
-    """
-    size = (end - begin) * tensor.row_bytes
-    data = np.empty(size, dtype=np.uint8)
-    try:
-        with tensor.stored.path.open("rb", buffering=0) as file:
-            view, at = data.data, tensor.stored.offset + begin * tensor.row_bytes
-            while view:
-                count = os.preadv(file.fileno(), [view], at)
-                if count == 0:
-                    raise CorruptFile(f"{tensor.stored.path}: ends before byte {at + len(view)}")
-                view, at = view[count:], at + count
-    except OSError as error:
-        raise SourceNotFound(f"{tensor.stored.path}: cannot be read: {error.strerror}") from error
-    encoding = tensor.encoding
-    if isinstance(encoding, Dense):
-        return data.view(encoding.numpy).reshape(end - begin, tensor.columns)
-    return data.reshape(end - begin, tensor.row_bytes)
-
-
-def decode_rows(rows: NDArray[Any], tensor: Tensor) -> NDArray[Any]:
-    """Stored rows as numbers: dense rows as they are, blocks as float32[n, columns]."""
-    if isinstance(tensor.encoding, Dense):
-        return rows
-    return blocks.decode(tensor.encoding.type, rows, tensor.columns)
+def write_pieces(
+    output: Output, file: OutputFile, slot: Slot, rows: GroupedRows, begin: int, end: int
+) -> int:
+    """Write the packed arrays of rows ``[begin, end)`` of a grouped tensor; returns their bytes."""
+    codec = slot.choice.codec
+    assert codec is not None  # every grouped choice has one
+    arrays, written = codec.pack(rows), 0
+    for piece, offset in zip(slot.choice.pieces, slot.offsets, strict=True):
+        if piece.axis is None and begin:
+            continue  # the same for all rows
+        array = np.ascontiguousarray(arrays[piece.name])
+        first, _ = piece.span(begin, end)
+        row = piece.nbytes // piece.shape[0]
+        if piece.axis == 1:
+            width = row // piece.shape[1]
+            for line, data in enumerate(array.view(np.uint8).reshape(len(array), -1)):
+                output.write(file, offset + line * row + first * width, data.data)
+        else:
+            output.write(file, offset + first * row, array.reshape(-1).view(np.uint8).data)
+        written += array.nbytes
+    return written
 
 
-def recode(
-    rows: NDArray[Any],
-    part: Tensor,
-    choice: Choice,
-    weights: NDArray[np.float32] | None,
-    where: str,
-) -> NDArray[Any]:
-    """Stored rows of ``part`` in the encoding of ``choice``. Raises InvalidInput."""
-    target = choice.encoding
-    if part.encoding == target:
-        return rows
-    values = decode_rows(rows, part)
-    if isinstance(target, Blocks):
-        try:
-            return blocks.encode(target.type, values.astype(np.float32, copy=False), weights)
-        except ZenError as error:
-            raise InvalidInput(f"{where}: {error}") from error
-    with np.errstate(over="ignore"):
-        narrowed = values.astype(target.numpy, copy=False)
-    if target.dtype == "f16" and np.isinf(narrowed).any() and not np.isinf(values).any():
-        largest = float(np.abs(values.astype(np.float32)).max())
-        raise InvalidInput(
-            f"{where}: {largest:g} is beyond the range of f16 (65504); choose bf16 or f32"
-        )
-    return narrowed
+def round_to_nearest(
+    weights: NDArray[np.float32], scheme: Scheme, importance: NDArray[np.float32] | None
+) -> GroupedRows:
+    """Round rows to the nearest points of a grid that fits them best."""
+    import torch
+
+    from zenconvert.calib.rtn import rtn
+
+    tensor = None if importance is None else torch.from_numpy(importance)
+    values = rtn(torch.from_numpy(weights), scheme, importance=tensor).values
+    assert values is not None  # rounding always gives codes
+    return values

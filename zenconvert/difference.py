@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zenconvert.checkpoint import Checkpoint, Tensor
-from zenconvert.conversion import decode_rows, read_rows
 from zenconvert.planning import SLAB_ELEMENTS
+from zenconvert.recoding import logical_rows
 from zenconvert.sources import open_checkpoint
 
 
@@ -105,11 +104,3 @@ def compare_tensors(a: Tensor, b: Tensor) -> TensorDifference:
         norm += float(np.nansum(np.square(left)))
     relative = 0.0 if equal else (squares / norm) ** 0.5 if norm else 1.0
     return TensorDifference(a.name, encodings, (a.shape, b.shape), equal, largest, relative)
-
-
-def logical_rows(tensor: Tensor, begin: int, end: int) -> NDArray[np.float32]:
-    """Decoded rows in logical order, float32[n, columns]; bounds at multiples of the band."""
-    rows = read_rows(tensor, begin, end)
-    if tensor.order is not None:
-        rows = tensor.order.apply(rows)
-    return decode_rows(rows, tensor).astype(np.float32, copy=False)

@@ -1,15 +1,24 @@
-"""The data of a :class:`~zenconvert.encoding.Grouped` tensor, and what can be done to it exactly."""
+"""The data of a :class:`~zenconvert.encoding.Grouped` tensor, and what can be done to it exactly.
+
+A format stores such a tensor as several arrays, its *pieces*; its :class:`GroupedCodec` says which
+they are and turns them into :class:`GroupedRows` and back.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from math import prod
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.encoding import Dense, Grouped
 from zenconvert.errors import InvalidInput
+
+ROW_UNIT = 32
+"""Packed pieces hold whole words for every multiple of this many rows, whatever the bits."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,63 @@ class GroupedRows:
             plain = replace(self, group_index=None).column_groups()
             index = None if np.array_equal(plain, index) else index
         return replace(self, zeros=zeros, group_index=index)
+
+
+Rows = NDArray[Any] | GroupedRows
+"""Some rows of a tensor as they travel: numbers or block bytes in an array, or grouped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One array of a grouped tensor and which part of it belongs to which logical rows."""
+
+    name: str
+    dtype: str
+    """Of :data:`zenconvert.encoding.DENSE_DTYPES`."""
+    shape: tuple[int, ...]
+    axis: int | None = 0
+    """The axis along which logical rows lie; None for an array that all rows share."""
+    items: int = ROW_UNIT
+    """Array items along that axis for every :data:`ROW_UNIT` logical rows."""
+    codes: bool = False
+    """True for the large array, False for scales, zeros and indexes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array."""
+        return prod(self.shape) * Dense(self.dtype).numpy.itemsize
+
+    def span(self, begin: int, end: int) -> tuple[int, int]:
+        """The items along the axis that hold logical rows ``[begin, end)``."""
+        if self.axis is None:
+            return 0, self.shape[0]
+        last = -(-end * self.items // ROW_UNIT)
+        return begin * self.items // ROW_UNIT, min(last, self.shape[self.axis])
+
+
+class GroupedCodec(Protocol):
+    """How one format stores grouped tensors. Stateless; bit for bit."""
+
+    @property
+    def name(self) -> str:
+        """What the layout is called, e.g. ``gptq_v2`` or ``awq-gemm``."""
+
+    def refuses(self, encoding: Grouped, shape: tuple[int, ...]) -> str | None:
+        """Why a tensor ``[out, in]`` cannot be stored; None when it can."""
+
+    def pieces(self, encoding: Grouped, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+        """The arrays of a tensor ``[out, in]``, in file order."""
+
+    def pack(self, rows: GroupedRows) -> dict[str, NDArray[Any]]:
+        """Arrays of some rows (a multiple of :data:`ROW_UNIT`, or the last ones)."""
+
+    def unpack(self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped) -> GroupedRows:
+        """The rows that :meth:`pack` packed. Raises InvalidInput for impossible values."""
+
+    def unpack_groups(
+        self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped, columns: int
+    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+        """Scales and zeros alone, from the arrays without codes: ``[rows, groups]`` each."""
 
 
 def regroup(rows: GroupedRows, target: Grouped) -> GroupedRows:

@@ -10,7 +10,9 @@ from math import prod
 from pathlib import Path
 
 from zenconvert.checkpoint import RowOrder, Tensor
-from zenconvert.encoding import Encoding
+from zenconvert.encoding import Encoding, Grouped
+from zenconvert.grouped import GroupedCodec, Piece
+from zenconvert.target import Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,27 @@ class Choice:
     """What decided the encoding."""
     derived: bytes | None = None
     """The whole data of a tensor that is computed from the config and has no parts."""
+    codec: GroupedCodec | None = None
+    """How a grouped tensor is stored."""
+    scheme: Scheme | None = None
+    """What a grouped tensor is quantized to where its numbers are not on the grid already."""
+    is_linear: bool = False
+    """Consumers of the format take it for quantized unless the config says otherwise."""
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The arrays of a grouped tensor; none for any other."""
+        if self.codec is None or not isinstance(self.encoding, Grouped):
+            return ()
+        return self.codec.pieces(self.encoding, self.shape)
 
     @property
     def nbytes(self) -> int:
         """Stored bytes."""
         if self.derived is not None:
             return len(self.derived)
+        if self.codec is not None:
+            return sum(piece.nbytes for piece in self.pieces)
         columns = self.parts[0].columns
         return prod(self.shape) // columns * self.encoding.row_bytes(columns)
 
@@ -46,6 +63,9 @@ class Slot:
 
     choice: Choice
     offset: int
+    """Of the first byte; of the first piece of a grouped tensor."""
+    offsets: tuple[int, ...] = ()
+    """Of every piece of a grouped tensor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,27 +6,28 @@ Every output tensor part is one frozen :class:`Step`; refusals are gathered and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.checkpoint import Checkpoint, Tensor
-from zenconvert.encoding import Blocks, Encoding
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.encoding import Blocks, Dense, Encoding, Grouped
 from zenconvert.errors import PlanError
 from zenconvert.formats.gguf import blocks
 from zenconvert.formats.registry import format_named
 from zenconvert.layout import Choice, Layout
+from zenconvert.recoding import Action, refined, verdict
 from zenconvert.target import Options, Target
-
-Action = Literal["copy", "repack", "decode", "quantize"]
 
 Importance = Mapping[str, NDArray[np.float32]]
 """Neutral tensor name → weight of every input channel, f32[columns]."""
 
 SLAB_ELEMENTS: Final = 1 << 21
 """Elements that a worker handles at a time."""
+PACKED_ROWS: Final = 256
+"""Fewest rows of a slab of packed integers."""
 _BASE_RAM: Final = 320_000_000  # interpreter, numpy, numba and loaded kernels
 _SLAB_COPIES: Final = 16  # bytes per slab element: stored, float32, weights and encoded rows
 
@@ -122,6 +123,9 @@ def make_plan(
     """
     writer = format_named(target.format)
     choices = writer.choose(checkpoint, target, options, importance=importance is not None)
+    choices = [
+        replace(c, parts=tuple(refined(part, c.encoding) for part in c.parts)) for c in choices
+    ]
     steps = tuple(step for choice in choices for step in _steps(choice))
     problems = list(_problems(choices, importance, exact=exact, allow_requantize=allow_requantize))
     if problems:
@@ -138,36 +142,18 @@ def _steps(choice: Choice) -> Iterator[Step]:
             choice.why,
         )  # fmt: skip
     for part in choice.parts:
-        action, exact, why = _verdict(part, choice)
+        found = verdict(part, choice)
         yield Step(
             source=part.stored.name,
             target=choice.name,
             from_=part.encoding,
             to=choice.encoding,
             shape=part.shape,
-            bytes=part.rows * choice.encoding.row_bytes(part.columns),
-            action=action,
-            exact=exact,
-            why="; ".join(filter(None, (why, choice.why))),
+            bytes=choice.nbytes // len(choice.parts),
+            action=found.action,
+            exact=found.exact,
+            why="; ".join(filter(None, (found.why, choice.why))),
         )
-
-
-def _verdict(part: Tensor, choice: Choice) -> tuple[Action, bool, str]:
-    """How one part becomes the chosen encoding, whether that is exact, and why."""
-    source, target = part.encoding, choice.encoding
-    if source == target:
-        return "copy", True, ""
-    if isinstance(target, Blocks):
-        if isinstance(source, Blocks):
-            return "quantize", False, f"{source} is decoded and quantized again"
-        return "quantize", False, f"{source} is rounded to the grid of {target}"
-    if isinstance(source, Blocks):
-        return "decode", target.dtype == "f32", (
-            f"{source} is decoded" if target.dtype == "f32" else f"{source} is decoded and rounded"
-        )  # fmt: skip
-    if source.widens_to(target):
-        return "repack", True, f"every {source} value is a {target} value"
-    return "quantize", False, f"{source} is rounded to {target}"
 
 
 def _problems(
@@ -184,19 +170,20 @@ def _problems(
             if changed and not blocks.can_encode(target.type):
                 yield f"{choice.name}: {target} can be read and not yet written"
             yield from _importance_problems(choice, importance)
+        if isinstance(target, Grouped) and choice.codec is not None:
+            reason = choice.codec.refuses(target, choice.shape)
+            if reason is not None:
+                yield f"{choice.name}: {target} cannot be stored as {choice.codec.name}: {reason}"
         for part in choice.parts:
-            _, is_exact, why = _verdict(part, choice)
-            if exact and not is_exact:
-                yield f"{choice.name}: not exact: {why}"
-            requantizes = (
-                isinstance(part.encoding, Blocks)
-                and isinstance(target, Blocks)
-                and part.encoding != target
-            )
-            if requantizes and not allow_requantize:
+            found = verdict(part, choice)
+            if exact and not found.exact:
+                yield f"{choice.name}: not exact: {found.why}"
+            quantized = not isinstance(part.encoding, Dense) and not isinstance(target, Dense)
+            if found.action == "quantize" and quantized and not allow_requantize:
                 yield (
-                    f"{choice.name}: {part.encoding} → {target} quantizes a second time; start "
-                    "from the original weights, or allow it with --allow-requantize"
+                    f"{choice.name}: {part.encoding} → {target} quantizes a second time "
+                    f"({found.why}); start from the original weights, or allow it with "
+                    "--allow-requantize"
                 )
 
 

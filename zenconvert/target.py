@@ -9,6 +9,7 @@ from typing import Final
 from zenconvert.errors import UsageError
 
 _SIZE: Final = re.compile(r"(\d+)\s*([KMG]?)", re.IGNORECASE)
+_SCHEME: Final = re.compile(r"w(?P<bits>\d)g(?P<group>-1|\d+)")
 _UNITS: Final = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 
 
@@ -47,6 +48,33 @@ class Scheme:
         """Number of codes."""
         return 1 << self.bits
 
+    @classmethod
+    def parse(cls, text: str, *, symmetric: bool) -> tuple[Scheme, tuple[str, ...]]:
+        """Parse ``w4g128-asym-actorder-…``; ``symmetric`` holds where neither is named.
+
+        Returns the scheme and the suffixes that it does not know. Raises UsageError.
+        """
+        head, *suffixes = text.split("-") if "g-1" not in text else _split_per_row(text)
+        match = _SCHEME.fullmatch(head)
+        if match is None:
+            raise UsageError(
+                f"{text!r} is no grid; write wBITSgGROUP with -1 for one group a row, "
+                "e.g. w4g128 or w8g-1"
+            )
+        group = int(match["group"])
+        if group == 0:
+            raise UsageError(f"{text!r}: groups must have columns; -1 makes one group a row")
+        if {"sym", "asym"} <= set(suffixes):
+            raise UsageError(f"{text!r}: sym and asym exclude each other")
+        scheme = cls(
+            bits=int(match["bits"]),
+            group=None if group == -1 else group,
+            symmetric="sym" in suffixes or (symmetric and "asym" not in suffixes),
+            act_order="actorder" in suffixes,
+        )
+        rest = tuple(s for s in suffixes if s not in {"sym", "asym", "actorder"})
+        return scheme, rest
+
     def __str__(self) -> str:
         group = -1 if self.group is None else self.group
         kind = "" if self.symmetric else "-asym"
@@ -69,6 +97,11 @@ class Options:
     """Largest size of one output file in bytes."""
     pre_tokenizer: str | None = None
     """Name of the pre-tokenizer, where it cannot be told from the tokenizer."""
+
+
+def _split_per_row(text: str) -> list[str]:
+    head, _, rest = text.partition("g-1")
+    return [head + "g-1", *rest.removeprefix("-").split("-")] if rest else [text]
 
 
 def parse_tensor_type(text: str) -> tuple[str, str]:

@@ -13,7 +13,8 @@ may be links, as in the Hub cache). Pickled weights are never opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +40,8 @@ from zenconvert.formats.safetensors_container import Entry
 from zenconvert.hyperparameters import Hyperparameters, from_config
 
 INDEX: Final = "model.safetensors.index.json"
+QUANTIZATION: Final = "quantization_config"
+"""Key of config.json that says how weights are quantized."""
 CARRIED: Final = "zenconvert.json"
 """Facts of a GGUF source that HF files have no place for."""
 
@@ -64,6 +67,37 @@ _SIDE_FILES: Final = (
 _IGNORED: Final = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 
 
+@dataclass(frozen=True)
+class Folder:
+    """An HF folder with its config understood and the headers of its weights read."""
+
+    path: Path
+    config: dict[str, Any]
+    architecture: Architecture
+    hyperparameters: Hyperparameters
+    files: tuple[Path, ...]
+    entries: dict[str, Entry]
+
+    def checkpoint(
+        self, format_name: str, tensors: dict[str, Tensor], warnings: Sequence[str] = ()
+    ) -> Checkpoint:
+        """The checkpoint that the folder holds."""
+        path, vocab = self.path, self.hyperparameters.vocab
+        return Checkpoint(
+            path=path,
+            format=format_name,
+            architecture=self.architecture,
+            hyperparameters=self.hyperparameters,
+            config=self.config,
+            tensors=tensors,
+            load_tokenizer=lambda: read_tokenizer(path, vocab_size=vocab),
+            metadata=_metadata(path),
+            side_files={n: path / n for n in _SIDE_FILES if (path / n).is_file()},
+            files=self.files,
+            warnings=tuple(warnings),
+        )
+
+
 def detect(path: Path) -> bool:
     """True when the path is a folder with a config.json or such a file itself."""
     return (path / "config.json").is_file()
@@ -75,10 +109,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises SourceNotFound, CorruptFile, UnsafePath, MissingTensor, UnexpectedTensor,
     UnknownArchitecture or Unsupported.
     """
+    settings = read_json(path / "config.json").get(QUANTIZATION)
+    if settings is not None:
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        raise Unsupported(
+            f"{path}: weights quantized with {method or 'an unnamed method'} cannot be read"
+        )
+    folder = open_folder(path)
+    return folder.checkpoint("hf", name_tensors(folder))
+
+
+def open_folder(path: Path) -> Folder:
+    """Read the config and the safetensors headers of a folder. Raises as open_checkpoint."""
     config = read_json(path / "config.json")
-    if "quantization_config" in config:
-        method = config["quantization_config"].get("quant_method", "an unnamed method")
-        raise Unsupported(f"{path}: weights quantized with {method} cannot be read yet")
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise InvalidInput(f"{path / 'config.json'}: model_type should be a string: {model_type!r}")
@@ -87,18 +130,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     hp = from_config(config, defaults, where=str(path / "config.json"))
     files = _weight_files(path)
     entries = _entries(path, files)
-    return Checkpoint(
-        path=path,
-        format="hf",
-        architecture=architecture,
-        hyperparameters=hp,
-        config=config,
-        tensors=name_tensors(path, architecture, hp, entries),
-        load_tokenizer=lambda: read_tokenizer(path, vocab_size=hp.vocab),
-        metadata=_metadata(path),
-        side_files={n: path / n for n in _SIDE_FILES if (path / n).is_file()},
-        files=tuple(files),
-    )
+    return Folder(path, config, architecture, hp, tuple(files), entries)
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -155,19 +187,24 @@ def _check_index(index: Path, entries: Mapping[str, Entry]) -> None:
         )
 
 
-def name_tensors(
-    path: Path, architecture: Architecture, hp: Hyperparameters, entries: Mapping[str, Entry]
-) -> dict[str, Tensor]:
-    """Neutral tensors of HF entries, in their order; names and shapes checked."""
-    known = {t.hf: t for t in architecture.tensor_names(hp)}
+def name_tensors(folder: Folder, packed: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Neutral tensors of the folder's entries, in their order; names and shapes checked.
+
+    ``packed`` gives, for every entry that is a piece of a grouped tensor, that tensor.
+    """
+    hp, packed = folder.hyperparameters, packed or {}
+    known = {t.hf: t for t in folder.architecture.tensor_names(hp)}
     tensors: dict[str, Tensor] = {}
-    for name, entry in entries.items():
+    for name, entry in folder.entries.items():
+        if name in packed:
+            tensors[packed[name].name] = packed[name]
+            continue
         if name.endswith(_IGNORED):
             continue
         if name not in known:
             raise UnexpectedTensor(
-                f"{entry.path}: {architecture.id} models of {hp.layers} layers have no tensor "
-                f"named {name!r}"
+                f"{entry.path}: {folder.architecture.id} models of {hp.layers} layers have no "
+                f"tensor named {name!r}"
             )
         tensor = known[name]
         _check_shape(entry, tensor)
@@ -176,7 +213,8 @@ def name_tensors(
     missing = [t.hf for t in known.values() if t.required and t.name not in tensors]
     if missing:
         raise MissingTensor(
-            f"{path}: {len(missing)} tensors are missing, the first are {', '.join(missing[:3])}"
+            f"{folder.path}: {len(missing)} tensors are missing, the first are "
+            f"{', '.join(missing[:3])}"
         )
     return tensors
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from zenconvert.checkpoint import Checkpoint
@@ -72,17 +72,34 @@ def lay_out(
     checkpoint: Checkpoint, target: Target, choices: list[Choice], options: Options, name: str
 ) -> Layout:
     """All files of the folder ``name``; weights are split into shards by size."""
-    dtype = target.type or "bf16"
-    weights = _weights(choices, options.split_max_size or SHARD_SIZE)
-    config = json_bytes(_config(checkpoint.config, dtype))
-    files = [OutputFile.of_bytes("config.json", config), *weights, *_side_files(checkpoint)]
+    config = folder_config(checkpoint.config, target.type or "bf16")
+    return lay_out_folder(checkpoint, choices, options, {"config.json": config})
+
+
+def lay_out_folder(
+    checkpoint: Checkpoint,
+    choices: list[Choice],
+    options: Options,
+    tables: Mapping[str, Mapping[str, Any]],
+) -> Layout:
+    """Weights in shards by size, JSON files from ``tables``, and what travels with the model."""
+    files = [OutputFile.of_bytes(name, json_bytes(table)) for name, table in tables.items()]
+    files += _weights(choices, options.split_max_size or SHARD_SIZE)
+    files += _side_files(checkpoint)
     return Layout(tuple(files), is_folder=True)
 
 
-def _config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def folder_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """``config.json`` of an output whose floats are of ``dtype``, without what holds elsewhere."""
     kept = {k: v for k, v in config.items() if k not in _LOCAL_KEYS}
     key = "dtype" if "dtype" in kept else "torch_dtype"
     return {**kept, key: TORCH_NAMES[dtype]}
+
+
+def float_name(choices: Sequence[Choice]) -> str:
+    """The dtype that most floats of the output have."""
+    dtypes = [str(c.encoding) for c in choices if isinstance(c.encoding, Dense)]
+    return max((d for d in dtypes if d in TORCH_NAMES), key=dtypes.count, default="f16")
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
@@ -104,17 +121,37 @@ def _weights(choices: list[Choice], limit: int) -> list[OutputFile]:
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     index = {
         "metadata": {"total_size": sum(c.nbytes for c in choices)},
-        "weight_map": {c.name: n for n, shard in zip(names, shards, strict=True) for c in shard},
+        "weight_map": {
+            name: file
+            for file, shard in zip(names, shards, strict=True)
+            for choice in shard
+            for name, _, _ in _arrays(choice)
+        },
     }
     files = [_shard(n, shard) for n, shard in zip(names, shards, strict=True)]
     return [*files, OutputFile.of_bytes(INDEX, json_bytes(index))]
 
 
-def _shard(name: str, choices: list[Choice]) -> OutputFile:
-    rows = [(c.name, c.encoding, c.shape) for c in choices if isinstance(c.encoding, Dense)]
-    header, offsets = safetensors_container.pack_header(rows, {"format": "pt"})
-    slots = tuple(Slot(c, o) for c, o in zip(choices, offsets, strict=True))
-    return OutputFile(name, offsets[-1] + choices[-1].nbytes, ((0, header),), slots)
+def _shard(file: str, choices: list[Choice]) -> OutputFile:
+    rows = [(choice, _arrays(choice)) for choice in choices]
+    arrays = [array for _, arrays in rows for array in arrays]
+    header, offsets = safetensors_container.pack_header(arrays, {"format": "pt"})
+    slots, at = [], 0
+    for choice, own in rows:
+        places = tuple(offsets[at : at + len(own)])
+        slots.append(Slot(choice, places[0], places if choice.codec is not None else ()))
+        at += len(own)
+    return OutputFile(
+        file, len(header) + sum(c.nbytes for c in choices), ((0, header),), tuple(slots)
+    )
+
+
+def _arrays(choice: Choice) -> list[tuple[str, Dense, tuple[int, ...]]]:
+    """Name, dtype and shape of what a choice puts into the file."""
+    if isinstance(choice.encoding, Dense):
+        return [(choice.name, choice.encoding, choice.shape)]
+    module = choice.name.removesuffix(".weight")
+    return [(f"{module}.{p.name}", Dense(p.dtype), p.shape) for p in choice.pieces]
 
 
 def _side_files(checkpoint: Checkpoint) -> list[OutputFile]:

@@ -13,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 
 from tests.tiny import raw_model
 from zenconvert import open_checkpoint
-from zenconvert.difference import logical_rows
 from zenconvert.errors import (
     CorruptFile,
     InvalidInput,
@@ -25,6 +24,7 @@ from zenconvert.errors import (
     Unsupported,
     ZenError,
 )
+from zenconvert.recoding import logical_rows
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from zenconvert.calib.reference import Reference, batches
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.difference import logical_rows
+from zenconvert.recoding import logical_rows
 
 
 class TorchEngine:

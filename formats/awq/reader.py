@@ -1,0 +1,70 @@
+"""AWQ folder → checkpoint: GEMM and GEMV files of AutoAWQ, GPTQModel, auto-round and our own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from zenconvert.architecture import TensorName
+from zenconvert.checkpoint import Checkpoint, Tensor
+from zenconvert.encoding import Dense, Grouped
+from zenconvert.errors import CorruptFile, InvalidInput, Unsupported
+from zenconvert.formats import packed_folder
+from zenconvert.formats.awq.codec import BITS, AwqCodec, Version
+from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder
+
+LEGACY: Final = "quant_config.json"
+_AUTO_ROUND: Final = "auto_round:auto_awq"
+
+
+def detect(path: Path) -> bool:
+    """True for an HF folder whose weights are quantized with AWQ."""
+    settings = packed_folder.settings_of(path, LEGACY)
+    method = settings.get("quant_method", "awq" if "w_bit" in settings else None)
+    return method == "awq" or settings.get("packing_format") == _AUTO_ROUND
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open an AWQ folder: headers only.
+
+    Raises the errors of the HF reader, Unsupported for layouts that cannot be read.
+    """
+    settings = packed_folder.settings_of(path, LEGACY)
+    version = _version(path, settings)
+    folder = open_folder(path)
+    modules = packed_folder.modules(folder)
+    if not modules:
+        raise InvalidInput(f"{path}: the config speaks of AWQ and no weight is quantized")
+    group = settings.get("group_size", settings.get("q_group_size", 128))
+    if not isinstance(group, int) or isinstance(group, bool) or group == 0 or group < -1:
+        raise CorruptFile(f"{path}: group_size should be a number of columns, found {group!r}")
+    tensors = {m: _tensor(folder, m, name, version, group) for m, name in modules.items()}
+    return folder.checkpoint("awq", name_tensors(folder, packed_folder.by_entry(folder, tensors)))
+
+
+def _version(path: Path, settings: dict[str, Any]) -> Version:
+    bits = settings.get("bits", settings.get("w_bit", BITS))
+    if bits != BITS:
+        raise Unsupported(f"{path}: AWQ of {bits} bits is not read; only {BITS}")
+    version = str(settings.get("version", "gemm")).lower()
+    if version == "gemm":
+        return "gemm"
+    if version == "gemv":
+        return "gemv"
+    raise Unsupported(
+        f"{path}: the AWQ layout {version!r} is repacked for one kernel and not read; known are "
+        "gemm and gemv"
+    )
+
+
+def _tensor(folder: Folder, module: str, name: TensorName, version: Version, group: int) -> Tensor:
+    scales = packed_folder.entry_of(folder, module, "scales")
+    columns = name.shape[1]
+    if columns % (columns if group == -1 else group):
+        raise CorruptFile(
+            f"{scales.path}: {module} has {columns} inputs, no multiple of the group of {group}"
+        )
+    grouped = None if group in {-1, columns} else group
+    # zeros are always stored, symmetric or not
+    encoding = Grouped(BITS, grouped, symmetric=False, scale=Dense(scales.dtype))
+    return packed_folder.packed_tensor(folder, module, name, encoding, AwqCodec(version))

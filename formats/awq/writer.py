@@ -1,0 +1,76 @@
+"""Checkpoint → AWQ folder that transformers, vLLM, GPTQModel and AutoAWQ load."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.encoding import Grouped
+from zenconvert.errors import UsageError
+from zenconvert.formats.awq.codec import BITS, AwqCodec
+from zenconvert.formats.hf.reader import QUANTIZATION
+from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_folder
+from zenconvert.formats.packed_folder import choose_modules, refuse_foreign
+from zenconvert.layout import Choice, Layout
+from zenconvert.target import Options, Scheme, Target
+
+DEFAULT: Final = "w4g128"
+TYPES: Final = (DEFAULT, "w4g64", "w4g32", "w4g128-gemv")
+"""Examples: any ``w4gGROUP`` with ``-gemv`` will do."""
+
+
+def choose(
+    checkpoint: Checkpoint, target: Target, options: Options, *, importance: bool
+) -> list[Choice]:
+    """Every linear weight on the target's grid. Raises UsageError."""
+    refuse_foreign(options, importance=importance, target="awq")
+    scheme = parse(target.type) if target.type else None
+    codec = AwqCodec("gemv" if "gemv" in target.type.split("-") else "gemm")
+    choices = choose_modules(checkpoint, scheme, lambda _: codec, options, parse)
+    choices = [_with_zeros(choice) for choice in choices]
+    if len({c.scheme for c in choices if c.scheme is not None}) > 1:
+        raise UsageError("an AWQ file has one grid for all its modules; give them the same type")
+    return choices
+
+
+def parse(text: str) -> Scheme:
+    """The grid of a target type; the default for an empty one. Raises UsageError."""
+    scheme, rest = Scheme.parse(text or DEFAULT, symmetric=False)
+    if unknown := set(rest) - {"gemm", "gemv"}:
+        raise UsageError(f"awq:{text}: {sorted(unknown)[0]!r} is no suffix; known are sym, gemv")
+    if scheme.bits != BITS or scheme.act_order:
+        raise UsageError(f"awq:{text}: AWQ has {BITS} bits and no act-order")
+    return scheme
+
+
+def _with_zeros(choice: Choice) -> Choice:
+    """AWQ files always store zeros, also where every one is the midpoint."""
+    if not isinstance(choice.encoding, Grouped):
+        return choice
+    return replace(choice, encoding=replace(choice.encoding, symmetric=False))
+
+
+def lay_out(
+    checkpoint: Checkpoint, target: Target, choices: list[Choice], options: Options, name: str
+) -> Layout:
+    """Weights and ``config.json`` with the settings."""
+    config = folder_config(checkpoint.config, float_name(choices))
+    settings = _settings(choices)
+    tables = {"config.json": {**config, QUANTIZATION: settings}}
+    return lay_out_folder(checkpoint, choices, options, tables)
+
+
+def _settings(choices: list[Choice]) -> dict[str, Any]:
+    chosen = next(c for c in choices if c.codec is not None and c.scheme is not None)
+    assert isinstance(chosen.codec, AwqCodec)
+    assert chosen.scheme is not None
+    left = [c.name.removesuffix(".weight") for c in choices if c.is_linear and c.scheme is None]
+    return {
+        "quant_method": "awq",
+        "bits": BITS,
+        "group_size": -1 if chosen.scheme.group is None else chosen.scheme.group,
+        "zero_point": True,
+        "version": chosen.codec.version,
+        "modules_to_not_convert": left or None,
+    }

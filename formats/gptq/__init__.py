@@ -1,0 +1,1 @@
+"""GPTQ checkpoints: an HF folder whose linear weights are packed integers."""

@@ -1,0 +1,105 @@
+"""Checkpoint → GPTQ folder that transformers, vLLM, GPTQModel and AutoGPTQ load.
+
+Symmetric grids are written as version 1, which every consumer reads; grids with zeros as version 2,
+the only one that can hold a zero of 0.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.encoding import Grouped
+from zenconvert.errors import UsageError
+from zenconvert.formats.gptq.codec import BITS, GptqCodec
+from zenconvert.formats.gptq.reader import LEGACY
+from zenconvert.formats.hf.reader import QUANTIZATION
+from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_folder
+from zenconvert.formats.packed_folder import choose_modules, refuse_foreign
+from zenconvert.layout import Choice, Layout
+from zenconvert.target import Options, Scheme, Target
+
+DEFAULT: Final = "w4g128"
+TYPES: Final = (DEFAULT, "w3g128", "w2g64", "w8g128", "w8g-1")
+"""Examples: any ``wBITSgGROUP`` with ``-asym``, ``-actorder`` and ``-v2`` will do."""
+_DYNAMIC_KEYS: Final = ("bits", "group_size", "sym", "desc_act")
+
+
+def choose(
+    checkpoint: Checkpoint, target: Target, options: Options, *, importance: bool
+) -> list[Choice]:
+    """Every linear weight on the target's grid. Raises UsageError."""
+    refuse_foreign(options, importance=importance, target="gptq")
+    scheme = parse(target.type) if target.type else None
+    always_2 = "v2" in target.type.split("-")
+
+    def codec(scheme: Scheme) -> GptqCodec:
+        return GptqCodec("as_is" if always_2 or not scheme.symmetric else "plus_one")
+
+    choices = choose_modules(checkpoint, scheme, codec, options, parse)
+    # one file has one version: as soon as a module has zeros of its own, it is version 2
+    if any(isinstance(c.encoding, Grouped) and not c.encoding.symmetric for c in choices):
+        always_2 = True
+        choices = choose_modules(checkpoint, scheme, codec, options, parse)
+    return choices
+
+
+def parse(text: str) -> Scheme:
+    """The grid of a target type; the default for an empty one. Raises UsageError."""
+    scheme, rest = Scheme.parse(text or DEFAULT, symmetric=True)
+    if unknown := set(rest) - {"v2"}:
+        raise UsageError(f"gptq:{text}: {sorted(unknown)[0]!r} is no suffix; known are sym, asym, "
+                         "actorder and v2")  # fmt: skip
+    if scheme.bits not in BITS:
+        raise UsageError(f"gptq:{text}: GPTQ has {', '.join(map(str, BITS))} bits")
+    return scheme
+
+
+def lay_out(
+    checkpoint: Checkpoint, target: Target, choices: list[Choice], options: Options, name: str
+) -> Layout:
+    """Weights, ``config.json`` with the settings, and the settings once more for AutoGPTQ."""
+    settings = _settings(choices, parse(target.type) if target.type else None)
+    config = folder_config(checkpoint.config, float_name(choices))
+    tables = {"config.json": {**config, QUANTIZATION: settings}, LEGACY: settings}
+    return lay_out_folder(checkpoint, choices, options, tables)
+
+
+def _settings(choices: list[Choice], scheme: Scheme | None) -> dict[str, Any]:
+    grids = {c.name.removesuffix(".weight"): c for c in choices if c.scheme is not None}
+    schemes = [c.scheme for c in grids.values() if c.scheme is not None]
+    common = scheme or max(schemes, key=schemes.count)
+    codec = next(c.codec for c in grids.values() if isinstance(c.codec, GptqCodec))
+    settings: dict[str, Any] = {
+        **_own(common),
+        "damp_percent": 0.01,
+        "static_groups": False,
+        "true_sequential": False,
+        "lm_head": "lm_head" in grids,
+        "quant_method": "gptq",
+        "checkpoint_format": codec.name,
+        "pack_dtype": "int32",
+    }
+    if dynamic := _dynamic(choices, common):
+        settings["dynamic"] = dynamic
+    return settings
+
+
+def _own(scheme: Scheme) -> dict[str, Any]:
+    group = -1 if scheme.group is None else scheme.group
+    return dict(
+        zip(_DYNAMIC_KEYS, (scheme.bits, group, scheme.symmetric, scheme.act_order), strict=True)
+    )
+
+
+def _dynamic(choices: list[Choice], common: Scheme) -> dict[str, Any]:
+    """What single modules have of their own, in the form of GPTQModel and vLLM."""
+    rules: dict[str, Any] = {}
+    for choice in choices:
+        module = re.escape(choice.name.removesuffix(".weight")).replace(r"\_", "_")
+        if choice.scheme is not None and choice.scheme != common:
+            rules[f"+:^{module}$"] = _own(choice.scheme)
+        elif choice.scheme is None and choice.is_linear:
+            rules[f"-:^{module}$"] = {}
+    return rules

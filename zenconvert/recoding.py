@@ -1,0 +1,257 @@
+"""How rows of one encoding become rows of another: what it costs, and doing it.
+
+:func:`verdict` is asked while planning, from headers; :func:`recode` does what it said.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.checkpoint import StoredPieces, StoredTensor, Tensor
+from zenconvert.encoding import F16, Blocks, Dense, Encoding, Grouped
+from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
+from zenconvert.formats.gguf import blocks, integer_grids
+from zenconvert.grouped import ROW_UNIT, GroupedRows, Piece, Rows, regroup
+from zenconvert.layout import Choice
+from zenconvert.target import Scheme
+
+Action = Literal["copy", "repack", "decode", "quantize"]
+
+Quantize = Callable[[NDArray[np.float32], Scheme, NDArray[np.float32] | None], GroupedRows]
+"""``(weights f32[rows, columns], scheme, importance f32[columns] or None)`` → codes and scales."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What happens to a tensor on its way into another encoding."""
+
+    action: Action
+    exact: bool
+    why: str = ""
+
+
+def verdict(source: Tensor, choice: Choice) -> Verdict:
+    """How one source tensor becomes the chosen encoding, whether that is exact, and why."""
+    old, new = source.encoding, choice.encoding
+    if isinstance(new, Grouped):
+        return _to_grid(old, new, choice, source.columns)
+    if old == new:
+        return Verdict("copy", True)
+    if isinstance(new, Blocks):
+        return _to_blocks(old, new, source.columns)
+    if isinstance(old, Dense):
+        if old.widens_to(new):
+            return Verdict("repack", True, f"every {old} value is a {new} value")
+        return Verdict("quantize", False, f"{old} is rounded to {new}")
+    if new.dtype == "f32":
+        return Verdict("decode", True, f"{old} is decoded")
+    return Verdict("decode", False, f"{old} is decoded and rounded")
+
+
+def _to_grid(old: Encoding, new: Grouped, choice: Choice, columns: int) -> Verdict:
+    if isinstance(old, Dense):
+        return Verdict("quantize", False, f"{old} is rounded to the grid {choice.scheme or new}")
+    grid = old if isinstance(old, Grouped) else integer_grids.GRIDS.get(old.type)
+    if grid is None:
+        return Verdict("quantize", False, f"{old} is decoded and quantized again: it is no grid")
+    reason = misfit(grid, new, columns)
+    if reason is None:
+        return Verdict("repack", True, f"the codes and scales of {old} are kept bit for bit")
+    return Verdict("quantize", False, f"{old} is decoded and quantized again: {reason}")
+
+
+def _to_blocks(old: Encoding, new: Blocks, columns: int) -> Verdict:
+    if isinstance(old, Dense):
+        return Verdict("quantize", False, f"{old} is rounded to the grid of {new}")
+    grid = integer_grids.takes(new.type)
+    if isinstance(old, Grouped) and grid is not None:
+        reason = misfit(old, grid, columns)
+        if reason is None and new.type in integer_grids.WITH_MINIMUM:
+            return Verdict("repack", False, "codes are kept; minimum -zero·scale rounds to f16")
+        if reason is None:
+            return Verdict("repack", True, f"the codes and scales of {old} are kept bit for bit")
+        return Verdict("quantize", False, f"{old} is decoded and quantized again: {reason}")
+    return Verdict("quantize", False, f"{old} is decoded and quantized again")
+
+
+def misfit(old: Grouped, new: Grouped, columns: int) -> str | None:
+    """Why numbers of one grid cannot all lie on another; None when they do, bit for bit."""
+    whole = columns if old.group is None else old.group
+    if old.ordered and not new.ordered:
+        return "its columns are grouped in act-order"
+    if new.group != old.group and (new.group is None or old.ordered or whole % new.group):
+        return f"its scales hold for {whole} columns, not {new.group or columns}"
+    if new.bits < old.bits:
+        return f"its codes have {old.bits} bits"
+    if new.symmetric and not old.symmetric:
+        return "it has zero points of its own"
+    if not old.scale.widens_to(new.scale):
+        return f"its scales are {old.scale}, not {new.scale}"
+    return None
+
+
+def refined(tensor: Tensor, target: Encoding) -> Tensor:
+    """The tensor with the narrowest encoding that its scales and zeros allow.
+
+    Files may store zeros that are all the midpoint, or scales in a wider type than they need. They
+    are read only where that decides whether ``target`` can be had bit for bit.
+    """
+    old, stored = tensor.encoding, tensor.stored
+    new = integer_grids.takes(target.type) if isinstance(target, Blocks) else target
+    if not isinstance(old, Grouped) or not isinstance(new, Grouped):
+        return tensor
+    if misfit(old, new, tensor.columns) is None or not isinstance(stored, StoredPieces):
+        return tensor
+    if misfit(replace(old, symmetric=True, scale=F16), new, tensor.columns) is not None:
+        return tensor
+    arrays = _read_arrays(stored, tensor, 0, tensor.rows, codes=False)
+    scales, zeros = stored.codec.unpack_groups(arrays, old, tensor.columns)
+    symmetric = zeros is None or bool((zeros == 1 << (old.bits - 1)).all())
+    with np.errstate(over="ignore"):
+        narrow = scales.astype(np.float16).astype(np.float32)
+    fits = np.array_equal(narrow, scales.astype(np.float32))
+    encoding = replace(old, symmetric=symmetric, scale=F16 if fits else old.scale)
+    return replace(tensor, encoding=encoding)
+
+
+def recode(
+    rows: Rows,
+    part: Tensor,
+    choice: Choice,
+    weights: NDArray[np.float32] | None,
+    where: str,
+    quantize: Quantize,
+) -> Rows:
+    """Stored rows of ``part`` in the encoding of ``choice``. Raises InvalidInput."""
+    target, action = choice.encoding, verdict(part, choice).action
+    try:
+        if action == "copy":
+            return rows
+        if isinstance(target, Grouped):
+            if action == "repack":
+                return regroup(_on_grid(rows, part), target)
+            assert choice.scheme is not None  # every grouped choice has one
+            values = decode_rows(rows, part).astype(np.float32, copy=False)
+            return quantize(values, choice.scheme, weights)
+        if isinstance(target, Blocks):
+            if action == "repack":
+                return integer_grids.from_grouped(target.type, _on_grid(rows, part))
+            values = decode_rows(rows, part).astype(np.float32, copy=False)
+            return blocks.encode(target.type, values, weights)
+    except ZenError as error:
+        raise InvalidInput(f"{where}: {error}") from error
+    return _cast(decode_rows(rows, part), target, where)
+
+
+def _on_grid(rows: Rows, part: Tensor) -> GroupedRows:
+    if isinstance(rows, GroupedRows):
+        return rows
+    return integer_grids.to_grouped(str(part.encoding), rows, part.columns)
+
+
+def _cast(values: NDArray[Any], target: Dense, where: str) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        narrowed = values.astype(target.numpy, copy=False)
+    if target.dtype == "f16" and np.isinf(narrowed).any() and not np.isinf(values).any():
+        largest = float(np.abs(values.astype(np.float32)).max())
+        raise InvalidInput(
+            f"{where}: {largest:g} is beyond the range of f16 (65504); choose bf16 or f32"
+        )
+    return narrowed
+
+
+def decode_rows(rows: Rows, tensor: Tensor) -> NDArray[Any]:
+    """Stored rows as numbers: dense rows as they are, any others as float32[n, columns]."""
+    if isinstance(rows, GroupedRows):
+        return rows.dequantize()
+    if isinstance(tensor.encoding, Blocks):
+        return blocks.decode(tensor.encoding.type, rows, tensor.columns)
+    return rows
+
+
+def logical_rows(tensor: Tensor, begin: int, end: int) -> NDArray[np.float32]:
+    """Decoded rows in logical order, float32[n, columns]; bounds at multiples of the band."""
+    rows = read_rows(tensor, begin, end)
+    if tensor.order is not None:
+        rows = tensor.order.apply(rows)
+    return decode_rows(rows, tensor).astype(np.float32, copy=False)
+
+
+def read_rows(tensor: Tensor, begin: int, end: int) -> Rows:
+    """Stored rows ``[begin, end)`` of a tensor.
+
+    ``dtype[n, columns]``, ``uint8[n, row_bytes]`` for blocks, or grouped rows. Raises
+    SourceNotFound when the file cannot be read and CorruptFile when it ends too early.
+    """
+    encoding, stored = tensor.encoding, tensor.stored
+    if isinstance(stored, StoredPieces):
+        return _read_pieces(stored, tensor, begin, end)
+    data = _read(
+        stored.path, stored.offset + begin * tensor.row_bytes, end - begin, tensor.row_bytes
+    )
+    if isinstance(encoding, Dense):
+        return data.reshape(-1).view(encoding.numpy).reshape(end - begin, tensor.columns)
+    return data
+
+
+def _read_pieces(stored: StoredPieces, tensor: Tensor, begin: int, end: int) -> GroupedRows:
+    first, last = begin // ROW_UNIT * ROW_UNIT, min(-(-end // ROW_UNIT) * ROW_UNIT, tensor.rows)
+    arrays = _read_arrays(stored, tensor, first, last)
+    try:
+        assert isinstance(tensor.encoding, Grouped)  # only grouped tensors are stored in pieces
+        rows = stored.codec.unpack(arrays, tensor.encoding)
+    except ZenError as error:
+        raise InvalidInput(f"{stored.path}: {stored.name}: {error}") from error
+    return rows if (first, last) == (begin, end) else rows.take(slice(begin - first, end - first))
+
+
+def _read_arrays(
+    stored: StoredPieces, tensor: Tensor, begin: int, end: int, *, codes: bool = True
+) -> dict[str, NDArray[Any]]:
+    assert isinstance(tensor.encoding, Grouped)
+    pieces = stored.codec.pieces(tensor.encoding, tensor.shape)
+    return {
+        p.name: _read_piece(stored.pieces[p.name], p, begin, end)
+        for p in pieces
+        if codes or not p.codes
+    }
+
+
+def _read_piece(place: StoredTensor, piece: Piece, begin: int, end: int) -> NDArray[Any]:
+    dtype = Dense(piece.dtype).numpy
+    first, last = piece.span(begin, end)
+    row = piece.shape[-1] * dtype.itemsize if len(piece.shape) > 1 else dtype.itemsize
+    if piece.axis != 1:
+        data = _read(place.path, place.offset + first * row, last - first, row)
+        return data.reshape(-1).view(dtype).reshape(last - first, *piece.shape[1:])
+    width = (last - first) * dtype.itemsize
+    offset = place.offset + first * dtype.itemsize
+    data = _read(place.path, offset, piece.shape[0], width, stride=row)
+    return data.reshape(-1).view(dtype).reshape(piece.shape[0], last - first)
+
+
+def _read(
+    path: Path, offset: int, count: int, width: int, stride: int | None = None
+) -> NDArray[np.uint8]:
+    """``count`` runs of ``width`` bytes, ``stride`` apart: uint8[count, width]."""
+    data = np.empty((count, width), dtype=np.uint8)
+    runs = [data.reshape(-1)] if stride in {None, width} else list(data)
+    try:
+        with path.open("rb", buffering=0) as file:
+            for index, run in enumerate(runs):
+                view, at = run.data, offset + index * (stride or 0)
+                while view:
+                    done = os.preadv(file.fileno(), [view], at)
+                    if done == 0:
+                        raise CorruptFile(f"{path}: ends before byte {at + len(view)}")
+                    view, at = view[done:], at + done
+    except OSError as error:
+        raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
+    return data
