@@ -1,10 +1,14 @@
-"""Trains the bundled reference model, ``zenconvert/models/zen-nano``, from a folder of JSON lines.
+"""Trains small multilingual models from a folder of JSON lines.
 
-A Qwen2 model as Qwen1.5-110B is one, in small: grouped heads, biases on q, k and v, an untied head,
-byte-level BPE with Qwen2's own pre-tokenizer expression. Runs on CUDA or the CPU and resumes from
-its last checkpoint when it is started again.
+By default the bundled reference model, ``zenconvert/models/zen-nano``: a Qwen2 model as
+Qwen1.5-110B is one, in small (grouped heads, biases on q, k and v, an untied head, byte-level BPE
+with Qwen2's own pre-tokenizer expression). ``--family llama`` trains one in Llama-3's manner, for
+``scripts/bench fidelity``. Runs on CUDA or the CPU and resumes from its last checkpoint when it is
+started again.
 
     python scripts/train_reference.py --corpus DIR --output DIR [--device cuda] [--steps N]
+    python scripts/train_reference.py --corpus DIR --output DIR --family llama --hidden 512 \
+        --heads 8 --kv-heads 4 --layers 8 --ffn 1536 --rate 2e-3
     python scripts/train_reference.py --corpus DIR --evaluate MODEL_DIR
 
 The corpus folder holds ``<language>.train.jsonl[.xz]`` and ``<language>.dev.jsonl[.xz]`` with a
@@ -25,14 +29,14 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 LANGUAGES = ("en", "zh", "fr", "es", "de", "ru", "ko", "ja", "vi", "ar")
 END, CHAT_BEGIN, CHAT_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (END, CHAT_BEGIN, CHAT_END)
-# the expression of Qwen2's tokenizer.json
+# the expressions of Qwen2's and Llama-3's tokenizer.json differ in how many digits go together
 EXPRESSION = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 TEMPLATE = (
@@ -48,15 +52,33 @@ WINDOW = 512
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of the model."""
+class Family:
+    """What tells one model family's config and tokenizer from another's."""
 
-    vocab: int = 8192
-    hidden: int = 256
-    ffn: int = 768
-    layers: int = 6
-    heads: int = 4
-    kv_heads: int = 2
+    model_class: str
+    digits: str
+    """Quantifier of the digits that the pre-tokenizer keeps together."""
+    normalizes: bool
+    ignore_merges: bool
+    config: dict[str, Any]
+
+
+FAMILIES = {
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        "",
+        normalizes=True,
+        ignore_merges=False,
+        config={"rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "use_sliding_window": False},
+    ),
+    "llama": Family(
+        "LlamaForCausalLM",
+        "{1,3}",
+        normalizes=False,
+        ignore_merges=True,
+        config={"rope_theta": 500000.0, "rms_norm_eps": 1e-5, "attention_bias": False},
+    ),
+}
 
 
 def read(corpus: Path, language: str, split: str) -> list[str]:
@@ -72,13 +94,14 @@ def read(corpus: Path, language: str, split: str) -> list[str]:
     raise SystemExit(f"{corpus}: no {language}.{split}.jsonl or .jsonl.xz")
 
 
-def train_tokenizer(texts: dict[str, list[str]], vocab: int) -> Tokenizer:
-    """Byte-level BPE with Qwen2's normaliser and expression; every language counts the same."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
+def train_tokenizer(texts: dict[str, list[str]], vocab: int, family: Family) -> Tokenizer:
+    """Byte-level BPE in the family's manner; every language counts the same."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=family.ignore_merges))
+    if family.normalizes:
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(EXPRESSION), "isolated"),
+            pre_tokenizers.Split(Regex(EXPRESSION % family.digits), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -136,25 +159,26 @@ def tokens_of(tokenizer: Tokenizer, texts: list[str], *, chat: bool, seed: int) 
     return torch.tensor(ids, dtype=torch.long)
 
 
-def make_model(shape: Shape, end: int) -> Qwen2ForCausalLM:
-    """A fresh model."""
-    config = Qwen2Config(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.ffn,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=2048,
-        rope_theta=1000000.0,
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=False,
-        use_sliding_window=False,
-        bos_token_id=end,
-        eos_token_id=end,
-        attn_implementation="sdpa",
-    )
-    return Qwen2ForCausalLM(config)
+def config_of(given: argparse.Namespace, tokenizer: Tokenizer) -> dict[str, Any]:
+    """``config.json`` of the model."""
+    family = FAMILIES[given.family]
+    return {
+        "architectures": [family.model_class], "model_type": given.family,
+        "vocab_size": given.vocab, "hidden_size": given.hidden, "intermediate_size": given.ffn,
+        "num_hidden_layers": given.layers, "num_attention_heads": given.heads,
+        "num_key_value_heads": given.kv_heads, "hidden_act": "silu",
+        "max_position_embeddings": 2048, "initializer_range": 0.02, "tie_word_embeddings": False,
+        **family.config, "attention_dropout": 0.0, "use_cache": True,
+        "bos_token_id": token_id(tokenizer, END), "eos_token_id": token_id(tokenizer, CHAT_END),
+        "torch_dtype": "bfloat16",
+    }  # fmt: skip
+
+
+def make_model(config: dict[str, Any]) -> Any:
+    """A fresh model in float32."""
+    fields = {k: v for k, v in config.items() if k not in {"model_type", "torch_dtype"}}
+    made = AutoConfig.for_model(config["model_type"], **fields)
+    return AutoModelForCausalLM.from_config(made, attn_implementation="sdpa")
 
 
 def batches(rows: dict[str, torch.Tensor], size: int, seed: int, step: int) -> torch.Tensor:
@@ -197,7 +221,7 @@ def perplexities(model: Any, tokenizer: Tokenizer, corpus: Path, device: str) ->
     return {**table, "overall": math.exp(whole)}
 
 
-def save(model: Qwen2ForCausalLM, tokenizer: Tokenizer, output: Path) -> None:
+def save(model: Any, tokenizer: Tokenizer, config: dict[str, Any], output: Path) -> None:
     """Write the model in bf16 with its tokenizer, template and generation config."""
     output.mkdir(parents=True, exist_ok=True)
     end, chat_end = tokenizer.token_to_id(END), tokenizer.token_to_id(CHAT_END)
@@ -208,19 +232,7 @@ def save(model: Qwen2ForCausalLM, tokenizer: Tokenizer, output: Path) -> None:
 
     save_file(state, output / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save(str(output / "tokenizer.json"))
-    config = model.config
-    write_json(output / "config.json", {
-        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
-        "vocab_size": config.vocab_size, "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "hidden_act": "silu", "max_position_embeddings": 2048, "initializer_range": 0.02,
-        "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": False,
-        "use_sliding_window": False, "attention_dropout": 0.0, "use_cache": True,
-        "bos_token_id": end, "eos_token_id": chat_end, "torch_dtype": "bfloat16",
-    })  # fmt: skip
+    write_json(output / "config.json", config)
     write_json(output / "generation_config.json", {
         "bos_token_id": end, "eos_token_id": [chat_end, end], "pad_token_id": end,
         "do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8,
@@ -252,12 +264,11 @@ def train(given: argparse.Namespace) -> None:
     torch.manual_seed(given.seed)
     work: Path = given.output / "training"
     work.mkdir(parents=True, exist_ok=True)
-    shape = Shape(layers=given.layers, ffn=given.ffn)
     texts = {language: read(given.corpus, language, "train") for language in LANGUAGES}
     if (work / "tokenizer.json").exists():
         tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
     else:
-        tokenizer = train_tokenizer(texts, shape.vocab)
+        tokenizer = train_tokenizer(texts, given.vocab, FAMILIES[given.family])
         tokenizer.save(str(work / "tokenizer.json"))
     rows = {c: tokens_of(tokenizer, t, chat=True, seed=given.seed) for c, t in texts.items()}
     print(
@@ -266,7 +277,8 @@ def train(given: argparse.Namespace) -> None:
         {c: len(r) for c, r in rows.items()},
         flush=True,
     )
-    model = make_model(shape, token_id(tokenizer, END)).to(given.device)
+    config = config_of(given, tokenizer)
+    model = make_model(config).to(given.device)
     print("parameters:", sum(p.numel() for p in model.parameters()), flush=True)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -302,7 +314,7 @@ def train(given: argparse.Namespace) -> None:
             model.train()
             if found["overall"] < best:
                 best = found["overall"]
-                save(model, tokenizer, given.output)
+                save(model, tokenizer, config, given.output)
             state = {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                 "step": step, "best": best,
@@ -325,6 +337,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=64, help="windows of 512 tokens a step")
     parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="qwen2")
+    parser.add_argument("--vocab", type=int, default=8192)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--ffn", type=int, default=768)
     parser.add_argument("--every", type=int, default=250, help="steps between evaluations")
