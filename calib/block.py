@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 
 from zenconvert.architecture import TensorName
-from zenconvert.calib.experts import find_moe, unify_experts
+from zenconvert.calib.experts import Expert, find_moe, unify_experts
 from zenconvert.calib.inputs import module_of
 from zenconvert.errors import InvalidInput
 
@@ -32,9 +32,11 @@ class Block:
 
     def __init__(self, model: Any, modules: Mapping[str, torch.nn.Module]) -> None:
         self.model, self.modules = model, modules
+        self.experts: tuple[Expert, ...] = ()
         self._real: torch.Tensor | None = None
         self._shape = (0, 0)
         if (moe := find_moe(model)) is not None:
+            self.experts = tuple(moe.experts)
             moe.register_forward_pre_hook(self._leave_out_padding)
             moe.register_forward_hook(self._put_padding_back)
 

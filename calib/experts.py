@@ -1,7 +1,7 @@
 """Mixture-of-experts blocks of transformers in one form: lists of experts of three linear modules.
 
 transformers 4 keeps a list of experts (``w1``, ``w2``, ``w3``), transformers 5 stacks the weights
-of all into two parameters. Here every expert becomes an :class:`Expert`, so that hooks see what each
+of all into two parameters. Here every expert is an :class:`Expert`, so that hooks see what each
 one reads and weights can be replaced one by one. Routing stays transformers' own.
 """
 

@@ -66,15 +66,22 @@ class Reference:
         """Embeddings float32[tokens, hidden] of every window; the table is never held whole."""
         import torch
 
+        ids = np.concatenate([np.asarray(window.ids) for window in windows])
+        out = torch.empty(len(ids), self.checkpoint.hyperparameters.hidden)
+        for places, values in self.embeddings(ids):
+            out[places] = values
+        return [part.clone() for part in torch.split(out, [len(w.ids) for w in windows])]
+
+    def embeddings(self, ids: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Pieces of the embeddings of ``ids``: where they stand, and float32[n, hidden]."""
+        import torch
+
         table = self.checkpoint.tensors["embed.weight"]
-        ids = [np.asarray(window.ids) for window in windows]
-        out = [np.empty((len(row), table.columns), dtype=np.float32) for row in ids]
         for begin, end in slabs(table):
-            values = self.read_rows(table, begin, end)
-            for row, target in zip(ids, out, strict=True):
-                here = (row >= begin) & (row < end)
-                target[here] = values[row[here] - begin]
-        return [torch.from_numpy(row) for row in out]
+            places = np.flatnonzero((ids >= begin) & (ids < end))
+            if len(places):
+                values = self.read_rows(table, begin, end)[ids[places] - begin]
+                yield torch.from_numpy(places), torch.from_numpy(values)
 
     def head(self) -> torch.Tensor:
         """The output matrix float32[vocab, hidden]; the embedding where it is tied."""
