@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from zenconvert.calib.coverage import LanguageCoverage, language_coverage
 from zenconvert.calib.samples import Sample
+from zenconvert.calib.statistics import token_weights
 from zenconvert.calib.windows import SHORTEST, Window
 from zenconvert.errors import UsageError
 
@@ -44,13 +45,8 @@ class Selection:
 
     @property
     def token_weights(self) -> NDArray[np.float64]:
-        """What a token of every language counts, float64[languages]; 1 on average.
-
-        A language of weight w, out of W in all, and t tokens, out of T in all, has w/W · T/t.
-        """
-        weights = np.array(self.weights, dtype=np.float64)
-        counts: NDArray[np.float64] = weights / weights.sum() * self.tokens.sum() / self.tokens
-        return counts
+        """What a token of every language counts, float64[languages]; 1 on average."""
+        return token_weights(self.weights, self.tokens)
 
     @property
     def digest(self) -> str:

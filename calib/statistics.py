@@ -7,12 +7,13 @@
     magnitudes  Σ |x|          per input channel
     moments     Σ c_l·x·xᵀ     over all tokens; a token of language l counts c_l
 
-The weights c_l make every language weigh as it should in total (1 on average, see
-:class:`zenconvert.calib.selection.Selection`), whatever its number of tokens.
+The weights c_l make every language weigh as it should in total, whatever its number of tokens; they
+are 1 on average.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,14 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
+
+
+def token_weights(weights: Sequence[float], tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    """c_l, float64[languages]: w/W · T/t for weight w, of W in all, and t tokens, of T in all."""
+    shares = np.array(weights, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        counts: NDArray[np.float64] = shares / shares.sum() * tokens.sum() / tokens
+    return counts
 
 
 @dataclass

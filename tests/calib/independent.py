@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +18,60 @@ Seen = dict[tuple[str, str], Rows]
 """(neutral module name, language) → everything that the module read, [tokens, columns]."""
 
 DENSE = {
-    "attn.q": "self_attn.q_proj",
-    "attn.o": "self_attn.o_proj",
-    "ffn.gate": "mlp.gate_proj",
-    "ffn.down": "mlp.down_proj",
+    "self_attn.q_proj": "attn.q",
+    "self_attn.o_proj": "attn.o",
+    "mlp.gate_proj": "ffn.gate",
+    "mlp.down_proj": "ffn.down",
 }
 
 
 def activations(folder: Path, windows: Sequence[Window]) -> Seen:
     """What every linear module reads, by plain hooks, one window at a time and in float32."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    language = ""
-    seen: dict[tuple[str, str], list[Rows]] = {}
-
-    def keep(module: str, values: torch.Tensor) -> None:
-        rows = values.reshape(-1, values.shape[-1]).numpy().astype(np.float64)
-        seen.setdefault((module, language), []).append(rows)
-
-    def watch(module: str) -> Callable[..., None]:
-        return lambda _, args: keep(module, args[0])
-
-    def watch_experts(layer: int) -> Callable[..., None]:
-        def hook(experts: Any, args: tuple[torch.Tensor, ...]) -> None:
-            states, chosen, _ = args
-            ffn = experts.down_proj.shape[-1]
-            for number in range(len(experts.down_proj)):
-                rows = states[(chosen == number).any(-1)]
-                both = rows @ experts.gate_up_proj[number].T
-                inner = torch.nn.functional.silu(both[:, :ffn]) * both[:, ffn:]
-                keep(f"layers.{layer}.moe.{number}.gate", rows)
-                keep(f"layers.{layer}.moe.{number}.down", inner)
-
-        return hook
-
-    model.lm_head.register_forward_pre_hook(watch("head"))
+    watcher = _Watcher()
+    watcher.watch(model.lm_head, "head")
     for number, layer in enumerate(model.model.layers):
-        for ours, theirs in DENSE.items():
-            if theirs in dict(layer.named_modules()):
-                module = layer.get_submodule(theirs)
-                module.register_forward_pre_hook(watch(f"layers.{number}.{ours}"))
-        moe = getattr(layer, "mlp", None) or layer.block_sparse_moe
-        if not hasattr(moe, "experts"):
-            continue
-        moe.gate.register_forward_pre_hook(watch(f"layers.{number}.moe.router"))
-        if not isinstance(moe.experts, torch.nn.ModuleList):  # transformers 5
-            moe.experts.register_forward_pre_hook(watch_experts(number))
-            continue
-        for index, expert in enumerate(moe.experts):
-            expert.w1.register_forward_pre_hook(watch(f"layers.{number}.moe.{index}.gate"))
-            expert.w2.register_forward_pre_hook(watch(f"layers.{number}.moe.{index}.down"))
+        for path, module in layer.named_modules():
+            if path in DENSE:
+                watcher.watch(module, f"layers.{number}.{DENSE[path]}")
+            elif hasattr(module, "experts"):
+                watcher.watch_moe(module, f"layers.{number}.moe")
     with torch.inference_mode():
         for window in windows:
-            language = window.language
+            watcher.language = window.language
             model(torch.tensor([window.ids]))
-    return {key: np.concatenate(parts) for key, parts in seen.items()}
+    return {key: np.concatenate(parts) for key, parts in watcher.seen.items()}
+
+
+class _Watcher:
+    """Hooks that keep everything."""
+
+    def __init__(self) -> None:
+        self.language = ""
+        self.seen: dict[tuple[str, str], list[Rows]] = {}
+
+    def keep(self, name: str, values: torch.Tensor) -> None:
+        rows = values.reshape(-1, values.shape[-1]).numpy().astype(np.float64)
+        self.seen.setdefault((name, self.language), []).append(rows)
+
+    def watch(self, module: Any, name: str) -> None:
+        module.register_forward_pre_hook(lambda _, args: self.keep(name, args[0]))
+
+    def watch_moe(self, moe: Any, name: str) -> None:
+        self.watch(moe.gate, f"{name}.router")
+        if not isinstance(moe.experts, torch.nn.ModuleList):  # transformers 5
+            moe.experts.register_forward_pre_hook(lambda *seen: self.keep_experts(name, *seen))
+            return
+        for number, expert in enumerate(moe.experts):
+            self.watch(expert.w1, f"{name}.{number}.gate")
+            self.watch(expert.w2, f"{name}.{number}.down")
+
+    def keep_experts(self, name: str, experts: Any, args: tuple[torch.Tensor, ...]) -> None:
+        states, chosen, _ = args
+        ffn = experts.down_proj.shape[-1]
+        for number in range(len(experts.down_proj)):
+            rows = states[(chosen == number).any(-1)]
+            both = rows @ experts.gate_up_proj[number].T
+            inner = torch.nn.functional.silu(both[:, :ffn]) * both[:, ffn:]
+            self.keep(f"{name}.{number}.gate", rows)
+            self.keep(f"{name}.{number}.down", inner)
