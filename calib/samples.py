@@ -115,6 +115,11 @@ def _parse_row(line: str, where: str, default_language: str) -> Sample:
         raise CorruptFile(f"{where}: the line is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise CorruptFile(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return sample_of_row(row, where, default_language)
+
+
+def sample_of_row(row: dict[str, Any], where: str, default_language: str) -> Sample:
+    """The sample that a row of any kind of table describes. Raises CorruptFile."""
     if ("text" in row) == ("messages" in row):
         raise CorruptFile(f"{where}: expected either 'text' or 'messages', found {sorted(row)}")
     text = _string(row, "text", where) if "text" in row else None

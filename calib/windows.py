@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from jinja2.nodes import Node
     from jinja2.parser import Parser
 
-_SHORTEST = 2  # a window must predict at least one token
+SHORTEST = 2
+"""Tokens of the shortest window: it must predict at least one."""
 _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}"
@@ -97,6 +98,35 @@ def _environment() -> Environment:
     return environment
 
 
+@dataclass(frozen=True)
+class Cutter:
+    """How documents become windows of at most ``context`` tokens.
+
+    ``prefix`` is put before every window (BOS, where a model expects it). Raises UsageError for a
+    context that leaves no room.
+    """
+
+    encoder: Encoder
+    context: int
+    template: str | None
+    special_tokens: dict[str, str]
+    prefix: int | None
+
+    def __post_init__(self) -> None:
+        if self.context - (self.prefix is not None) < SHORTEST:
+            raise UsageError(f"a context of {self.context} tokens is too short; use at least 4")
+
+    def cut(self, sample: Sample) -> list[Window]:
+        """The windows of one document; none when it has no token to predict."""
+        head = () if self.prefix is None else (self.prefix,)
+        room = self.context - len(head)
+        ids = self.encoder.encode(render(sample, self.template, self.special_tokens))
+        if head and ids[:1] == list(head):
+            ids = ids[1:]
+        pieces = ((*head, *ids[begin : begin + room]) for begin in range(0, len(ids), room))
+        return [Window(sample.id, sample.language, p) for p in pieces if len(p) >= SHORTEST]
+
+
 def windows(
     samples: Sequence[Sample],
     encoder: Encoder,
@@ -106,24 +136,12 @@ def windows(
     special_tokens: dict[str, str],
     prefix: int | None,
 ) -> list[Window]:
-    """Encode every sample and cut it into windows of at most ``context`` tokens.
+    """The windows of all samples, cut as :class:`Cutter` says.
 
-    ``prefix`` is put before every window (BOS, where a model expects it). Raises UsageError when
-    nothing is left to measure.
+    Raises UsageError when nothing is left to measure.
     """
-    room = context - (prefix is not None)
-    if room < _SHORTEST:
-        raise UsageError(f"a context of {context} tokens is too short; use at least 4")
-    head = () if prefix is None else (prefix,)
-    result = []
-    for sample in samples:
-        ids = encoder.encode(render(sample, template, special_tokens))
-        if head and ids[:1] == list(head):
-            ids = ids[1:]
-        for begin in range(0, len(ids), room):
-            window = (*head, *ids[begin : begin + room])
-            if len(window) >= _SHORTEST:
-                result.append(Window(sample.id, sample.language, window))
+    cutter = Cutter(encoder, context, template, special_tokens, prefix)
+    result = [window for sample in samples for window in cutter.cut(sample)]
     if not result:
         raise UsageError("the texts hold no two tokens in a row; there is nothing to measure")
     return result

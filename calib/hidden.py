@@ -1,0 +1,133 @@
+"""The hidden states of all windows between two blocks: on the device, in memory, or on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import torch
+
+from zenconvert.calib.windows import Window
+from zenconvert.errors import CorruptFile, NotEnoughResources
+
+Place = Literal["device", "host", "disk"]
+
+_CHUNK: Final = 1 << 26  # bytes written at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Windows of one language that go through a block together."""
+
+    language: int
+    windows: tuple[int, ...]
+    lengths: tuple[int, ...]
+    begin: int
+    """First row of the batch in the hidden states, which stand in the order of the batches."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(self.lengths)
+
+
+def make_batches(
+    windows: Sequence[Window], languages: Sequence[str], most_tokens: int
+) -> list[Batch]:
+    """Windows of one language and similar length together, ``most_tokens`` padded ones a batch."""
+    found: list[Batch] = []
+    begin = 0
+    for number, language in enumerate(languages):
+        own = [i for i, window in enumerate(windows) if window.language == language]
+        own.sort(key=lambda i: -len(windows[i].ids))
+        while own:
+            longest = len(windows[own[0]].ids)
+            count = max(1, most_tokens // longest)
+            group, own = own[:count], own[count:]
+            lengths = tuple(len(windows[i].ids) for i in group)
+            found.append(Batch(number, tuple(group), lengths, begin))
+            begin += sum(lengths)
+    return found
+
+
+class HiddenStates:
+    """Rows [tokens, hidden] of every batch, one batch after the other."""
+
+    def __init__(
+        self,
+        tokens: int,
+        hidden: int,
+        dtype: torch.dtype,
+        *,
+        device: str,
+        place: Place,
+        folder: Path,
+    ) -> None:
+        """``folder`` takes the file of states that are kept on disk."""
+        self.device, self.path = device, folder / "hidden.work"
+        shape = (tokens, hidden)
+        if place == "disk":
+            size = tokens * hidden
+            _reserve(self.path, size * dtype.itemsize)
+            flat = torch.from_file(str(self.path), shared=True, size=size, dtype=dtype)
+            self.states = flat.reshape(shape)
+        elif place == "device":
+            self.states = torch.empty(shape, dtype=dtype, device=device)
+        else:
+            pinned = torch.device(device).type == "cuda"
+            self.states = torch.empty(shape, dtype=dtype, pin_memory=pinned)
+
+    def read(self, batch: Batch) -> torch.Tensor:
+        """The rows of a batch, on the device."""
+        rows = self.states[batch.begin : batch.begin + batch.tokens]
+        return rows.to(self.device, non_blocking=True)
+
+    def write(self, batch: Batch, rows: torch.Tensor) -> None:
+        """Replace the rows of a batch."""
+        self.states[batch.begin : batch.begin + batch.tokens].copy_(rows)
+
+    def put(self, places: torch.Tensor, rows: torch.Tensor) -> None:
+        """Replace single rows."""
+        self.states[places.to(self.states.device)] = rows.to(self.states)
+
+    def save(self, path: Path) -> None:
+        """Write all rows to a file and to the disk."""
+        with path.open("wb") as file:
+            for part in self._parts():
+                file.write(part.cpu().view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def load(self, path: Path) -> None:
+        """Read back what :meth:`save` wrote. Raises CorruptFile when its size is another."""
+        if path.stat().st_size != self.states.numel() * self.states.element_size():
+            raise CorruptFile(f"{path}: it holds the states of another run; remove it")
+        with path.open("rb") as file:
+            for part in self._parts():
+                data = np.fromfile(file, dtype=np.uint8, count=part.numel() * part.element_size())
+                part.copy_(torch.from_numpy(data).view(part.dtype).reshape(part.shape))
+
+    def _parts(self) -> tuple[torch.Tensor, ...]:
+        row_bytes = self.states.shape[1] * self.states.element_size()
+        return torch.split(self.states, max(1, _CHUNK // row_bytes))
+
+    def close(self) -> None:
+        """Free the rows, and remove their file."""
+        self.states = torch.empty(0, 0)
+        self.path.unlink(missing_ok=True)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of that size; a full disk is found now, not when a page is written."""
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise NotEnoughResources(
+            f"{path}: no room for hidden states of {size} bytes: {error.strerror}"
+        ) from error

@@ -1,0 +1,90 @@
+"""Statistics of what one or several linear modules read, per language.
+
+::
+
+    tokens      t_l            rows that language l brought here (routed ones, for an expert)
+    squares     Σ x²           per input channel
+    magnitudes  Σ |x|          per input channel
+    moments     Σ c_l·x·xᵀ     over all tokens; a token of language l counts c_l
+
+The weights c_l make every language weigh as it should in total, whatever its number of tokens; they
+are 1 on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+
+def token_weights(weights: Sequence[float], tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    """c_l, float64[languages]: w/W · T/t for weight w, of W in all, and t tokens, of T in all."""
+    shares = np.array(weights, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        counts: NDArray[np.float64] = shares / shares.sum() * tokens.sum() / tokens
+    return counts
+
+
+@dataclass
+class InputStatistics:
+    """Statistics of one distinct input."""
+
+    name: str
+    """The first module that reads it, by its neutral name."""
+    modules: tuple[str, ...]
+    """All modules that read it."""
+    token_weights: NDArray[np.float64]
+    """c_l, float64[languages]."""
+    tokens: NDArray[np.int64]
+    """int64[languages]."""
+    squares: NDArray[np.float32]
+    """float32[languages, columns]."""
+    magnitudes: NDArray[np.float32]
+    """float32[languages, columns]."""
+    moments: torch.Tensor | None = None
+    """float32[columns, columns], symmetric; None where nobody asked for them."""
+
+    @property
+    def columns(self) -> int:
+        """Input channels."""
+        return int(self.squares.shape[1])
+
+    @property
+    def count(self) -> int:
+        """Rows of all languages."""
+        return int(self.tokens.sum())
+
+    @property
+    def weight(self) -> float:
+        """Σ c_l·t_l: divide ``moments`` by it for their mean. 0 where nothing came."""
+        return float(self.token_weights @ self.tokens)
+
+    def weighted_sums(self, sums: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Sums over languages, float32[columns], as if :attr:`count` average tokens had come.
+
+        Zeros where nothing came that weighs anything.
+        """
+        if not self.weight:
+            return np.zeros(self.columns, dtype=np.float32)
+        total = self.token_weights @ sums.astype(np.float64)
+        return (total * (self.count / self.weight)).astype(np.float32)
+
+    def importance(self) -> NDArray[np.float32]:
+        """Language-weighted mean of x², float32[columns]: what llama.cpp makes of an imatrix.
+
+        Ones where nothing came that weighs anything: no channel is more important.
+        """
+        if not self.weight:
+            return np.ones(self.columns, dtype=np.float32)
+        return self.weighted_sums(self.squares) / np.float32(self.count)
+
+    def mean_magnitudes(self) -> NDArray[np.float32]:
+        """Language-weighted mean of \\|x\\|, float32[columns]; zeros where nothing came."""
+        return self.weighted_sums(self.magnitudes) / np.float32(max(1, self.count))

@@ -1,0 +1,292 @@
+"""Statistics files: written layer by layer, resumable, and read lazily.
+
+A run works in the folder ``.NAME.partial`` beside the file: the file itself at its full size, one
+mark for every layer that is in it, and hidden states to go on from. The final name appears when
+everything is there. A run that was killed goes on when it is started again with the same model,
+samples and settings, and gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from zenconvert.calib.fingerprint import fingerprint
+from zenconvert.calib.inputs import Input, head_input, layer_inputs
+from zenconvert.calib.reference import Reference
+from zenconvert.calib.selection import Selection
+from zenconvert.calib.statistics import InputStatistics
+from zenconvert.calib.statistics_layout import (
+    FORMAT,
+    VERSION,
+    Entry,
+    Layout,
+    input_entries,
+    lay_out,
+    packed_row,
+    routed_entry,
+    state_entries,
+)
+from zenconvert.calib.workspace import SAVE_SECONDS, Workspace, open_workspace, sync_folder
+from zenconvert.encoding import DENSE_DTYPES
+from zenconvert.errors import NotEnoughResources
+
+if TYPE_CHECKING:
+    from zenconvert.calib.layer import LayerStatistics
+    from zenconvert.calib.walk import Progress, Settings
+
+_ROWS: Final = 256  # rows of moments packed at a time
+_DATA: Final = "data"
+
+
+class StatisticsRun:
+    """Everything about a statistics file that is to be written: known before it is."""
+
+    def __init__(
+        self,
+        reference: Reference,
+        selection: Selection,
+        settings: Settings,
+        *,
+        final_states: bool = False,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``facts`` go into the metadata under ``samples``, beside the digest of the tokens."""
+        self.reference, self.selection, self.settings = reference, selection, settings
+        self.final_states = final_states
+        self.metadata = self._metadata(facts or {})
+        self.layout = lay_out(list(self._entries()), self.metadata)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the run takes on the disk at most: the file, and hidden states in three copies."""
+        hidden = self.reference.checkpoint.hyperparameters.hidden
+        item = DENSE_DTYPES[self.settings.compute].itemsize
+        return self.layout.size + 3 * item * hidden * int(self.selection.tokens.sum())
+
+    def check_disk(self, out: Path, max_disk: int | None) -> None:
+        """Raise NotEnoughResources when the run would take more than ``max_disk`` or is free."""
+        what = f"{out}: {self.layout.size} bytes, and {self.disk_bytes} while they are computed,"
+        if max_disk is not None and self.disk_bytes > max_disk:
+            raise NotEnoughResources(
+                f"{what} are more than the {max_disk} of --max-disk; second moments, which gptq "
+                "and awq ask for, take most of them"
+            )
+        begun = _workspace(out) / _DATA
+        free = shutil.disk_usage(out.parent).free
+        if self.disk_bytes - (begun.stat().st_size if begun.is_file() else 0) > free:
+            raise NotEnoughResources(f"{what} are more than the {free} that are free")
+
+    def inputs(self, layer: int) -> tuple[Input, ...]:
+        """The distinct inputs of a layer."""
+        return layer_inputs(
+            self.reference.checkpoint.architecture,
+            self.reference.by_layer[layer],
+            all_experts=self.settings.all_experts,
+        )
+
+    def all_inputs(self) -> Iterator[Input]:
+        """The distinct inputs of the model."""
+        for layer in range(self.reference.layers):
+            yield from self.inputs(layer)
+        if "head.weight" in self.reference.checkpoint.tensors:
+            yield head_input(self.reference.checkpoint.hyperparameters)
+
+    def _entries(self) -> Iterator[Entry]:
+        languages, hp = len(self.selection.languages), self.reference.checkpoint.hyperparameters
+        for item in self.all_inputs():
+            yield from input_entries(item, languages, moments=self.settings.moments)
+        for layer in range(self.reference.layers if hp.experts else 0):
+            yield routed_entry(layer, languages, hp.experts)
+        if self.final_states:
+            tokens, windows = int(self.selection.tokens.sum()), len(self.selection.windows)
+            yield from state_entries(tokens, windows, hp.hidden, self.settings.compute)
+
+    def _metadata(self, facts: Mapping[str, Any]) -> dict[str, str]:
+        import torch
+        import transformers
+
+        from zenconvert import __version__
+
+        checkpoint, selection, settings = self.reference.checkpoint, self.selection, self.settings
+        values: dict[str, Any] = {
+            "model": {
+                "digest": fingerprint(checkpoint, self.reference.read_rows),
+                "architecture": checkpoint.architecture.id,
+            },
+            "samples": {"digest": selection.digest, **facts},
+            "languages": selection.languages,
+            "language_weights": selection.weights,
+            "coverage": [part.as_dict() for part in selection.coverage],
+            "inputs": {item.name: item.modules for item in self.all_inputs()},
+            "settings": {
+                "device": settings.kind,
+                "dtype": settings.compute,
+                "moments": settings.moments,
+                "all_experts": settings.all_experts,
+                "final_states": self.final_states,
+            },
+            "versions": {
+                "zenconvert": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+        texts = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+        return {"format": FORMAT, "version": VERSION, **texts}
+
+    def run(
+        self,
+        out: Path,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        save_seconds: float = SAVE_SECONDS,
+    ) -> None:
+        """Compute what is not there yet, and give the file its name.
+
+        Raises NotEnoughResources, UsageError when another run is writing the same file, and the
+        errors of :func:`zenconvert.calib.walk.walk`. Whatever ends it, what is done stays done.
+        """
+        folder = _workspace(out)
+        with open_workspace(folder, self.metadata, save_seconds=save_seconds) as workspace:
+            with _Writer(workspace, self.layout) as writer:
+                if not writer.is_done(None):
+                    self._walk(writer, workspace, progress)
+            _publish(folder, out)
+
+    def _walk(
+        self,
+        writer: _Writer,
+        workspace: Workspace,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        from zenconvert.calib.walk import walk
+
+        done = {layer for layer in range(self.reference.layers) if writer.is_done(layer)}
+        parts = walk(
+            self.reference,
+            self.selection,
+            self.settings,
+            workspace=workspace,
+            skip=done,
+            progress=progress,
+        )
+        for part in parts:
+            writer.write_part(part)
+            if part.layer is None and self.final_states:
+                self._write_states(writer, part)
+            if part.last:
+                writer.mark_done(part.layer)
+
+    def _write_states(self, writer: _Writer, part: LayerStatistics) -> None:
+        import torch
+
+        windows = self.selection.windows
+        lengths = np.array([len(window.ids) for window in windows], dtype="<i4")
+        begins = np.cumsum(lengths, dtype=np.int64) - lengths
+        numbers = {language: n for n, language in enumerate(self.selection.languages)}
+        ids = np.concatenate([np.array(window.ids, dtype="<i4") for window in windows])
+        writer.write("windows.ids", ids)
+        writer.write("windows.lengths", lengths)
+        languages = [numbers[window.language] for window in windows]
+        writer.write("windows.languages", np.array(languages, dtype="<i4"))
+        for window, rows in part.states():
+            data = rows.contiguous().view(torch.uint8).numpy()
+            writer.write("states", data, offset=int(begins[window]) * data.shape[1])
+
+
+class _Writer:
+    """The data file in a workspace, and the marks of the layers that are in it."""
+
+    def __init__(self, workspace: Workspace, layout: Layout) -> None:
+        self.workspace, self.layout = workspace, layout
+        self.path = workspace.folder / _DATA
+        self.descriptor = -1
+
+    def __enter__(self) -> _Writer:
+        fresh = not self.path.is_file() or self.path.stat().st_size != self.layout.size
+        try:
+            self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            if fresh:
+                for left in self.workspace.folder.iterdir():
+                    if left.suffix in {".done", ".bin"}:
+                        left.unlink()
+                # all of it now: a full disk is found before any work is done
+                os.posix_fallocate(self.descriptor, 0, self.layout.size)
+                self._write_at(0, self.layout.header)
+        except OSError as error:
+            self.path.unlink(missing_ok=True)
+            raise self._full(error) from error
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        os.close(self.descriptor)
+
+    def is_done(self, layer: int | None) -> bool:
+        """Whether a layer (None: the head, which comes last) is in the file."""
+        return self._mark(layer).is_file()
+
+    def mark_done(self, layer: int | None) -> None:
+        """Bring a layer to the disk, and remember that it is there."""
+        os.fsync(self.descriptor)
+        with self.workspace.new_file(self._mark(layer).name) as path:
+            path.touch()
+
+    def write_part(self, part: LayerStatistics) -> None:
+        """Write what a part of a layer brings."""
+        for name, item in part.inputs.items():
+            self.write(f"{name}.tokens", item.tokens.astype("<i8"))
+            self.write(f"{name}.squares", item.squares.astype("<f4"))
+            self.write(f"{name}.magnitudes", item.magnitudes.astype("<f4"))
+            if item.moments is not None:
+                self._write_moments(item)
+        if part.routed is not None:
+            self.write(f"layers.{part.layer}.moe.routed", part.routed.astype("<i8"))
+
+    def _write_moments(self, item: InputStatistics) -> None:
+        assert item.moments is not None
+        for begin in range(0, item.columns, _ROWS):
+            rows = item.moments[begin : begin + _ROWS].cpu().numpy()
+            packed = [row[begin + number :] for number, row in enumerate(rows)]
+            place = 4 * packed_row(begin, item.columns)
+            self.write(f"{item.name}.moments", np.concatenate(packed), offset=place)
+
+    def write(self, name: str, values: np.ndarray[Any, Any], *, offset: int = 0) -> None:
+        """Write numbers of a tensor, from a byte of it on."""
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+        try:
+            self._write_at(self.layout.offsets[name] + offset, data)
+        except OSError as error:
+            raise self._full(error) from error
+
+    def _write_at(self, offset: int, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.descriptor, view, offset)
+            view, offset = view[written:], offset + written
+
+    def _mark(self, layer: int | None) -> Path:
+        name = "head" if layer is None else f"layer-{layer:05d}"
+        return self.workspace.folder / f"{name}.done"
+
+    def _full(self, error: OSError) -> NotEnoughResources:
+        return NotEnoughResources(f"{self.path}: cannot be written: {error.strerror}")
+
+
+def _workspace(out: Path) -> Path:
+    return out.parent / f".{out.name}.partial"
+
+
+def _publish(folder: Path, out: Path) -> None:
+    """Give the finished file its name and remove the workspace."""
+    for states in folder.glob("hidden*"):
+        states.unlink()
+    (folder / _DATA).replace(out)
+    sync_folder(out.parent)
+    shutil.rmtree(folder)

@@ -1,0 +1,200 @@
+"""Statistics files, read lazily: headers now, numbers when they are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from zenconvert.calib.fingerprint import fingerprint
+from zenconvert.calib.reference import ReadRows
+from zenconvert.calib.statistics import InputStatistics, token_weights
+from zenconvert.calib.statistics_layout import FORMAT, VERSION, unpack
+from zenconvert.calib.windows import Window
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+_PLAIN: Final = frozenset({"format", "version"})  # the other metadata are JSON
+
+
+class Statistics:
+    """An open statistics file; made by :func:`open_statistics`."""
+
+    def __init__(self, path: Path, file: Any) -> None:
+        self.path, self._file = path, file
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise CorruptFile(f"{path}: this is no statistics file of zenconvert")
+        if metadata.get("version") != VERSION:
+            raise CorruptFile(
+                f"{path}: statistics of version {metadata.get('version')!r}; this zenconvert reads "
+                f"{VERSION!r}: calibrate again"
+            )
+        try:
+            facts = {k: json.loads(v) for k, v in metadata.items() if k not in _PLAIN}
+            self.languages = tuple(str(code) for code in facts["languages"])
+            weights = tuple(float(weight) for weight in facts["language_weights"])
+            tokens = np.array([int(part["tokens"]) for part in facts["coverage"]])
+            self.token_weights = token_weights(weights, tokens)
+            """What a token of every language counts, float64[languages]; 1 on average."""
+            self.model_digest = str(facts["model"]["digest"])
+            self.inputs = {str(k): tuple(map(str, v)) for k, v in facts["inputs"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CorruptFile(f"{path}: its metadata is damaged: {error!r}") from error
+        if not (len(self.languages) == len(tokens) and np.isfinite(self.token_weights).all()):
+            raise CorruptFile(f"{path}: its languages, weights and tokens do not fit together")
+        self._names = frozenset(file.keys())
+        self.facts: Mapping[str, Any] = facts
+        """The metadata: model, samples, coverage, settings, versions."""
+
+    @cached_property
+    def modules(self) -> Mapping[str, str]:
+        """Module → the input that it reads, by neutral names."""
+        return {module: name for name, modules in self.inputs.items() for module in modules}
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether the file holds second moments."""
+        return any(name.endswith(".moments") for name in self._names)
+
+    def check_model(self, checkpoint: Checkpoint, read_rows: ReadRows) -> None:
+        """Raise InvalidInput unless the statistics are of this model."""
+        if fingerprint(checkpoint, read_rows) != self.model_digest:
+            raise InvalidInput(
+                f"{self.path}: these statistics are of another model than {checkpoint.path}, or of "
+                "one with other weights; calibrate this one"
+            )
+
+    def of(self, module: str, *, moments: bool = False) -> InputStatistics:
+        """Statistics of what a module reads, with its second moments on request.
+
+        Raises UsageError when the file does not cover the module or holds no moments, and
+        CorruptFile for numbers that cannot be.
+        """
+        name = self._input(module)
+        tokens, squares, magnitudes = (
+            self._read(f"{name}.{part}") for part in ("tokens", "squares", "magnitudes")
+        )
+        languages = len(self.languages)
+        if tokens.shape != (languages,) or not (
+            squares.shape == magnitudes.shape == (languages, squares.shape[-1])
+        ):
+            raise CorruptFile(f"{self.path}: the statistics of {name} have shapes that do not fit")
+        for part in (tokens, squares, magnitudes):
+            if not np.isfinite(part).all() or (part < 0).any():
+                raise CorruptFile(f"{self.path}: {name} has sums that are negative or not finite")
+        found = InputStatistics(
+            name=name,
+            modules=self.inputs[name],
+            token_weights=self.token_weights,
+            tokens=tokens,
+            squares=squares,
+            magnitudes=magnitudes,
+        )
+        if moments:
+            found.moments = self._moments(name, found.columns)
+        return found
+
+    def importance(self, module: str) -> NDArray[np.float32]:
+        """Language-weighted mean of x² of what a module reads, float32[columns]."""
+        return self.of(module).importance()
+
+    def routed(self, layer: int) -> NDArray[np.int64] | None:
+        """Tokens routed to the experts of a layer, int64[languages, experts]; None without any."""
+        name = f"layers.{layer}.moe.routed"
+        return self._read(name) if name in self._names else None
+
+    def states(self) -> Iterator[tuple[Window, torch.Tensor]]:
+        """Every window with its final hidden states [tokens, hidden], in the dtype of the walk.
+
+        Raises UsageError when the file holds none.
+        """
+        if "states" not in self._names:
+            raise UsageError(f"{self.path}: holds no hidden states; calibrate with --hidden-states")
+        with _opening(self.path):
+            file: Any = safe_open(str(self.path), framework="pt")
+            states = file.get_slice("states")
+        ids, begin = self._read("windows.ids"), 0
+        lengths, languages = self._read("windows.lengths"), self._read("windows.languages")
+        for number, (length, language) in enumerate(zip(lengths, languages, strict=True)):
+            end = begin + int(length)
+            window = Window(str(number), self.languages[language], tuple(ids[begin:end].tolist()))
+            yield window, states[begin:end]
+            begin = end
+
+    def _input(self, module: str) -> str:
+        if module not in self.modules:
+            raise UsageError(f"{self.path}: holds no statistics of {module!r}")
+        return self.modules[module]
+
+    def _moments(self, name: str, columns: int) -> torch.Tensor:
+        import torch
+
+        if f"{name}.moments" not in self._names:
+            raise UsageError(
+                f"{self.path}: holds no second moments; calibrate with --for gptq or --for awq"
+            )
+        packed = self._read(f"{name}.moments")
+        if packed.shape != (columns * (columns + 1) // 2,):
+            raise CorruptFile(f"{self.path}: the moments of {name} have a size that does not fit")
+        return torch.from_numpy(unpack(packed, columns))
+
+    def _read(self, name: str) -> NDArray[Any]:
+        with _opening(self.path):
+            values: NDArray[Any] = self._file.get_tensor(name)
+        return values
+
+
+def open_statistics(
+    path: str | Path, checkpoint: Checkpoint | None = None, read_rows: ReadRows | None = None
+) -> Statistics:
+    """Open a statistics file; with a checkpoint, be sure that it is of that model.
+
+    Raises SourceNotFound, CorruptFile, and InvalidInput for statistics of another model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SourceNotFound(f"{path}: there is no such statistics file")
+    with _opening(path):
+        found = Statistics(path, safe_open(str(path), framework="numpy"))
+    if checkpoint is not None and read_rows is not None:
+        found.check_model(checkpoint, read_rows)
+    return found
+
+
+def load_importance(
+    path: str | Path, checkpoint: Checkpoint, read_rows: ReadRows
+) -> dict[str, NDArray[np.float32]]:
+    """Importance weights float32[columns] by neutral tensor name, from a statistics file.
+
+    They cover every linear weight of the model. Raises as :func:`open_statistics`.
+    """
+    statistics = open_statistics(path, checkpoint, read_rows)
+    importance: dict[str, NDArray[np.float32]] = {}
+    for modules in statistics.inputs.values():
+        values = statistics.importance(modules[0])
+        importance |= {f"{module}.weight": values for module in modules}
+    for name, values in importance.items():
+        if name not in checkpoint.tensors or checkpoint.tensors[name].columns != len(values):
+            raise CorruptFile(f"{path}: its statistics of {name} do not fit the model")
+    return importance
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Foreign errors as our own."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise CorruptFile(f"{path}: it cannot be read as a statistics file: {error}") from error
