@@ -28,7 +28,7 @@ LEVELS = (
     {"architecture", "layout"},
     {"formats", "calib"},
     {"sources"},
-    {"recoding"},
+    {"recoding", "solved"},
     {"planning"},
     {"output", "conversion", "inspection"},
     {"difference"},

@@ -48,7 +48,7 @@ def giant(tmp_path_factory: pytest.TempPathFactory) -> Path:
     architecture = arch.for_model_type("qwen2")
     hp = from_config(CONFIG, architecture.defaults_for("qwen2"), where="test")
     names = list(architecture.tensor_names(hp))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for begin in range(0, len(names), SHARD_TENSORS):
         shard = names[begin : begin + SHARD_TENSORS]
         header, offsets = safetensors_container.pack_header(

@@ -19,7 +19,7 @@ from zenconvert.calib.selection import Selection
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.walk import Settings, walk
 from zenconvert.calib.windows import Window
-from zenconvert.difference import logical_rows
+from zenconvert.recoding import logical_rows
 
 LENGTHS = {"en": (40, 7, 64), "zh": (33, 64), "fr": (2, 90)}
 
