@@ -30,6 +30,7 @@ LEVELS = (
     {"planning"},
     {"output", "conversion", "inspection"},
     {"difference"},
+    {"calibration"},
     {"verification"},
     {"cli"},
     {"__main__"},
