@@ -8,11 +8,12 @@ CUDA device the tensor cores multiply them as they are and accumulate in float32
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 import torch
 
-TILE = 4096
-"""Columns of a tile."""
+TILE: Final = {"cuda": 4096, "cpu": 1024}
+"""Columns of a tile by kind of device; large enough for its multiply units."""
 
 
 class Moments:
@@ -20,6 +21,7 @@ class Moments:
 
     def __init__(self, columns: int, device: torch.device | str) -> None:
         self.columns = columns
+        self.tile = TILE.get(torch.device(device).type, 1024)
         self.sums = torch.zeros(columns, columns, dtype=torch.float32, device=device)
 
     def add(self, rows: torch.Tensor, weight: float) -> None:
@@ -38,7 +40,9 @@ class Moments:
         return self.sums
 
     def _tiles(self) -> Iterator[tuple[slice, slice]]:
-        parts = [slice(at, min(at + TILE, self.columns)) for at in range(0, self.columns, TILE)]
+        parts = [
+            slice(at, min(at + self.tile, self.columns)) for at in range(0, self.columns, self.tile)
+        ]
         for number, rows in enumerate(parts):
             for columns in parts[number:]:
                 yield rows, columns

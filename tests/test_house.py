@@ -32,6 +32,7 @@ LEVELS = (
     {"planning"},
     {"output", "conversion", "inspection"},
     {"difference"},
+    {"calibration"},
     {"verification"},
     {"cli"},
     {"__main__"},

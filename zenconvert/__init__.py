@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zenconvert import errors
+    from zenconvert.calibration import Calibration, calibrate
     from zenconvert.checkpoint import Checkpoint
     from zenconvert.conversion import Conversion, convert, plan
     from zenconvert.difference import Difference, diff
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
     "Checkpoint",
     "Conversion",
     "Difference",
@@ -32,6 +34,7 @@ __all__ = [
     "Report",
     "Step",
     "Target",
+    "calibrate",
     "convert",
     "diff",
     "errors",
@@ -42,6 +45,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Calibration": "calibration",
     "Checkpoint": "checkpoint",
     "Conversion": "conversion",
     "Difference": "difference",
@@ -51,6 +55,7 @@ _HOMES = {
     "Report": "verification.report",
     "Step": "planning",
     "Target": "target",
+    "calibrate": "calibration",
     "convert": "conversion",
     "diff": "difference",
     "inspect": "inspection",

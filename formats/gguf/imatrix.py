@@ -1,28 +1,41 @@
 """llama.cpp importance matrices: GGUF files with Σx² per input channel of each weight.
 
 ``<tensor>.in_sum2`` f32[experts, columns] and ``<tensor>.counts`` f32[experts, 1]; the weight of a
-channel is sum / count. An expert that never fired has count 0 and weighs every channel the same.
+channel is sum / count, the count rounded to an integer first. An expert that never fired has count
+0 and weighs every channel the same. ``imatrix.datasets``, ``imatrix.chunk_count`` and
+``imatrix.chunk_size`` must be there. Tensors with other suffixes are ignored, by llama.cpp too:
+ours add ``<tensor>.in_sum2.<language>`` and ``<tensor>.counts.<language>``.
 
-Source: ``llama-imatrix`` and ``load_imatrix`` in llama.cpp's quantize.cpp. Tensors with other
-suffixes are ignored, as llama.cpp does.
+The older format (``imatrix.dat``) is read as well: i32 number of entries; per entry i32 length and
+name, i32 calls, i32 length and f32 values; the weight is value / calls.
+
+Source: ``llama-imatrix``, and ``load_imatrix`` in llama.cpp's quantize.cpp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.architecture import TensorName
-from zenconvert.errors import CorruptFile, InvalidInput
+from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UsageError
 from zenconvert.formats.gguf import container
-from zenconvert.formats.gguf.container import GgufFile, TensorInfo
+from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
+from zenconvert.formats.gguf.ggml_types import BY_NAME
 
 SUMS: Final = ".in_sum2"
 COUNTS: Final = ".counts"
+
+_LONGEST_NAME: Final = 63  # GGML_MAX_NAME, without the final zero
+_I32: Final = struct.Struct("<i")
+
+Values = Mapping[str, NDArray[np.float32]]
 
 
 def read_importance(path: Path, names: Sequence[TensorName]) -> dict[str, NDArray[np.float32]]:
@@ -30,36 +43,56 @@ def read_importance(path: Path, names: Sequence[TensorName]) -> dict[str, NDArra
 
     Raises CorruptFile when the file is no imatrix and InvalidInput when nothing in it fits.
     """
-    file = container.read(path)
-    if file.metadata.get("general.type") != ("str", "imatrix"):
-        raise CorruptFile(f"{path}: general.type should be 'imatrix'; is this an imatrix file?")
+    found = _read_gguf(path) if _is_gguf(path) else _read_legacy(path)
     importance: dict[str, NDArray[np.float32]] = {}
+    experts = {name.gguf: (name.expert or 0) + 1 for name in names}
     for name in names:
-        if f"{name.gguf}{SUMS}" not in file.tensors:
+        if name.gguf not in found:
             continue
-        values = _weights(file, name.gguf)
-        row = name.expert or 0
-        if row >= len(values) or values.shape[1] != name.shape[-1]:
+        values, columns = found[name.gguf], name.shape[-1]
+        if values.size != experts[name.gguf] * columns:
             raise InvalidInput(
-                f"{path}: {name.gguf}{SUMS} is {list(values.shape)} and the model's rows have "
-                f"{name.shape[-1]} columns; the file is of another model"
+                f"{path}: {name.gguf} has {values.size} values and the model takes "
+                f"{experts[name.gguf]} × {columns}; the file is of another model"
             )
-        importance[name.name] = values[row]
+        importance[name.name] = values.reshape(-1, columns)[name.expert or 0]
     if not importance:
         raise InvalidInput(f"{path}: none of its tensors is in this model")
     return importance
 
 
+def _is_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == container.MAGIC
+    except OSError as error:
+        raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read_gguf(path: Path) -> Values:
+    file = container.read(path)
+    if file.metadata.get("general.type") != ("str", "imatrix"):
+        raise CorruptFile(f"{path}: general.type should be 'imatrix'; is this an imatrix file?")
+    names = [name.removesuffix(SUMS) for name in file.tensors if name.endswith(SUMS)]
+    return {name: _weights(file, name) for name in names}
+
+
 def _weights(file: GgufFile, name: str) -> NDArray[np.float32]:
     """Sum / count, f32[experts, columns]; ones where the count is 0."""
     sums = _read(file, f"{name}{SUMS}")
-    counts = _read(file, f"{name}{COUNTS}").reshape(-1, 1)
+    counts = np.floor(_read(file, f"{name}{COUNTS}").reshape(-1, 1) + np.float32(0.5))
+    if sums.size % len(counts):
+        raise CorruptFile(f"{file.path}: {name} has {sums.size} sums and {len(counts)} counts")
     sums = sums.reshape(len(counts), -1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        weights = np.where(counts > 0, sums / counts, np.float32(1))
+    weights = np.ones_like(sums)
+    np.divide(sums, counts, out=weights, where=counts > 0)
+    return _checked(file.path, name, weights)
+
+
+def _checked(path: Path, name: str, weights: NDArray[np.float32]) -> NDArray[np.float32]:
     if not np.isfinite(weights).all() or (weights < 0).any():
-        raise CorruptFile(f"{file.path}: {name}{SUMS} holds negative or non-finite sums")
-    return np.ascontiguousarray(weights.astype(np.float32))
+        raise CorruptFile(f"{path}: {name} has sums that are negative or not finite")
+    return weights
 
 
 def _read(file: GgufFile, name: str) -> NDArray[np.float32]:
@@ -69,3 +102,99 @@ def _read(file: GgufFile, name: str) -> NDArray[np.float32]:
     with file.path.open("rb") as handle:
         handle.seek(info.offset)
         return np.frombuffer(handle.read(info.nbytes), dtype="<f4").reshape(info.shape)
+
+
+def _read_legacy(path: Path) -> Values:
+    """Values by tensor name, of a file in the older format."""
+    data, at = path.read_bytes(), 0
+
+    def take(count: int) -> bytes:
+        nonlocal at
+        if not 0 <= count <= len(data) - at:
+            raise CorruptFile(f"{path}: this is no imatrix file, or it is damaged at byte {at}")
+        at += count
+        return data[at - count : at]
+
+    def integer() -> int:
+        return int(_I32.unpack(take(4))[0])
+
+    found: dict[str, NDArray[np.float32]] = {}
+    for _ in range(integer()):
+        name = take(integer()).decode("utf-8", errors="replace")
+        calls, count = integer(), integer()
+        values = np.frombuffer(take(4 * count), dtype="<f4")
+        weights = values / np.float32(calls) if calls > 0 else values
+        found[name] = _checked(path, name, weights)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Σx² of one weight: f32[experts, columns], and the tokens of each expert, i64[experts]."""
+
+    squares: NDArray[np.float32]
+    counts: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class ImatrixEntry:
+    """One weight of an imatrix file; its numbers are read when they are written."""
+
+    name: str
+    """GGUF name of the weight; experts of a layer share it."""
+    experts: int
+    """1 for a dense weight."""
+    columns: int
+    load: Callable[[], Mapping[str, Sums]]
+    """Sums over all languages under the empty name, and those of every language."""
+
+
+def write_imatrix(
+    file: BinaryIO,
+    entries: Sequence[ImatrixEntry],
+    languages: Sequence[str],
+    *,
+    datasets: Sequence[str],
+    chunks: int,
+    chunk_size: int,
+) -> None:
+    """Write an imatrix file; ``datasets`` names the texts, which were cut into ``chunks``.
+
+    Raises UsageError for a language whose name makes a tensor's name too long for llama.cpp.
+    """
+    metadata: dict[str, KeyValue] = {
+        "general.type": ("str", "imatrix"),
+        "imatrix.datasets": ("arr:str", list(datasets)),
+        "imatrix.chunk_count": ("u32", chunks),
+        "imatrix.chunk_size": ("u32", chunk_size),
+    }
+    entries = sorted(entries, key=lambda entry: entry.name)
+    infos: list[tuple[str, tuple[int, ...], int, int]] = []
+    at = 0
+    for entry in entries:
+        for suffix, shape in _parts(entry, languages):
+            name = f"{entry.name}{suffix}"
+            if len(name.encode()) > _LONGEST_NAME:
+                raise UsageError(f"{name!r} is too long a name for llama.cpp; rename the language")
+            infos.append((name, shape, BY_NAME["f32"].id, at))
+            at += _padded(4 * shape[0] * shape[1])
+    file.write(container.pack_header(metadata, infos))
+    for entry in entries:
+        sums = entry.load()
+        for language in ("", *languages):
+            for values in (sums[language].squares, sums[language].counts):
+                data = values.astype("<f4").tobytes()
+                file.write(data + bytes(_padded(len(data)) - len(data)))
+
+
+def _parts(entry: ImatrixEntry, languages: Sequence[str]) -> list[tuple[str, tuple[int, int]]]:
+    """Suffix and shape of every tensor of an entry, in file order."""
+    return [
+        (f"{kind}.{language}" if language else kind, (entry.experts, columns))
+        for language in ("", *languages)
+        for kind, columns in ((SUMS, entry.columns), (COUNTS, 1))
+    ]
+
+
+def _padded(size: int) -> int:
+    return -(-size // container.DEFAULT_ALIGNMENT) * container.DEFAULT_ALIGNMENT

@@ -7,6 +7,7 @@ import sys
 import click
 
 from zenconvert import __version__
+from zenconvert.cli.calibration import calibrate
 from zenconvert.cli.conversion import convert, plan
 from zenconvert.cli.facts import diff, inspect
 from zenconvert.cli.verification import verify
@@ -25,7 +26,7 @@ def cli() -> None:
     """
 
 
-for command in (inspect, plan, convert, verify, diff):
+for command in (inspect, plan, convert, calibrate, verify, diff):
     cli.add_command(command)
 
 

@@ -55,7 +55,7 @@ def progress_bar(label: str, *, quiet: bool) -> Iterator[Progress]:
         yield lambda done, total: None
         click.echo(f"{label}: done in {time.monotonic() - begin:.1f} s", err=True)
         return
-    with _bar() as bar:
+    with new_bar() as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -73,7 +73,7 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
 
         yield line
         return
-    with _bar() as bar:
+    with new_bar() as bar:
         tasks: dict[str, TaskID] = {}
 
         def update(name: str, done: int, total: int) -> None:
@@ -84,7 +84,8 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
-def _bar() -> Bar:
+def new_bar() -> Bar:
+    """A progress bar on stderr, with the time that is left."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

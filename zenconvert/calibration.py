@@ -1,0 +1,278 @@
+"""Calibrate: texts of many languages through the reference model, and what its modules read.
+
+The statistics go to a file that later conversions reuse (``zenconvert.calib.statistics_file``), to
+an importance matrix for llama.cpp, or to both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.calib.coverage import ExpertCoverage, LanguageCoverage, expert_coverage
+from zenconvert.calib.reference import Reference
+from zenconvert.calib.sample_sources import load_samples
+from zenconvert.calib.selection import select
+from zenconvert.calib.statistics import InputStatistics
+from zenconvert.calib.statistics_reader import Statistics, open_statistics
+from zenconvert.calib.windows import Cutter
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.difference import logical_rows
+from zenconvert.errors import NotEnoughResources, OutputExists, UsageError
+from zenconvert.formats.gguf.imatrix import ImatrixEntry, Sums, write_imatrix
+from zenconvert.formats.hf.tokenizer import TextEncoder
+from zenconvert.sources import open_checkpoint
+
+if TYPE_CHECKING:
+    from zenconvert.calib.walk import Progress
+
+PURPOSES: Final = ("gguf", "gptq", "awq")
+CONTEXT: Final = 2048
+"""Longest window by default, where the model takes that much."""
+TOKENS_PER_LANGUAGE: Final = 25_600
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration wrote and what it has seen."""
+
+    files: tuple[Path, ...]
+    languages: tuple[LanguageCoverage, ...]
+    experts: ExpertCoverage | None
+    """None for a model without experts."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "files": [str(path) for path in self.files],
+            "languages": [part.as_dict() for part in self.languages],
+            "experts": self.experts.as_dict() if self.experts is not None else None,
+        }
+
+
+def calibrate(
+    source: str | Path,
+    out: str | Path,
+    *,
+    purposes: Sequence[str] = ("gguf",),
+    samples: str | Path | None = None,
+    languages: Sequence[str] | None = None,
+    language_weights: Mapping[str, float] | None = None,
+    tokens_per_language: int | None = TOKENS_PER_LANGUAGE,
+    context: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str | None = None,
+    all_experts: bool = False,
+    final_states: bool = False,
+    imatrix: str | Path | None = None,
+    max_vram: int | None = None,
+    max_ram: int | None = None,
+    max_disk: int | None = None,
+    force: bool = False,
+    announce: Callable[[int], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Calibration:
+    """Measure what every linear module reads, per language.
+
+    Args:
+        source: path, Hub id or ``builtin:NAME``.
+        out: statistics file to write; with the suffix ``.gguf``, an imatrix file instead.
+        purposes: what the statistics are for; ``gptq`` and ``awq`` take second moments as well.
+        samples: file, folder or ``hub:NAME[:SPLIT]``; the bundled texts by default.
+        languages: only these; all that the samples hold by default.
+        language_weights: language → weight; 1 for those not named, so balanced by default.
+        tokens_per_language: most tokens to read of each; None for all there are.
+        context: longest window in tokens.
+        seed: decides which documents are read when there are more than enough.
+        device: torch device of the reference model.
+        dtype: ``f32``, ``bf16`` or ``f16``; bf16 on CUDA and f32 elsewhere by default.
+        all_experts: take statistics of every expert over all tokens.
+        final_states: keep the final hidden states of all windows, too.
+        imatrix: also write an importance matrix for llama.cpp here.
+        max_vram, max_ram, max_disk: bytes that may be used.
+        force: replace existing outputs.
+        announce: called with the size of the statistics file before anything is computed.
+        progress: called as the walk over the layers proceeds.
+
+    Interrupted at any moment and called again, it goes on where it was.
+
+    Raises UsageError, OutputExists, NotEnoughResources, MissingDependency, and the errors of
+    :func:`zenconvert.open_checkpoint`, of reading samples and of running the model.
+    """
+    from zenconvert.calib.statistics_file import StatisticsRun
+    from zenconvert.calib.walk import Settings, check_device
+
+    target = _Outputs.plan(Path(out), imatrix, force=force)
+    moments = _needs_moments(purposes)
+    check_device(device)
+    checkpoint = open_checkpoint(source)
+    cutter = text_cutter(checkpoint, context)
+    selection = select(
+        load_samples(samples, languages),
+        cutter.cut,
+        vocabulary=checkpoint.hyperparameters.vocab,
+        weights=language_weights,
+        tokens_per_language=tokens_per_language,
+        seed=seed,
+    )
+    settings = Settings(device, dtype, moments, all_experts, "off", max_vram, max_ram)
+    name = "bundled" if samples is None else str(samples)
+    run = StatisticsRun(
+        Reference(checkpoint, logical_rows, device=device),
+        selection,
+        settings,
+        final_states=final_states,
+        facts={"name": name, "context": cutter.context, "windows": len(selection.windows)},
+    )
+    run.check_disk(target.statistics, max_disk)
+    if announce is not None:
+        announce(run.layout.size)
+    run.run(target.statistics, progress=progress)
+    statistics = open_statistics(target.statistics)
+    if target.imatrix is not None:
+        export_imatrix(statistics, checkpoint, target.imatrix)
+    if target.only_imatrix:
+        target.statistics.unlink()
+    return Calibration(target.files, selection.coverage, _experts(statistics, checkpoint))
+
+
+def text_cutter(checkpoint: Checkpoint, context: int | None = None) -> Cutter:
+    """How texts become windows under a checkpoint's tokenizer and chat template.
+
+    Raises UsageError for a context that the model does not take.
+    """
+    most = checkpoint.hyperparameters.context
+    if context is not None and context > most:
+        raise UsageError(f"the model's context is {most} tokens; {context} is more")
+    tokenizer = checkpoint.tokenizer
+    special = {f"{name}_token": tokenizer.tokens[i] for name, i in tokenizer.special.items()}
+    prefix = tokenizer.special.get("bos") if tokenizer.add_bos else None
+    return Cutter(
+        TextEncoder(tokenizer),
+        context or min(CONTEXT, most),
+        tokenizer.chat_template,
+        special,
+        prefix,
+    )
+
+
+def _needs_moments(purposes: Sequence[str]) -> bool:
+    if unknown := [name for name in purposes if name not in PURPOSES]:
+        raise UsageError(f"there is no purpose {unknown[0]!r}; known are {', '.join(PURPOSES)}")
+    return any(name in {"gptq", "awq"} for name in purposes)
+
+
+def _experts(statistics: Statistics, checkpoint: Checkpoint) -> ExpertCoverage | None:
+    layers = range(checkpoint.hyperparameters.layers)
+    routed = {n: found for n in layers if (found := statistics.routed(n)) is not None}
+    return expert_coverage(routed, statistics.languages) if routed else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Outputs:
+    """What goes where."""
+
+    statistics: Path
+    imatrix: Path | None
+    only_imatrix: bool
+
+    @classmethod
+    def plan(cls, out: Path, imatrix: str | Path | None, *, force: bool) -> _Outputs:
+        """Raises UsageError and OutputExists."""
+        only = out.suffix.lower() == ".gguf"
+        if only and imatrix is not None:
+            raise UsageError(f"{out} is an imatrix file already; leave out --imatrix")
+        matrix = out if only else Path(imatrix) if imatrix is not None else None
+        outputs = cls(out.with_name(f".{out.name}.stats") if only else out, matrix, only)
+        for path in outputs.files:
+            if not path.parent.is_dir():
+                raise UsageError(f"{path.parent}: the folder of the output does not exist")
+            if path.is_dir():
+                raise OutputExists(f"{path}: a folder stands there")
+            if path.exists() and not force:
+                raise OutputExists(f"{path}: the output exists; remove it or use --force")
+        return outputs
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What the user gets."""
+        matrix = () if self.imatrix is None else (self.imatrix,)
+        return matrix if self.only_imatrix else (self.statistics, *matrix)
+
+
+def export_imatrix(statistics: Statistics, checkpoint: Checkpoint, out: Path) -> None:
+    """Write statistics of a checkpoint as an importance matrix for llama.cpp.
+
+    The sums are those of all languages by their weights; those of single languages stand beside
+    them, where llama.cpp ignores them.
+    """
+    stacks: dict[str, list[str]] = {}
+    columns: dict[str, int] = {}
+    for name in checkpoint.architecture.tensor_names(checkpoint.hyperparameters):
+        module = name.name.rpartition(".")[0]
+        if name.is_weight and module in statistics.modules:
+            stacks.setdefault(name.gguf, []).append(module)
+            columns[name.gguf] = name.shape[-1]
+    entries = [
+        ImatrixEntry(name, len(stack), columns[name], _Loader(statistics, stack))
+        for name, stack in stacks.items()
+    ]
+    facts = statistics.facts["samples"]
+    with _new_file(out) as file:
+        write_imatrix(
+            file,
+            entries,
+            statistics.languages,
+            datasets=[str(facts["name"])],
+            chunks=int(facts["windows"]),
+            chunk_size=int(facts["context"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """Reads the sums of one weight, or of a stack of experts."""
+
+    statistics: Statistics
+    modules: Sequence[str]
+
+    def __call__(self) -> dict[str, Sums]:
+        items = [self.statistics.of(module) for module in self.modules]
+        found = {"": _stack([_weighted(item) for item in items])}
+        for number, language in enumerate(self.statistics.languages):
+            found[language] = _stack(
+                [(item.squares[number], int(item.tokens[number])) for item in items]
+            )
+        return found
+
+
+def _weighted(item: InputStatistics) -> tuple[NDArray[np.float32], int]:
+    return item.weighted_sums(item.squares), item.count if item.weight else 0
+
+
+def _stack(parts: Sequence[tuple[NDArray[np.float32], int]]) -> Sums:
+    return Sums(np.stack([p[0] for p in parts]), np.array([p[1] for p in parts], dtype=np.int64))
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when it is whole and on the disk."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise NotEnoughResources(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)

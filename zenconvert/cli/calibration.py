@@ -1,0 +1,176 @@
+"""``zenconvert calibrate``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zenconvert.cli.printing import echo_json, echo_table, new_bar, size
+from zenconvert.errors import UsageError
+from zenconvert.target import parse_size
+
+if TYPE_CHECKING:
+    from zenconvert.calib.walk import Progress
+    from zenconvert.calibration import Calibration
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--for",
+    "purposes",
+    metavar="gguf,gptq,awq",
+    default="gguf",
+    show_default=True,
+    help="What the statistics are for; gptq and awq take second moments, which are large.",
+)
+@click.option(
+    "--samples", help="File, folder or hub:ORG/NAME[:split]; the bundled texts by default."
+)
+@click.option("--languages", metavar="en,zh,…", help="Only these languages.")
+@click.option("--language-weights", metavar="en=2,zh=1,…", help="Weights; 1 where not given.")
+@click.option(
+    "--tokens-per-language",
+    type=click.IntRange(min=2),
+    default=25_600,
+    show_default=True,
+    help="Most tokens to read of each language.",
+)
+@click.option("--context", type=click.IntRange(min=4), help="Longest window; 2048 or the model's.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the documents.")
+@click.option("--device", default="cpu", show_default=True, help="torch device.")
+@click.option(
+    "--dtype", type=click.Choice(["f32", "bf16", "f16"]), help="bf16 on CUDA, else f32 by default."
+)
+@click.option("--all-experts", is_flag=True, help="Statistics of every expert over all tokens.")
+@click.option(
+    "--hidden-states", "final_states", is_flag=True, help="Keep the final hidden states, too."
+)
+@click.option(
+    "--imatrix", type=click.Path(path_type=Path), help="Also write a llama.cpp imatrix here."
+)
+@click.option("--max-vram", metavar="SIZE", help="Device memory to use, e.g. 20G.")
+@click.option("--max-ram", metavar="SIZE", help="Main memory to use.")
+@click.option("--max-disk", metavar="SIZE", help="Disk space to use.")
+@click.option("--force", is_flag=True, help="Replace existing outputs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def calibrate(
+    source: str,
+    out: Path,
+    purposes: str,
+    languages: str | None,
+    language_weights: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Measure per language what every linear module of SRC reads.
+
+    OUT is a statistics file for later conversions, or a llama.cpp imatrix if it ends in .gguf. A
+    run that was interrupted goes on when it is started again.
+    """
+    from zenconvert.calibration import calibrate as run
+
+    for limit in ("max_vram", "max_ram", "max_disk"):
+        given[limit] = parse_size(given[limit]) if given[limit] is not None else None
+    with _layers(quiet=as_json) as progress:
+        done = run(
+            source,
+            out,
+            purposes=_codes(purposes),
+            languages=_codes(languages) if languages else None,
+            language_weights=_weights(language_weights),
+            announce=None if as_json else lambda count: _announce(out, count),
+            progress=progress,
+            **given,
+        )
+    if as_json:
+        echo_json(done.as_dict())
+    else:
+        _print(done)
+
+
+def _codes(text: str) -> list[str]:
+    return [code.strip() for code in text.split(",") if code.strip()]
+
+
+def _weights(text: str | None) -> dict[str, float] | None:
+    if text is None:
+        return None
+    weights = {}
+    for pair in _codes(text):
+        code, _, number = pair.partition("=")
+        try:
+            weights[code.strip()] = float(number)
+        except ValueError as error:
+            raise UsageError(f"language weight {pair!r} is malformed; write en=2,zh=1") from error
+    return weights
+
+
+def _announce(out: Path, count: int) -> None:
+    click.echo(f"{out} takes {size(count)} of statistics", err=True)
+
+
+def _print(done: Calibration) -> None:
+    echo_table(
+        (
+            "language",
+            "tokens",
+            "windows",
+            "documents",
+            "unused",
+            "split",
+            "cut tokens",
+            "vocabulary",
+        ),
+        [
+            (
+                part.language,
+                str(part.tokens),
+                str(part.windows),
+                str(part.documents),
+                str(part.unused_documents),
+                str(part.split_documents),
+                str(part.cut_tokens),
+                f"{100 * part.vocabulary:.1f} %",
+            )
+            for part in done.languages
+        ],
+    )
+    if done.experts is not None:
+        click.echo(f"{len(done.experts.never)} of {done.experts.experts} experts never reached")
+        for language, missed in done.experts.by_language.items():
+            if missed:
+                shown = " ".join(missed[:8]) + (" …" if len(missed) > 8 else "")
+                click.echo(f"not reached in {language}: {len(missed)} ({shown})")
+    for path in done.files:
+        click.echo(f"{path} ({size(path.stat().st_size)})")
+
+
+@contextmanager
+def _layers(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """Progress per layer: a bar on a terminal, elsewhere a line as each layer begins."""
+    if quiet:
+        yield None
+        return
+    if not sys.stderr.isatty():
+        seen: set[int] = set()
+
+        def line(at: Progress) -> None:
+            if at.layer not in seen:
+                seen.add(at.layer)
+                left = f", {at.seconds_left:.0f} s left" if at.seconds_left is not None else ""
+                click.echo(f"layer {at.layer + 1} of {at.layers}{left}", err=True)
+
+        yield line
+        return
+    with new_bar() as bar:
+        task = bar.add_task("layers", total=1.0)
+        yield lambda at: bar.update(
+            task, description=f"layer {at.layer + 1} of {at.layers}", completed=at.done
+        )
