@@ -8,29 +8,28 @@ memory is bounded by one slab per worker, and the bytes do not depend on the num
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import lcm
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zenconvert.calib.solution import ModuleReport
 from zenconvert.checkpoint import Checkpoint, RowOrder, Tensor
 from zenconvert.encoding import Blocks, Grouped
 from zenconvert.formats.gguf import blocks
 from zenconvert.grouped import ROW_UNIT, GroupedRows
 from zenconvert.layout import Choice, OutputFile, Slot
-from zenconvert.output import Output, open_output
-from zenconvert.planning import PACKED_ROWS, SLAB_ELEMENTS, Importance, Plan, make_plan
-from zenconvert.recoding import read_rows, recode
+from zenconvert.knowledge import Knowledge
+from zenconvert.output import Output, open_output, refuse_taken
+from zenconvert.planning import PACKED_ROWS, SLAB_ELEMENTS, Importance, Plan, Step, make_plan
+from zenconvert.recoding import read_rows, recode, verdict
+from zenconvert.solving import Calibrating, Job, Solver, Stage, solved
 from zenconvert.sources import open_checkpoint
 from zenconvert.target import Options, Scheme, Target
-
-Progress = Callable[[int, int], None]
-"""Called with (bytes written, bytes in all) after every slab."""
-
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
@@ -38,6 +37,8 @@ class Conversion:
 
     plan: Plan
     files: tuple[Path, ...]
+    modules: Mapping[str, ModuleReport] = field(default_factory=dict)
+    """Neutral weight name → how a solver quantized it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,42 +61,59 @@ def convert(
     *,
     options: Options | None = None,
     importance: str | Path | None = None,
+    statistics: str | Path | None = None,
+    calibrating: Calibrating | None = None,
+    solver: Solver | None = None,
+    device: str = "cpu",
+    largest_error: float | None = None,
     threads: int | None = None,
     exact: bool = False,
     allow_requantize: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Stage | None = None,
 ) -> Conversion:
     """Convert a checkpoint.
 
     Args:
         source: path, Hub id or ``builtin:NAME``.
-        out: file (GGUF) or folder (HF) to write.
+        out: file (GGUF) or folder to write.
         to: ``format[:type]``, e.g. ``gguf:q4_k_m``.
         options: refinements of the target.
         importance: llama.cpp imatrix GGUF with importance weights.
+        statistics: statistics file of :func:`zenconvert.calibrate`.
+        calibrating: gather the statistics in this run.
+        solver: ``rtn``, ``gptq`` or ``awq``; by default the target format's own where there are
+            statistics, else ``rtn``.
+        device: torch device of the solver and of calibrating.
+        largest_error: fail when a module's weighted relative error is larger.
         threads: workers; by default as many as there are usable cores.
         exact: refuse every lossy step.
         allow_requantize: quantize weights that are already quantized.
         force: replace an existing output.
-        progress: called after every slab.
+        progress: called with (stage, done, total) as the work proceeds.
 
-    Raises PlanError, UsageError, OutputExists, NotEnoughResources, and the errors of
-    :func:`zenconvert.open_checkpoint`. After an error nothing stands under the output's name.
+    Raises PlanError, UsageError, OutputExists, NotEnoughResources, ConversionFailed, and the errors
+    of :func:`zenconvert.open_checkpoint` and :func:`zenconvert.calibrate`. After an error nothing
+    stands under the output's name; layers that were solved are kept beside it for the next run.
     """
+    out, target = Path(out), _target(to)
     checkpoint = open_checkpoint(source)
-    weights = load_importance(importance, checkpoint) if importance is not None else None
-    planned = make_plan(
-        checkpoint,
-        Target.parse(to) if isinstance(to, str) else to,
-        options or Options(),
-        name=Path(out).name,
-        threads=threads or usable_cores(),
-        importance=weights,
-        exact=exact,
-        allow_requantize=allow_requantize,
-    )
-    return run(planned, Path(out), importance=weights, force=force, progress=progress)
+    knowledge = Knowledge(importance, statistics, calibrating)
+    chosen = knowledge.solver_for(target.format, solver)
+    request = _Request(target, options or Options(), out.name, threads or usable_cores())
+    stage = progress or _silent
+    with knowledge.weights(source, checkpoint, chosen, out, device, stage) as weights:
+        planned = request.plan(checkpoint, weights, exact=exact, requantize=allow_requantize)
+        if chosen == "rtn":
+            return run(planned, out, importance=weights, force=force, stage=stage)
+    refuse_taken(planned.layout, out, force=force)
+    job = Job(checkpoint, _grids(planned), chosen, device, largest_error)
+    origin = knowledge.origin(checkpoint)
+    with solved(job, origin, out.with_name(f".{out.name}.solving"), stage) as (over, modules):
+        final = request.plan(over, None, exact=False, requantize=True)
+        final = replace(final, steps=_told(planned, final, modules))
+        result = run(final, out, force=force, stage=stage)
+    return replace(result, modules=modules)
 
 
 def plan(
@@ -105,31 +123,88 @@ def plan(
     out: str | Path = "model",
     options: Options | None = None,
     importance: str | Path | None = None,
+    statistics: str | Path | None = None,
+    solver: Solver | None = None,
     threads: int | None = None,
     exact: bool = False,
     allow_requantize: bool = False,
 ) -> Plan:
     """Plan a conversion from headers alone; arguments and errors as in :func:`convert`."""
-    checkpoint = open_checkpoint(source)
-    weights = load_importance(importance, checkpoint) if importance is not None else None
-    return make_plan(
-        checkpoint,
-        Target.parse(to) if isinstance(to, str) else to,
-        options or Options(),
-        name=Path(out).name,
-        threads=threads or usable_cores(),
-        importance=weights,
-        exact=exact,
-        allow_requantize=allow_requantize,
+    checkpoint, target = open_checkpoint(source), _target(to)
+    knowledge = Knowledge(importance, statistics, None)
+    knowledge.solver_for(target.format, solver)
+    request = _Request(target, options or Options(), Path(out).name, threads or usable_cores())
+    weights = knowledge.from_files(checkpoint)
+    return request.plan(checkpoint, weights, exact=exact, requantize=allow_requantize)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What both plans of a conversion with a solver have in common."""
+
+    target: Target
+    options: Options
+    name: str
+    threads: int
+
+    def plan(
+        self, checkpoint: Checkpoint, weights: Importance | None, *, exact: bool, requantize: bool
+    ) -> Plan:
+        """Plan from headers."""
+        return make_plan(
+            checkpoint,
+            self.target,
+            self.options,
+            name=self.name,
+            threads=self.threads,
+            importance=weights,
+            exact=exact,
+            allow_requantize=requantize,
+        )
+
+
+def _target(to: str | Target) -> Target:
+    return Target.parse(to) if isinstance(to, str) else to
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def _grids(plan: Plan) -> dict[str, Scheme]:
+    """Neutral name → grid of every tensor that is not on its grid already."""
+    choices = (slot.choice for file in plan.layout.files for slot in file.slots)
+    return {
+        part.name: choice.scheme
+        for choice in choices
+        if choice.scheme is not None
+        for part in choice.parts
+        if verdict(part, choice).action == "quantize"
+    }
+
+
+def _told(planned: Plan, final: Plan, modules: Mapping[str, ModuleReport]) -> tuple[Step, ...]:
+    """The steps from the source to the output, with what the solver did to each tensor."""
+    before = {step.target: step for step in planned.steps}
+    reports = {
+        slot.choice.name: modules[part.name]
+        for file in final.layout.files
+        for slot in file.slots
+        for part in slot.choice.parts
+        if part.name in modules
+    }
+    return tuple(
+        replace(
+            step,
+            from_=before[step.target].from_,
+            action="quantize",
+            exact=False,
+            why=f"{report.method}, weighted relative error {report.error:.3g}",
+        )
+        if (report := reports.get(step.target)) is not None and isinstance(step.to, Grouped)
+        else step
+        for step in final.steps
     )
-
-
-def load_importance(path: str | Path, checkpoint: Checkpoint) -> Importance:
-    """Importance weights of a checkpoint's tensors from an imatrix file."""
-    from zenconvert.formats.gguf.imatrix import read_importance
-
-    names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
-    return read_importance(Path(path), [n for n in names if n.is_weight])
 
 
 def usable_cores() -> int:
@@ -143,7 +218,7 @@ def run(
     *,
     importance: Importance | None = None,
     force: bool = False,
-    progress: Progress | None = None,
+    stage: Stage = _silent,
 ) -> Conversion:
     """Carry out a plan. Raises as :func:`convert`."""
     with open_output(plan.layout, out, force=force) as output:
@@ -152,8 +227,7 @@ def run(
         done = 0
         for written in _run_slabs(plan, output, importance or {}):
             done += written
-            if progress is not None:
-                progress(done, total)
+            stage("writing", done, total)
         files = output.finals()
     return Conversion(plan, tuple(files))
 

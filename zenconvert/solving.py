@@ -7,41 +7,89 @@ the ordinary conversion then writes, in any format.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+from zenconvert import __version__
+from zenconvert.calib.fingerprint import fingerprint
 from zenconvert.calib.solution import ModuleReport, Solved
+from zenconvert.calibration import TOKENS_PER_LANGUAGE, text_cutter
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.errors import ConversionFailed, UsageError
+from zenconvert.errors import ConversionFailed
 from zenconvert.recoding import logical_rows
 from zenconvert.solved import LayerSolution, SolvedStore
 from zenconvert.target import Scheme
 
 if TYPE_CHECKING:
-    import torch
-
-    from zenconvert.calib.layer import LayerStatistics
+    from zenconvert.calib.layer_solver import LayerSolver
     from zenconvert.calib.selection import Selection
-    from zenconvert.calib.statistics import InputStatistics
     from zenconvert.calib.statistics_reader import Statistics
     from zenconvert.calib.walk import Settings
+    from zenconvert.calib.workspace import Workspace
 
-Method = Literal["rtn", "gptq", "awq"]
-METHODS: Final[tuple[Method, ...]] = ("rtn", "gptq", "awq")
+Solver = Literal["rtn", "gptq", "awq"]
+SOLVERS: Final[tuple[Solver, ...]] = ("rtn", "gptq", "awq")
 
 Stage = Callable[[str, int, int], None]
 """Called with (what is being done, done, total)."""
 
 
-class View(Protocol):
-    """Statistics and weights of one layer."""
+@dataclass(frozen=True)
+class Calibrating:
+    """Texts through the reference model, in the same run as a conversion."""
 
-    def of(self, module: str) -> InputStatistics: ...
+    samples: str | Path | None = None
+    """File, folder or ``hub:NAME[:SPLIT]``; the bundled texts by default."""
+    languages: Sequence[str] | None = None
+    language_weights: Mapping[str, float] | None = None
+    tokens_per_language: int | None = TOKENS_PER_LANGUAGE
+    context: int | None = None
+    seed: int = 0
+    dtype: str | None = None
+    all_experts: bool = False
+    sequential: bool = False
+    """Every module sees what the quantized modules before it put out."""
+    max_vram: int | None = None
+    max_ram: int | None = None
 
-    def weight(self, tensor: str) -> torch.Tensor: ...
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As arguments of :func:`zenconvert.calibrate`."""
+        fields = asdict(self)
+        del fields["sequential"]
+        return fields
+
+    def selection(self, checkpoint: Checkpoint) -> Selection:
+        """The windows that are read. Raises as :func:`zenconvert.calibrate`."""
+        from zenconvert.calib.sample_sources import load_samples
+        from zenconvert.calib.selection import select
+
+        return select(
+            load_samples(self.samples, self.languages),
+            text_cutter(checkpoint, self.context).cut,
+            vocabulary=checkpoint.hyperparameters.vocab,
+            weights=self.language_weights,
+            tokens_per_language=self.tokens_per_language,
+            seed=self.seed,
+        )
+
+    def settings(self, device: str, *, moments: bool) -> Settings:
+        """How the walk computes."""
+        from zenconvert.calib.walk import Settings
+
+        return Settings(
+            device,
+            self.dtype,
+            moments,
+            self.all_experts,
+            "stages" if self.sequential else "off",
+            self.max_vram,
+            self.max_ram,
+        )
 
 
 @dataclass(frozen=True)
@@ -51,7 +99,8 @@ class Job:
     checkpoint: Checkpoint
     grids: Mapping[str, Scheme]
     """Neutral weight name → grid, of every weight that is quantized."""
-    method: Method
+    solver: Solver
+    device: str = "cpu"
     largest_error: float | None = None
     """Weighted relative error above which a module is a failure."""
 
@@ -60,116 +109,118 @@ class Job:
         """Decoder layers."""
         return self.checkpoint.hyperparameters.layers
 
-    def of_layer(self, layer: int) -> dict[str, Scheme]:
-        """The grids of one layer."""
-        start = f"layers.{layer}."
-        return {name: grid for name, grid in self.grids.items() if name.startswith(start)}
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that decides what comes out, beside the statistics."""
+        return {
+            "version": __version__,
+            "model": fingerprint(self.checkpoint, logical_rows),
+            "grids": {name: str(grid) for name, grid in self.grids.items()},
+            "solver": self.solver,
+            "device": self.device,
+        }
+
+    def layer_solver(self) -> LayerSolver:
+        """The solver of single layers."""
+        from zenconvert.calib.layer_solver import LAYER_SOLVERS
+
+        return LAYER_SOLVERS[self.solver](self.checkpoint, self.grids)
 
 
-def from_statistics(
-    job: Job, statistics: Statistics, store: SolvedStore, *, device: str, stage: Stage
-) -> Checkpoint:
-    """Solve every layer with the statistics of a file.
+@contextmanager
+def solved(
+    job: Job, source: Statistics | Calibrating, folder: Path, stage: Stage
+) -> Iterator[tuple[Checkpoint, dict[str, ModuleReport]]]:
+    """Solve every layer; gives the source with the solved tensors over it, and every report.
 
-    Raises UsageError when the file does not hold what the method needs, and ConversionFailed when a
-    module's error is above the job's bound.
+    ``folder`` keeps what is done while it lasts; it goes when the block ends without an error, and
+    after one the next run of the same job goes on from it. Raises UsageError when the statistics do
+    not hold what the solver needs, ConversionFailed when a module's error is above the job's bound,
+    and the errors of reading samples and of running the model.
     """
+    from zenconvert.calib.workspace import open_workspace
+
+    if isinstance(source, Calibrating):
+        selection, settings = (
+            source.selection(job.checkpoint),
+            source.settings(job.device, moments=True),
+        )
+        identity = {**job.facts, "samples": selection.digest, "settings": repr(settings)}
+        with open_workspace(folder, identity) as workspace:
+            store = SolvedStore(folder)
+            _walk(job, selection, settings, workspace, store, stage)
+            yield _finished(job, store)
+    else:
+        identity = {**job.facts, "statistics": source.facts["samples"]}
+        with open_workspace(folder, identity):
+            store = SolvedStore(folder)
+            _read(job, source, store, stage)
+            yield _finished(job, store)
+    shutil.rmtree(folder)
+
+
+def _read(job: Job, statistics: Statistics, store: SolvedStore, stage: Stage) -> None:
+    """Solve with the statistics of a file."""
+    from zenconvert.calib.layer_solver import FileLayer
     from zenconvert.calib.reference import Reference
 
-    reference = Reference(job.checkpoint, logical_rows, device=device)
+    reference = Reference(job.checkpoint, logical_rows, device=job.device)
     for layer in range(job.layers):
         if not store.has(layer):
-            view = _FileView(statistics, reference)
-            store.put(layer, _solve(job, view, job.of_layer(layer)))
-        stage(job.method, layer + 1, job.layers)
-    return _finished(job, store)
+            solver = job.layer_solver()
+            solver.add(FileLayer(layer, statistics, reference))
+            store.put(layer, LayerSolution(*solver.finish()))
+        stage(job.solver, layer + 1, job.layers)
 
 
-def from_walk(
-    job: Job, selection: Selection, settings: Settings, store: SolvedStore, stage: Stage
-) -> Checkpoint:
-    """Solve every layer while the reference model walks over it. Raises as from_statistics."""
+def _walk(
+    job: Job,
+    selection: Selection,
+    settings: Settings,
+    workspace: Workspace,
+    store: SolvedStore,
+    stage: Stage,
+) -> None:
+    """Solve with the statistics that a walk over the reference model gathers."""
     from zenconvert.calib.reference import Reference
     from zenconvert.calib.walk import walk
-    from zenconvert.calib.workspace import open_workspace
 
     sequential = settings.sequential != "off"
     done = () if sequential else [n for n in range(job.layers) if store.has(n)]
-    identity = {"samples": selection.digest, "sequential": settings.sequential}
-    reference = Reference(job.checkpoint, logical_rows, device=settings.device)
-    with open_workspace(store.folder / "walk", identity) as workspace:
-        parts = walk(reference, selection, settings, workspace=workspace, skip=done)
-        quantized: dict[str, Solved] = {}
-        for part in parts:
-            if part.layer is None:
-                continue
-            solution = _solve(job, part, _covered(job, part))
-            quantized |= solution.quantized
-            if sequential:
-                _replace(part, solution)
-            if part.last:
-                store.put(part.layer, replace(solution, quantized=quantized))
-                quantized = {}
-                stage(job.method, part.layer + 1, job.layers)
-    return _finished(job, store)
+    reference = Reference(job.checkpoint, logical_rows, device=job.device)
+    solver = job.layer_solver()
+    for part in walk(reference, selection, settings, workspace=workspace, skip=done):
+        if part.layer is None:
+            continue
+        found = solver.add(part)
+        if sequential:
+            _replace(part, found)
+        if part.last:
+            store.put(part.layer, LayerSolution(*solver.finish()))
+            solver = job.layer_solver()
+            stage(job.solver, part.layer + 1, job.layers)
 
 
-class _FileView:
-    """A layer whose statistics are in a file."""
-
-    def __init__(self, statistics: Statistics, reference: Reference) -> None:
-        self.statistics, self.reference = statistics, reference
-
-    def of(self, module: str) -> InputStatistics:
-        """Statistics with second moments."""
-        return self.statistics.of(module, moments=True)
-
-    def weight(self, tensor: str) -> torch.Tensor:
-        """A tensor of the model, float32."""
-        return self.reference.load(tensor).to(self.reference.device)
-
-
-def _covered(job: Job, part: LayerStatistics) -> dict[str, Scheme]:
-    """The grids of the modules that a part of a layer has statistics of."""
-    names = [f"{module}.weight" for module in part.modules]
-    return {name: job.grids[name] for name in names if name in job.grids}
-
-
-def _solve(job: Job, view: View, grids: Mapping[str, Scheme]) -> LayerSolution:
-    from zenconvert.calib.gptq import gptq
-
-    quantized = {}
-    for name, scheme in grids.items():
-        found = view.of(name.removesuffix(".weight"))
-        moments = found.moments
-        if moments is None:
-            raise UsageError(f"{name}: there are no second moments; calibrate for gptq")
-        weight = view.weight(name)
-        if found.weight:
-            moments = moments.to(weight.device) / found.weight
-        quantized[name] = gptq(weight, scheme, moments, found.count)
-    return LayerSolution(quantized)
-
-
-def _replace(part: LayerStatistics, solution: LayerSolution) -> None:
-    """Let the walk go on with what will be written."""
+def _replace(part: Any, found: Mapping[str, Solved]) -> None:
+    """Let the walk go on with the numbers that will be written."""
     import torch
 
-    for name, solved in solution.quantized.items():
-        if solved.values is not None:
-            part.replace(name, torch.from_numpy(solved.values.dequantize()))
+    for name, one in found.items():
+        if one.values is not None:
+            part.replace(name, torch.from_numpy(one.values.dequantize()))
 
 
-def _finished(job: Job, store: SolvedStore) -> Checkpoint:
+def _finished(job: Job, store: SolvedStore) -> tuple[Checkpoint, dict[str, ModuleReport]]:
     """The source with the solved tensors over it, once every module is within its bound."""
-    if job.largest_error is not None:
-        reports = store.reports(job.layers)
-        failed = [n for n, r in reports.items() if r.method == "keep" or r.error > job.largest_error]
+    reports = store.reports(job.layers)
+    bound = job.largest_error
+    if bound is not None:
+        failed = [n for n, r in reports.items() if r.method == "keep" or not r.error <= bound]
         if failed:
             worst = max(failed, key=lambda name: reports[name].error)
             raise ConversionFailed(
-                f"{len(failed)} modules have a weighted error above {job.largest_error:g}, the "
-                f"worst is {worst} with {reports[worst].error:.3g} ({reports[worst].method}); "
-                "use more bits or smaller groups, or leave it in floats with --tensor-type"
+                f"{len(failed)} modules have a weighted error above {bound:g}, the worst is "
+                f"{worst} with {reports[worst].error:.3g} ({reports[worst].method}); use more bits "
+                "or smaller groups, or leave them in floats with --tensor-type"
             )
-    return store.over(job.checkpoint)
+    return store.over(job.checkpoint), reports

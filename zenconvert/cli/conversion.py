@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 import click
 
 from zenconvert import conversion
-from zenconvert.cli.printing import echo_json, echo_table, progress_bar, size
+from zenconvert.cli.printing import echo_json, echo_table, size, stages
+from zenconvert.cli.sampling import sampling_options, take_sampling
+from zenconvert.errors import UsageError
 from zenconvert.planning import Plan
+from zenconvert.solving import Calibrating
 from zenconvert.target import Options, parse_size, parse_tensor_type
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -25,6 +29,17 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
             "--importance",
             type=click.Path(path_type=Path, exists=True, dir_okay=False),
             help="Importance matrix (llama.cpp imatrix GGUF).",
+        ),
+        click.option(
+            "--stats",
+            "statistics",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help="Statistics file of zenconvert calibrate.",
+        ),
+        click.option(
+            "--solver",
+            type=click.Choice(["rtn", "gptq", "awq"]),
+            help="How integer grids are found; the format's own where there are statistics.",
         ),
         click.option(
             "--tensor-type",
@@ -117,17 +132,57 @@ def _summarise(planned: Plan) -> None:
 @click.argument("source", metavar="SRC")
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--calibrate", is_flag=True, help="Gather the statistics in this run.")
+@sampling_options
+@click.option("--sequential", is_flag=True, help="Calibrate on the quantized outputs before.")
+@click.option("--max-module-error", type=float, help="Fail above this weighted relative error.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="Write what the solver did to every module."
+)
 @_shared
-def convert(source: str, out: Path, target: str, force: bool, as_json: bool, **given: Any) -> None:
-    """Convert SRC to OUT (a .gguf file, or a folder for HF)."""
-    with progress_bar(f"{source} → {target}", quiet=as_json) as progress:
+def convert(
+    source: str,
+    out: Path,
+    target: str,
+    calibrate: bool,
+    sequential: bool,
+    max_module_error: float | None,
+    report: Path | None,
+    force: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Convert SRC to OUT (a .gguf file, or a folder for the other formats).
+
+    A run that was interrupted goes on when it is started again.
+    """
+    sampling = take_sampling(given)
+    if not calibrate and (sampling.given or sequential):
+        raise UsageError(f"{(*sampling.given, '--sequential')[0]} goes with --calibrate")
+    with stages(quiet=as_json) as progress:
         result = conversion.convert(
-            source, out, target, force=force, progress=progress, **_options(given)
+            source,
+            out,
+            target,
+            calibrating=Calibrating(**sampling.values, sequential=sequential) if calibrate else None,
+            device=sampling.device,
+            largest_error=max_module_error,
+            force=force,
+            progress=progress,
+            **_options(given),
         )
+    if report is not None:
+        table = {name: module.as_dict() for name, module in result.modules.items()}
+        report.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _print_result(result, as_json=as_json)
+
+
+def _print_result(result: conversion.Conversion, *, as_json: bool) -> None:
     lossy = sum(not s.exact for s in result.plan.steps)
     if as_json:
-        facts = result.plan.as_dict()
-        echo_json({**facts, "written": [str(f) for f in result.files]})
+        facts = {**result.plan.as_dict(), "written": [str(f) for f in result.files]}
+        modules = {name: module.as_dict() for name, module in result.modules.items()}
+        echo_json({**facts, "modules": modules} if modules else facts)
         return
     for file in result.files:
         click.echo(str(file))
@@ -136,3 +191,10 @@ def convert(source: str, out: Path, target: str, force: bool, as_json: bool, **g
         + (f"{lossy} of them by a lossy step" if lossy else "all exact"),
         err=True,
     )
+    if result.modules:
+        worst = max(result.modules, key=lambda name: result.modules[name].error)
+        error = result.modules[worst].error
+        click.echo(f"largest weighted relative error: {error:.3g} in {worst}", err=True)
+    for name, module in result.modules.items():
+        for note in module.notes:
+            click.echo(f"{name}: {note}", err=True)

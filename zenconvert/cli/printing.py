@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-
-from zenconvert.conversion import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -44,25 +41,11 @@ def echo_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 @contextmanager
-def progress_bar(label: str, *, quiet: bool) -> Iterator[Progress]:
-    """A bar on a terminal; elsewhere one line when the stage begins and one when it ends."""
-    if quiet:
-        yield lambda done, total: None
-        return
-    if not sys.stderr.isatty():
-        begin = time.monotonic()
-        click.echo(f"{label} …", err=True)
-        yield lambda done, total: None
-        click.echo(f"{label}: done in {time.monotonic() - begin:.1f} s", err=True)
-        return
-    with new_bar() as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
+def stages(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """Progress of named stages: bars on a terminal, elsewhere a line as each stage begins."""
+    if quiet:
+        yield lambda name, done, total: None
+        return
     if not sys.stderr.isatty():
         seen: set[str] = set()
 

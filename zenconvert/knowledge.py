@@ -1,0 +1,115 @@
+"""What a conversion knows of the activations: nothing, a file of statistics, or a walk to come."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zenconvert.calibration import calibrate
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.errors import UsageError
+from zenconvert.planning import Importance
+from zenconvert.recoding import logical_rows
+from zenconvert.solving import SOLVERS, Calibrating, Solver, Stage
+
+if TYPE_CHECKING:
+    from zenconvert.calib.statistics_reader import Statistics
+
+_OWN_SOLVERS: Final[dict[str, Solver]] = {"gptq": "gptq", "awq": "awq"}
+"""What a format's grids are solved with where there are statistics."""
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """At most one of the three is given."""
+
+    importance: str | Path | None
+    """llama.cpp imatrix GGUF."""
+    statistics: str | Path | None
+    """Statistics file."""
+    calibrating: Calibrating | None
+
+    def solver_for(self, format_name: str, asked: Solver | None) -> Solver:
+        """The solver of a conversion. Raises UsageError for what does not go together."""
+        given = {
+            "--importance": self.importance,
+            "--stats": self.statistics,
+            "--calibrate": self.calibrating,
+        }
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise UsageError(f"{' and '.join(names)} exclude each other")
+        if asked is not None and asked not in SOLVERS:
+            raise UsageError(f"there is no solver {asked!r}; known are {', '.join(SOLVERS)}")
+        if asked in {"gptq", "awq"}:
+            if format_name not in _OWN_SOLVERS:
+                raise UsageError(f"{format_name} targets have quantizers of their own, not {asked}")
+            if self.statistics is None and self.calibrating is None:
+                raise UsageError(f"the solver {asked} needs --stats or --calibrate")
+        if asked is not None or (self.statistics is None and self.calibrating is None):
+            return asked or "rtn"
+        return _OWN_SOLVERS.get(format_name, "rtn")
+
+    @contextmanager
+    def weights(
+        self,
+        source: str | Path,
+        checkpoint: Checkpoint,
+        solver: Solver,
+        out: Path,
+        device: str,
+        stage: Stage,
+    ) -> Iterator[Importance | None]:
+        """Importance weights by neutral tensor name; None where there are none, or no need.
+
+        Statistics that are gathered in this run are kept beside the output until the block ends
+        without an error, so that a killed run need not gather them again.
+        """
+        if solver != "rtn" or self.calibrating is None:
+            yield self.from_files(checkpoint) if solver == "rtn" else None
+            return
+        arguments = {**self.calibrating.arguments, "device": device}
+        digest = hashlib.sha256(repr((str(source), arguments)).encode()).hexdigest()[:12]
+        gathered = out.with_name(f".{out.name}.{digest}.stats")
+        if not gathered.exists():
+            calibrate(
+                source,
+                gathered,
+                **arguments,
+                progress=lambda at: stage("calibrating", at.layer, at.layers),
+            )
+        yield _importance(gathered, checkpoint)
+        gathered.unlink()
+
+    def from_files(self, checkpoint: Checkpoint) -> Importance | None:
+        """Importance weights from the file that is given, None where none is."""
+        if self.importance is not None:
+            return load_importance(self.importance, checkpoint)
+        return None if self.statistics is None else _importance(Path(self.statistics), checkpoint)
+
+    def origin(self, checkpoint: Checkpoint) -> Statistics | Calibrating:
+        """Where a solver gets its statistics from. Raises as ``open_statistics``."""
+        from zenconvert.calib.statistics_reader import open_statistics
+
+        if self.calibrating is not None:
+            return self.calibrating
+        assert self.statistics is not None  # solver_for saw to that
+        return open_statistics(self.statistics, checkpoint, logical_rows)
+
+
+def load_importance(path: str | Path, checkpoint: Checkpoint) -> Importance:
+    """Importance weights of a checkpoint's tensors from a llama.cpp imatrix file."""
+    from zenconvert.formats.gguf.imatrix import read_importance
+
+    names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
+    return read_importance(Path(path), [n for n in names if n.is_weight])
+
+
+def _importance(path: Path, checkpoint: Checkpoint) -> Importance:
+    from zenconvert.calib.statistics_reader import load_importance as from_statistics
+
+    return from_statistics(path, checkpoint, logical_rows)
