@@ -97,6 +97,6 @@ class GptqLayer:
         return self.solved, {}
 
 
-LAYER_SOLVERS: Final[
-    dict[str, Callable[[Checkpoint, Mapping[str, Scheme]], LayerSolver]]
-] = {"gptq": GptqLayer}
+LAYER_SOLVERS: Final[dict[str, Callable[[Checkpoint, Mapping[str, Scheme]], LayerSolver]]] = {
+    "gptq": GptqLayer
+}

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _ROWS: Final = 256  # rows of moments packed at a time
 _DATA: Final = "data"
+_MARK: Final = ".done"
 
 
 class StatisticsRun:
@@ -151,13 +152,19 @@ class StatisticsRun:
         """Compute what is not there yet, and give the file its name.
 
         Raises NotEnoughResources, UsageError when another run is writing the same file, and the
-        errors of :func:`zenconvert.calib.walk.walk`. Whatever ends it, what is done stays done.
+        errors of :func:`zenconvert.calib.walk.walk`. Whatever ends it, layers that are done stay
+        done.
         """
         folder = _workspace(out)
         with open_workspace(folder, self.metadata, save_seconds=save_seconds) as workspace:
-            with _Writer(workspace, self.layout) as writer:
-                if not writer.is_done(None):
-                    self._walk(writer, workspace, progress)
+            try:
+                with _Writer(workspace, self.layout) as writer:
+                    if not writer.is_done(None):
+                        self._walk(writer, workspace, progress)
+            except BaseException:
+                if not any(folder.glob(f"*{_MARK}")):
+                    shutil.rmtree(folder)
+                raise
             _publish(folder, out)
 
     def _walk(
@@ -215,7 +222,7 @@ class _Writer:
             self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             if fresh:
                 for left in self.workspace.folder.iterdir():
-                    if left.suffix in {".done", ".bin"}:
+                    if left.suffix in {_MARK, ".bin"}:
                         left.unlink()
                 # all of it now: a full disk is found before any work is done
                 os.posix_fallocate(self.descriptor, 0, self.layout.size)
@@ -273,7 +280,7 @@ class _Writer:
 
     def _mark(self, layer: int | None) -> Path:
         name = "head" if layer is None else f"layer-{layer:05d}"
-        return self.workspace.folder / f"{name}.done"
+        return self.workspace.folder / f"{name}{_MARK}"
 
     def _full(self, error: OSError) -> NotEnoughResources:
         return NotEnoughResources(f"{self.path}: cannot be written: {error.strerror}")

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ def walk(
     workspace: Workspace | None = None,
     skip: Collection[int] = (),
     progress: Callable[[Progress], None] | None = None,
-) -> Iterator[LayerStatistics]:
+) -> Generator[LayerStatistics, None, None]:
     """Walk over the layers of a model; the contract stands at the top of this module.
 
     Raises InvalidInput when transformers cannot run the model or activations are not finite,

@@ -24,10 +24,10 @@ from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.statistics_reader import Statistics, open_statistics
 from zenconvert.calib.windows import Cutter
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.difference import logical_rows
 from zenconvert.errors import NotEnoughResources, OutputExists, UsageError
 from zenconvert.formats.gguf.imatrix import ImatrixEntry, Sums, write_imatrix
 from zenconvert.formats.hf.tokenizer import TextEncoder
+from zenconvert.recoding import logical_rows
 from zenconvert.sources import open_checkpoint
 
 if TYPE_CHECKING:

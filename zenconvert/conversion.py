@@ -22,14 +22,15 @@ from zenconvert.checkpoint import Checkpoint, RowOrder, Tensor
 from zenconvert.encoding import Blocks, Grouped
 from zenconvert.formats.gguf import blocks
 from zenconvert.grouped import ROW_UNIT, GroupedRows
-from zenconvert.layout import Choice, OutputFile, Slot
 from zenconvert.knowledge import Knowledge
+from zenconvert.layout import Choice, OutputFile, Slot
 from zenconvert.output import Output, open_output, refuse_taken
 from zenconvert.planning import PACKED_ROWS, SLAB_ELEMENTS, Importance, Plan, Step, make_plan
 from zenconvert.recoding import read_rows, recode, verdict
 from zenconvert.solving import Calibrating, Job, Solver, Stage, solved
 from zenconvert.sources import open_checkpoint
 from zenconvert.target import Options, Scheme, Target
+
 
 @dataclass(frozen=True, slots=True)
 class Conversion:

@@ -122,9 +122,10 @@ def _read_legacy(path: Path) -> Values:
     for _ in range(integer()):
         name = take(integer()).decode("utf-8", errors="replace")
         calls, count = integer(), integer()
-        values = np.frombuffer(take(4 * count), dtype="<f4")
-        weights = values / np.float32(calls) if calls > 0 else values
-        found[name] = _checked(path, name, weights)
+        values = np.frombuffer(take(4 * count), dtype="<f4").astype(np.float32)
+        if calls > 0:
+            values /= np.float32(calls)
+        found[name] = _checked(path, name, values)
     return found
 
 

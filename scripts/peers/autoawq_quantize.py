@@ -1,6 +1,6 @@
 """Quantizes a model with AutoAWQ from given token windows; runs in its own environment.
 
-    python autoawq_quantize.py MODEL WINDOWS.json OUT GROUP
+python autoawq_quantize.py MODEL WINDOWS.json OUT GROUP
 """
 
 from __future__ import annotations

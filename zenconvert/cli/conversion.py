@@ -164,7 +164,9 @@ def convert(
             source,
             out,
             target,
-            calibrating=Calibrating(**sampling.values, sequential=sequential) if calibrate else None,
+            calibrating=Calibrating(**sampling.values, sequential=sequential)
+            if calibrate
+            else None,
             device=sampling.device,
             largest_error=max_module_error,
             force=force,
