@@ -2,9 +2,11 @@
 
 * :class:`Dense` is one number per element (``f32``, ``f16``, ``bf16``, …).
 * :class:`Blocks` is ggml block bytes as stored in GGUF (``q4_k``, …).
+* :class:`Grouped` is small integers with a scale per group of columns (GPTQ, AWQ, MatMulNBits).
 
 An encoding is known from headers alone. Data travels in row slabs: ``Dense`` as an array
-``[rows, columns]`` of its dtype, ``Blocks`` as ``uint8[rows, row_bytes]``.
+``[rows, columns]`` of its dtype, ``Blocks`` as ``uint8[rows, row_bytes]``, ``Grouped`` as
+:class:`zenconvert.grouped.GroupedRows`.
 """
 
 from __future__ import annotations
@@ -86,7 +88,35 @@ class Blocks:
         return columns // self.block_size * self.block_bytes
 
 
-Encoding = Dense | Blocks
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """``w[o, i] = (code[o, i] - zero[o, g(i)]) * scale[o, g(i)]`` with unsigned integer codes."""
+
+    bits: int
+    group: int | None
+    """Columns per group; None for one group a row. The last group of a row may be shorter."""
+    symmetric: bool
+    """Every zero is the midpoint ``2 ** (bits - 1)``; else zeros are integers of their own."""
+    scale: Dense = Dense("f16")
+    ordered: bool = False
+    """The group of a column is given by an index (act-order), not by its position."""
+
+    def __str__(self) -> str:
+        group = -1 if self.group is None else self.group
+        kind = "" if self.symmetric else "-asym"
+        return f"w{self.bits}g{group}{kind}{'-actorder' if self.ordered else ''}"
+
+    def groups(self, columns: int) -> int:
+        """Groups in a row of ``columns``."""
+        return 1 if self.group is None else -(-columns // self.group)
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of the codes, scales and zeros of one row, rounded up; files add padding to it."""
+        per_group = 8 * self.scale.numpy.itemsize + (0 if self.symmetric else self.bits)
+        return -(-(columns * self.bits + self.groups(columns) * per_group) // 8)
+
+
+Encoding = Dense | Blocks | Grouped
 
 F32: Final = Dense("f32")
 F16: Final = Dense("f16")

@@ -32,6 +32,28 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Scheme:
+    """The grid that weights are quantized to: unsigned integers with a scale per column group."""
+
+    bits: int
+    group: int | None
+    """Columns per group; None for one group a row."""
+    symmetric: bool = True
+    act_order: bool = False
+    """Columns are solved, and grouped, by falling importance."""
+
+    @property
+    def levels(self) -> int:
+        """Number of codes."""
+        return 1 << self.bits
+
+    def __str__(self) -> str:
+        group = -1 if self.group is None else self.group
+        kind = "" if self.symmetric else "-asym"
+        return f"w{self.bits}g{group}{kind}{'-actorder' if self.act_order else ''}"
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """Refinements of a target. A format ignores none of them: it refuses what it cannot honour."""
 

@@ -1,0 +1,128 @@
+"""The data of a :class:`~zenconvert.encoding.Grouped` tensor, and what can be done to it exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.encoding import Dense, Grouped
+from zenconvert.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class GroupedRows:
+    """Some rows of a grouped tensor: integers, a scale and a zero for every group of columns."""
+
+    bits: int
+    codes: NDArray[np.uint8]
+    """uint8[rows, columns], below ``2 ** bits``."""
+    scales: NDArray[Any]
+    """float[rows, groups] in the stored dtype (float16, bfloat16 or float32); may be negative."""
+    zeros: NDArray[np.uint8] | None
+    """uint8[rows, groups]; None when every zero is the midpoint."""
+    group: int | None = None
+    """Columns per group where groups are consecutive; None for one group a row."""
+    group_index: NDArray[np.int32] | None = None
+    """int32[columns]: the group of every column, where groups are not consecutive."""
+
+    @property
+    def midpoint(self) -> int:
+        """The zero of a symmetric grid."""
+        return 1 << (self.bits - 1)
+
+    @property
+    def encoding(self) -> Grouped:
+        """The encoding that these rows have."""
+        names = {"float16": "f16", "bfloat16": "bf16", "float32": "f32"}
+        return Grouped(
+            self.bits,
+            self.group,
+            self.zeros is None,
+            Dense(names[self.scales.dtype.name]),
+            self.group_index is not None,
+        )
+
+    def column_groups(self) -> NDArray[np.int32]:
+        """int32[columns]: the group of every column."""
+        if self.group_index is not None:
+            return self.group_index
+        columns = np.arange(self.codes.shape[1], dtype=np.int32)
+        return columns // np.int32(self.group or max(1, len(columns)))
+
+    def take(self, rows: NDArray[np.intp] | slice) -> GroupedRows:
+        """The given rows, in the given order."""
+        zeros = None if self.zeros is None else self.zeros[rows]
+        return replace(self, codes=self.codes[rows], scales=self.scales[rows], zeros=zeros)
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """float32[rows, columns]; exact for float16 and bfloat16 scales."""
+        index = self.column_groups()
+        zeros: NDArray[np.float32] | np.float32
+        if self.zeros is None:
+            zeros = np.float32(self.midpoint)
+        else:
+            zeros = self.zeros.astype(np.float32)[:, index]
+        values: NDArray[np.float32] = self.codes.astype(np.float32)
+        values -= zeros
+        values *= self.scales.astype(np.float32)[:, index]
+        return values
+
+    def canonical(self) -> GroupedRows:
+        """The same numbers without zeros where all are the midpoint, and without an index where it
+        says what position says."""
+        zeros, index = self.zeros, self.group_index
+        if zeros is not None and bool((zeros == self.midpoint).all()):
+            zeros = None
+        if index is not None:
+            plain = replace(self, group_index=None).column_groups()
+            index = None if np.array_equal(plain, index) else index
+        return replace(self, zeros=zeros, group_index=index)
+
+
+def regroup(rows: GroupedRows, target: Grouped) -> GroupedRows:
+    """The same numbers on the grid of ``target``. Raises InvalidInput where they do not fit.
+
+    Groups may become smaller, bits more, zeros explicit; all of it bit for bit.
+    """
+    rows = rows.canonical()
+    rows = _finer(rows, target.group)
+    if target.bits != rows.bits:
+        rows = _wider(rows, target.bits)
+    if target.symmetric and rows.zeros is not None:
+        raise InvalidInput(f"its zeros are not all {rows.midpoint}, and {target} has no zeros")
+    if not target.symmetric and rows.zeros is None:
+        zeros = np.full(rows.scales.shape, rows.midpoint, dtype=np.uint8)
+        rows = replace(rows, zeros=zeros)
+    if not target.ordered and rows.group_index is not None:
+        raise InvalidInput(f"its columns are grouped in an order of their own; {target} has none")
+    if target.ordered and rows.group_index is None:
+        rows = replace(rows, group_index=rows.column_groups())
+    scales = rows.scales.astype(target.scale.numpy)
+    if not np.array_equal(scales.astype(np.float32), rows.scales.astype(np.float32)):
+        raise InvalidInput(f"its scales are not all values of {target.scale}")
+    return replace(rows, scales=scales)
+
+
+def _finer(rows: GroupedRows, group: int | None) -> GroupedRows:
+    """Smaller consecutive groups: every one repeats the scale and zero of the group it is in."""
+    if group == rows.group:
+        return rows
+    columns = rows.codes.shape[1]
+    whole = columns if rows.group is None else rows.group
+    if rows.group_index is not None or group is None or whole % group:
+        raise InvalidInput(f"groups of {rows.group} columns cannot be split into {group}")
+    starts = np.arange(0, columns, group) // whole
+    zeros = None if rows.zeros is None else rows.zeros[:, starts]
+    return replace(rows, scales=rows.scales[:, starts], zeros=zeros, group=group)
+
+
+def _wider(rows: GroupedRows, bits: int) -> GroupedRows:
+    """More bits: codes and zeros move up together, so that the midpoint stays the midpoint."""
+    if bits < rows.bits:
+        raise InvalidInput(f"codes of {rows.bits} bits do not fit into {bits}")
+    shift = np.uint8((1 << (bits - 1)) - rows.midpoint)
+    zeros = None if rows.zeros is None else rows.zeros + shift
+    return replace(rows, bits=bits, codes=rows.codes + shift, zeros=zeros)
