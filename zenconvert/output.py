@@ -1,124 +1,216 @@
 """Output files that get their final names only when they are whole.
 
-Files are written under temporary names (``.NAME.partial…``) in the folder of the output, flushed to
-the disk and then renamed. Whatever happens before, nothing stands under a final name. What a killed
-run left is taken over by the next run for the same output; a lock keeps two runs apart.
+Everything is first written into a hidden folder beside the output, ``.NAME.partial``::
+
+    lock    locked as long as a run writes this output
+    new/    what will stand beside the hidden folder, under the same names: one file, the parts of a
+            split one, or one folder
+    old/    what had these names before, while the new takes them
+
+When all of ``new`` is on the disk it gets its names. A file takes the place of an old one, and a
+folder is exchanged with one, in a single step. No file system renames several parts in one step:
+theirs come and go so that the first part, without which no reader opens the others, is the last
+to come and the first to go. What a killed run left is undone by the next run for the same output,
+whatever its options: names that only some of the new files had got are taken away, and the old
+files come back.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
-from zenconvert.errors import NotEnoughResources, OutputExists, UsageError
+from zenconvert.errors import (
+    ConversionFailed,
+    CorruptFile,
+    NotEnoughResources,
+    OutputExists,
+    SourceNotFound,
+    UsageError,
+    ZenError,
+)
 from zenconvert.layout import Layout, OutputFile
+
+_LONGEST_NAME: Final = 255  # bytes, on every usual file system
+_NO_RESOURCES: Final = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE
+}  # fmt: skip
+_BAD_PLACE: Final = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
+    errno.ENOENT, errno.ENOTDIR, errno.EBUSY, errno.EXDEV,
+}  # fmt: skip
+_TAKEN: Final = {errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR}
+_NOT_SUPPORTED: Final = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_WEIGHTS: Final = (".safetensors", ".onnx")  # every model folder holds such a file
 
 
 class Output:
-    """Open files of one layout under temporary names, written at offsets from any thread."""
+    """Open files of one layout under hidden names, written at offsets from any thread."""
 
     def __init__(self, layout: Layout, out: Path) -> None:
-        self.layout, self.out = layout, out
-        self.mark = f".{out.name}.partial"
-        self.folder = out.parent / self.mark if layout.is_folder else out.parent
+        self.layout, self.out, self.parent = layout, out, out.parent
+        self.hidden = self.parent / _hidden_name(out.name)
+        self.new, self.old = self.hidden / "new", self.hidden / "old"
         self.lock: int | None = None
         self.descriptors: dict[str, int] = {}
-
-    def temporary(self, file: OutputFile) -> Path:
-        """Where a file is written before it is whole."""
-        if self.layout.is_folder:
-            return self.folder / file.name
-        return self.folder / f"{self.mark}.{file.name}"
 
     def finals(self) -> list[Path]:
         """Final paths."""
         if self.layout.is_folder:
             return [self.out]
-        return [self.out.parent / file.name for file in self.layout.files]
+        return [self.parent / file.name for file in self.layout.files]
 
     def write(self, file: OutputFile, offset: int, data: bytes | memoryview) -> None:
-        """Write all of ``data`` at an offset. Raises NotEnoughResources on a full disk."""
+        """Write all of ``data`` at an offset. Raises NotEnoughResources and ConversionFailed."""
         view = memoryview(data).cast("B")
-        try:
+        with _explained(self.out):
             while view:
                 written = os.pwrite(self.descriptors[file.name], view, offset)
                 view, offset = view[written:], offset + written
-        except OSError as error:
-            raise _write_error(self.out, error) from error
 
-    def _acquire(self) -> None:
-        """Lock the temporary place; what an earlier, dead run left there goes."""
-        place = self.out.parent / self.mark
-        if self.layout.is_folder:
-            place.mkdir(exist_ok=True)
-            self.lock = os.open(place, os.O_RDONLY)
-        else:
-            self.lock = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self.lock)
-            self.lock = None
-            raise UsageError(f"{self.out}: another run is writing this output") from None
-        if self.layout.is_folder:
-            for left in place.iterdir():
-                _remove(left)
+    def open(self, *, force: bool) -> None:
+        """Lock the output, undo what a killed run left, and create every file at its full size.
 
-    def _create(self) -> None:
+        Raises OutputExists, UsageError, NotEnoughResources, and SourceNotFound or CorruptFile for a
+        side file that is not what was planned.
+        """
+        if not self.parent.is_dir():
+            raise UsageError(f"{self.parent}: the folder of the output does not exist")
+        self._acquire()
+        self._undo()
+        self._clean()
+        self._refuse(force=force)
+        free = shutil.disk_usage(self.parent).free
+        if self.layout.size > free:
+            raise NotEnoughResources(
+                f"{self.parent}: the output takes {self.layout.size} bytes and {free} are free"
+            )
+        self.old.mkdir()
+        self._folder().mkdir(parents=True)
         for file in self.layout.files:
-            path = self.temporary(file)
-            if file.copy_of is not None:
-                shutil.copyfile(file.copy_of, path)
-                continue
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            self.descriptors[file.name] = os.open(path, flags, 0o644)
-            # reserve the space now: a full disk is found before any work is done
-            if file.size:
-                os.posix_fallocate(self.descriptors[file.name], 0, file.size)
-            for offset, data in file.literals:
-                self.write(file, offset, data)
+            self._create(file)
 
-    def _finish(self, *, force: bool) -> None:
+    def publish(self, *, force: bool) -> None:
+        """Bring everything to the disk, give it its final names and remove what it replaces.
+
+        Raises OutputExists for an output that appeared meanwhile, UsageError, NotEnoughResources
+        and ConversionFailed.
+        """
         for descriptor in self.descriptors.values():
             os.fsync(descriptor)
         self._close()
-        if self.layout.is_folder:
-            if force and self.out.exists():
-                _remove(self.out)
-            self.folder.rename(self.out)
-        else:
-            for file, final in zip(self.layout.files, self.finals(), strict=True):
-                self.temporary(file).replace(final)
-            (self.out.parent / self.mark).unlink()
+        for folder in (self._folder(), self.new, self.hidden):
+            _sync(folder)
+        self._refuse(force=force)
+        self._give_names(force=force)
+        _sync(self.parent)
+        self._clean()
         self._release()
-        _sync_folder(self.out.parent)
+
+    def discard(self) -> None:
+        """Take back what was done; what cannot be taken back now is left to the next run."""
+        self._close()
+        try:
+            if self.lock is not None:
+                with suppress(OSError):
+                    self._undo()
+                    self._clean()
+        finally:
+            self._release()
+
+    def _folder(self) -> Path:
+        """Where the files of the layout are written."""
+        return self.new / self.out.name if self.layout.is_folder else self.new
+
+    def _acquire(self) -> None:
+        if self.hidden.is_symlink():
+            raise UsageError(f"{self.hidden}: a link stands where the output would be written")
+        self.hidden.mkdir(exist_ok=True)
+        self.lock = _locked(self.hidden / "lock")
+        if self.lock is None:
+            raise UsageError(f"{self.out}: another run is writing this output")
+
+    def _release(self) -> None:
+        if self.lock is not None:
+            with suppress(OSError):
+                (self.hidden / "lock").unlink()
+            os.close(self.lock)
+            self.lock = None
+        with suppress(OSError):  # not empty: somebody else's
+            self.hidden.rmdir()
+
+    def _refuse(self, *, force: bool) -> None:
+        """Refuse names that are taken and may not be replaced. Raises OutputExists."""
+        for final in filter(os.path.lexists, self.finals()):
+            if not force:
+                raise OutputExists(f"{final}: the output exists; remove it or use --force")
+            if self.layout.is_folder and not _is_model_folder(final):
+                raise OutputExists(f"{final}: --force only replaces a model folder; this is none")
+            if not self.layout.is_folder and final.exists() and not final.is_file():
+                raise OutputExists(f"{final}: --force replaces files only, and this is none")
+
+    def _create(self, file: OutputFile) -> None:
+        path = self._folder() / file.name
+        self.descriptors[file.name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        # reserve the space now: a full disk is found before any work is done
+        if file.size:
+            os.posix_fallocate(self.descriptors[file.name], 0, file.size)
+        for offset, data in file.literals:
+            self.write(file, offset, data)
+        if file.copy_of is not None:
+            self.write(file, 0, _read_side_file(file.copy_of, file.size))
 
     def _close(self) -> None:
         for descriptor in self.descriptors.values():
             os.close(descriptor)
         self.descriptors = {}
 
-    def _release(self) -> None:
-        if self.lock is not None:
-            os.close(self.lock)
-            self.lock = None
+    def _give_names(self, *, force: bool) -> None:
+        first, *others = self.finals()
+        replaced = [final for final in (first, *others) if force and os.path.lexists(final)]
+        if replaced and not others and _replace(self.new / first.name, first):
+            return
+        for final in replaced:
+            final.rename(self.old / final.name)
+        for final in reversed(others):
+            _give_name(self.new / final.name, final)
+        _sync(self.parent)
+        _give_name(self.new / first.name, first)
 
-    def _discard(self) -> None:
-        if self.lock is None:
-            return  # the temporary place belongs to somebody else
-        self._close()
-        if self.layout.is_folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        else:
-            for file in self.layout.files:
-                self.temporary(file).unlink(missing_ok=True)
-            (self.out.parent / self.mark).unlink(missing_ok=True)
-        self._release()
+    def _undo(self) -> None:
+        """Unless all new files have their names, take these away and bring the old files back.
+
+        Asks nothing but the disk, for the run that is undone may have had another layout.
+        """
+        new, old = (sorted(_children(folder)) for folder in (self.new, self.old))
+        named = [path for path in new if _is_same(path, self.parent / path.name)]
+        if len(named) == len(new) or not (named or old):
+            return
+        for path in named:
+            (self.parent / path.name).unlink()
+        for path in reversed(old):
+            final = self.parent / path.name
+            if path.is_symlink() or path.is_file() or not os.path.lexists(final):
+                path.replace(final)
+        _sync(self.parent)
+
+    def _clean(self) -> None:
+        for path in _children(self.hidden):
+            if path.name == "lock":
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 @contextmanager
@@ -126,56 +218,135 @@ def open_output(layout: Layout, out: Path, *, force: bool) -> Iterator[Output]:
     """Create, fill and publish the files of a layout.
 
     On leaving the block without an error the files get their final names; after an error, nothing
-    is left. Raises OutputExists, UsageError and NotEnoughResources.
+    of them is left, and what ``force`` would have replaced is still there. Raises OutputExists,
+    UsageError, NotEnoughResources and ConversionFailed, and SourceNotFound or CorruptFile for a
+    side file that is not what was planned.
     """
+    if out.name in {"", ".."}:
+        raise UsageError(f"{out}: the output needs a name of its own")
     output = Output(layout, out)
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent}: the folder of the output does not exist")
-    if existing := [p for p in output.finals() if p.exists() or p.is_symlink()]:
-        if not force:
-            raise OutputExists(f"{existing[0]}: the output exists; remove it or use --force")
-        if layout.is_folder and not (out / "config.json").is_file():
-            raise OutputExists(f"{out}: --force only replaces a model folder, and this is none")
-        if not layout.is_folder and any(p.is_dir() for p in existing):
-            raise OutputExists(f"{out}: --force does not replace a folder with a file")
-    free = shutil.disk_usage(out.parent).free
-    if layout.size > free:
-        raise NotEnoughResources(
-            f"{out.parent}: the output takes {layout.size} bytes and {free} are free"
-        )
     try:
-        try:
-            output._acquire()
-            output._create()
-        except OSError as error:
-            raise _write_error(out, error) from error
+        with _explained(out):
+            output.open(force=force)
         yield output
-        try:
-            output._finish(force=force)
-        except OSError as error:
-            raise _write_error(out, error) from error
+        with _explained(out):
+            output.publish(force=force)
     except BaseException:
-        output._discard()
+        output.discard()
         raise
 
 
-def _write_error(out: Path, error: OSError) -> NotEnoughResources | UsageError:
-    text = f"{out}: cannot be written: {error.strerror}"
-    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG}:
-        return NotEnoughResources(text)
-    return UsageError(text)
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    """Turn errors of the system into our own."""
+    try:
+        yield
+    except ZenError:
+        raise
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename is not None else ""
+        text = f"{out}: cannot be written: {error.strerror}{where}"
+        if error.errno in _NO_RESOURCES:
+            raise NotEnoughResources(text) from error
+        if error.errno in _TAKEN:
+            raise OutputExists(text) from error
+        if error.errno in _BAD_PLACE:
+            raise UsageError(text) from error
+        raise ConversionFailed(text) from error
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+def _locked(path: Path) -> int | None:
+    """Descriptor of the locked file; None where another run holds it or has just removed it."""
+    with suppress(BlockingIOError, FileNotFoundError), ExitStack() as failing:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        failing.callback(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), path.lstat()):
+            failing.pop_all()
+            return lock
+    return None
 
 
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _hidden_name(name: str) -> str:
+    hidden = f".{name}.partial"
+    if len(os.fsencode(hidden)) > _LONGEST_NAME:
+        hidden = f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.partial"
+    return hidden
+
+
+def _is_model_folder(path: Path) -> bool:
+    return (path / "config.json").is_file() and any(p.suffix in _WEIGHTS for p in path.iterdir())
+
+
+def _read_side_file(path: Path, size: int) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) != size:
+        raise CorruptFile(
+            f"{path}: has {len(data)} bytes now and had {size} when the conversion was planned; "
+            "run it again"
+        )
+    return data
+
+
+def _give_name(path: Path, final: Path) -> None:
+    """Give a file or folder its final name. Raises FileExistsError where that is taken."""
+    try:
+        # the second name lets ``_undo`` know the file again
+        os.link(path, final)
+    except OSError as error:
+        if error.errno not in {errno.EPERM, *_NOT_SUPPORTED}:
+            raise
+        # a folder, or a file system without hard links
+        if os.path.lexists(final):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from None
+        path.rename(final)
+
+
+def _replace(path: Path, final: Path) -> bool:
+    """Put a file or folder in the place of another in one step; False where that cannot be."""
+    if path.is_dir():
+        return _exchange(path, final)
+    path.replace(final)
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    sys.audit("os.rename", str(one), str(other), -1, -1)  # as os.rename itself does
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NOT_SUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """True for two names of one file."""
+    try:
+        return os.path.samestat(one.lstat(), other.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _sync(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where its file system can."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
     finally:
         os.close(descriptor)

@@ -35,7 +35,7 @@ def main() -> None:
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("interrupted; nothing was left under the output's name", err=True)
+        click.echo("interrupted; nothing unfinished stands under the output's name", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except click.ClickException as error:
         error.show()
