@@ -87,7 +87,8 @@ class GptqLayer:
             if name not in self.grids:
                 continue
             statistics, weight = layer.of(module), layer.weight(name)
-            moments = statistics.mean_moments().to(weight.device)
+            assert statistics.moments is not None  # whoever gives layers to solvers gathers them
+            moments = statistics.moments.to(weight.device)
             found[name] = gptq(weight, self.grids[name], moments, statistics.count)
         self.solved |= found
         return found

@@ -88,7 +88,7 @@ class Output:
         self._acquire()
         self._undo()
         self._clean()
-        self._refuse(force=force)
+        self.refuse(force=force)
         free = shutil.disk_usage(self.parent).free
         if self.layout.size > free:
             raise NotEnoughResources(
@@ -110,7 +110,7 @@ class Output:
         self._close()
         for folder in (self._folder(), self.new, self.hidden):
             _sync(folder)
-        self._refuse(force=force)
+        self.refuse(force=force)
         self._give_names(force=force)
         _sync(self.parent)
         self._clean()
@@ -148,7 +148,7 @@ class Output:
         with suppress(OSError):  # not empty: somebody else's
             self.hidden.rmdir()
 
-    def _refuse(self, *, force: bool) -> None:
+    def refuse(self, *, force: bool) -> None:
         """Refuse names that are taken and may not be replaced. Raises OutputExists."""
         for final in filter(os.path.lexists, self.finals()):
             if not force:
@@ -350,3 +350,8 @@ def _sync(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def refuse_taken(layout: Layout, out: Path, *, force: bool) -> None:
+    """Refuse names that are taken, before hours of work. Raises OutputExists as open_output."""
+    Output(layout, out).refuse(force=force)
