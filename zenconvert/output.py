@@ -217,10 +217,11 @@ class Output:
 def open_output(layout: Layout, out: Path, *, force: bool) -> Iterator[Output]:
     """Create, fill and publish the files of a layout.
 
-    On leaving the block without an error the files get their final names; after an error, nothing
-    of them is left, and what ``force`` would have replaced is still there. Raises OutputExists,
-    UsageError, NotEnoughResources and ConversionFailed, and SourceNotFound or CorruptFile for a
-    side file that is not what was planned.
+    On leaving the block without an error the files get their final names. After an error nothing
+    of them is left, and what ``force`` would have replaced is still there; only where removing the
+    replaced files fails, the new ones already have their names. Raises OutputExists, UsageError,
+    NotEnoughResources and ConversionFailed, and SourceNotFound or CorruptFile for a side file that
+    is not what was planned.
     """
     if out.name in {"", ".."}:
         raise UsageError(f"{out}: the output needs a name of its own")
