@@ -224,7 +224,8 @@ def run(
     """Carry out a plan. Raises as :func:`convert`."""
     with open_output(plan.layout, out, force=force) as output:
         blocks.warm_up(_kernels(plan))
-        total = sum(slot.choice.nbytes for file in plan.layout.files for slot in file.slots)
+        slots = (slot.choice for file in plan.layout.files for slot in file.slots)
+        total = sum(choice.nbytes for choice in slots if choice.derived is None)
         done = 0
         for written in _run_slabs(plan, output, importance or {}):
             done += written
