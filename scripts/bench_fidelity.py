@@ -1,4 +1,4 @@
-"""``scripts/bench fidelity``: what 4-bit files of ours lose, beside those of the tools they replace.
+"""``scripts/bench fidelity``: what 4-bit files of ours lose, beside those of other tools.
 
 For every model: GPTQ beside GPTQModel, AWQ beside AutoAWQ, GGUF Q4_K_M beside llama.cpp's own
 quantizer, all from the same calibration windows, and ours once more from English windows alone.
@@ -82,11 +82,9 @@ def held_out(folder: Path, language: str) -> list[str]:
     for name in (f"{language}.dev.jsonl", f"{language}.dev.jsonl.xz"):
         path = folder / name
         if path.exists():
-            opened = (
-                lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open()
-            )
-            with opened as file:
-                return [json.loads(line)["text"] for line in file]
+            data = path.read_bytes()
+            text = (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8")
+            return [json.loads(line)["text"] for line in text.split("\n") if line]
     sys.exit(f"{folder}: no {language}.dev.jsonl or .jsonl.xz")
 
 
