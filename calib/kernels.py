@@ -16,8 +16,8 @@ from zenconvert.calib.grid import LARGEST_F16, REFITS, SMALLEST_SCALE, Levels
 
 LONGEST_GROUP: Final = 1024
 """Widest group that fits into registers."""
-_TILE: Final = 2048  # elements a program holds of each operand
-_WARPS: Final = 4
+_TILE: Final = 512  # elements of each operand that a program holds, in one warp: no barriers
+_WARPS: Final = 1
 
 
 @triton.jit
@@ -92,8 +92,8 @@ def _search_kernel(  # type: ignore[no-untyped-def]
 def _sweep_kernel(  # type: ignore[no-untyped-def]
     target_at, start_at, feedback_at, weight_at, scale_at, zero_at, out_at,
     rows, columns, target_row, start_row, feedback_row,
-    scale_trial, scale_row, scale_column, zero_row, zero_column, top,
-    TRIALS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    scale_trial, scale_row, zero_row, top,
+    TRIALS: tl.constexpr, ONE_GRID: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     trial = tl.program_id(1)
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
@@ -102,9 +102,13 @@ def _sweep_kernel(  # type: ignore[no-untyped-def]
     inside = (down < rows) & (across < columns)
     target = tl.load(target_at + down * target_row + across, mask=inside, other=0.0)
     start = tl.load(start_at + down * start_row + across, mask=inside, other=0.0)
-    offsets = trial * scale_trial + down * scale_row + across * scale_column
-    scale = tl.load(scale_at + offsets, mask=inside, other=1.0)
-    zero = tl.load(zero_at + down * zero_row + across * zero_column, mask=inside, other=0.0)
+    scale_at += trial * scale_trial
+    if ONE_GRID:  # of the whole row, else one of every column
+        scale = tl.load(scale_at + row * scale_row, mask=row < rows, other=1.0)[:, None]
+        zero = tl.load(zero_at + row * zero_row, mask=row < rows, other=0.0)[:, None]
+    else:
+        scale = tl.load(scale_at + down * scale_row + across, mask=inside, other=1.0)
+        zero = tl.load(zero_at + down * zero_row + across, mask=inside, other=0.0)
     inverse = 1.0 / scale
     for j in range(columns):
         # a column's value is final once its turn comes, for feedback only moves those behind it
@@ -151,7 +155,7 @@ def sweep_rows(
 ) -> torch.Tensor:
     """:func:`zenconvert.calib.sweep.sweep`."""
     values = torch.empty(target.shape, device=target.device)
-    _launch(target, start, feedback, None, scale.expand_as(target)[None], zero, top, values)
+    _launch(target, start, feedback, None, scale[None], zero, top, values)
     return values
 
 
@@ -166,7 +170,7 @@ def trial_rows(
 ) -> torch.Tensor:
     """:func:`zenconvert.calib.sweep.trials`."""
     costs = torch.empty(scales.shape, device=target.device)
-    tried = scales[:, :, None].expand(-1, -1, target.shape[1])
+    tried = scales[:, :, None]
     _launch(target, start, feedback, weight.contiguous(), tried, zero[:, None], top, costs)
     return costs
 
@@ -183,13 +187,14 @@ def _launch(
 ) -> None:
     rows, columns = target.shape
     target, start, feedback = _in_rows(target), _in_rows(start), _in_rows(feedback)
-    zero = zero.expand_as(target)
+    one_grid = scales.shape[2] == 1 < columns
+    scales, zero = scales.contiguous(), zero.contiguous()
     tile = _tile(columns)
     _sweep_kernel[(triton.cdiv(rows, tile["ROWS"]), len(scales))](
         target, start, feedback, out if weight is None else weight, scales, zero, out,
         rows, columns, target.stride(0), start.stride(0), feedback.stride(0),
-        *scales.stride(), *zero.stride(), float(top),
-        TRIALS=weight is not None, **tile,
+        scales.stride(0), scales.stride(1), zero.stride(0), float(top),
+        TRIALS=weight is not None, ONE_GRID=one_grid, **tile,
     )  # fmt: skip
 
 
