@@ -1,11 +1,27 @@
-"""What a solver returns: the quantized weights of one module, and how well it went."""
+"""What a solver is told and returns: settings, the quantized weights, and how well it went."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zenconvert.grouped import GroupedRows
+if TYPE_CHECKING:  # the solvers themselves need no more than torch
+    from zenconvert.grouped import GroupedRows
+
+
+@dataclass(frozen=True, slots=True)
+class GptqSettings:
+    """How :func:`zenconvert.calib.gptq.gptq` works."""
+
+    damping: float | None = None
+    """Share of the mean diagonal to add to the second moments; None: from inputs and tokens."""
+    passes: int = 2
+    """Passes of coordinate descent over all codes and scales afterwards."""
+    static_groups: bool = False
+    """Fix the grids of all groups first, on the weights as they are, and then round columns in the
+    order of their importance; otherwise grids are searched on the way and groups stay together."""
+    lowest_zero: int = 0
+    """Smallest zero of an asymmetric grid; GPTQ v1 files cannot hold 0."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +31,8 @@ class ModuleReport:
     method: str
     """What produced the codes in the end: ``gptq``, ``awq``, ``rtn`` or ``keep``."""
     error: float
-    """Weighted relative error: tr(ΔW·X·Xᵀ·ΔWᵀ) / tr(W·X·Xᵀ·Wᵀ)."""
+    """Weighted relative error: tr(ΔW·X·Xᵀ·ΔWᵀ) / tr(W·X·Xᵀ·Wᵀ). Of ``rtn`` on its own, with the
+    importance in place of X·Xᵀ; 0 where the module is kept."""
     rtn_error: float
     """The same for rounding to nearest on the same grid."""
     damping: float = 0.0
@@ -39,3 +56,8 @@ class Solved:
 
     values: GroupedRows | None
     report: ModuleReport
+
+
+def keep(*notes: str) -> Solved:
+    """A module that stays as it is, and why."""
+    return Solved(None, ModuleReport("keep", 0.0, 0.0, notes=notes))

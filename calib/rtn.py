@@ -1,0 +1,83 @@
+"""Rounding to nearest, with scales (and zeros) searched by weighted squared error."""
+
+from __future__ import annotations
+
+import torch
+
+from zenconvert.calib.grid import Levels, quantize, search
+from zenconvert.calib.rounded import Rounded, Run, groups_of, runs_of, solved
+from zenconvert.calib.solution import ModuleReport, Solved, keep
+from zenconvert.target import Scheme
+
+
+def rtn(
+    weight: torch.Tensor,
+    scheme: Scheme,
+    *,
+    importance: torch.Tensor | None = None,
+    lowest_zero: int = 0,
+) -> Solved:
+    """Round a weight to the nearest values of a grid chosen for every group.
+
+    Args:
+        weight: float32[out, in], on any device.
+        scheme: bits, group and kind of grid; with ``act_order`` groups are made by importance.
+        importance: float32[in], mean square of every input; None counts all inputs alike.
+        lowest_zero: smallest zero of an asymmetric grid.
+    """
+    if not bool(weight.isfinite().all()):
+        return keep("the weight is not finite")
+    notes = []
+    if importance is not None and not bool((importance.isfinite() & (importance >= 0)).all()):
+        notes.append("unusable importance is taken as the largest")
+        usable = importance.isfinite() & (importance >= 0)
+        importance = torch.where(usable, importance, torch.where(usable, importance, 0).max())
+    if importance is not None and not bool((importance > 0).any()):
+        notes.append("no importance above 0: all inputs count alike")
+        importance = None
+    if importance is None:
+        importance = torch.ones(weight.shape[1], device=weight.device)
+    importance = importance.float() / importance.double().mean().float()
+    order = torch.arange(weight.shape[1], device=weight.device)
+    if scheme.act_order:
+        order = importance.argsort(descending=True, stable=True)
+    runs, levels = runs_of(scheme, order), Levels.of(scheme, lowest_zero)
+    ordered = weight.float()[:, order]
+    scales, zeros = search_runs(ordered, importance[order], runs, levels)
+    values = round_runs(ordered, scales, zeros, runs, levels)
+    error = float((ordered - values).square().double().sum(0) @ importance[order].double())
+    energy = float(ordered.square().double().sum(0) @ importance[order].double())
+    share = error / energy if energy else 0.0
+    report = ModuleReport("rtn", share, share, notes=tuple(notes))
+    rounded = Rounded.of(values, scales, zeros, order, groups_of(runs, order.device))
+    return solved(rounded, scheme, report, ordered=scheme.act_order)
+
+
+def search_runs(
+    weight: torch.Tensor, importance: torch.Tensor, runs: list[Run], levels: Levels
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and zeros float32[rows, groups] of every run of columns.
+
+    ``weight`` float32[rows, inputs] and ``importance`` float32[inputs] come in the runs' order.
+    """
+    scales, zeros = (torch.empty(len(weight), len(runs), device=weight.device) for _ in range(2))
+    for run in runs:
+        columns = slice(run.begin, run.end)
+        found = search(weight[:, columns], importance[columns], levels)
+        scales[:, run.group], zeros[:, run.group] = found
+    return scales, zeros
+
+
+def round_runs(
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    runs: list[Run],
+    levels: Levels,
+) -> torch.Tensor:
+    """Every column to the nearest value of its run's grid, float32[rows, inputs]."""
+    values = torch.empty_like(weight)
+    for run in runs:
+        columns, grid = slice(run.begin, run.end), slice(run.group, run.group + 1)
+        values[:, columns] = quantize(weight[:, columns], scales[:, grid], zeros[:, grid], levels.top)
+    return values

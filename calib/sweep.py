@@ -1,0 +1,99 @@
+"""The sequential part of GPTQ: columns of a panel rounded one after the other, with feedback.
+
+Every column is rounded to its grid; the rounding error then moves the targets of the columns that
+follow: ``target[:, k] += (start[:, j] - value[:, j]) * feedback[j, k]`` for ``k > j``. With the unit
+upper factor of the second moments as feedback that is GPTQ (Frantar et al. 2022, in the form of
+QuIP's LDLQ, which needs no inverse); with the second moments over their diagonal it is one pass of
+coordinate descent. Rows are independent.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+from zenconvert.calib.grid import fused_kernels, quantize
+
+PANEL: Final = 128
+"""Columns that are rounded between two matrix products."""
+_SLAB_ROWS: Final = 2048
+
+
+def sweep(
+    target: torch.Tensor,
+    start: torch.Tensor,
+    feedback: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    top: int,
+) -> torch.Tensor:
+    """Round the columns of a panel in turn.
+
+    Args:
+        target: float32[rows, columns], what the columns should be before any feedback; at most
+            :data:`PANEL` columns. Left as it is.
+        start: float32[rows, columns]; what is added to the feedback is its distance from the value.
+        feedback: float32[columns, columns], zero on and below the diagonal.
+        scale: float32[rows, columns] or [rows, 1].
+        zero: like ``scale``.
+        top: the largest code.
+
+    Returns the values on the grid, float32[rows, columns].
+    """
+    if target.is_cuda and (kernels := fused_kernels()) is not None:
+        return kernels.sweep_rows(target, start, feedback, scale, zero, top)
+    values = torch.empty_like(target)
+    for begin in range(0, len(target), _SLAB_ROWS):
+        rows = slice(begin, begin + _SLAB_ROWS)
+        parts = (target[rows], start[rows], feedback, scale[rows], zero[rows])
+        values[rows] = _settle(*parts, top)[0]
+    return values
+
+
+def trials(
+    target: torch.Tensor,
+    start: torch.Tensor,
+    feedback: torch.Tensor,
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    zero: torch.Tensor,
+    top: int,
+) -> torch.Tensor:
+    """What each of several scales would cost after a whole sweep.
+
+    As :func:`sweep`, with ``scales`` float32[trials, rows], ``zero`` float32[rows] and ``weight``
+    float32[columns] of the squared distances between the targets and the values.
+
+    Returns costs float32[trials, rows].
+    """
+    if target.is_cuda and (kernels := fused_kernels()) is not None:
+        return kernels.trial_rows(target, start, feedback, weight, scales, zero, top)
+    costs = torch.empty_like(scales)
+    for begin in range(0, len(target), _SLAB_ROWS):
+        rows = slice(begin, begin + _SLAB_ROWS)
+        for trial, scale in enumerate(scales):
+            values, settled = _settle(
+                target[rows], start[rows], feedback, scale[rows, None], zero[rows, None], top
+            )
+            costs[trial, rows] = settled.sub_(values).square_() @ weight
+    return costs
+
+
+def _settle(
+    target: torch.Tensor,
+    start: torch.Tensor,
+    feedback: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    top: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values, and the targets that they were rounded from; columns lie in rows meanwhile."""
+    targets, starts = target.T.clone(memory_format=torch.contiguous_format), start.T
+    scales, zeros = (grid.T.contiguous().expand_as(targets) for grid in (scale, zero))
+    values = torch.empty_like(targets)
+    for j in range(len(targets)):
+        values[j] = quantize(targets[j], scales[j], zeros[j], top)
+        if j + 1 < len(targets):
+            targets[j + 1 :].addr_(feedback[j, j + 1 :], starts[j] - values[j])
+    return values.T, targets.T
