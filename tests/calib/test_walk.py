@@ -90,7 +90,7 @@ def test_neither_place_nor_rounds_nor_batches_matter(
     expected = gather(folder, selection(), moments=True)
     room = 4 * 256 * 256 * 3  # three of the ten inputs of a layer
     monkeypatch.setattr(
-        walk_module.memory,
+        memory,
         "place",
         lambda *_, **__: Placement(place, room),  # type: ignore[arg-type]
     )

@@ -1,0 +1,152 @@
+"""Samples come from files, folders, tables and data sets, each in its language."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from zenconvert.calib import sample_sources
+from zenconvert.calib.sample_sources import language_of, load_samples
+from zenconvert.calib.samples import Message, Sample, load_bundled
+from zenconvert.errors import CorruptFile, MissingDependency, SourceNotFound, UsageError
+
+ROWS: list[dict[str, Any]] = [
+    {"text": "Hello.", "language": "en", "id": "a"},
+    {"text": "   ", "language": "en", "id": "b"},
+    {"text": "Salut.", "language": "fr", "id": "c"},
+]
+
+
+def test_the_bundled_texts_are_the_default() -> None:
+    assert load_samples(None, ["de"]) == load_bundled("calibration", ["de"])
+
+
+@pytest.mark.parametrize(
+    ("name", "language"),
+    [
+        ("de.jsonl", "de"),
+        ("de.train.txt", "de"),
+        ("zh-Hant.txt", "zh-Hant"),
+        ("yue.parquet", "yue"),
+        ("wiki.txt", "und"),
+        ("README.md", "und"),
+        ("de", "und"),
+    ],
+)
+def test_a_files_name_says_its_language(name: str, language: str) -> None:
+    assert language_of(Path(name)) == language
+
+
+def test_a_folder_is_all_its_texts(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "de.txt").write_text("Hallo Welt.")
+    (tmp_path / "en.jsonl").write_text(
+        '{"text": "One."}\n{"text": "Deux.", "language": "fr"}\n'
+        '{"messages": [{"role": "user", "content": "Hi"}]}\n'
+    )
+    (tmp_path / "notes.bin").write_bytes(b"\xff\x00")
+    found = load_samples(tmp_path)
+    assert [(s.language, s.content) for s in found] == [
+        ("en", "One."),
+        ("fr", "Deux."),
+        ("en", "Hi"),
+        ("de", "Hallo Welt."),
+    ]
+    assert [s.language for s in load_samples(tmp_path, ["de", "fr"])] == ["fr", "de"]
+    with pytest.raises(UsageError, match="no text in ko; there is de, en, fr"):
+        load_samples(tmp_path, ["en", "ko"])
+
+
+def test_a_table_is_read_by_its_columns(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+    rows = [*ROWS, {"messages": chat, "language": None, "id": "d"}]
+    path = tmp_path / "es.parquet"
+    columns = dict.fromkeys(("id", "text", "language", "messages", "score"))
+    parquet.write_table(pyarrow.Table.from_pylist([{**columns, **row} for row in rows]), path)
+    assert load_samples(path) == [
+        Sample("a", "en", "text", "Hello.", None),
+        Sample("c", "fr", "text", "Salut.", None),
+        Sample("d", "es", "chat", None, (Message("user", "Hi"), Message("assistant", "Yes?"))),
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist([{"id": 7, "text": "Uno."}]), path)
+    assert load_samples(path) == [Sample("7", "es", "text", "Uno.", None)]
+
+
+def test_only_the_first_rows_of_a_table_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_sources, "MOST_ROWS", 5)
+    table = pyarrow.Table.from_pylist([{"text": f"Text {n}."} for n in range(9)])
+    parquet.write_table(table, tmp_path / "en.parquet")
+    assert len(load_samples(tmp_path / "en.parquet")) == 5
+
+
+def test_sources_that_are_not_there_or_empty_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no such file or folder.*hub:"):
+        load_samples("nobody/nothing")
+    with pytest.raises(UsageError, match="no text in it"):
+        load_samples(tmp_path)
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 no PAR1")
+    with pytest.raises(CorruptFile, match=r"x\.parquet: it cannot be read as parquet"):
+        load_samples(tmp_path / "x.parquet")
+    parquet.write_table(
+        pyarrow.Table.from_pylist([{"text": "a", "messages": [{"role": "x", "content": "y"}]}]),
+        tmp_path / "x.parquet",
+    )
+    with pytest.raises(CorruptFile, match=r"x\.parquet:1: expected either"):
+        load_samples(tmp_path / "x.parquet")
+
+
+class Datasets(ModuleType):
+    """Stands in for the package, which would go to the network."""
+
+    def __init__(self) -> None:
+        super().__init__("datasets")
+        self.asked: list[tuple[str, str, bool]] = []
+
+    def load_dataset(self, name: str, *, split: str, streaming: bool) -> Iterator[dict[str, Any]]:
+        self.asked.append((name, split, streaming))
+        if split == "absent":
+            raise ValueError("Bad split: absent")
+        return iter(ROWS)
+
+
+def test_a_data_set_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = Datasets()
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    assert [s.id for s in load_samples("hub:some-body/texts")] == ["a", "c"]
+    assert [s.id for s in load_samples("hub:some-body/texts:dev.v2", ["fr"])] == ["c"]
+    assert datasets.asked == [
+        ("some-body/texts", "train", True),
+        ("some-body/texts", "dev.v2", True),
+    ]
+    with pytest.raises(SourceNotFound, match=r"the split 'absent'.*Bad split"):
+        load_samples("hub:some-body/texts:absent")
+
+
+def test_the_real_package_has_what_is_asked_of_it(tmp_path: Path) -> None:
+    """A local data set goes through the same call."""
+    import datasets
+
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    rows = datasets.load_dataset(str(tmp_path), split="train", streaming=True)
+    assert [row["id"] for row in rows] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("package", "source"), [("datasets", "hub:a/b"), ("pyarrow", "x.parquet")])
+def test_missing_packages_are_named(
+    package: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.parquet").touch()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependency, match=r"zenconvert\[datasets\]"):
+        load_samples(source)
