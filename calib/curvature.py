@@ -162,9 +162,7 @@ def _factor(
         if roots is not None:
             pivots = roots.square()
             rank = min(tokens, _rank(matrix, pivots, share * mean))
-            return Curvature(
-                order, matrix, diagonal, damped, pivots, share, rank, tuple(notes)
-            )
+            return Curvature(order, matrix, diagonal, damped, pivots, share, rank, tuple(notes))
         notes.append(f"factorisation failed in {str(dtype)[6:]} with damping {share:.3g}")
         _mirror(matrix)
     return f"no factorisation of the second moments ({'; '.join(notes)})"
@@ -200,7 +198,9 @@ def _factor_upper(
         roots[begin:end] = root.diagonal()
         if bool(failed) or not bool(roots[begin:end].isfinite().all()):
             return None
-        above = work[:begin, begin:end].addmm_(work[:begin, end:], work[begin:end, end:].T, alpha=-1)
+        above = work[:begin, begin:end].addmm_(
+            work[:begin, end:], work[begin:end, end:].T, alpha=-1
+        )
         above.copy_(torch.linalg.solve_triangular(root.T, above, upper=False, left=False))
         kept = work[begin:end, begin:end].tril()
         work[begin:end, begin:end] = root.triu(1) + kept

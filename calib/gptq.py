@@ -91,7 +91,9 @@ def quantize_rows(
     error, rtn_error, energy = errors.tolist()
     notes = curvature.notes
     if replaced:
-        notes += (f"{replaced} of {len(weight)} rows are rounded to nearest, which is better there",)
+        notes += (
+            f"{replaced} of {len(weight)} rows are rounded to nearest, which is better there",
+        )
     report = ModuleReport(
         "gptq" if replaced < len(weight) else "rtn",
         error / energy if energy else 0.0,

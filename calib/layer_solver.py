@@ -78,18 +78,27 @@ class GptqLayer:
         self.solved: dict[str, Solved] = {}
 
     def add(self, layer: Layer) -> dict[str, Solved]:
-        """Solve for the modules of a part."""
-        from zenconvert.calib.gptq import gptq
+        """Solve for the modules of a part; those that read one input share its factors."""
+        from zenconvert.calib.gptq import curvature_of, gptq
+        from zenconvert.calib.solution import GptqSettings
 
-        found = {}
+        found: dict[str, Solved] = {}
+        key, curvature = None, None
         for module in layer.modules:
             name = f"{module}.weight"
             if name not in self.grids:
                 continue
-            statistics, weight = layer.of(module), layer.weight(name)
+            scheme, statistics, weight = self.grids[name], layer.of(module), layer.weight(name)
             assert statistics.moments is not None  # whoever gives layers to solvers gathers them
             moments = statistics.moments.to(weight.device)
-            found[name] = gptq(weight, self.grids[name], moments, statistics.count)
+            if key != (statistics.name, scheme):
+                curvature = None  # one at a time: they are as large as the moments
+                key = (statistics.name, scheme)
+                if statistics.count:
+                    curvature = curvature_of(moments, statistics.count, scheme, GptqSettings())
+            # moments that cannot be factored go in as they are: gptq says what it did instead
+            given = moments if curvature is None or isinstance(curvature, str) else curvature
+            found[name] = gptq(weight, scheme, given, statistics.count)
         self.solved |= found
         return found
 

@@ -132,7 +132,9 @@ def solved(
     headroom = rounded.headroom()
     if headroom < 1:
         reach = f"{LARGEST_F16 / headroom:.3g}"
-        return keep(*report.notes, f"the quantized weights reach {reach}, which float16 cannot hold")
+        return keep(
+            *report.notes, f"the quantized weights reach {reach}, which float16 cannot hold"
+        )
     largest = float(rounded.scales.max())
     report = replace(report, largest_scale=largest, f16_headroom=headroom)
     return Solved(rounded.rows(scheme, ordered), report)

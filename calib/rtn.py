@@ -79,5 +79,7 @@ def round_runs(
     values = torch.empty_like(weight)
     for run in runs:
         columns, grid = slice(run.begin, run.end), slice(run.group, run.group + 1)
-        values[:, columns] = quantize(weight[:, columns], scales[:, grid], zeros[:, grid], levels.top)
+        values[:, columns] = quantize(
+            weight[:, columns], scales[:, grid], zeros[:, grid], levels.top
+        )
     return values

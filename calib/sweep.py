@@ -17,7 +17,6 @@ from zenconvert.calib.grid import fused_kernels, quantize
 
 PANEL: Final = 128
 """Columns that are rounded between two matrix products."""
-_SLAB_ROWS: Final = 2048
 
 
 def sweep(
@@ -43,12 +42,7 @@ def sweep(
     """
     if target.is_cuda and (kernels := fused_kernels()) is not None:
         return kernels.sweep_rows(target, start, feedback, scale, zero, top)
-    values = torch.empty_like(target)
-    for begin in range(0, len(target), _SLAB_ROWS):
-        rows = slice(begin, begin + _SLAB_ROWS)
-        parts = (target[rows], start[rows], feedback, scale[rows], zero[rows])
-        values[rows] = _settle(*parts, top)[0]
-    return values
+    return _settle(target, start, feedback, scale, zero, top)[0]
 
 
 def trials(
@@ -70,13 +64,10 @@ def trials(
     if target.is_cuda and (kernels := fused_kernels()) is not None:
         return kernels.trial_rows(target, start, feedback, weight, scales, zero, top)
     costs = torch.empty_like(scales)
-    for begin in range(0, len(target), _SLAB_ROWS):
-        rows = slice(begin, begin + _SLAB_ROWS)
-        for trial, scale in enumerate(scales):
-            values, settled = _settle(
-                target[rows], start[rows], feedback, scale[rows, None], zero[rows, None], top
-            )
-            costs[trial, rows] = settled.sub_(values).square_() @ weight
+    for trial, scale in enumerate(scales):
+        grid = (scale[:, None], zero[:, None])
+        values, settled = _settle(target, start, feedback, *grid, top)
+        costs[trial] = settled.sub_(values).square_() @ weight
     return costs
 
 
@@ -88,7 +79,12 @@ def _settle(
     zero: torch.Tensor,
     top: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values, and the targets that they were rounded from; columns lie in rows meanwhile."""
+    """Values, and the targets that they were rounded from."""
+    if target.device.type == "cpu":
+        from zenconvert.calib.host_kernels import settle
+
+        return settle(target, start, feedback, scale, zero, top)
+    # columns lie in rows meanwhile
     targets, starts = target.T.clone(memory_format=torch.contiguous_format), start.T
     scales, zeros = (grid.T.contiguous().expand_as(targets) for grid in (scale, zero))
     values = torch.empty_like(targets)

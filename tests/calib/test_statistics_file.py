@@ -25,7 +25,7 @@ from zenconvert.calib.statistics_file import StatisticsRun
 from zenconvert.calib.statistics_layout import packed_row, unpack
 from zenconvert.calib.statistics_reader import load_importance, open_statistics
 from zenconvert.calib.walk import Settings, walk
-from zenconvert.difference import logical_rows
+from zenconvert.recoding import logical_rows
 from zenconvert.errors import (
     CorruptFile,
     InvalidInput,
