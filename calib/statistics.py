@@ -86,5 +86,5 @@ class InputStatistics:
         return self.weighted_sums(self.squares) / np.float32(self.count)
 
     def mean_magnitudes(self) -> NDArray[np.float32]:
-        """Language-weighted mean of \\|x\\|, float32[columns]; zeros where nothing came."""
+        """Language-weighted mean of |x|, float32[columns]; zeros where nothing came."""
         return self.weighted_sums(self.magnitudes) / np.float32(max(1, self.count))

@@ -210,6 +210,7 @@ class _Walk:
                 self.forward(block)
             else:
                 yield from self.parts(layer, block)
+            del block  # before the next one comes
             if workspace is not None:
                 workspace.save_states(self.hidden, layer + 1)
 
@@ -255,6 +256,7 @@ class _Walk:
             )
             yield part
             part.release()
+            del part, sums, collector  # the next moments need their room
         if sequential != "off":
             self.forward(block)
 

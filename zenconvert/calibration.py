@@ -123,7 +123,14 @@ def calibrate(
         tokens_per_language=tokens_per_language,
         seed=seed,
     )
-    settings = Settings(device, dtype, moments, all_experts, "off", max_vram, max_ram)
+    settings = Settings(
+        device=device,
+        dtype=dtype,
+        moments=moments,
+        all_experts=all_experts,
+        max_vram=max_vram,
+        max_ram=max_ram,
+    )
     name = "bundled" if samples is None else str(samples)
     run = StatisticsRun(
         Reference(checkpoint, logical_rows, device=device),
@@ -137,10 +144,12 @@ def calibrate(
         announce(run.layout.size)
     run.run(target.statistics, progress=progress)
     statistics = open_statistics(target.statistics)
-    if target.imatrix is not None:
-        export_imatrix(statistics, checkpoint, target.imatrix)
-    if target.only_imatrix:
-        target.statistics.unlink()
+    try:
+        if target.imatrix is not None:
+            export_imatrix(statistics, checkpoint, target.imatrix)
+    finally:
+        if target.only_imatrix:
+            target.statistics.unlink()
     return Calibration(target.files, selection.coverage, _experts(statistics, checkpoint))
 
 

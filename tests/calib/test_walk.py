@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,10 @@ from tests.calib.walking import assert_same, gather, reference, selection
 from tests.tiny import raw_model
 from zenconvert import open_checkpoint
 from zenconvert.calib import walk as walk_module
+from zenconvert.calib.block import Block
 from zenconvert.calib.memory import Placement
+from zenconvert.calib.moments import Moments
+from zenconvert.calib.reference import Reference
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.walk import Progress, Sequential, Settings, walk
 from zenconvert.calib.workspace import open_workspace
@@ -194,6 +199,36 @@ def test_parts_are_valid_until_the_walk_goes_on(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         part.of("layers.0.ffn.up")
     parts.close()
+
+
+@pytest.mark.parametrize(("kind", "most"), [("off", 4), ("stages", 1)])
+def test_only_one_block_and_the_moments_of_one_part_are_in_memory(
+    kind: Sequential, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks: weakref.WeakSet[Block] = weakref.WeakSet()
+    moments: list[weakref.ref[torch.Tensor]] = []
+    build, begin = Reference.block, Moments.__init__
+
+    def alive() -> int:
+        return sum(known() is not None for known in moments)
+
+    def counted_block(self: Reference, layer: int, weights: Any = None) -> Block:
+        assert not blocks
+        made = build(self, layer, weights)
+        blocks.add(made)
+        return made
+
+    def counted_moments(self: Moments, columns: int, device: str) -> None:
+        assert alive() < most
+        begin(self, columns, device)
+        moments.append(weakref.ref(self.sums))
+
+    monkeypatch.setattr(Reference, "block", counted_block)
+    monkeypatch.setattr(Moments, "__init__", counted_moments)
+    folder = raw_model(tmp_path / "model", num_hidden_layers=3)
+    for part in walk(reference(folder), selection(), Settings(moments=True, sequential=kind)):
+        assert alive() == len(part.inputs) <= most
+    assert len(moments) == 3 * 4 + 1
 
 
 def test_weights_are_given_as_they_are_stored(tmp_path: Path) -> None:
