@@ -25,7 +25,6 @@ from zenconvert.calib.statistics_file import StatisticsRun
 from zenconvert.calib.statistics_layout import packed_row, unpack
 from zenconvert.calib.statistics_reader import load_importance, open_statistics
 from zenconvert.calib.walk import Settings, walk
-from zenconvert.recoding import logical_rows
 from zenconvert.errors import (
     CorruptFile,
     InvalidInput,
@@ -33,6 +32,7 @@ from zenconvert.errors import (
     SourceNotFound,
     UsageError,
 )
+from zenconvert.recoding import logical_rows
 
 ROOT = Path(__file__).parents[2]
 

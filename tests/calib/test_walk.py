@@ -16,6 +16,7 @@ from tests.calib.independent import Seen, activations
 from tests.calib.walking import assert_same, gather, reference, selection
 from tests.tiny import raw_model
 from zenconvert import open_checkpoint
+from zenconvert.calib import memory
 from zenconvert.calib import walk as walk_module
 from zenconvert.calib.block import Block
 from zenconvert.calib.memory import Placement

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zenconvert.cli.printing import echo_json, echo_table, new_bar, size
-from zenconvert.errors import UsageError
+from zenconvert.cli.sampling import codes, sampling_options, take_sampling
 from zenconvert.target import parse_size
 
 if TYPE_CHECKING:
@@ -30,44 +30,18 @@ if TYPE_CHECKING:
     show_default=True,
     help="What the statistics are for; gptq and awq take second moments, which are large.",
 )
-@click.option(
-    "--samples", help="File, folder or hub:ORG/NAME[:split]; the bundled texts by default."
-)
-@click.option("--languages", metavar="en,zh,…", help="Only these languages.")
-@click.option("--language-weights", metavar="en=2,zh=1,…", help="Weights; 1 where not given.")
-@click.option(
-    "--tokens-per-language",
-    type=click.IntRange(min=2),
-    default=25_600,
-    show_default=True,
-    help="Most tokens to read of each language.",
-)
-@click.option("--context", type=click.IntRange(min=4), help="Longest window; 2048 or the model's.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the documents.")
-@click.option("--device", default="cpu", show_default=True, help="torch device.")
-@click.option(
-    "--dtype", type=click.Choice(["f32", "bf16", "f16"]), help="bf16 on CUDA, else f32 by default."
-)
-@click.option("--all-experts", is_flag=True, help="Statistics of every expert over all tokens.")
+@sampling_options
 @click.option(
     "--hidden-states", "final_states", is_flag=True, help="Keep the final hidden states, too."
 )
 @click.option(
     "--imatrix", type=click.Path(path_type=Path), help="Also write a llama.cpp imatrix here."
 )
-@click.option("--max-vram", metavar="SIZE", help="Device memory to use, e.g. 20G.")
-@click.option("--max-ram", metavar="SIZE", help="Main memory to use.")
 @click.option("--max-disk", metavar="SIZE", help="Disk space to use.")
 @click.option("--force", is_flag=True, help="Replace existing outputs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def calibrate(
-    source: str,
-    out: Path,
-    purposes: str,
-    languages: str | None,
-    language_weights: str | None,
-    as_json: bool,
-    **given: Any,
+    source: str, out: Path, purposes: str, max_disk: str | None, as_json: bool, **given: Any
 ) -> None:
     """Measure per language what every linear module of SRC reads.
 
@@ -76,15 +50,15 @@ def calibrate(
     """
     from zenconvert.calibration import calibrate as run
 
-    for limit in ("max_vram", "max_ram", "max_disk"):
-        given[limit] = parse_size(given[limit]) if given[limit] is not None else None
+    sampling = take_sampling(given)
     with _layers(quiet=as_json) as progress:
         done = run(
             source,
             out,
-            purposes=_codes(purposes),
-            languages=_codes(languages) if languages else None,
-            language_weights=_weights(language_weights),
+            purposes=codes(purposes) or [],
+            device=sampling.device,
+            **sampling.values,
+            max_disk=parse_size(max_disk) if max_disk is not None else None,
             announce=None if as_json else lambda count: _announce(out, count),
             progress=progress,
             **given,
@@ -93,23 +67,6 @@ def calibrate(
         echo_json(done.as_dict())
     else:
         _print(done)
-
-
-def _codes(text: str) -> list[str]:
-    return [code.strip() for code in text.split(",") if code.strip()]
-
-
-def _weights(text: str | None) -> dict[str, float] | None:
-    if text is None:
-        return None
-    weights = {}
-    for pair in _codes(text):
-        code, _, number = pair.partition("=")
-        try:
-            weights[code.strip()] = float(number)
-        except ValueError as error:
-            raise UsageError(f"language weight {pair!r} is malformed; write en=2,zh=1") from error
-    return weights
 
 
 def _announce(out: Path, count: int) -> None:
