@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from zenconvert.target import Options, Scheme
 
 CODES: Final = ".qweight"
 PIECES: Final = (CODES, ".qzeros", ".scales", ".g_idx")
+_BLOCK: Final = re.compile(r"(?:[A-Za-z_]\w*\.)*\d+\.")
 _FLOATS: Final = {"bf16": BF16, "f16": F16, "f32": F32}
 
 
@@ -89,6 +90,20 @@ def by_entry(folder: Folder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     }
 
 
+def in_blocks(wanted: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Names that pick ``wanted`` modules of decoder blocks and none of ``others``.
+
+    Short ones without the block where that does, as older consumers know no others.
+    """
+    found: dict[str, None] = {}
+    for name in wanted:
+        block = _BLOCK.match(name)
+        if block is not None:
+            short = name.removeprefix(block[0])
+            found[name if any(short in other for other in others) else short] = None
+    return list(found)
+
+
 Grid = Callable[[Scheme], GroupedCodec]
 """The codec that stores tensors of a scheme."""
 
@@ -99,17 +114,20 @@ def choose_modules(
     codec_for: Grid,
     options: Options,
     parse: Callable[[str], Scheme],
+    *,
+    head: bool,
 ) -> list[Choice]:
     """Every linear weight on a grid, everything else as the source has it.
 
-    ``scheme`` None follows the source's own grids. Raises UsageError for overrides that make no
-    sense.
+    ``scheme`` None follows the source's own grids; ``head`` says whether consumers of the format
+    take a quantized output head. Raises UsageError for overrides that make no sense.
     """
+    _refuse_grids(options, head=head)
     names = {n.name: n for n in checkpoint.architecture.tensor_names(checkpoint.hyperparameters)}
     choices = []
     for tensor in checkpoint.tensors.values():
         name = names[tensor.name]
-        wanted, why = _wanted(tensor, name, scheme, options, parse)
+        wanted, why = _wanted(tensor, name, scheme, options, parse, head=head)
         if tensor.name in checkpoint.kept:
             wanted, why = None, "the solver keeps it at higher precision"
         grid = wanted if isinstance(wanted, Scheme) else None
@@ -139,24 +157,36 @@ def _wanted(
     scheme: Scheme | None,
     options: Options,
     parse: Callable[[str], Scheme],
+    *,
+    head: bool,
 ) -> tuple[Scheme | Dense | None, str]:
     """The grid or float type of one tensor, and what decided it; None leaves it as it is."""
-    asked = {"embed": options.embedding_type, "head": options.output_type}.get(name.module.role)
+    role, own = name.module.role, _own_scheme(tensor)
+    on_grid = name.is_weight and (role == "linear" or (role == "head" and head))
     for pattern, kind in options.tensor_types:
-        if re.search(pattern, name.hf):
+        if re.search(pattern, name.hf) and (on_grid or kind in _FLOATS):
             return _parsed(kind, parse), f"the name matches {pattern!r}"
+    asked = {"embed": options.embedding_type, "head": options.output_type}.get(role)
     if asked is not None:
         return _parsed(asked, parse), f"{asked} was asked for"
-    own = _own_scheme(tensor)
-    if name.module.role == "head" and own is not None and scheme is None:
-        return own, "the source's own grid"
-    if name.module.role != "linear" or not name.is_weight:
+    if not on_grid or (role == "head" and (own is None or scheme is not None)):
         return None, "not quantized in this format"
     if scheme is not None:
         return scheme, "linear weight"
     if own is not None:
         return own, "the source's own grid"
     return parse(""), "linear weight"
+
+
+def _refuse_grids(options: Options, *, head: bool) -> None:
+    """Raise UsageError for a grid where consumers of the format look for floats."""
+    given = {"--embedding-type": options.embedding_type}
+    if not head:
+        given["--output-type"] = options.output_type
+    for option, kind in given.items():
+        if kind is not None and kind not in _FLOATS:
+            known = ", ".join(_FLOATS)
+            raise UsageError(f"{option} {kind} makes no sense in this format; choose from {known}")
 
 
 def _parsed(kind: str, parse: Callable[[str], Scheme]) -> Scheme | Dense:

@@ -12,8 +12,9 @@ from typing import Any, Final
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import Grouped
 from zenconvert.errors import UsageError
+from zenconvert.formats import packed_folder
 from zenconvert.formats.gptq.codec import BITS, GptqCodec
-from zenconvert.formats.gptq.reader import LEGACY
+from zenconvert.formats.gptq.settings import LEGACY
 from zenconvert.formats.hf.reader import QUANTIZATION
 from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_folder
 from zenconvert.formats.packed_folder import choose_modules, refuse_foreign
@@ -37,11 +38,11 @@ def choose(
     def codec(scheme: Scheme) -> GptqCodec:
         return GptqCodec("as_is" if always_2 or not scheme.symmetric else "plus_one")
 
-    choices = choose_modules(checkpoint, scheme, codec, options, parse)
+    choices = choose_modules(checkpoint, scheme, codec, options, parse, head=True)
     # one file has one version: as soon as a module has zeros of its own, it is version 2
     if any(isinstance(c.encoding, Grouped) and not c.encoding.symmetric for c in choices):
         always_2 = True
-        choices = choose_modules(checkpoint, scheme, codec, options, parse)
+        choices = choose_modules(checkpoint, scheme, codec, options, parse, head=True)
     return choices
 
 
@@ -68,6 +69,8 @@ def lay_out(
 
 def _settings(choices: list[Choice], scheme: Scheme | None) -> dict[str, Any]:
     grids = {c.name.removesuffix(".weight"): c for c in choices if c.scheme is not None}
+    if not grids:
+        raise UsageError("a GPTQ file has at least one quantized module; every one is kept")
     schemes = [c.scheme for c in grids.values() if c.scheme is not None]
     common = scheme or max(schemes, key=schemes.count)
     codec = next(c.codec for c in grids.values() if isinstance(c.codec, GptqCodec))
@@ -83,6 +86,8 @@ def _settings(choices: list[Choice], scheme: Scheme | None) -> dict[str, Any]:
     }
     if dynamic := _dynamic(choices, common):
         settings["dynamic"] = dynamic
+    if kept := [c.name.removesuffix(".weight") for c in choices if c.is_linear and not c.scheme]:
+        settings["modules_in_block_to_quantize"] = [packed_folder.in_blocks(list(grids), kept)]
     return settings
 
 
