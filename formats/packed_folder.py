@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -104,6 +105,9 @@ def in_blocks(wanted: Sequence[str], others: Sequence[str]) -> list[str]:
     return list(found)
 
 
+RUNTIME_NAMES: Final = "gptqmodel"
+"""Suffix of targets whose modules are called as GPTQModel 7 wants them."""
+
 Grid = Callable[[Scheme], GroupedCodec]
 """The codec that stores tensors of a scheme."""
 
@@ -116,17 +120,21 @@ def choose_modules(
     parse: Callable[[str], Scheme],
     *,
     head: bool,
+    runtime_names: bool,
 ) -> list[Choice]:
     """Every linear weight on a grid, everything else as the source has it.
 
     ``scheme`` None follows the source's own grids; ``head`` says whether consumers of the format
-    take a quantized output head. Raises UsageError for overrides that make no sense.
+    take a quantized output head; ``runtime_names`` calls modules what transformers calls them in
+    memory, where that differs. Raises UsageError for overrides that make no sense.
     """
     _refuse_grids(options, head=head)
     names = {n.name: n for n in checkpoint.architecture.tensor_names(checkpoint.hyperparameters)}
     choices = []
     for tensor in checkpoint.tensors.values():
         name = names[tensor.name]
+        if runtime_names and name.hf_also is not None:
+            name = replace(name, hf=name.hf_also)
         wanted, why = _wanted(tensor, name, scheme, options, parse, head=head)
         if tensor.name in checkpoint.kept:
             wanted, why = None, "the solver keeps it at higher precision"

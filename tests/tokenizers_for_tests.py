@@ -104,7 +104,7 @@ def llama3(folder: Path, vocab: int = 1200) -> int:
     return vocab
 
 
-def sentencepiece_bpe(folder: Path, vocab: int = 1200) -> int:
+def sentencepiece_bpe(folder: Path, vocab: int = 1500) -> int:
     """SentencePiece with byte fallback as Llama 2 and Mixtral have it."""
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

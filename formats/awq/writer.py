@@ -26,9 +26,17 @@ def choose(
 ) -> list[Choice]:
     """Every linear weight on the target's grid. Raises UsageError."""
     refuse_foreign(options, importance=importance, target="awq")
-    scheme = parse(target.type) if target.type else None
-    codec = AwqCodec("gemv" if "gemv" in target.type.split("-") else "gemm")
-    choices = choose_modules(checkpoint, scheme, lambda _: codec, options, parse, head=False)
+    scheme, suffixes = _parse(target.type) if target.type else (None, ())
+    codec = AwqCodec("gemv" if "gemv" in suffixes else "gemm")
+    choices = choose_modules(
+        checkpoint,
+        scheme,
+        lambda _: codec,
+        options,
+        parse,
+        head=False,
+        runtime_names=packed_folder.RUNTIME_NAMES in suffixes,
+    )
     choices = [_with_zeros(choice) for choice in choices]
     if len({c.scheme for c in choices if c.scheme is not None}) > 1:
         raise UsageError("an AWQ file has one grid for all its modules; give them the same type")
@@ -37,12 +45,17 @@ def choose(
 
 def parse(text: str) -> Scheme:
     """The grid of a target type; the default for an empty one. Raises UsageError."""
+    return _parse(text)[0]
+
+
+def _parse(text: str) -> tuple[Scheme, tuple[str, ...]]:
     scheme, rest = Scheme.parse(text or DEFAULT, symmetric=False)
-    if unknown := set(rest) - {"gemm", "gemv"}:
-        raise UsageError(f"awq:{text}: {sorted(unknown)[0]!r} is no suffix; known are sym, gemv")
+    if unknown := set(rest) - {"gemm", "gemv", packed_folder.RUNTIME_NAMES}:
+        raise UsageError(f"awq:{text}: {sorted(unknown)[0]!r} is no suffix; known are sym, gemv "
+                         f"and {packed_folder.RUNTIME_NAMES}")  # fmt: skip
     if scheme.bits != BITS or scheme.act_order:
         raise UsageError(f"awq:{text}: AWQ has {BITS} bits and no act-order")
-    return scheme
+    return scheme, rest
 
 
 def _with_zeros(choice: Choice) -> Choice:

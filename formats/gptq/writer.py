@@ -32,29 +32,37 @@ def choose(
 ) -> list[Choice]:
     """Every linear weight on the target's grid. Raises UsageError."""
     refuse_foreign(options, importance=importance, target="gptq")
-    scheme = parse(target.type) if target.type else None
-    always_2 = "v2" in target.type.split("-")
+    scheme, suffixes = (_parse(target.type)) if target.type else (None, ())
 
-    def codec(scheme: Scheme) -> GptqCodec:
-        return GptqCodec("as_is" if always_2 or not scheme.symmetric else "plus_one")
+    def choices(*, version_2: bool) -> list[Choice]:
+        def codec(scheme: Scheme) -> GptqCodec:
+            return GptqCodec("as_is" if version_2 or not scheme.symmetric else "plus_one")
 
-    choices = choose_modules(checkpoint, scheme, codec, options, parse, head=True)
+        runtime_names = packed_folder.RUNTIME_NAMES in suffixes
+        return choose_modules(
+            checkpoint, scheme, codec, options, parse, head=True, runtime_names=runtime_names
+        )
+
+    found = choices(version_2="v2" in suffixes)
     # one file has one version: as soon as a module has zeros of its own, it is version 2
-    if any(isinstance(c.encoding, Grouped) and not c.encoding.symmetric for c in choices):
-        always_2 = True
-        choices = choose_modules(checkpoint, scheme, codec, options, parse, head=True)
-    return choices
+    if any(isinstance(c.encoding, Grouped) and not c.encoding.symmetric for c in found):
+        return choices(version_2=True)
+    return found
 
 
 def parse(text: str) -> Scheme:
     """The grid of a target type; the default for an empty one. Raises UsageError."""
+    return _parse(text)[0]
+
+
+def _parse(text: str) -> tuple[Scheme, tuple[str, ...]]:
     scheme, rest = Scheme.parse(text or DEFAULT, symmetric=True)
-    if unknown := set(rest) - {"v2"}:
+    if unknown := set(rest) - {"v2", packed_folder.RUNTIME_NAMES}:
         raise UsageError(f"gptq:{text}: {sorted(unknown)[0]!r} is no suffix; known are sym, asym, "
-                         "actorder and v2")  # fmt: skip
+                         f"actorder, v2 and {packed_folder.RUNTIME_NAMES}")  # fmt: skip
     if scheme.bits not in BITS:
         raise UsageError(f"gptq:{text}: GPTQ has {', '.join(map(str, BITS))} bits")
-    return scheme
+    return scheme, rest
 
 
 def lay_out(

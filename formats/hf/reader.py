@@ -138,10 +138,30 @@ def open_folder(path: Path, stems: Sequence[str] = ("model",)) -> Folder:
             files = _indexed_files(path, index)
             entries = _entries(files)
             _check_index(index, entries)
-            return Folder(path, config, architecture, hp, tuple(files), entries)
-        if weights.is_file():
-            return Folder(path, config, architecture, hp, (weights,), _entries([weights]))
+        elif weights.is_file():
+            files = [weights]
+            entries = _entries(files)
+        else:
+            continue
+        entries = _with_first_names(entries, architecture.tensor_names(hp))
+        return Folder(path, config, architecture, hp, tuple(files), entries)
     raise _no_weights(path, stems)
+
+
+def _with_first_names(entries: dict[str, Entry], names: Iterable[TensorName]) -> dict[str, Entry]:
+    """Entries under the first of the names that their modules may have."""
+    first = {
+        n.hf_also.removesuffix("weight"): n.hf.removesuffix("weight") for n in names if n.hf_also
+    }
+    renamed = {}
+    for name, entry in entries.items():
+        module = name[: name.rfind(".") + 1]
+        renamed[first.get(module, module) + name.removeprefix(module)] = entry
+    if len(renamed) < len(entries):
+        raise CorruptFile(
+            f"{next(iter(entries.values())).path}: tensors of a module are there twice"
+        )
+    return renamed
 
 
 def _indexed_files(path: Path, index: Path) -> list[Path]:
