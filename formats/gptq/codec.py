@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from zenconvert.encoding import Grouped
 from zenconvert.errors import InvalidInput
 from zenconvert.formats import int_packing
-from zenconvert.grouped import ROW_UNIT, GroupedRows, Piece
+from zenconvert.grouped import GroupedRows, Piece
 
 BITS: Final = (2, 3, 4, 8)
 """What every consumer reads, and what is written; auto-round and GPTQModel know 5 to 7 as well."""
@@ -56,8 +56,8 @@ class GptqCodec:
         rows, columns = shape
         if encoding.bits not in BITS:
             return f"it has {encoding.bits} bits; {', '.join(map(str, BITS))} can be stored"
-        if rows % ROW_UNIT or columns % ROW_UNIT:
-            return f"{rows} × {columns} is no multiple of {ROW_UNIT} either way"
+        if columns % int_packing.WORD_BITS or rows * encoding.bits % int_packing.WORD_BITS:
+            return f"its {rows} × {columns} codes do not fill whole words"
         if encoding.group is not None and columns % encoding.group:
             return f"its {columns} inputs are no multiple of the group of {encoding.group}"
         if not encoding.symmetric and self.name == "gptq":

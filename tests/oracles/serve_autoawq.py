@@ -30,7 +30,8 @@ def logits(folder: str, ids: list[int], out: str) -> None:
 def write(source: str, out: str, group: int, version: str) -> None:
     """Round a model to nearest on a grid with zeros, and save it as AutoAWQ does."""
     model = AutoModelForCausalLM.from_pretrained(source, torch_dtype=torch.float16)
-    left = AWQ_CAUSAL_LM_MODEL_MAP[model.config.model_type].modules_to_not_convert
+    own = AWQ_CAUSAL_LM_MODEL_MAP[model.config.model_type]
+    left = getattr(own, "modules_to_not_convert", None)
     layers = model.model.layers
     for name, module in list(layers.named_modules()):
         if isinstance(module, torch.nn.Linear) and not any(part in name for part in left or ()):

@@ -46,9 +46,15 @@ def test_it_packs_the_same_bytes(
     assert autoawq("repack", folder=folder, decoded=tmp_path / "decoded") == []
 
 
-@pytest.mark.parametrize("family", ["llama3", "mixtral"])
 @pytest.mark.parametrize(
-    ("group", "version"), [(128, "gemm"), (32, "gemm"), (128, "gemv"), (32, "gemv")]
+    ("family", "group", "version"),
+    [
+        ("llama3", 128, "gemm"),
+        ("llama3", 32, "gemm"),
+        ("llama3", 128, "gemv"),
+        ("llama3", 32, "gemv"),
+        ("mixtral", 64, "gemm"),
+    ],
 )
 def test_we_read_its_files_as_it_does(
     family: str, group: int, version: str, model: Family, autoawq: Tool, tmp_path: Path
