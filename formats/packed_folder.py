@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -129,13 +129,15 @@ def choose_modules(
     memory, where that differs. Raises UsageError for overrides that make no sense.
     """
     _refuse_grids(options, head=head)
+    follow = scheme is None and any(_own_scheme(t) for t in checkpoint.tensors.values())
+    rules = _Rules(scheme, options, parse, head, follow)
     names = {n.name: n for n in checkpoint.architecture.tensor_names(checkpoint.hyperparameters)}
     choices = []
     for tensor in checkpoint.tensors.values():
         name = names[tensor.name]
         if runtime_names and name.hf_also is not None:
             name = replace(name, hf=name.hf_also)
-        wanted, why = _wanted(tensor, name, scheme, options, parse, head=head)
+        wanted, why = rules.wanted(tensor, name)
         if tensor.name in checkpoint.kept:
             wanted, why = None, "the solver keeps it at higher precision"
         grid = wanted if isinstance(wanted, Scheme) else None
@@ -159,31 +161,39 @@ def grid_of(scheme: Scheme) -> Grouped:
     return Grouped(scheme.bits, scheme.group, scheme.symmetric, F16, scheme.act_order)
 
 
-def _wanted(
-    tensor: Tensor,
-    name: TensorName,
-    scheme: Scheme | None,
-    options: Options,
-    parse: Callable[[str], Scheme],
-    *,
-    head: bool,
-) -> tuple[Scheme | Dense | None, str]:
-    """The grid or float type of one tensor, and what decided it; None leaves it as it is."""
-    role, own = name.module.role, _own_scheme(tensor)
-    on_grid = name.is_weight and (role == "linear" or (role == "head" and head))
-    for pattern, kind in options.tensor_types:
-        if re.search(pattern, name.hf) and (on_grid or kind in _FLOATS):
-            return _parsed(kind, parse), f"the name matches {pattern!r}"
-    asked = {"embed": options.embedding_type, "head": options.output_type}.get(role)
-    if asked is not None:
-        return _parsed(asked, parse), f"{asked} was asked for"
-    if not on_grid or (role == "head" and (own is None or scheme is not None)):
-        return None, "not quantized in this format"
-    if scheme is not None:
-        return scheme, "linear weight"
-    if own is not None:
-        return own, "the source's own grid"
-    return parse(""), "linear weight"
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What decides how a tensor is stored."""
+
+    scheme: Scheme | None
+    options: Options
+    parse: Callable[[str], Scheme]
+    head: bool
+    follow: bool
+    """The source has grids, and weights that it keeps in floats stay so."""
+
+    def wanted(self, tensor: Tensor, name: TensorName) -> tuple[Scheme | Dense | None, str]:
+        """The grid or float type of a tensor, and why; None leaves it as it is."""
+        role, own, options = name.module.role, _own_scheme(tensor), self.options
+        on_grid = name.is_weight and (role == "linear" or (role == "head" and self.head))
+        for pattern, kind in options.tensor_types:
+            if re.search(pattern, name.hf) and (on_grid or kind in _FLOATS):
+                return self._parsed(kind), f"the name matches {pattern!r}"
+        asked = {"embed": options.embedding_type, "head": options.output_type}.get(role)
+        if asked is not None:
+            return self._parsed(asked), f"{asked} was asked for"
+        if not on_grid or (role == "head" and (own is None or self.scheme is not None)):
+            return None, "not quantized in this format"
+        if self.scheme is not None:
+            return self.scheme, "linear weight"
+        if own is not None:
+            return own, "the source's own grid"
+        if self.follow and isinstance(tensor.encoding, Dense):
+            return None, "the source keeps it in floats"
+        return self.parse(""), "linear weight"
+
+    def _parsed(self, kind: str) -> Scheme | Dense:
+        return _FLOATS[kind] if kind in _FLOATS else self.parse(kind)
 
 
 def _refuse_grids(options: Options, *, head: bool) -> None:
@@ -195,10 +205,6 @@ def _refuse_grids(options: Options, *, head: bool) -> None:
         if kind is not None and kind not in _FLOATS:
             known = ", ".join(_FLOATS)
             raise UsageError(f"{option} {kind} makes no sense in this format; choose from {known}")
-
-
-def _parsed(kind: str, parse: Callable[[str], Scheme]) -> Scheme | Dense:
-    return _FLOATS[kind] if kind in _FLOATS else parse(kind)
 
 
 def _own_scheme(tensor: Tensor) -> Scheme | None:
