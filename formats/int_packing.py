@@ -2,6 +2,9 @@
 
 32 codes of b bits fill b words as one stream: code i takes bits ``[b·i, b·i + b)``, so codes of 3
 bits may straddle two words. For 2, 4 and 8 bits this is the usual ``32 / b`` codes a word.
+
+The planar layout cuts codes of other sizes into parts of 4, 2 and 1 bits, lowest first: of 32 codes
+the words of the first parts come first, then those of the second. It takes as many words.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 WORD_BITS: Final = 32
+_PLANES: Final = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+"""Bits of a code → widths of its parts."""
 
 
 def words(count: int, bits: int) -> int:
@@ -55,3 +60,26 @@ def unpack(packed: NDArray[Any], bits: int, count: int) -> NDArray[np.uint8]:
             column = column | (stored[:, word + 1] << np.uint32(WORD_BITS - shift))
         out[:, index] = (column & mask).astype(np.uint8)
     return out.reshape(units * WORD_BITS, *out.shape[2:])[:count]
+
+
+def pack_planar(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
+    """Pack ``uint8[n, …]``, n a multiple of 32, into ``int32[n·bits/32, …]`` in planes."""
+    units, planes, shift = len(codes) // WORD_BITS, [], 0
+    for width in _PLANES[bits]:
+        part = (codes >> np.uint8(shift)) & np.uint8((1 << width) - 1)
+        planes.append(pack(part, width).reshape(units, width, *codes.shape[1:]))
+        shift += width
+    return np.concatenate(planes, axis=1).reshape(units * bits, *codes.shape[1:])
+
+
+def unpack_planar(packed: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """Unpack ``int32[n·bits/32, …]`` in planes to ``uint8[n, …]``; undoes :func:`pack_planar`."""
+    units = len(packed) // bits
+    words = packed.reshape(units, bits, *packed.shape[1:])
+    codes = np.zeros((units * WORD_BITS, *packed.shape[1:]), dtype=np.uint8)
+    shift = 0
+    for width in _PLANES[bits]:
+        plane = words[:, shift : shift + width].reshape(units * width, *packed.shape[1:])
+        codes |= unpack(plane, width, len(codes)) << np.uint8(shift)
+        shift += width
+    return codes

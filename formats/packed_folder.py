@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from zenconvert.target import Options, Scheme
 
 CODES: Final = ".qweight"
 PIECES: Final = (CODES, ".qzeros", ".scales", ".g_idx")
+_BLOCK: Final = re.compile(r"(?:[A-Za-z_]\w*\.)*\d+\.")
 _FLOATS: Final = {"bf16": BF16, "f16": F16, "f32": F32}
 
 
@@ -89,6 +91,23 @@ def by_entry(folder: Folder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]
     }
 
 
+def in_blocks(wanted: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Names that pick ``wanted`` modules of decoder blocks and none of ``others``.
+
+    Short ones without the block where that does, as older consumers know no others.
+    """
+    found: dict[str, None] = {}
+    for name in wanted:
+        block = _BLOCK.match(name)
+        if block is not None:
+            short = name.removeprefix(block[0])
+            found[name if any(short in other for other in others) else short] = None
+    return list(found)
+
+
+RUNTIME_NAMES: Final = "gptqmodel"
+"""Suffix of targets whose modules are called as GPTQModel 7 wants them."""
+
 Grid = Callable[[Scheme], GroupedCodec]
 """The codec that stores tensors of a scheme."""
 
@@ -99,17 +118,26 @@ def choose_modules(
     codec_for: Grid,
     options: Options,
     parse: Callable[[str], Scheme],
+    *,
+    head: bool,
+    runtime_names: bool,
 ) -> list[Choice]:
     """Every linear weight on a grid, everything else as the source has it.
 
-    ``scheme`` None follows the source's own grids. Raises UsageError for overrides that make no
-    sense.
+    ``scheme`` None follows the source's own grids; ``head`` says whether consumers of the format
+    take a quantized output head; ``runtime_names`` calls modules what transformers calls them in
+    memory, where that differs. Raises UsageError for overrides that make no sense.
     """
+    _refuse_grids(options, head=head)
+    follow = scheme is None and any(_own_scheme(t) for t in checkpoint.tensors.values())
+    rules = _Rules(scheme, options, parse, head, follow)
     names = {n.name: n for n in checkpoint.architecture.tensor_names(checkpoint.hyperparameters)}
     choices = []
     for tensor in checkpoint.tensors.values():
         name = names[tensor.name]
-        wanted, why = _wanted(tensor, name, scheme, options, parse)
+        if runtime_names and name.hf_also is not None:
+            name = replace(name, hf=name.hf_also)
+        wanted, why = rules.wanted(tensor, name)
         if tensor.name in checkpoint.kept:
             wanted, why = None, "the solver keeps it at higher precision"
         grid = wanted if isinstance(wanted, Scheme) else None
@@ -133,34 +161,50 @@ def grid_of(scheme: Scheme) -> Grouped:
     return Grouped(scheme.bits, scheme.group, scheme.symmetric, F16, scheme.act_order)
 
 
-def _wanted(
-    tensor: Tensor,
-    name: TensorName,
-    scheme: Scheme | None,
-    options: Options,
-    parse: Callable[[str], Scheme],
-) -> tuple[Scheme | Dense | None, str]:
-    """The grid or float type of one tensor, and what decided it; None leaves it as it is."""
-    asked = {"embed": options.embedding_type, "head": options.output_type}.get(name.module.role)
-    for pattern, kind in options.tensor_types:
-        if re.search(pattern, name.hf):
-            return _parsed(kind, parse), f"the name matches {pattern!r}"
-    if asked is not None:
-        return _parsed(asked, parse), f"{asked} was asked for"
-    own = _own_scheme(tensor)
-    if name.module.role == "head" and own is not None and scheme is None:
-        return own, "the source's own grid"
-    if name.module.role != "linear" or not name.is_weight:
-        return None, "not quantized in this format"
-    if scheme is not None:
-        return scheme, "linear weight"
-    if own is not None:
-        return own, "the source's own grid"
-    return parse(""), "linear weight"
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What decides how a tensor is stored."""
+
+    scheme: Scheme | None
+    options: Options
+    parse: Callable[[str], Scheme]
+    head: bool
+    follow: bool
+    """The source has grids, and weights that it keeps in floats stay so."""
+
+    def wanted(self, tensor: Tensor, name: TensorName) -> tuple[Scheme | Dense | None, str]:
+        """The grid or float type of a tensor, and why; None leaves it as it is."""
+        role, own, options = name.module.role, _own_scheme(tensor), self.options
+        on_grid = name.is_weight and (role == "linear" or (role == "head" and self.head))
+        for pattern, kind in options.tensor_types:
+            if re.search(pattern, name.hf) and (on_grid or kind in _FLOATS):
+                return self._parsed(kind), f"the name matches {pattern!r}"
+        asked = {"embed": options.embedding_type, "head": options.output_type}.get(role)
+        if asked is not None:
+            return self._parsed(asked), f"{asked} was asked for"
+        if not on_grid or (role == "head" and (own is None or self.scheme is not None)):
+            return None, "not quantized in this format"
+        if self.scheme is not None:
+            return self.scheme, "linear weight"
+        if own is not None:
+            return own, "the source's own grid"
+        if self.follow and isinstance(tensor.encoding, Dense):
+            return None, "the source keeps it in floats"
+        return self.parse(""), "linear weight"
+
+    def _parsed(self, kind: str) -> Scheme | Dense:
+        return _FLOATS[kind] if kind in _FLOATS else self.parse(kind)
 
 
-def _parsed(kind: str, parse: Callable[[str], Scheme]) -> Scheme | Dense:
-    return _FLOATS[kind] if kind in _FLOATS else parse(kind)
+def _refuse_grids(options: Options, *, head: bool) -> None:
+    """Raise UsageError for a grid where consumers of the format look for floats."""
+    given = {"--embedding-type": options.embedding_type}
+    if not head:
+        given["--output-type"] = options.output_type
+    for option, kind in given.items():
+        if kind is not None and kind not in _FLOATS:
+            known = ", ".join(_FLOATS)
+            raise UsageError(f"{option} {kind} makes no sense in this format; choose from {known}")
 
 
 def _own_scheme(tensor: Tensor) -> Scheme | None:

@@ -39,6 +39,8 @@ class Module:
     bias: BiasRule = "none"
     gguf_rows: str | None = None
     """Row operation between the HF (neutral) and the GGUF row order."""
+    hf_also: str | None = None
+    """Another name that tools give it which keep transformers' names of today."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class TensorName:
     required: bool
     expert: int | None = None
     """Position in the stack where a vocabulary stacks experts."""
+    hf_also: str | None = None
+    """Its other name in HF files, where there is one."""
 
     @property
     def is_weight(self) -> bool:
@@ -111,10 +115,13 @@ def _expand(module: Module, hp: Hyperparameters, layer: int | None) -> Iterator[
     for expert in experts:
         values = {"layer": layer, "expert": expert}
         name, hf, gguf = (t.format(**values) for t in (module.name, module.hf, module.gguf))
+        also = f"{module.hf_also.format(**values)}.weight" if module.hf_also is not None else None
         shape = tuple(int(getattr(hp, size)) for size in module.shape)
         tied_head = module.role == "head" and hp.tied
         weight = (f"{name}.weight", f"{hf}.weight", f"{gguf}.weight")
-        yield TensorName(*weight, module, shape, required=not tied_head, expert=expert)
+        yield TensorName(
+            *weight, module, shape, required=not tied_head, expert=expert, hf_also=also
+        )
         if module.bias != "none":
             bias = (f"{name}.bias", f"{hf}.bias", f"{gguf}.bias")
             required = module.bias == "required"

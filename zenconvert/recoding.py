@@ -132,10 +132,10 @@ def recode(
     """Stored rows of ``part`` in the encoding of ``choice``. Raises InvalidInput."""
     target, action = choice.encoding, verdict(part, choice).action
     try:
-        if action == "copy":
+        if action == "copy" and not isinstance(target, Grouped):
             return rows
         if isinstance(target, Grouped):
-            if action == "repack":
+            if action != "quantize":  # a copy too: data must be what the header said
                 return regroup(_on_grid(rows, part), target)
             assert choice.scheme is not None  # every grouped choice has one
             values = decode_rows(rows, part).astype(np.float32, copy=False)

@@ -8,6 +8,7 @@ from typing import Any, Final
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import Grouped
 from zenconvert.errors import UsageError
+from zenconvert.formats import packed_folder
 from zenconvert.formats.awq.codec import BITS, AwqCodec
 from zenconvert.formats.hf.reader import QUANTIZATION
 from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_folder
@@ -25,9 +26,17 @@ def choose(
 ) -> list[Choice]:
     """Every linear weight on the target's grid. Raises UsageError."""
     refuse_foreign(options, importance=importance, target="awq")
-    scheme = parse(target.type) if target.type else None
-    codec = AwqCodec("gemv" if "gemv" in target.type.split("-") else "gemm")
-    choices = choose_modules(checkpoint, scheme, lambda _: codec, options, parse)
+    scheme, suffixes = _parse(target.type) if target.type else (None, ())
+    codec = AwqCodec("gemv" if "gemv" in suffixes else "gemm")
+    choices = choose_modules(
+        checkpoint,
+        scheme,
+        lambda _: codec,
+        options,
+        parse,
+        head=False,
+        runtime_names=packed_folder.RUNTIME_NAMES in suffixes,
+    )
     choices = [_with_zeros(choice) for choice in choices]
     if len({c.scheme for c in choices if c.scheme is not None}) > 1:
         raise UsageError("an AWQ file has one grid for all its modules; give them the same type")
@@ -36,12 +45,17 @@ def choose(
 
 def parse(text: str) -> Scheme:
     """The grid of a target type; the default for an empty one. Raises UsageError."""
+    return _parse(text)[0]
+
+
+def _parse(text: str) -> tuple[Scheme, tuple[str, ...]]:
     scheme, rest = Scheme.parse(text or DEFAULT, symmetric=False)
-    if unknown := set(rest) - {"gemm", "gemv"}:
-        raise UsageError(f"awq:{text}: {sorted(unknown)[0]!r} is no suffix; known are sym, gemv")
+    if unknown := set(rest) - {"gemm", "gemv", packed_folder.RUNTIME_NAMES}:
+        raise UsageError(f"awq:{text}: {sorted(unknown)[0]!r} is no suffix; known are sym, gemv "
+                         f"and {packed_folder.RUNTIME_NAMES}")  # fmt: skip
     if scheme.bits != BITS or scheme.act_order:
         raise UsageError(f"awq:{text}: AWQ has {BITS} bits and no act-order")
-    return scheme
+    return scheme, rest
 
 
 def _with_zeros(choice: Choice) -> Choice:
@@ -62,15 +76,18 @@ def lay_out(
 
 
 def _settings(choices: list[Choice]) -> dict[str, Any]:
-    chosen = next(c for c in choices if c.codec is not None and c.scheme is not None)
+    grids = {c.name.removesuffix(".weight"): c for c in choices if c.scheme is not None}
+    if not grids:
+        raise UsageError("an AWQ file has at least one quantized module; every one is kept")
+    chosen = next(iter(grids.values()))
     assert isinstance(chosen.codec, AwqCodec)
     assert chosen.scheme is not None
-    left = [c.name.removesuffix(".weight") for c in choices if c.is_linear and c.scheme is None]
+    kept = [c.name.removesuffix(".weight") for c in choices if c.is_linear and c.scheme is None]
     return {
         "quant_method": "awq",
         "bits": BITS,
         "group_size": -1 if chosen.scheme.group is None else chosen.scheme.group,
         "zero_point": True,
         "version": chosen.codec.version,
-        "modules_to_not_convert": left or None,
+        "modules_to_not_convert": packed_folder.in_blocks(kept, list(grids)) or None,
     }

@@ -11,7 +11,8 @@
 Sources: AutoGPTQ ``qlinear_cuda_old.py``, GPTQModel ``nn_modules/qlinear``. Version 1 stores every
 zero less one, version 2 as it is. Trap: a zero of 0 becomes −1 in version 1; AutoGPTQ lets its bits
 run over the rest of the word and GPTQModel borrows from the next zero (and adds back the whole word
-when it reads). We never write one, and read each kind of file as its own tool does.
+when it reads). We never write one, and read each kind of file as its own tool does. The planar
+variant is version 2 in another bit layout (``int_packing``), the same for 2, 4 and 8 bits.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from numpy.typing import NDArray
 from zenconvert.encoding import Grouped
 from zenconvert.errors import InvalidInput
 from zenconvert.formats import int_packing
-from zenconvert.grouped import ROW_UNIT, GroupedRows, Piece
+from zenconvert.grouped import GroupedRows, Piece
 
 BITS: Final = (2, 3, 4, 8)
+"""What every consumer reads, and what is written; auto-round and GPTQModel know 5 to 7 as well."""
 ZeroRule = Literal["plus_one", "plus_one_by_word", "as_is"]
 
 
@@ -40,10 +42,13 @@ class GptqCodec:
     """How a stored zero becomes the real one."""
     index: bool = True
     """Whether there is a ``g_idx``."""
+    planar: bool = False
 
     @property
     def name(self) -> str:
         """``checkpoint_format`` of the variant."""
+        if self.planar:
+            return "gptq_p"
         return "gptq_v2" if self.zeros == "as_is" else "gptq"
 
     def refuses(self, encoding: Grouped, shape: tuple[int, ...]) -> str | None:
@@ -51,8 +56,8 @@ class GptqCodec:
         rows, columns = shape
         if encoding.bits not in BITS:
             return f"it has {encoding.bits} bits; {', '.join(map(str, BITS))} can be stored"
-        if rows % ROW_UNIT or columns % ROW_UNIT:
-            return f"{rows} × {columns} is no multiple of {ROW_UNIT} either way"
+        if columns % int_packing.WORD_BITS or rows * encoding.bits % int_packing.WORD_BITS:
+            return f"its {rows} × {columns} codes do not fill whole words"
         if encoding.group is not None and columns % encoding.group:
             return f"its {columns} inputs are no multiple of the group of {encoding.group}"
         if not encoding.symmetric and self.name == "gptq":
@@ -85,9 +90,10 @@ class GptqCodec:
             if not zeros.all():
                 raise InvalidInput("a zero of 0 cannot be stored in GPTQ version 1")
             zeros = zeros - np.uint8(1)
+        pack = int_packing.pack_planar if self.planar else int_packing.pack
         arrays: dict[str, NDArray[Any]] = {
-            "qweight": int_packing.pack(rows.codes.T, rows.bits),
-            "qzeros": int_packing.pack(zeros, rows.bits).T,
+            "qweight": pack(rows.codes.T, rows.bits),
+            "qzeros": pack(zeros, rows.bits).T,
             "scales": rows.scales.T,
         }
         if self.index:
@@ -99,7 +105,7 @@ class GptqCodec:
         index = arrays["g_idx"] if self.index else None
         words, bits = arrays["qweight"], encoding.bits
         columns = len(index) if index is not None else len(words) * int_packing.WORD_BITS // bits
-        codes = int_packing.unpack(words, bits, columns).T
+        codes = self._unpack(words, bits, columns).T
         scales, zeros = self.unpack_groups(arrays, encoding, columns)
         if index is not None and (index.min() < 0 or index.max() >= scales.shape[1]):
             raise InvalidInput(
@@ -118,7 +124,13 @@ class GptqCodec:
         if self.zeros == "plus_one_by_word" and int_packing.WORD_BITS % bits == 0:
             ones = np.uint32(sum(1 << at for at in range(0, int_packing.WORD_BITS, bits)))
             words = np.ascontiguousarray(words).view(np.uint32) + ones
-        zeros = int_packing.unpack(words, bits, scales.shape[0])
-        if self.zeros == "plus_one" or (self.zeros == "plus_one_by_word" and bits == 3):
+        zeros = self._unpack(words, bits, scales.shape[0])
+        by_code = int_packing.WORD_BITS % bits != 0
+        if self.zeros == "plus_one" or (self.zeros == "plus_one_by_word" and by_code):
             zeros = (zeros + np.uint8(1)) & np.uint8((1 << bits) - 1)
         return scales, zeros
+
+    def _unpack(self, words: NDArray[Any], bits: int, count: int) -> NDArray[np.uint8]:
+        if self.planar:
+            return int_packing.unpack_planar(words, bits)
+        return int_packing.unpack(words, bits, count)

@@ -12,8 +12,9 @@ from typing import Any, Final
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import Grouped
 from zenconvert.errors import UsageError
+from zenconvert.formats import packed_folder
 from zenconvert.formats.gptq.codec import BITS, GptqCodec
-from zenconvert.formats.gptq.reader import LEGACY
+from zenconvert.formats.gptq.settings import LEGACY
 from zenconvert.formats.hf.reader import QUANTIZATION
 from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_folder
 from zenconvert.formats.packed_folder import choose_modules, refuse_foreign
@@ -31,29 +32,37 @@ def choose(
 ) -> list[Choice]:
     """Every linear weight on the target's grid. Raises UsageError."""
     refuse_foreign(options, importance=importance, target="gptq")
-    scheme = parse(target.type) if target.type else None
-    always_2 = "v2" in target.type.split("-")
+    scheme, suffixes = (_parse(target.type)) if target.type else (None, ())
 
-    def codec(scheme: Scheme) -> GptqCodec:
-        return GptqCodec("as_is" if always_2 or not scheme.symmetric else "plus_one")
+    def choices(*, version_2: bool) -> list[Choice]:
+        def codec(scheme: Scheme) -> GptqCodec:
+            return GptqCodec("as_is" if version_2 or not scheme.symmetric else "plus_one")
 
-    choices = choose_modules(checkpoint, scheme, codec, options, parse)
+        runtime_names = packed_folder.RUNTIME_NAMES in suffixes
+        return choose_modules(
+            checkpoint, scheme, codec, options, parse, head=True, runtime_names=runtime_names
+        )
+
+    found = choices(version_2="v2" in suffixes)
     # one file has one version: as soon as a module has zeros of its own, it is version 2
-    if any(isinstance(c.encoding, Grouped) and not c.encoding.symmetric for c in choices):
-        always_2 = True
-        choices = choose_modules(checkpoint, scheme, codec, options, parse)
-    return choices
+    if any(isinstance(c.encoding, Grouped) and not c.encoding.symmetric for c in found):
+        return choices(version_2=True)
+    return found
 
 
 def parse(text: str) -> Scheme:
     """The grid of a target type; the default for an empty one. Raises UsageError."""
+    return _parse(text)[0]
+
+
+def _parse(text: str) -> tuple[Scheme, tuple[str, ...]]:
     scheme, rest = Scheme.parse(text or DEFAULT, symmetric=True)
-    if unknown := set(rest) - {"v2"}:
+    if unknown := set(rest) - {"v2", packed_folder.RUNTIME_NAMES}:
         raise UsageError(f"gptq:{text}: {sorted(unknown)[0]!r} is no suffix; known are sym, asym, "
-                         "actorder and v2")  # fmt: skip
+                         f"actorder, v2 and {packed_folder.RUNTIME_NAMES}")  # fmt: skip
     if scheme.bits not in BITS:
         raise UsageError(f"gptq:{text}: GPTQ has {', '.join(map(str, BITS))} bits")
-    return scheme
+    return scheme, rest
 
 
 def lay_out(
@@ -68,6 +77,8 @@ def lay_out(
 
 def _settings(choices: list[Choice], scheme: Scheme | None) -> dict[str, Any]:
     grids = {c.name.removesuffix(".weight"): c for c in choices if c.scheme is not None}
+    if not grids:
+        raise UsageError("a GPTQ file has at least one quantized module; every one is kept")
     schemes = [c.scheme for c in grids.values() if c.scheme is not None]
     common = scheme or max(schemes, key=schemes.count)
     codec = next(c.codec for c in grids.values() if isinstance(c.codec, GptqCodec))
@@ -83,6 +94,8 @@ def _settings(choices: list[Choice], scheme: Scheme | None) -> dict[str, Any]:
     }
     if dynamic := _dynamic(choices, common):
         settings["dynamic"] = dynamic
+    if kept := [c.name.removesuffix(".weight") for c in choices if c.is_linear and not c.scheme]:
+        settings["modules_in_block_to_quantize"] = [packed_folder.in_blocks(list(grids), kept)]
     return settings
 
 

@@ -81,14 +81,15 @@ class Folder:
     def checkpoint(
         self, format_name: str, tensors: dict[str, Tensor], warnings: Sequence[str] = ()
     ) -> Checkpoint:
-        """The checkpoint that the folder holds."""
+        """The checkpoint that the folder holds; its config says nothing of how it is stored."""
         path, vocab = self.path, self.hyperparameters.vocab
+        config = {key: value for key, value in self.config.items() if key != QUANTIZATION}
         return Checkpoint(
             path=path,
             format=format_name,
             architecture=self.architecture,
             hyperparameters=self.hyperparameters,
-            config=self.config,
+            config=config,
             tensors=tensors,
             load_tokenizer=lambda: read_tokenizer(path, vocab_size=vocab),
             metadata=_metadata(path),
@@ -119,8 +120,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return folder.checkpoint("hf", name_tensors(folder))
 
 
-def open_folder(path: Path) -> Folder:
-    """Read the config and the safetensors headers of a folder. Raises as open_checkpoint."""
+def open_folder(path: Path, stems: Sequence[str] = ("model",)) -> Folder:
+    """Read the config and the safetensors headers of a folder. Raises as open_checkpoint.
+
+    ``stems`` are names that the weights may have before ``.safetensors``; the first found is read.
+    """
     config = read_json(path / "config.json")
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
@@ -128,29 +132,54 @@ def open_folder(path: Path) -> Folder:
     architecture = arch.for_model_type(model_type)
     defaults = architecture.defaults_for(model_type)
     hp = from_config(config, defaults, where=str(path / "config.json"))
-    files = _weight_files(path)
-    entries = _entries(path, files)
-    return Folder(path, config, architecture, hp, tuple(files), entries)
+    for stem in stems:
+        weights, index = path / f"{stem}.safetensors", path / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            files = _indexed_files(path, index)
+            entries = _entries(files)
+            _check_index(index, entries)
+        elif weights.is_file():
+            files = [weights]
+            entries = _entries(files)
+        else:
+            continue
+        entries = _with_first_names(entries, architecture.tensor_names(hp))
+        return Folder(path, config, architecture, hp, tuple(files), entries)
+    raise _no_weights(path, stems)
 
 
-def _weight_files(path: Path) -> list[Path]:
-    """The safetensors files in the order in which tensors are listed."""
-    index = path / INDEX
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CorruptFile(f"{index}: weight_map should map tensors to files")
-        return [
-            _contained(path, index, name) for name in sorted(set(map(str, weight_map.values())))
-        ]
-    if (path / "model.safetensors").is_file():
-        return [path / "model.safetensors"]
+def _with_first_names(entries: dict[str, Entry], names: Iterable[TensorName]) -> dict[str, Entry]:
+    """Entries under the first of the names that their modules may have."""
+    first = {
+        n.hf_also.removesuffix("weight"): n.hf.removesuffix("weight") for n in names if n.hf_also
+    }
+    renamed = {}
+    for name, entry in entries.items():
+        module = name[: name.rfind(".") + 1]
+        renamed[first.get(module, module) + name.removeprefix(module)] = entry
+    if len(renamed) < len(entries):
+        raise CorruptFile(
+            f"{next(iter(entries.values())).path}: tensors of a module are there twice"
+        )
+    return renamed
+
+
+def _indexed_files(path: Path, index: Path) -> list[Path]:
+    """The safetensors files of an index in the order in which tensors are listed."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CorruptFile(f"{index}: weight_map should map tensors to files")
+    return [_contained(path, index, name) for name in sorted(set(map(str, weight_map.values())))]
+
+
+def _no_weights(path: Path, stems: Sequence[str]) -> Unsupported | SourceNotFound:
     if any(path.glob("pytorch_model*.bin")):
-        raise Unsupported(
+        return Unsupported(
             f"{path}: only pickled weights (pytorch_model*.bin) are there, which may run code when "
             "opened; convert them to safetensors with transformers first"
         )
-    raise SourceNotFound(f"{path}: neither model.safetensors nor {INDEX} is there")
+    names = " nor ".join(f"{stem}.safetensors[.index.json]" for stem in stems)
+    return SourceNotFound(f"{path}: there is no {names}")
 
 
 def _contained(folder: Path, index: Path, name: str) -> Path:
@@ -162,7 +191,7 @@ def _contained(folder: Path, index: Path, name: str) -> Path:
     return file
 
 
-def _entries(path: Path, files: Iterable[Path]) -> dict[str, Entry]:
+def _entries(files: Iterable[Path]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for file in files:
         # by name, as the safetensors library lists them
@@ -170,9 +199,6 @@ def _entries(path: Path, files: Iterable[Path]) -> dict[str, Entry]:
             if name in entries:
                 raise CorruptFile(f"{file}: tensor {name!r} is also in {entries[name].path.name}")
             entries[name] = entry
-    index = path / INDEX
-    if index.is_file():
-        _check_index(index, entries)
     return entries
 
 

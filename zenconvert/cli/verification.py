@@ -16,7 +16,7 @@ from zenconvert.cli.printing import echo_table, stages
 @click.argument("candidate", metavar="CANDIDATE")
 @click.option(
     "--engine",
-    type=click.Choice(["torch", "llamacpp"]),
+    type=click.Choice(["torch", "llamacpp", "auto-gptq", "autoawq"]),
     default="torch",
     show_default=True,
     help="What runs the candidate.",
@@ -31,7 +31,7 @@ from zenconvert.cli.printing import echo_table, stages
     "--context", type=click.IntRange(min=4), default=512, show_default=True, help="Window length."
 )
 @click.option("--device", default="cpu", show_default=True, help="torch device.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of the llamacpp engine.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of other engines than torch.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the report here.")
 def verify(
     reference: str, candidate: str, languages: str | None, json_file: Path | None, **given: Any

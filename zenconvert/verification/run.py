@@ -15,13 +15,15 @@ from zenconvert.checkpoint import Checkpoint
 from zenconvert.conversion import usable_cores
 from zenconvert.errors import InvalidInput, UsageError
 from zenconvert.sources import open_checkpoint
+from zenconvert.verification.engines.autoawq import AutoAwqEngine
+from zenconvert.verification.engines.autogptq import AutoGptqEngine
 from zenconvert.verification.engines.llamacpp import LlamaCppEngine
 from zenconvert.verification.engines.torch_engine import TorchEngine
 from zenconvert.verification.metrics import Scores, score
 from zenconvert.verification.report import Report, artifact
 
-EngineName = Literal["torch", "llamacpp"]
-ENGINES: Final[tuple[EngineName, ...]] = ("torch", "llamacpp")
+EngineName = Literal["torch", "llamacpp", "auto-gptq", "autoawq"]
+ENGINES: Final[tuple[EngineName, ...]] = ("torch", "llamacpp", "auto-gptq", "autoawq")
 
 _POSITIONS: Final = 64  # positions scored at a time
 Progress = Callable[[str, int, int], None]
@@ -34,6 +36,13 @@ class Engine(Protocol):
     def logits(self, window: int, begin: int, end: int) -> NDArray[np.float32]: ...
 
     def close(self) -> None: ...
+
+
+_NATIVE: Final[dict[EngineName, Callable[..., Engine]]] = {
+    "llamacpp": LlamaCppEngine,
+    "auto-gptq": AutoGptqEngine,
+    "autoawq": AutoAwqEngine,
+}
 
 
 def verify(
@@ -59,7 +68,7 @@ def verify(
             evaluation texts by default.
         context: longest window in tokens.
         device: torch device of the torch engine.
-        threads: threads of the llamacpp engine; all usable cores by default.
+        threads: threads of engines other than torch; all usable cores by default.
         progress: called as work proceeds.
 
     Raises UsageError for an engine, language, text or device that makes no sense, InvalidInput when
@@ -80,7 +89,7 @@ def verify(
     if engine == "torch":
         runner = TorchEngine(second, spans, device=device, progress=stage("candidate"))
     else:
-        runner = LlamaCppEngine(second, spans, threads=threads or usable_cores())
+        runner = _NATIVE[engine](second, spans, threads=threads or usable_cores())
     try:
         base = TorchEngine(first, spans, device=device, progress=stage("reference"))
         per_language = _score_all(base, runner, spans, stage("scoring"))

@@ -1,0 +1,59 @@
+"""One process per tool, and small models that all of them know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.oracles.tool import Tool
+from zenconvert import convert, open_checkpoint
+
+Family = Callable[[str], Path]
+Written = Callable[[str, str], Path]
+
+
+def _running(name: str, factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    tool = Tool(name, factory.mktemp(name) / "log.txt")
+    yield tool
+    tool.close()
+
+
+@pytest.fixture(scope="session")
+def auto_gptq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """AutoGPTQ 0.7.1."""
+    yield from _running("auto-gptq", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def autoawq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """AutoAWQ 0.2.9."""
+    yield from _running("autoawq", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def gptqmodel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """GPTQModel 7 with transformers 5."""
+    yield from _running("gptqmodel", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def written(model: Family, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """(family or builtin:NAME, target) → our folder."""
+    made: dict[tuple[str, str], Path] = {}
+    home = tmp_path_factory.mktemp("ours")
+
+    def get(source: str, target: str) -> Path:
+        if (source, target) not in made:
+            out = home / f"{source}-{target}".replace(":", "-")
+            convert(folder_of(source, model), out, target)
+            made[source, target] = out
+        return made[source, target]
+
+    return get
+
+
+def folder_of(source: str, model: Family) -> Path:
+    """The float model."""
+    return open_checkpoint(source).path if ":" in source else model(source)

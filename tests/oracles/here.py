@@ -1,0 +1,43 @@
+"""zenconvert inside a tool's environment, with the old transformers that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from zenconvert import convert, open_checkpoint, verify
+from zenconvert.calib.windows import Window
+from zenconvert.errors import ZenError
+
+
+def engine_refusal(engine: Callable[..., object]) -> Callable[[str], str]:
+    """A handler: what an engine says of a folder that its tool would get wrong."""
+
+    def refusal(folder: str) -> str:
+        try:
+            engine(open_checkpoint(folder), [Window("a", "und", (1, 2))], threads=2)
+        except ZenError as error:
+            return f"{type(error).__name__}: {error}"
+        return "none"
+
+    return refusal
+
+
+def verified(source: str, out: str, steps: list[list[Any]], text: str) -> dict[str, Any]:
+    """Convert ``source`` along ``[target, exact]`` steps, verify each with ``torch`` and engines.
+
+    Returns the versions and, by target, the mean KL of every engine that runs the format.
+    """
+    found: dict[str, Any] = {"transformers": transformers.__version__}
+    before: str | Path = source
+    for target, engines in steps:
+        after = Path(out) / target.replace(":", "-")
+        convert(before, after, target)
+        for engine in engines:
+            report = verify(source, after, engine=engine, text=text, context=128)
+            found[f"{target} {engine}"] = report.overall.kl_mean
+        before = after
+    return found

@@ -1,0 +1,56 @@
+"""What zenconvert itself reads in a folder, to compare with a tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert import open_checkpoint
+from zenconvert.calib.windows import Window
+from zenconvert.encoding import Grouped
+from zenconvert.recoding import logical_rows
+from zenconvert.verification.engines.torch_engine import TorchEngine
+
+IDS = tuple(np.random.default_rng(3).integers(3, 500, 48).tolist())
+"""Tokens that every model of the tests has."""
+
+
+def logits(folder: Path) -> NDArray[np.float32]:
+    """Logits of :data:`IDS` by the decoded weights in transformers' own graph."""
+    engine = TorchEngine(
+        open_checkpoint(folder),
+        [Window("a", "und", IDS)],
+        device="cpu",
+        progress=lambda done, total: None,
+    )
+    return engine.logits(0, 0, len(IDS))
+
+
+def weights(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """Every quantized weight decoded, by the name of its module."""
+    checkpoint = open_checkpoint(folder)
+    names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
+    return {
+        n.hf.removesuffix(".weight"): logical_rows(t, 0, t.rows)
+        for n in names
+        if (t := checkpoint.tensors.get(n.name)) is not None and isinstance(t.encoding, Grouped)
+    }
+
+
+def runtime_name(module: str) -> str:
+    """What transformers 5 calls a module of a Mixtral in memory."""
+    for ours, theirs in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
+        if module.endswith(f".{ours}"):
+            module = module.removesuffix(ours) + theirs
+    return module.replace("block_sparse_moe", "mlp")
+
+
+def assert_close(ours: NDArray[np.float32], theirs: NDArray[np.float32], share: float) -> None:
+    """Equal to a share of the largest number."""
+    assert ours.shape == theirs.shape
+    largest = np.abs(theirs).max()
+    assert np.isfinite(largest)
+    assert largest > 0
+    assert np.abs(ours - theirs).max() <= share * largest

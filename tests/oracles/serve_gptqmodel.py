@@ -1,0 +1,63 @@
+"""GPTQModel with transformers 5, in its own environment: quantizes models and loads folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+from gptqmodel.nn_modules.qlinear.torch_awq import dequantize_gemm
+from transformers import AutoModelForCausalLM
+
+from tests.oracles.serve import save, serve
+
+_TOKENS = 64  # the smallest calibration that it takes without complaint
+_BACKENDS = {"gptq": BACKEND.GPTQ_TORCH, "awq": BACKEND.AWQ_TORCH}
+
+
+def write(source: str, out: str, settings: dict[str, Any]) -> None:
+    """Quantize a model on random tokens and save it."""
+    model = GPTQModel.load(source, QuantizeConfig(**settings, pack_impl="original"))
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(3, 500, (4, _TOKENS), generator=generator).tolist()
+    samples = [{"input_ids": row, "attention_mask": [1] * _TOKENS} for row in rows]
+    method = settings.get("method", "gptq")
+    model.quantize(samples, batch_size=1, backend=_BACKENDS[method] if method == "awq" else None)
+    model.save(out)
+
+
+def weights(folder: str, out: str) -> None:
+    """The weights of quantized modules as GPTQModel decodes them, with scales in float32."""
+    settings = json.loads((Path(folder) / "config.json").read_text())["quantization_config"]
+    backend = _BACKENDS[settings["quant_method"]]
+    loaded = GPTQModel.load(folder, backend=backend, device="cpu", dtype=torch.float16)
+    found = {}
+    for name, module in loaded.model.named_modules():
+        if hasattr(module, "qweight"):
+            module.scales = module.scales.float()
+            values = (
+                _awq_weight(module) if backend.startswith("awq") else module.dequantize_weight()
+            )
+            found[name] = values.T
+    save(out, found)
+
+
+def _awq_weight(module: Any) -> torch.Tensor:
+    values: torch.Tensor = dequantize_gemm(
+        module.qweight, module.qzeros, module.scales, module.bits, module.group_size
+    )
+    return values
+
+
+def logits(folder: str, ids: list[int], out: str) -> None:
+    """float32[tokens, vocab] of a folder in transformers, by way of optimum and GPTQModel."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        np.save(out, model(torch.tensor([ids])).logits[0].float().numpy())
+
+
+if __name__ == "__main__":
+    serve({"write": write, "weights": weights, "logits": logits})

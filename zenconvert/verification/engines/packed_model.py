@@ -1,0 +1,97 @@
+"""What the engines of GPTQ and AWQ tools share: a whole model of theirs, held in memory."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.calib.reference import batches
+from zenconvert.calib.windows import Window
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.encoding import Grouped
+from zenconvert.errors import InvalidInput
+
+
+class PackedModelEngine:
+    """Final hidden states of every window, and logits of any positions on demand, float32.
+
+    Such tools decode their weights anew in every call, so windows go through in large batches.
+    """
+
+    def __init__(self, model: Any, windows: Sequence[Window], *, threads: int) -> None:
+        """``model`` has the interface of transformers' causal models."""
+        import torch
+
+        torch.set_num_threads(threads)
+        self.head = model.get_output_embeddings()
+        self.hidden = [torch.empty(0)] * len(windows)
+        for batch in batches(windows):
+            # padding stands right, unseen by causality
+            rows = [torch.tensor(windows[i].ids) for i in batch]
+            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            with torch.inference_mode():
+                states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            for row, index in enumerate(batch):
+                self.hidden[index] = states[row, : len(rows[row])].float()
+
+    def logits(self, window: int, begin: int, end: int) -> NDArray[np.float32]:
+        """Logits float32[end - begin, vocab] of positions of one window."""
+        import torch
+
+        with torch.inference_mode():
+            values: NDArray[np.float32] = self.head(self.hidden[window][begin:end]).float().numpy()
+        return values
+
+    def close(self) -> None:
+        """Free the states and the head."""
+        del self.hidden, self.head
+
+
+def check_modules(checkpoint: Checkpoint, quantized: Sequence[str], tool: str) -> None:
+    """Raise InvalidInput unless a tool took those modules for quantized that are.
+
+    ``quantized`` are HF names. Whatever a tool takes for something else it fills with nonsense.
+    """
+    names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
+    stored = {
+        n.hf.removesuffix(".weight")
+        for n in names
+        if n.name in checkpoint.tensors and isinstance(checkpoint.tensors[n.name].encoding, Grouped)
+    }
+    if wrong := sorted(stored ^ set(quantized)):
+        raise InvalidInput(
+            f"{checkpoint.path}: {tool} cannot tell which modules of this folder are quantized; it "
+            f"is wrong about {len(wrong)}, the first is {wrong[0]}"
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences log lines and warnings of archived packages."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+@contextmanager
+def replaced(*changes: tuple[Any, str, Any]) -> Iterator[None]:
+    """Sets attributes ``(object, name, value)`` and puts the old values back."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    try:
+        for owner, name, value in changes:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
