@@ -41,7 +41,7 @@ def torch_logits(folder: Path, windows: Sequence[Window]) -> list[NDArray[np.flo
     engine = TorchEngine(
         open_checkpoint(folder), windows, device="cpu", progress=lambda done, total: None
     )
-    return [engine.logits(n, 0, len(window.ids)) for n, window in enumerate(windows)]
+    return [engine.logits(n, 0, len(window.ids)).numpy() for n, window in enumerate(windows)]
 
 
 def transformers_logits(folder: Path, windows: Sequence[Window]) -> list[NDArray[np.float32]]:
