@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from zenconvert.planning import Plan, Step
     from zenconvert.sources import open_checkpoint
     from zenconvert.target import Options, Target
+    from zenconvert.verification.comparison import Comparison, compare
+    from zenconvert.verification.gate import Outcome, Verdict
     from zenconvert.verification.report import Report
     from zenconvert.verification.run import verify
 
@@ -24,14 +26,18 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Checkpoint",
+    "Comparison",
     "Conversion",
     "Difference",
     "Inspection",
     "Options",
+    "Outcome",
     "Plan",
     "Report",
     "Step",
     "Target",
+    "Verdict",
+    "compare",
     "convert",
     "diff",
     "errors",
@@ -43,14 +49,18 @@ __all__ = [
 
 _HOMES = {
     "Checkpoint": "checkpoint",
+    "Comparison": "verification.comparison",
     "Conversion": "conversion",
     "Difference": "difference",
     "Inspection": "inspection",
     "Options": "target",
+    "Outcome": "verification.gate",
     "Plan": "planning",
     "Report": "verification.report",
     "Step": "planning",
     "Target": "target",
+    "Verdict": "verification.gate",
+    "compare": "verification.comparison",
     "convert": "conversion",
     "diff": "difference",
     "inspect": "inspection",

@@ -9,7 +9,7 @@ import click
 from zenconvert import __version__
 from zenconvert.cli.conversion import convert, plan
 from zenconvert.cli.facts import diff, inspect
-from zenconvert.cli.verification import verify
+from zenconvert.cli.verification import compare, gate, verify
 from zenconvert.errors import ZenError
 
 EXIT_INTERRUPTED = 7
@@ -25,7 +25,7 @@ def cli() -> None:
     """
 
 
-for command in (inspect, plan, convert, verify, diff):
+for command in (inspect, plan, convert, verify, gate, compare, diff):
     cli.add_command(command)
 
 

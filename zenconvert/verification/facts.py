@@ -45,6 +45,8 @@ class Facts:
     """Its nominal bits: 4 for ``q4_k``, ``iq4_xs`` or ``w4g128``, 16 for ``bf16``."""
     encodings: Mapping[str, int]
     """Encoding → numbers stored in it, over all tensors."""
+    vocabulary: int
+    """Logits of a position."""
     side_files_sha256: str
     """Of the files beside the weights (config, tokenizer), as ``digest  name`` lines; empty where
     the format has none."""
@@ -92,6 +94,7 @@ def facts_of(checkpoint: Checkpoint) -> Facts:
         encoding=str(main),
         bits=nominal_bits(main),
         encodings=dict(sorted(encodings.items())),
+        vocabulary=checkpoint.hyperparameters.vocab,
         side_files_sha256=_side_files(checkpoint),
     )
 

@@ -16,6 +16,7 @@ from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import NotFinite
 from zenconvert.verification.cache import cache_folder, new_file, touch
 from zenconvert.verification.drift import Drift, Summary
+from zenconvert.verification.histogram import histogram_as_dict
 from zenconvert.verification.metrics import TokenScores, concatenate, no_scores, split
 from zenconvert.verification.scoring import HeadOnStates, score_windows
 from zenconvert.verification.states import Count, States, final_states, output_head
@@ -30,6 +31,8 @@ class Noise:
     dtype: str
     """``float16`` or ``bfloat16``."""
     summary: Summary
+    histogram: tuple[int, ...]
+    """Positions by KL divergence, in the classes of ``histogram.EDGES``."""
     overflows: bool = False
     """float16 was asked for and gave no finite logits, so that bfloat16 was measured."""
 
@@ -47,12 +50,18 @@ class Noise:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {"dtype": self.dtype, "overflows": self.overflows, **self.summary.as_dict()}
+        return {
+            "dtype": self.dtype,
+            "overflows": self.overflows,
+            **self.summary.as_dict(),
+            "kl_histogram": histogram_as_dict(self.histogram),
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Noise:
         """The inverse of :meth:`as_dict`. Raises KeyError or TypeError."""
-        return cls(value["dtype"], Summary.from_dict(value), bool(value["overflows"]))
+        counts = tuple(value["kl_histogram"]["counts"])
+        return cls(value["dtype"], Summary.from_dict(value), counts, bool(value["overflows"]))
 
 
 def serving_dtype(candidate: Checkpoint) -> str:

@@ -8,12 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from zenconvert.errors import CorruptFile, UsageError
 from zenconvert.verification.drift import Drift, Scores, Summary
 from zenconvert.verification.facts import Artifact, Facts
+from zenconvert.verification.histogram import histogram_as_dict
 from zenconvert.verification.intervals import CONFIDENCE, RESAMPLES, SEED
 from zenconvert.verification.noise import Noise
 from zenconvert.verification.proof import Proof
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION: Final = 1
 SCHEMA: Final = Path(__file__).parent / "report.schema.json"
 """The JSON Schema of a report file."""
-
-EDGES: Final = tuple(round(-8 + 0.25 * n, 2) for n in range(41))
-"""Decadic logarithms of the borders between the classes of the KL histogram."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +48,7 @@ class Run:
     summary: Summary
     proof: Proof
     histogram: tuple[int, ...]
-    """Positions by KL divergence: below all of :data:`EDGES`, between them, above all."""
+    """Positions by KL divergence, in the classes of ``histogram.EDGES``."""
     worst: tuple[Position, ...]
     documents: tuple[Document, ...]
 
@@ -74,7 +69,7 @@ class Run:
             "engine_details": dict(self.details),
             **self.summary.as_dict(),
             "proof": self.proof.as_dict(),
-            "kl_histogram": {"log10_edges": list(EDGES), "counts": list(self.histogram)},
+            "kl_histogram": histogram_as_dict(self.histogram),
             "worst_positions": [position.as_dict() for position in self.worst],
             "documents": [asdict(document) for document in self.documents],
         }
@@ -221,15 +216,6 @@ class Report:
         from zenconvert.verification.policy import Policy
 
         return judge(self, Policy.load(policy), against=against)
-
-
-def histogram(kl: NDArray[np.float64]) -> tuple[int, ...]:
-    """Positions by KL divergence: below all of :data:`EDGES`, between them, above all."""
-    borders = np.array([-np.inf, *EDGES, np.inf])
-    with np.errstate(divide="ignore"):
-        logarithms = np.log10(np.maximum(kl, 0.0))
-    places = np.clip(np.searchsorted(borders, logarithms, side="right") - 1, 0, len(EDGES))
-    return tuple(int(n) for n in np.bincount(places, minlength=len(EDGES) + 1))
 
 
 def documents(languages: Sequence[Scores]) -> tuple[Document, ...]:

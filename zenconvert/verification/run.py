@@ -19,12 +19,13 @@ from zenconvert.verification.drift import summarise
 from zenconvert.verification.engines import ALL, ENGINES, TORCH, engine_names, refusal
 from zenconvert.verification.engines.torch_engine import TorchEngine
 from zenconvert.verification.facts import artifact, facts_of
+from zenconvert.verification.histogram import histogram
 from zenconvert.verification.metrics import TokenScores, concatenate
 from zenconvert.verification.native import NativeJob, run_native
 from zenconvert.verification.noise import Noise, noise_scores, serving_dtype
 from zenconvert.verification.proof import Proof, prove_tokens, texts_of
 from zenconvert.verification.proof import Text as ProofText
-from zenconvert.verification.report import Report, Run, Text, documents, histogram
+from zenconvert.verification.report import Report, Run, Text, documents
 from zenconvert.verification.scoring import HeadOnStates, by_language, score_windows
 from zenconvert.verification.states import (
     Count,
@@ -133,7 +134,8 @@ class _Work:
             device=self.device, progress=self.stage("noise floor"),
         )  # fmt: skip
         summary = summarise(by_language(self.windows, scores), byte_lengths(self.tokens))
-        return Noise(dtype, summary, overflows=dtype != wanted)
+        counts = histogram(concatenate(scores).kl)
+        return Noise(dtype, summary, counts, overflows=dtype != wanted)
 
     def run(self, engine: str) -> Run:
         """The candidate in one engine."""
