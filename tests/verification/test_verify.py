@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
-from zenconvert import Options, Report, convert, open_checkpoint, verify
+from tests.verification.conftest import SOURCE, Gguf, Verified, chat_of
+from zenconvert import Options, convert, open_checkpoint, verify
 from zenconvert.calib.samples import Sample, load_bundled
 from zenconvert.cli import cli
 from zenconvert.errors import (
@@ -32,7 +31,6 @@ from zenconvert.errors import (
 )
 from zenconvert.models import builtin_path
 
-SOURCE = "builtin:zen-nano"
 FOLDER = builtin_path("zen-nano")
 NUMBERS: dict[str, Any] = {
     "tokens": None,
@@ -46,57 +44,6 @@ NUMBERS: dict[str, Any] = {
     "dp": {"mean", "rms", "min", "p001", "p01", "p05", "p25", "median", "p75", "p95", "p99", "p999",
            "max"},
 }  # fmt: skip
-
-Gguf = Callable[[str, str], Path]
-Verified = Callable[[str, str], Report]
-
-
-@pytest.fixture(scope="session")
-def samples() -> list[Sample]:
-    """Prose and a chat in two languages."""
-    return [
-        sample
-        for language in ("en", "de")
-        for sample in load_bundled("evaluation", [language])[3:7]
-    ]
-
-
-@pytest.fixture(scope="session")
-def text(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """These samples as a user's file."""
-    path = tmp_path_factory.mktemp("text") / "mine.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for sample in samples:
-            row: dict[str, Any] = {"language": sample.language, "id": sample.id}
-            if sample.messages is None:
-                row["text"] = sample.text
-            else:
-                row["messages"] = chat_of(sample)
-            file.write(json.dumps(row) + "\n")
-    return path
-
-
-@pytest.fixture(scope="session")
-def verified(gguf: Gguf, text: Path) -> Verified:
-    """(file type, engine) → report on the GGUF of that type."""
-
-    @cache
-    def get(file_type: str, engine: str) -> Report:
-        return verify(SOURCE, gguf(SOURCE, file_type), engine=engine, text=text, threads=1)
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few words, where numbers do not matter."""
-    path = tmp_path_factory.mktemp("short") / "short.txt"
-    path.write_text("The ferry leaves at nine, and nobody waits for it.")
-    return path
-
-
-def chat_of(sample: Sample) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in sample.messages or ()]
 
 
 def token_ids(sample: Sample) -> list[int]:

@@ -16,19 +16,22 @@ class Figure:
     title: str
 
 
-FIGURES: Final = (
+DIVERGENCE: Final = (
     Figure("kl.mean", "KL mean"),
     Figure("kl.median", "KL median"),
     Figure("kl.p99", "KL p99"),
     Figure("kl.p999", "KL p99.9"),
     Figure("kl.max", "KL max"),
-    Figure("perplexity.reference", "ppl ref"),
-    Figure("perplexity.candidate", "ppl cand"),
-    Figure("perplexity.ratio", "ratio"),
-    Figure("bits_per_byte.candidate", "bits/byte"),
     Figure("top1", "top-1"),
     Figure("flips.lost", "flips lost"),
     Figure("flips.gained", "flips gained"),
+)
+PREDICTION: Final = (
+    Figure("perplexity.reference", "ppl reference"),
+    Figure("perplexity.candidate", "ppl artifact"),
+    Figure("perplexity.ratio", "ratio"),
+    Figure("bits_per_byte.reference", "bits/byte reference"),
+    Figure("bits_per_byte.candidate", "bits/byte artifact"),
     Figure("dp.rms", "RMS Δp"),
     Figure("dp.p01", "Δp p1"),
     Figure("dp.p99", "Δp p99"),
@@ -59,8 +62,8 @@ def _written(name: str, value: float) -> str:
 
 
 def share(value: float) -> str:
-    """Percent."""
-    return f"{100 * value:.2f} %"
+    """Percent; more digits where two would say nothing."""
+    return f"{100 * value:.2f} %" if value == 0 or abs(value) >= 5e-5 else f"{100 * value:.1e} %"
 
 
 def megabytes(count: int) -> str:

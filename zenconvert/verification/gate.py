@@ -147,7 +147,8 @@ def _judge_run(report: Report, run: Run, policy: Policy, tier: Tier | None) -> I
     if tier is None:
         yield check(
             OVERALL, "tier", Outcome.INCONCLUSIVE,
-            f"the policy {policy.name} has no tier for {report.candidate_facts.bits} bits",
+            f"the policy {policy.name} has no tier for {report.candidate_facts.bits} bits and "
+            f"{report.candidate_facts.parameters:,} parameters",
         )  # fmt: skip
         return
     facts = {

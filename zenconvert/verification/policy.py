@@ -49,6 +49,8 @@ class Tier:
     name: str
     bits: tuple[int, int]
     """First and last nominal bits of most of the linear weights."""
+    parameters_below: float
+    """Models of so many parameters or more are not of this tier."""
     overall: Limits
     language: Limits
 
@@ -89,9 +91,12 @@ class Policy:
     overrides: tuple[Override, ...]
 
     def tier_of(self, facts: Facts) -> Tier | None:
-        """The tier of an artifact, by the bits that its header shows."""
-        bits = facts.bits
-        return next((t for t in self.tiers if t.bits[0] <= bits <= t.bits[1]), None)
+        """The first tier that fits the bits and parameters that an artifact's header shows."""
+        for tier in self.tiers:
+            first, last = tier.bits
+            if first <= facts.bits <= last and facts.parameters < tier.parameters_below:
+                return tier
+        return None
 
     def limits(self, tier: Tier, scope: Scope, facts: Mapping[str, str]) -> dict[str, Limit]:
         """Figure → limit under the overrides that apply; later ones win."""
@@ -155,13 +160,14 @@ class _Reader:
     def _tier(self, name: str, value: Any) -> Tier:
         where = f"[tier.{name}]"
         table = value if isinstance(value, dict) else {}
-        self._known(table, {"bits", *_SCOPES}, where)
+        self._known(table, {"bits", "parameters_below", *_SCOPES}, where)
         bits = table.get("bits")
         fits = isinstance(bits, list) and len(bits) == 2 and all(isinstance(b, int) for b in bits)
         if not fits:
             self.problems.append(f"{where}: 'bits' must be [first, last], found {bits!r}")
         limits = [self._limits(table, scope, where) for scope in _SCOPES]
-        return Tier(name, (bits[0], bits[1]) if fits and bits else (0, 0), *limits)
+        below = self._number(table, "parameters_below", float("inf"), where)
+        return Tier(name, (bits[0], bits[1]) if fits and bits else (0, 0), below, *limits)
 
     def _override(self, value: Any) -> Override:
         table = value if isinstance(value, dict) else {}

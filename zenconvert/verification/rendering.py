@@ -17,7 +17,15 @@ from zenconvert.verification.charts import (
 )
 from zenconvert.verification.comparison import Comparison, Variant
 from zenconvert.verification.drift import Drift
-from zenconvert.verification.figures import FIGURES, figure, megabytes, share, span
+from zenconvert.verification.figures import (
+    DIVERGENCE,
+    PREDICTION,
+    Figure,
+    figure,
+    megabytes,
+    share,
+    span,
+)
 from zenconvert.verification.gate import Verdict
 from zenconvert.verification.report import Report, Run
 
@@ -38,7 +46,6 @@ def report_page(report: Report, verdict: Verdict | None = None) -> str:
         boards=[],
         runs=[_run(report, run) for run in report.runs],
         noise=_noise(report),
-        columns=["language", "tokens", *(f.title for f in FIGURES)],
         provenance=_provenance(report),
     )
 
@@ -53,7 +60,6 @@ def comparison_page(comparison: Comparison, verdicts: Mapping[str, Verdict] | No
         boards=[_board(engine, variants) for engine, variants in comparison.engines.items()],
         runs=[],
         noise=_noise(reports[0]),
-        columns=[],
         provenance=[
             *_shared_provenance(reports[0]),
             *((r.candidate.path, f"sha256 {r.candidate.sha256}") for r in reports),
@@ -112,7 +118,8 @@ def _run(report: Report, run: Run) -> dict[str, Any]:
         ],
         "axis": axis.ticks,
         "still": still,
-        "rows": [_row(name, d, name == run.summary.worst_language) for name, d in bodies.items()],
+        "tables": [_table(figures, bodies) for figures in (DIVERGENCE, PREDICTION)],
+        "worst_language": run.summary.worst_language,
         "distribution": drawn,
         "decades": decades,
         "worst": [
@@ -150,10 +157,18 @@ def _tiles(report: Report, run: Run) -> list[dict[str, str]]:
     ]
 
 
-def _row(name: str, drift: Drift, worst: bool) -> dict[str, Any]:
-    cells = [{"value": name, "interval": ""}, {"value": f"{drift.tokens:,}", "interval": ""}]
-    cells += [{"value": figure(drift, f.name), "interval": span(drift, f.name)} for f in FIGURES]
-    return {"cells": cells, "worst": worst}
+def _table(figures: Sequence[Figure], bodies: Mapping[str, Drift]) -> dict[str, Any]:
+    return {
+        "head": [f.title for f in figures],
+        "rows": [
+            {
+                "name": name,
+                "tokens": f"{drift.tokens:,}",
+                "cells": [(figure(drift, f.name), span(drift, f.name)) for f in figures],
+            }
+            for name, drift in bodies.items()
+        ],
+    }
 
 
 def _board(engine: str, variants: Sequence[Variant]) -> dict[str, Any]:
