@@ -217,6 +217,24 @@ def test_bits_without_a_tier_are_inconclusive(report: Report, write: Write) -> N
     assert "no tier for 4 bits" in verdict.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("bits", "fails"), [(4, False), (5, True), (6, True), (8, True), (16, True)]
+)
+def test_the_default_policy_tells_one_class_of_bits_from_the_next(
+    bits: int, fails: bool, report: Report
+) -> None:
+    """A q4_k_m file is an honest 4-bit one, and would be a ruined one of more bits."""
+    claimed = replace(report, candidate_facts=replace(report.candidate_facts, bits=bits))
+    verdict = claimed.gate()
+    assert verdict.tier == ("16-bit" if bits == 16 else f"small-{bits}-bit")
+    failed = {c.what for c in verdict.checks if c.outcome is Outcome.FAIL}
+    assert ("kl.mean" in failed) is fails
+    assert fails or not failed
+    large = replace(claimed.candidate_facts, parameters=10**9)
+    tier = replace(claimed, candidate_facts=large).gate().tier
+    assert tier == f"{bits}-bit"
+
+
 def test_every_mistake_of_a_policy_is_told(write: Write) -> None:
     with pytest.raises(UsageError) as caught:
         write(

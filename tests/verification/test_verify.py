@@ -330,7 +330,8 @@ def test_weights_that_are_no_numbers_are_refused(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     file = tmp_path / "broken.gguf"
     convert(folder, file, "gguf:bf16")
-    for engine in ("torch", "llamacpp"):
+    engines = ("torch", "llamacpp") if np.isnan(value) else ("torch",)
+    for engine in engines:
         with pytest.raises(NotFinite, match="the candidate's logits are not finite in sample"):
             verify(SOURCE, file, engine=engine, text=short, threads=1)
     with pytest.raises(NotFinite, match=r"the candidate's .*short\.txt \(und\), tokens 0 to"):

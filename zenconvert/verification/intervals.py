@@ -42,7 +42,8 @@ def interval(replicates: NDArray[np.float64], blocks: int) -> Interval | None:
     if blocks < 2 or np.isnan(replicates).any():
         return None
     tail = _expanded_tail(blocks)
-    low, high = np.quantile(replicates, (tail, 1 - tail), method="linear")
+    once = np.ones(len(replicates), dtype=np.int32)
+    low, high = weighted_quantiles(np.sort(replicates), once, np.array([tail, 1 - tail]))
     return float(low), float(high)
 
 
