@@ -131,7 +131,9 @@ def test_the_last_release_is_a_gate_too(
     assert "--against needs --gate" in alone.output
 
 
-def test_compare_prints_ranks_and_writes_a_page(reports: dict[str, Path], tmp_path: Path) -> None:
+def test_compare_prints_ranks_and_writes_a_page(
+    reports: dict[str, Path], policy: Path, tmp_path: Path
+) -> None:
     files = [str(reports[name]) for name in ("q4_k_m", "q8_0")]
     page = tmp_path / "page.html"
     done = run("compare", *files, "--html", str(page))
@@ -141,6 +143,10 @@ def test_compare_prints_ranks_and_writes_a_page(reports: dict[str, Path], tmp_pa
     assert [row[0].split("-")[-1] for row in rows[2:4]] == ["q8_0.gguf", "q4_k_m.gguf"]
     assert [row[1] for row in rows[2:4]] == ["1", "2"]
     assert "Size against drift" in page.read_text(encoding="utf-8")
+    judged = run("compare", *files, "--gate", str(policy), "--html", str(page))
+    assert [line.split()[0] for line in judged.stdout.splitlines()[:2]] == ["PASS", "FAIL"]
+    assert judged.exit_code == 0
+    assert page.read_text(encoding="utf-8").count('<div class="judged') == 2
     value = json.loads(run("compare", *files, "--json").stdout)
     assert [v["rank"] for v in value["torch"]] == [1, 2]
 

@@ -122,21 +122,31 @@ def gate(
 
 @click.command()
 @click.argument("report_files", metavar="REPORT.json…", nargs=-1, required=True, type=_FILE)
+@click.option("--gate", "policy", metavar="POLICY", help="Show what this policy says of each.")
 @_HTML
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def compare(report_files: Sequence[Path], html: Path | None, as_json: bool) -> None:
-    """Put several reports side by side: ranks, and size against drift."""
+def compare(
+    report_files: Sequence[Path], policy: str | None, html: Path | None, as_json: bool
+) -> None:
+    """Put several reports side by side: ranks, and size against drift.
+
+    Ends with 0 whatever the verdicts are; gate is what judges.
+    """
     from zenconvert.verification.comparison import compare as put_side_by_side
     from zenconvert.verification.report import Report
 
     comparison = put_side_by_side([Report.from_json(path) for path in report_files])
+    verdicts = {r.candidate.path: r.gate(policy) for r in comparison.reports if policy is not None}
     if html is not None:
         from zenconvert.verification.rendering import comparison_page
 
-        html.write_text(comparison_page(comparison), encoding="utf-8")
+        html.write_text(comparison_page(comparison, verdicts), encoding="utf-8")
     if as_json:
-        echo_json(comparison.as_dict())
+        judged = {path: verdict.as_dict() for path, verdict in verdicts.items()}
+        echo_json({**comparison.as_dict(), **({"verdicts": judged} if judged else {})})
         return
+    for path, verdict in verdicts.items():
+        click.echo(f"{verdict.outcome}  {path} (policy {verdict.policy}, tier {verdict.tier})")
     _print_comparison(comparison)
 
 

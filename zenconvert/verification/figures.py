@@ -58,6 +58,8 @@ def _written(name: str, value: float) -> str:
         return f"{value:.3f}"
     if name in {"perplexity.ratio", "bits_per_byte.candidate", "bits_per_byte.reference"}:
         return f"{value:.4f}"
+    if value == 0:
+        return "0"
     return f"{value:.4f}" if value >= 0.1 else f"{value:.5f}" if value >= 1e-4 else f"{value:.2e}"
 
 

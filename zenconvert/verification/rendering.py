@@ -38,11 +38,10 @@ _SIGNS: Final = str.maketrans({"\n": "⏎\n", "\t": "⇥", "\x00": "␀"})
 
 def report_page(report: Report, verdict: Verdict | None = None) -> str:
     """The page of one report, the verdict first."""
-    judged = [] if verdict is None else [{"name": report.candidate.path, "verdict": verdict}]
     return _template().render(
         kind="zenconvert: drift of an artifact from its reference",
         title=Path(report.candidate.path).name,
-        verdicts=judged,
+        verdicts={} if verdict is None else {report.candidate.path: verdict},
         boards=[],
         runs=[_run(report, run) for run in report.runs],
         noise=_noise(report),
@@ -56,7 +55,7 @@ def comparison_page(comparison: Comparison, verdicts: Mapping[str, Verdict] | No
     return _template().render(
         kind="zenconvert: variants of one model",
         title=f"{len(reports)} variants of {Path(reports[0].reference.path).name}",
-        verdicts=[{"name": name, "verdict": v} for name, v in (verdicts or {}).items()],
+        verdicts=verdicts or {},
         boards=[_board(engine, variants) for engine, variants in comparison.engines.items()],
         runs=[],
         noise=_noise(reports[0]),

@@ -116,7 +116,7 @@ class Report:
     noise: Noise
     runs: tuple[Run, ...]
     absent: Mapping[str, str] = field(default_factory=dict)
-    """Engine → why it did not run, where all were asked for."""
+    """Engine for this format → why it did not run, where all were asked for."""
     version: str = ""
     """Of zenconvert."""
     place: Path | None = field(default=None, compare=False)

@@ -61,7 +61,7 @@ def verify(
             layer. Its final hidden states are cached: the next candidate needs no reference pass.
         candidate: the artifact, reopened from disk.
         engine: what runs the candidate: a name of ``engines.engine_names()``; ``all`` for every one
-            that can run it here.
+            that can run it here; the report says which of those for its format could not.
         languages: evaluate only these; all that the texts hold by default.
         text: JSONL with ``language`` and ``text`` (or ``messages``), or plain text; the bundled
             evaluation texts by default.
@@ -194,7 +194,8 @@ def _choose(engine: str, candidate: Checkpoint) -> tuple[list[str], dict[str, st
         if (problem := refusal(engine, candidate)) is not None:
             raise problem
         return [engine], {}
-    problems = {name: refusal(name, candidate) for name in ENGINES}
+    fitting = [name for name, known in ENGINES.items() if candidate.format in known.formats]
+    problems = {name: refusal(name, candidate) for name in fitting}
     able = [name for name, problem in problems.items() if problem is None]
     return [TORCH, *able], {name: str(p) for name, p in problems.items() if p is not None}
 
