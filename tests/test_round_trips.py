@@ -38,7 +38,7 @@ def test_logits_of_llamacpp_are_those_of_transformers(
     engine = LlamaCppEngine(
         open_checkpoint(gguf(source, "f32")), [Window("a", "und", IDS)], threads=2
     )
-    found = engine.logits(0, 0, len(IDS)).copy()
+    found = engine.logits(0, 0, len(IDS)).numpy()
     engine.close()
     np.testing.assert_allclose(found, transformers_logits(folder), atol=1e-3, rtol=0)
 

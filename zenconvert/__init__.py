@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from zenconvert.planning import Plan, Step
     from zenconvert.sources import open_checkpoint
     from zenconvert.target import Options, Target
+    from zenconvert.verification.comparison import Comparison, compare
+    from zenconvert.verification.gate import Outcome, Verdict
     from zenconvert.verification.report import Report
     from zenconvert.verification.run import verify
 
@@ -26,15 +28,19 @@ __version__ = "0.1.0"
 __all__ = [
     "Calibration",
     "Checkpoint",
+    "Comparison",
     "Conversion",
     "Difference",
     "Inspection",
     "Options",
+    "Outcome",
     "Plan",
     "Report",
     "Step",
     "Target",
+    "Verdict",
     "calibrate",
+    "compare",
     "convert",
     "diff",
     "errors",
@@ -47,15 +53,19 @@ __all__ = [
 _HOMES = {
     "Calibration": "calibration",
     "Checkpoint": "checkpoint",
+    "Comparison": "verification.comparison",
     "Conversion": "conversion",
     "Difference": "difference",
     "Inspection": "inspection",
     "Options": "target",
+    "Outcome": "verification.gate",
     "Plan": "planning",
     "Report": "verification.report",
     "Step": "planning",
     "Target": "target",
+    "Verdict": "verification.gate",
     "calibrate": "calibration",
+    "compare": "verification.comparison",
     "convert": "conversion",
     "diff": "difference",
     "inspect": "inspection",

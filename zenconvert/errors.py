@@ -15,10 +15,14 @@
     │   ├── UnsafePath                     a reference that leaves the checkpoint's folder
     │   ├── MissingTensor                  the model needs a tensor that is not there
     │   ├── UnexpectedTensor               a tensor that the architecture does not know
+    │   ├── NotFinite                      a model computes something that is no number
+    │   ├── ReportMismatch                 a report is not about the files that it names
     │   └── SourceNotFound                 no checkpoint at this path or hub id
     ├── NotEnoughResources             5   memory or disk would not suffice
     ├── MissingDependency              2   an optional package is not installed
-    └── ConversionFailed               1   an operation that should have worked did not
+    ├── ConversionFailed               1   an operation that should have worked did not
+    ├── GateFailed                     1   an artifact has moved further than the policy allows
+    └── GateInconclusive               6   the measurement cannot tell, or cannot be believed
 
 A message says what is wrong, where (file, tensor, offset), what was expected and what was found,
 and what to do about it.
@@ -112,6 +116,14 @@ class UnexpectedTensor(InvalidInput):
     """A tensor that the architecture does not know."""
 
 
+class NotFinite(InvalidInput):
+    """A model computes something that is no number."""
+
+
+class ReportMismatch(InvalidInput):
+    """A report is not about the files that it names."""
+
+
 class SourceNotFound(InvalidInput):
     """No checkpoint at this path or hub id."""
 
@@ -120,3 +132,13 @@ class NotEnoughResources(ZenError):
     """Memory or disk would not suffice."""
 
     exit_code = 5
+
+
+class GateFailed(ZenError):
+    """An artifact has moved further from its reference than the policy allows."""
+
+
+class GateInconclusive(ZenError):
+    """The measurement cannot tell (INCONCLUSIVE), or cannot be believed (ANOMALOUS)."""
+
+    exit_code = 6

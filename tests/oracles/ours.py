@@ -25,7 +25,8 @@ def logits(folder: Path) -> NDArray[np.float32]:
         device="cpu",
         progress=lambda done, total: None,
     )
-    return engine.logits(0, 0, len(IDS))
+    values: NDArray[np.float32] = engine.logits(0, 0, len(IDS)).numpy()
+    return values
 
 
 def weights(folder: Path) -> dict[str, NDArray[np.float32]]:

@@ -20,7 +20,7 @@ from zenconvert.verification.engines.autogptq import AutoGptqEngine
 def logits(folder: str, ids: list[int], out: str) -> None:
     """float32[tokens, vocab] of a folder in AutoGPTQ's modules."""
     engine = AutoGptqEngine(open_checkpoint(folder), [Window("a", "und", tuple(ids))], threads=2)
-    np.save(out, engine.logits(0, 0, len(ids)))
+    np.save(out, engine.logits(0, 0, len(ids)).numpy())
 
 
 def weights(folder: str, out: str) -> None:

@@ -24,7 +24,7 @@ _CLASSES = {"gemm": WQLinear_GEMM, "gemv": WQLinear_GEMV}
 def logits(folder: str, ids: list[int], out: str) -> None:
     """float32[tokens, vocab] of a folder in AutoAWQ's modules."""
     engine = AutoAwqEngine(open_checkpoint(folder), [Window("a", "und", tuple(ids))], threads=2)
-    np.save(out, engine.logits(0, 0, len(ids)))
+    np.save(out, engine.logits(0, 0, len(ids)).numpy())
 
 
 def write(source: str, out: str, group: int, version: str) -> None:

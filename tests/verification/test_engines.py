@@ -23,6 +23,7 @@ from zenconvert.calib.windows import Window
 from zenconvert.errors import InvalidInput, MissingDependency, UsageError
 from zenconvert.verification.engines.llamacpp import LlamaCppEngine
 from zenconvert.verification.engines.torch_engine import TorchEngine
+from zenconvert.verification.scoring import score_windows
 
 Gguf = Callable[[str, str], Path]
 
@@ -41,7 +42,7 @@ def torch_logits(folder: Path, windows: Sequence[Window]) -> list[NDArray[np.flo
     engine = TorchEngine(
         open_checkpoint(folder), windows, device="cpu", progress=lambda done, total: None
     )
-    return [engine.logits(n, 0, len(window.ids)) for n, window in enumerate(windows)]
+    return [engine.logits(n, 0, len(window.ids)).numpy() for n, window in enumerate(windows)]
 
 
 def transformers_logits(folder: Path, windows: Sequence[Window]) -> list[NDArray[np.float32]]:
@@ -197,6 +198,31 @@ def test_batches_hold_every_window_once_and_little_padding(
         lengths = [len(windows[index].ids) for index in batch]
         assert len(batch) == 1 or max(lengths) * len(batch) <= 256
     assert len(found) < 70
+
+
+def test_windows_of_sixteen_thousand_tokens_are_scored_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head is applied to no more positions at a time than a block holds."""
+    folder = raw_model(
+        tmp_path / "model", "llama3", num_hidden_layers=1, hidden_size=64, head_dim=32,
+        num_attention_heads=2, num_key_value_heads=1, intermediate_size=64,
+    )  # fmt: skip
+    checkpoint, windows = open_checkpoint(folder), made_up(16_400)
+    engine = TorchEngine(checkpoint, windows, device="cpu", progress=lambda done, total: None)
+    monkeypatch.setattr("zenconvert.verification.metrics.BLOCK_ELEMENTS", 1 << 20)
+    asked: list[int] = []
+
+    class Counted:
+        def logits(self, window: int, begin: int, end: int) -> torch.Tensor:
+            asked.append(end - begin)
+            return engine.logits(window, begin, end)
+
+    (found,) = score_windows(engine, Counted(), windows, 512, lambda done, total: None)
+    assert len(found) == sum(asked) == 16_399
+    assert max(asked) * 512 <= 1 << 20
+    assert len(asked) == 9
+    assert (found.kl == 0).all()
 
 
 def test_progress_counts_layers(tmp_path: Path) -> None:

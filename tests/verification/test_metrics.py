@@ -11,9 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from zenconvert.verification.metrics import Drift, Scores, TokenScores, score
-from zenconvert.verification.report import Artifact, Report
+from zenconvert.verification.drift import Drift, Scores, Summary, summarise
+from zenconvert.verification.metrics import TokenScores, concatenate, score
 
+DP = {
+    "p001": 1, "p01": 10, "p05": 50, "p25": 250, "median": 500, "p75": 750, "p95": 950,
+    "p99": 990, "p999": 999,
+}  # fmt: skip
 Logits = NDArray[np.float32]
 Tokens = NDArray[np.int64]
 
@@ -27,8 +31,13 @@ def logits() -> tuple[Logits, Logits, Tokens]:
     return reference, candidate, random.integers(0, 97, 1500)
 
 
+ONE_BYTE = np.ones(97, dtype=np.int32)
+
+
 def drift_of(*parts: TokenScores) -> Drift:
-    return Scores(list(parts)).drift()
+    """As windows of one document."""
+    scores = Scores("und", ["document"] * len(parts), list(parts))
+    return summarise([scores], ONE_BYTE).overall
 
 
 def log_probabilities(logits: Logits) -> torch.Tensor:
@@ -42,22 +51,42 @@ def test_all_numbers_are_those_of_torch(logits: tuple[Logits, Logits, Tokens]) -
     at = torch.linspace(0, 1, 1001, dtype=torch.float64)
     quantiles = torch.quantile(kl, at)
     followed = torch.from_numpy(tokens)
-    expected = Drift(
-        tokens=1500,
-        reference_perplexity=functional.nll_loss(log_p, followed).exp().item(),
-        candidate_perplexity=functional.nll_loss(log_q, followed).exp().item(),
-        kl_mean=functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean").item(),
-        kl_median=quantiles[500].item(),
-        kl_p99=quantiles[990].item(),
-        kl_p999=quantiles[999].item(),
-        kl_max=kl.max().item(),
-        top1=(log_p.argmax(1) == log_q.argmax(1)).double().mean().item(),
-    )
-    found = drift_of(score(reference, candidate, tokens))
-    assert 0.3 < expected.top1 < 0.95
-    assert 0 < expected.kl_median < expected.kl_mean < expected.kl_p99 < expected.kl_p999
-    for key, value in expected.as_dict().items():
-        assert found.as_dict()[key] == pytest.approx(value, rel=1e-9), key
+    reference_nll = functional.nll_loss(log_p, followed).item()
+    candidate_nll = functional.nll_loss(log_q, followed).item()
+    rows = torch.arange(1500)
+    dp = log_q.exp()[rows, followed] - log_p.exp()[rows, followed]
+    dp_quantiles = torch.quantile(dp, at)
+    first, other_first = log_p.argmax(1), log_q.argmax(1)
+    expected = {
+        "perplexity.reference": math.exp(reference_nll),
+        "perplexity.candidate": math.exp(candidate_nll),
+        "perplexity.ratio": math.exp(candidate_nll - reference_nll),
+        "bits_per_byte.reference": reference_nll / math.log(2) / 3,
+        "bits_per_byte.candidate": candidate_nll / math.log(2) / 3,
+        "kl.mean": functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean").item(),
+        "kl.median": quantiles[500].item(),
+        "kl.p90": quantiles[900].item(),
+        "kl.p95": quantiles[950].item(),
+        "kl.p99": quantiles[990].item(),
+        "kl.p999": quantiles[999].item(),
+        "kl.max": kl.max().item(),
+        "top1": (first == other_first).double().mean().item(),
+        "flips.share": (first != other_first).double().mean().item(),
+        "flips.lost": ((first == followed) & (other_first != followed)).double().mean().item(),
+        "flips.gained": ((first != followed) & (other_first == followed)).double().mean().item(),
+        "dp.mean": dp.mean().item(),
+        "dp.rms": dp.square().mean().sqrt().item(),
+        "dp.min": dp.min().item(),
+        **{f"dp.{name}": dp_quantiles[n].item() for name, n in DP.items()},
+        "dp.max": dp.max().item(),
+    }
+    scores = Scores("und", ["document"], [score(reference, candidate, tokens)])
+    found = summarise([scores], np.full(97, 3, dtype=np.int32)).overall
+    assert 0.3 < expected["top1"] < 0.95
+    kl_means = [expected[f"kl.{name}"] for name in ("median", "mean", "p99", "p999", "max")]
+    assert 0 < kl_means[0] < kl_means[1] < kl_means[2] < kl_means[3] < kl_means[4]
+    assert found.figures == pytest.approx(expected, rel=1e-9)
+    assert (found.tokens, found.bytes) == (1500, 4500)
 
 
 def test_the_divergence_is_taken_from_the_reference() -> None:
@@ -146,11 +175,12 @@ def test_scoring_in_batches_changes_nothing(
     size: int, logits: tuple[Logits, Logits, Tokens]
 ) -> None:
     reference, candidate, tokens = logits
-    scores = Scores()
-    for begin in range(0, len(tokens), size):
-        part = slice(begin, begin + size)
-        scores.add(score(reference[part], candidate[part], tokens[part]))
-    assert scores.drift() == drift_of(score(reference, candidate, tokens))
+    parts = [slice(begin, begin + size) for begin in range(0, len(tokens), size)]
+    scores = concatenate([score(reference[p], candidate[p], tokens[p]) for p in parts])
+    whole = score(reference, candidate, tokens)
+    assert drift_of(scores) == drift_of(whole)
+    for name, column in scores.as_arrays().items():
+        np.testing.assert_array_equal(column, whole.as_arrays()[name], err_msg=name)
 
 
 def test_every_token_counts_the_same(logits: tuple[Logits, Logits, Tokens]) -> None:
@@ -169,14 +199,31 @@ def test_every_token_counts_the_same(logits: tuple[Logits, Logits, Tokens]) -> N
 
 
 def test_the_worst_language_has_the_largest_mean_divergence() -> None:
-    calm = Drift(100, 9.0, 9.9, 0.01, 0.005, 0.1, 0.5, 9.0, 0.9)
+    calm = Drift(
+        100,
+        300,
+        1,
+        {
+            "perplexity.reference": 9.0,
+            "perplexity.candidate": 9.9,
+            "kl.mean": 0.01,
+            "kl.median": 0.005,
+            "kl.p99": 0.1,
+            "kl.max": 9.0,
+            "top1": 0.9,
+        },
+    )
+
+    def but(**figures: float) -> Drift:
+        changed = {name.replace("_", "."): value for name, value in figures.items()}
+        return replace(calm, figures={**calm.figures, **changed})
+
     languages = {
         "en": calm,  # largest KL of one token
-        "fr": replace(calm, candidate_perplexity=30.0),  # largest ratio
-        "ko": replace(calm, kl_mean=0.02, kl_max=0.6),
-        "vi": replace(calm, top1=0.1, kl_median=0.008, kl_p99=0.4),
+        "fr": but(perplexity_candidate=30.0),  # largest ratio
+        "ko": but(kl_mean=0.02, kl_max=0.6),
+        "vi": but(top1=0.1, kl_median=0.008, kl_p99=0.4),
     }
-    file = Artifact("x.gguf", "gguf", "0" * 64)
-    report = Report("torch", file, file, 512, calm, languages)
-    assert report.worst_language == "ko"
-    assert report.as_dict()["worst_language"] == "ko"
+    summary = Summary(calm, languages)
+    assert summary.worst_language == "ko"
+    assert summary.as_dict()["worst_language"] == "ko"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,72 +17,33 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
-from zenconvert import Options, Report, convert, open_checkpoint, verify
+from tests.verification.conftest import SOURCE, Gguf, Verified, chat_of
+from zenconvert import Options, convert, open_checkpoint, verify
 from zenconvert.calib.samples import Sample, load_bundled
 from zenconvert.cli import cli
-from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UsageError, ZenError
+from zenconvert.errors import (
+    CorruptFile,
+    InvalidInput,
+    NotFinite,
+    SourceNotFound,
+    UsageError,
+    ZenError,
+)
 from zenconvert.models import builtin_path
-from zenconvert.verification.run import EngineName
 
-SOURCE = "builtin:zen-nano"
 FOLDER = builtin_path("zen-nano")
-NUMBERS = {
+NUMBERS: dict[str, Any] = {
     "tokens": None,
+    "bytes": None,
+    "blocks": None,
     "perplexity": {"reference", "candidate", "ratio"},
-    "kl": {"mean", "median", "p99", "p999", "max"},
+    "bits_per_byte": {"reference", "candidate"},
+    "kl": {"mean", "median", "p90", "p95", "p99", "p999", "max"},
     "top1": None,
-}
-
-Gguf = Callable[[str, str], Path]
-Verified = Callable[[str, EngineName], Report]
-
-
-@pytest.fixture(scope="session")
-def samples() -> list[Sample]:
-    """Prose and a chat in two languages."""
-    return [
-        sample
-        for language in ("en", "de")
-        for sample in load_bundled("evaluation", [language])[3:7]
-    ]
-
-
-@pytest.fixture(scope="session")
-def text(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """These samples as a user's file."""
-    path = tmp_path_factory.mktemp("text") / "mine.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for sample in samples:
-            row: dict[str, Any] = {"language": sample.language, "id": sample.id}
-            if sample.messages is None:
-                row["text"] = sample.text
-            else:
-                row["messages"] = chat_of(sample)
-            file.write(json.dumps(row) + "\n")
-    return path
-
-
-@pytest.fixture(scope="session")
-def verified(gguf: Gguf, text: Path) -> Verified:
-    """(file type, engine) → report on the GGUF of that type."""
-
-    @cache
-    def get(file_type: str, engine: EngineName) -> Report:
-        return verify(SOURCE, gguf(SOURCE, file_type), engine=engine, text=text)
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few words, where numbers do not matter."""
-    path = tmp_path_factory.mktemp("short") / "short.txt"
-    path.write_text("The ferry leaves at nine, and nobody waits for it.")
-    return path
-
-
-def chat_of(sample: Sample) -> list[dict[str, str]]:
-    return [{"role": m.role, "content": m.content} for m in sample.messages or ()]
+    "flips": {"share", "lost", "gained"},
+    "dp": {"mean", "rms", "min", "p001", "p01", "p05", "p25", "median", "p75", "p95", "p99", "p999",
+           "max"},
+}  # fmt: skip
 
 
 def token_ids(sample: Sample) -> list[int]:
@@ -97,9 +56,13 @@ def token_ids(sample: Sample) -> list[int]:
     return [int(i) for i in ids]
 
 
-def losses(folder: Path, documents: list[list[int]], context: int) -> list[np.ndarray]:
+def load(folder: Path, **more: Any) -> Any:
+    """As transformers has it."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **more).eval()
+
+
+def losses(model: Any, documents: list[list[int]], context: int) -> list[np.ndarray]:
     """-ln p of every token but the first of each window, by the whole model at once."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     result = []
     for ids in documents:
         found = []
@@ -122,7 +85,7 @@ def test_the_perplexity_is_that_of_transformers(
     context: int, samples: list[Sample], text: Path, gguf: Gguf
 ) -> None:
     report = verify(SOURCE, gguf(SOURCE, "q8_0"), text=text, context=context)
-    found = losses(FOLDER, [token_ids(sample) for sample in samples], context)
+    found = losses(load(FOLDER), [token_ids(sample) for sample in samples], context)
     for code, drift in report.languages.items():
         own = np.concatenate([x for s, x in zip(samples, found, strict=True) if s.language == code])
         assert drift.tokens == len(own)
@@ -133,15 +96,12 @@ def test_the_perplexity_is_that_of_transformers(
 
 
 def test_the_candidates_perplexity_is_that_of_its_weights(
-    samples: list[Sample], verified: Verified, gguf: Gguf, tmp_path: Path
+    samples: list[Sample], verified: Verified, gguf: Gguf
 ) -> None:
     """transformers loads the GGUF with its own dequantization."""
     file = gguf(SOURCE, "q4_k_m")
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    )
-    model.save_pretrained(tmp_path)
-    found = np.concatenate(losses(tmp_path, [token_ids(s) for s in samples], 512))
+    model = load(file.parent, gguf_file=file.name)
+    found = np.concatenate(losses(model, [token_ids(s) for s in samples], 512))
     drift = verified("q4_k_m", "torch").overall
     assert drift.candidate_perplexity == pytest.approx(np.exp(found.mean()), rel=1e-4)
     assert drift.perplexity_ratio == drift.candidate_perplexity / drift.reference_perplexity
@@ -155,7 +115,7 @@ def test_both_engines_agree(file_type: str, most: float, verified: Verified) -> 
     assert ours.reference_perplexity == theirs.reference_perplexity
     assert theirs.candidate_perplexity == pytest.approx(ours.candidate_perplexity, rel=0.01)
     for key in ("mean", "median", "p99"):
-        ratio = theirs.as_dict()["kl"][key] / ours.as_dict()["kl"][key]
+        ratio = theirs.figures[f"kl.{key}"] / ours.figures[f"kl.{key}"]
         assert 0.85 < ratio < most, key
     assert theirs.top1 == pytest.approx(ours.top1, abs=0.02)
 
@@ -174,15 +134,25 @@ def test_exact_files_do_not_drift(file_type: str, verified: Verified) -> None:
 
 
 @pytest.mark.parametrize("engine", ["torch", "llamacpp"])
-def test_fewer_bits_drift_further(engine: EngineName, verified: Verified) -> None:
+def test_fewer_bits_drift_further(engine: str, verified: Verified) -> None:
     means = [verified(t, engine).overall.kl_mean for t in ("f32", "q8_0", "q4_k_m")]
     assert means[0] < means[1] / 5 < means[2] / 25
     agreement = [verified(t, engine).overall.top1 for t in ("f32", "q8_0", "q4_k_m")]
     assert agreement == sorted(agreement, reverse=True)
 
 
-def assert_numbers(numbers: dict[str, Any]) -> None:
-    assert {key: set(v) if isinstance(v, dict) else None for key, v in numbers.items()} == NUMBERS
+def assert_numbers(numbers: dict[str, Any], **more: set[str]) -> None:
+    """The documented figures, and an interval around each."""
+    intervals = numbers.pop("intervals")
+    expected = {**NUMBERS, **{key: NUMBERS[key] | names for key, names in more.items()}}
+    assert {k: set(v) if isinstance(v, dict) else None for k, v in numbers.items()} == expected
+    for group, names in expected.items():
+        if group in {"tokens", "bytes", "blocks"}:
+            continue
+        for name in sorted(names or {""}):
+            value = numbers[group][name] if name else numbers[group]
+            low, high = intervals[group][name] if name else intervals[group]
+            assert low <= value <= high, (group, name)
 
 
 def test_the_report_has_the_documented_keys(verified: Verified, gguf: Gguf) -> None:
@@ -203,7 +173,7 @@ def test_the_report_has_the_documented_keys(verified: Verified, gguf: Gguf) -> N
     assert_numbers(report["overall"])
     assert set(report["languages"]) == {"de", "en"}
     for numbers in report["languages"].values():
-        assert_numbers(numbers)
+        assert_numbers(numbers, kl={"to_median"})
     assert report["worst_language"] == max(
         ("de", "en"), key=lambda code: report["languages"][code]["kl"]["mean"]
     )
@@ -223,9 +193,11 @@ def test_a_language_alone_gets_the_same_numbers(verified: Verified, gguf: Gguf, 
     alone = verify(SOURCE, gguf(SOURCE, "q4_k_m"), text=text, languages=["de"])
     assert list(alone.languages) == ["de"]
     assert alone.overall == alone.languages["de"]
-    beside = verified("q4_k_m", "torch").languages["de"].as_dict()
-    for key, value in alone.overall.as_dict().items():
-        assert beside[key] == pytest.approx(value, rel=1e-3), key
+    beside = verified("q4_k_m", "torch").languages["de"]
+    for key, value in alone.overall.figures.items():
+        assert beside.figures[key] == pytest.approx(value, rel=1e-3, abs=1e-6), key
+    for key, interval in alone.overall.intervals.items():
+        assert beside.intervals[key] == pytest.approx(interval, rel=1e-3, abs=1e-6), key
 
 
 def test_a_split_file_is_one_artifact(verified: Verified, text: Path, tmp_path: Path) -> None:
@@ -233,7 +205,7 @@ def test_a_split_file_is_one_artifact(verified: Verified, text: Path, tmp_path: 
         SOURCE, tmp_path / "m.gguf", "gguf:q4_k_m", options=Options(split_max_size=3_000_000)
     ).files
     assert len(files) > 1
-    report = verify(SOURCE, files[0], engine="llamacpp", text=text)
+    report = verify(SOURCE, files[0], engine="llamacpp", text=text, threads=1)
     whole = verified("q4_k_m", "llamacpp")
     assert report.overall.kl_mean == pytest.approx(whole.overall.kl_mean, rel=0.01)
     sums = "".join(f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in files)
@@ -275,7 +247,7 @@ def test_progress_reaches_the_end_of_every_stage(gguf: Gguf, short: Path) -> Non
         seen.setdefault(stage, []).append((done, total))
 
     verify(SOURCE, gguf(SOURCE, "q8_0"), text=short, progress=note)
-    assert list(seen) == ["candidate", "reference", "scoring"]
+    assert list(seen) == ["reference", "noise floor", "candidate", "scoring"]
     for steps in seen.values():
         total = steps[-1][1]
         assert steps == [(n, total) for n in range(1, total + 1)]
@@ -358,13 +330,13 @@ def test_weights_that_are_no_numbers_are_refused(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     file = tmp_path / "broken.gguf"
     convert(folder, file, "gguf:bf16")
-    engines: tuple[EngineName, ...] = ("torch", "llamacpp")
+    engines = ("torch", "llamacpp") if np.isnan(value) else ("torch",)
     for engine in engines:
-        with pytest.raises(InvalidInput, match="the candidate's logits are not finite in sample"):
-            verify(SOURCE, file, engine=engine, text=short)
-    with pytest.raises(InvalidInput, match=r"the candidate's .*short\.txt \(und\), tokens 0 to"):
+        with pytest.raises(NotFinite, match="the candidate's logits are not finite in sample"):
+            verify(SOURCE, file, engine=engine, text=short, threads=1)
+    with pytest.raises(NotFinite, match=r"the candidate's .*short\.txt \(und\), tokens 0 to"):
         verify(SOURCE, folder, text=short)
-    with pytest.raises(InvalidInput, match="the reference's logits are not finite"):
+    with pytest.raises(NotFinite, match="the reference's logits are not finite"):
         verify(folder, gguf(SOURCE, "q8_0"), text=short)
 
 
@@ -402,7 +374,7 @@ def test_models_that_begin_with_bos_get_it_once_a_window(tmp_path: Path, short: 
     report = verify(folder, SOURCE, text=short, context=6)
     ids = token_ids(Sample("short", "und", "text", short.read_text(), None))
     bos = 8189
-    found = losses(FOLDER, [[bos, *ids[n : n + 5]] for n in range(0, len(ids), 5)], 6)
+    found = losses(load(FOLDER), [[bos, *ids[n : n + 5]] for n in range(0, len(ids), 5)], 6)
     assert report.overall.tokens == len(ids)
     assert report.overall.reference_perplexity == pytest.approx(
         np.exp(np.concatenate(found).mean()), rel=1e-4

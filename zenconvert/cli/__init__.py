@@ -10,7 +10,7 @@ from zenconvert import __version__
 from zenconvert.cli.calibration import calibrate
 from zenconvert.cli.conversion import convert, plan
 from zenconvert.cli.facts import diff, inspect
-from zenconvert.cli.verification import verify
+from zenconvert.cli.verification import compare, gate, verify
 from zenconvert.errors import ZenError
 
 EXIT_INTERRUPTED = 7
@@ -26,7 +26,7 @@ def cli() -> None:
     """
 
 
-for command in (inspect, plan, convert, calibrate, verify, diff):
+for command in (inspect, plan, convert, calibrate, verify, gate, compare, diff):
     cli.add_command(command)
 
 

@@ -1,14 +1,33 @@
-"""``zenconvert verify``."""
+"""``zenconvert verify``, ``gate`` and ``compare``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from zenconvert.cli.printing import echo_table, stages
+from zenconvert.cli.printing import echo_json, echo_table, size, stages
+from zenconvert.errors import GateFailed, GateInconclusive
+from zenconvert.verification.engines import TORCH, engine_names
+
+if TYPE_CHECKING:
+    from zenconvert.verification.comparison import Comparison
+    from zenconvert.verification.gate import Verdict
+    from zenconvert.verification.report import Report, Run
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_OUT = click.Path(path_type=Path, dir_okay=False)
+_AGAINST = click.option(
+    "--against", type=_FILE, metavar="PREVIOUS.json",
+    help="Gate against the report of the last release too.",
+)  # fmt: skip
+_SUMMARY = click.option(
+    "--summary", type=_OUT, help="Append a Markdown summary to this file (CI job summaries)."
+)
+_HTML = click.option("--html", type=_OUT, help="Write a self-contained HTML page here.")
 
 
 @click.command()
@@ -16,10 +35,10 @@ from zenconvert.cli.printing import echo_table, stages
 @click.argument("candidate", metavar="CANDIDATE")
 @click.option(
     "--engine",
-    type=click.Choice(["torch", "llamacpp", "auto-gptq", "autoawq"]),
-    default="torch",
+    type=click.Choice(engine_names()),
+    default=TORCH,
     show_default=True,
-    help="What runs the candidate.",
+    help="What runs the candidate; all: every engine that can run it here.",
 )
 @click.option("--languages", metavar="en,zh,…", help="Only these languages.")
 @click.option(
@@ -28,38 +47,208 @@ from zenconvert.cli.printing import echo_table, stages
     help="JSONL with language and text, or plain text; bundled texts by default.",
 )
 @click.option(
-    "--context", type=click.IntRange(min=4), default=512, show_default=True, help="Window length."
+    "--context",
+    type=click.IntRange(min=4),
+    default=512,
+    show_default=True,
+    help="Window length, up to the model's context.",
 )
 @click.option("--device", default="cpu", show_default=True, help="torch device.")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of other engines than torch.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the report here.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the native engines.")
+@click.option("--json", "json_file", type=_OUT, help="Write the report here.")
+@_HTML
+@_SUMMARY
+@click.option("--gate", "policy", metavar="POLICY", help="Judge by a policy file, or by 'default'.")
+@_AGAINST
 def verify(
-    reference: str, candidate: str, languages: str | None, json_file: Path | None, **given: Any
+    reference: str,
+    candidate: str,
+    languages: str | None,
+    json_file: Path | None,
+    policy: str | None,
+    against: Path | None,
+    html: Path | None,
+    summary: Path | None,
+    **given: Any,
 ) -> None:
     """Measure perplexity and logit drift of CANDIDATE from REFERENCE, per language."""
+    from zenconvert.verification.report import Report
     from zenconvert.verification.run import verify as run
 
+    if against is not None and policy is None:
+        raise click.UsageError("--against needs --gate")
     codes = [c.strip() for c in languages.split(",") if c.strip()] if languages else None
+    earlier = Report.from_json(against) if against is not None else None
     with stages() as progress:
         report = run(reference, candidate, languages=codes, progress=progress, **given)
-    rows = [("overall", report.overall), *report.languages.items()]
+    verdict = report.gate(policy, against=earlier) if policy is not None else None
+    _print(report)
+    if json_file is not None:
+        _write_report(json_file, report, verdict)
+    _write_pages(report, verdict, html, summary)
+    if verdict is not None:
+        _end(verdict)
+
+
+@click.command()
+@click.argument("report_file", metavar="REPORT.json", type=_FILE)
+@click.option("--policy", default="default", show_default=True, help="A policy file, or 'default'.")
+@_AGAINST
+@_HTML
+@_SUMMARY
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+def gate(
+    report_file: Path,
+    policy: str,
+    against: Path | None,
+    html: Path | None,
+    summary: Path | None,
+    as_json: bool,
+) -> None:
+    """Judge a report. Refuses one that is not about the files that it names.
+
+    Exit codes: 0 PASS, 1 FAIL, 6 INCONCLUSIVE or ANOMALOUS.
+    """
+    from zenconvert.verification.report import Report
+
+    report = Report.from_json(report_file)
+    earlier = Report.from_json(against) if against is not None else None
+    verdict = report.gate(policy, against=earlier)
+    if as_json:
+        echo_json(verdict.as_dict())
+    _write_pages(report, verdict, html, summary)
+    _end(verdict, quiet=as_json)
+
+
+@click.command()
+@click.argument("report_files", metavar="REPORT.json…", nargs=-1, required=True, type=_FILE)
+@click.option("--gate", "policy", metavar="POLICY", help="Show what this policy says of each.")
+@_HTML
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compare(
+    report_files: Sequence[Path], policy: str | None, html: Path | None, as_json: bool
+) -> None:
+    """Put several reports side by side: ranks, and size against drift.
+
+    Ends with 0 whatever the verdicts are; gate is what judges.
+    """
+    from zenconvert.verification.comparison import compare as put_side_by_side
+    from zenconvert.verification.report import Report
+
+    comparison = put_side_by_side([Report.from_json(path) for path in report_files])
+    verdicts = {r.candidate.path: r.gate(policy) for r in comparison.reports if policy is not None}
+    if html is not None:
+        from zenconvert.verification.rendering import comparison_page
+
+        html.write_text(comparison_page(comparison, verdicts), encoding="utf-8")
+    if as_json:
+        judged = {path: verdict.as_dict() for path, verdict in verdicts.items()}
+        echo_json({**comparison.as_dict(), **({"verdicts": judged} if judged else {})})
+        return
+    for path, verdict in verdicts.items():
+        click.echo(f"{verdict.outcome}  {path} (policy {verdict.policy}, tier {verdict.tier})")
+    _print_comparison(comparison)
+
+
+def _print(report: Report) -> None:
+    noise = report.noise
+    for run in report.runs:
+        _print_run(run)
+        still = [code for code, drift in run.languages.items() if noise.covers(drift, code)]
+        if noise.covers(run.overall):
+            still.insert(0, "overall")
+        if still:
+            click.echo(f"indistinguishable from the reference: {', '.join(still)}")
+        for problem in run.proof.problems:
+            click.echo(f"problem: {problem}")
+    click.echo(
+        f"noise floor: KL {noise.summary.overall.kl_mean:.2e}, the reference in {noise.label}"
+        + (" (f16 overflows)" if noise.overflows else "")
+    )
+    for name, reason in report.absent.items():
+        click.echo(f"engine {name} did not run: {reason}")
+
+
+def _print_run(run: Run) -> None:
+    from zenconvert.verification.figures import figure, span
+
+    rows = [("overall", run.overall), *run.languages.items()]
+    head = ("language", "tokens", "ppl ref", "ppl cand", "ratio", "KL mean", "KL 95 %", "KL p99")
     echo_table(
-        ("language", "tokens", "ppl ref", "ppl cand", "ratio", "KL mean", "KL p99", "top-1"),
+        (*head, "bits/byte", "top-1"),
         [
             (
                 name,
-                str(d.tokens),
-                f"{d.reference_perplexity:.3f}",
-                f"{d.candidate_perplexity:.3f}",
-                f"{d.perplexity_ratio:.4f}",
-                f"{d.kl_mean:.5f}",
-                f"{d.kl_p99:.4f}",
-                f"{100 * d.top1:.2f} %",
+                str(drift.tokens),
+                figure(drift, "perplexity.reference"),
+                figure(drift, "perplexity.candidate"),
+                figure(drift, "perplexity.ratio"),
+                f"{drift.kl_mean:.5f}",
+                span(drift, "kl.mean") or "unknown",
+                f"{drift.kl_p99:.4f}",
+                figure(drift, "bits_per_byte.candidate"),
+                figure(drift, "top1"),
             )
-            for name, d in rows
+            for name, drift in rows
         ],
     )
-    click.echo(f"worst language: {report.worst_language} (engine {report.engine})")
-    if json_file is not None:
-        text = json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n"
-        json_file.write_text(text, encoding="utf-8")
+    click.echo(f"worst language: {run.summary.worst_language} (engine {run.engine})")
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    from zenconvert.verification.figures import figure, span
+
+    for engine, variants in comparison.engines.items():
+        click.echo(f"engine {engine}")
+        echo_table(
+            ("variant", "rank", "size", "KL mean", "KL 95 %", "ratio", "top-1", "worst", "front"),
+            [
+                (
+                    v.name,
+                    str(v.rank),
+                    size(v.bytes),
+                    figure(v.run.overall, "kl.mean"),
+                    span(v.run.overall, "kl.mean"),
+                    figure(v.run.overall, "perplexity.ratio"),
+                    figure(v.run.overall, "top1"),
+                    v.run.summary.worst_language,
+                    "yes" if v.on_front else "no",
+                )
+                for v in variants
+            ],
+        )
+    click.echo("variants of one rank cannot be told apart")
+
+
+def _write_report(path: Path, report: Report, verdict: Verdict | None) -> None:
+    value = report.as_dict()
+    if verdict is not None:
+        value["verdict"] = verdict.as_dict()
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_pages(
+    report: Report, verdict: Verdict | None, html: Path | None, summary: Path | None
+) -> None:
+    if html is not None:
+        from zenconvert.verification.rendering import report_page
+
+        html.write_text(report_page(report, verdict), encoding="utf-8")
+    if summary is not None:
+        from zenconvert.verification.markdown import summary as lines
+
+        with summary.open("a", encoding="utf-8") as file:
+            file.write(lines(report, verdict))
+
+
+def _end(verdict: Verdict, *, quiet: bool = False) -> None:
+    """Say the verdict and end with its exit code."""
+    if not quiet:
+        click.echo(f"{verdict.outcome} by policy {verdict.policy}, tier {verdict.tier}")
+        for warning in verdict.warnings:
+            click.echo(f"warning: {warning}")
+        for note in verdict.notes:
+            click.echo(f"note: {note}")
+    if verdict.exit_code:
+        kind = GateFailed if verdict.exit_code == GateFailed.exit_code else GateInconclusive
+        raise kind(f"{verdict.outcome}\n" + "\n".join(f"  - {r}" for r in verdict.reasons))

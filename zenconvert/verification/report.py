@@ -1,80 +1,238 @@
-"""The result of a verification."""
+"""The result of a verification, and its JSON form (``report.schema.json``)."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-from zenconvert.checkpoint import Checkpoint
-from zenconvert.verification.metrics import Drift
+from zenconvert.errors import CorruptFile, UsageError
+from zenconvert.verification.drift import Drift, Scores, Summary
+from zenconvert.verification.facts import Artifact, Facts
+from zenconvert.verification.histogram import histogram_as_dict
+from zenconvert.verification.intervals import CONFIDENCE, RESAMPLES, SEED
+from zenconvert.verification.noise import Noise
+from zenconvert.verification.proof import Proof
+from zenconvert.verification.tokens import Position
 
-_CHUNK = 1 << 22
+if TYPE_CHECKING:
+    from zenconvert.verification.gate import Verdict
 
-
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """Which bytes were measured."""
-
-    path: str
-    format: str
-    sha256: str
-    """Of the weight files: one file's digest, or the digest of ``digest  name`` lines."""
-
-    def as_dict(self) -> dict[str, str]:
-        """JSON form."""
-        return {"path": self.path, "format": self.format, "sha256": self.sha256}
+SCHEMA_VERSION: Final = 1
+SCHEMA: Final = Path(__file__).parent / "report.schema.json"
+"""The JSON Schema of a report file."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Drift of a candidate from a reference, overall and per language."""
+class Document:
+    """Sums over one block of the bootstrap, for paired comparisons."""
+
+    language: str
+    name: str
+    tokens: int
+    reference_nll: float
+    candidate_nll: float
+    kl: float
+    same_top: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one engine made of the artifact."""
 
     engine: str
-    reference: Artifact
-    candidate: Artifact
-    context: int
-    """Longest window in tokens."""
-    overall: Drift
-    languages: dict[str, Drift]
+    details: Mapping[str, str]
+    """Version, device, types: what ran."""
+    summary: Summary
+    proof: Proof
+    histogram: tuple[int, ...]
+    """Positions by KL divergence, in the classes of ``histogram.EDGES``."""
+    worst: tuple[Position, ...]
+    documents: tuple[Document, ...]
 
     @property
-    def worst_language(self) -> str:
-        """The language with the largest mean KL divergence."""
-        return max(self.languages, key=lambda code: self.languages[code].kl_mean)
+    def overall(self) -> Drift:
+        """Drift over every token."""
+        return self.summary.overall
+
+    @property
+    def languages(self) -> dict[str, Drift]:
+        """Drift by language."""
+        return self.summary.languages
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
         return {
             "engine": self.engine,
-            "reference": self.reference.as_dict(),
-            "candidate": self.candidate.as_dict(),
-            "context": self.context,
-            "worst_language": self.worst_language,
-            "overall": self.overall.as_dict(),
-            "languages": {code: drift.as_dict() for code, drift in self.languages.items()},
+            "engine_details": dict(self.details),
+            **self.summary.as_dict(),
+            "proof": self.proof.as_dict(),
+            "kl_histogram": histogram_as_dict(self.histogram),
+            "worst_positions": [position.as_dict() for position in self.worst],
+            "documents": [asdict(document) for document in self.documents],
         }
 
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Run:
+        """The inverse of :meth:`as_dict`. Raises KeyError or TypeError."""
+        return cls(
+            engine=value["engine"],
+            details=value["engine_details"],
+            summary=Summary.from_dict(value),
+            proof=Proof.from_dict(value["proof"]),
+            histogram=tuple(value["kl_histogram"]["counts"]),
+            worst=tuple(Position(**p) for p in value["worst_positions"]),
+            documents=tuple(Document(**d) for d in value["documents"]),
+        )
 
-def artifact(checkpoint: Checkpoint, label: str) -> Artifact:
-    """Digest the weight files of a checkpoint; ``label`` is how the user named it."""
-    return Artifact(label, checkpoint.format, digest(checkpoint.files))
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What both models read."""
+
+    source: str
+    ids_sha256: str
+    """Of the token ids, window by window."""
+    windows: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
 
 
-def digest(files: Sequence[Path]) -> str:
-    """SHA-256 of one file, or over ``sha256  name`` lines of several."""
-    digests = [_file_digest(path) for path in files]
-    if len(digests) == 1:
-        return digests[0]
-    lines = "".join(f"{d}  {p.name}\n" for d, p in zip(digests, files, strict=True))
-    return hashlib.sha256(lines.encode()).hexdigest()
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Drift of a candidate from a reference, in every engine that ran it."""
+
+    reference: Artifact
+    candidate: Artifact
+    reference_facts: Facts
+    candidate_facts: Facts
+    context: int
+    """Longest window in tokens."""
+    text: Text
+    noise: Noise
+    runs: tuple[Run, ...]
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Engine for this format → why it did not run, where all were asked for."""
+    version: str = ""
+    """Of zenconvert."""
+    place: Path | None = field(default=None, compare=False)
+    """The folder that the report was read from."""
+
+    @property
+    def engine(self) -> str:
+        """The engine of :attr:`overall` and :attr:`languages`: the first that ran."""
+        return self.runs[0].engine
+
+    @property
+    def overall(self) -> Drift:
+        """Drift over every token, in the first engine."""
+        return self.runs[0].overall
+
+    @property
+    def languages(self) -> dict[str, Drift]:
+        """Drift by language, in the first engine."""
+        return self.runs[0].languages
+
+    @property
+    def worst_language(self) -> str:
+        """The language with the largest mean KL divergence, in the first engine."""
+        return self.runs[0].summary.worst_language
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form, as the schema has it. The first engine's run is spread at the top."""
+        first, *others = (self._run(run) for run in self.runs)
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "zenconvert": self.version,
+            "reference": self.reference.as_dict(),
+            "candidate": self.candidate.as_dict(),
+            "facts": {
+                "reference": self.reference_facts.as_dict(),
+                "candidate": self.candidate_facts.as_dict(),
+            },
+            "context": self.context,
+            "text": self.text.as_dict(),
+            "bootstrap": {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED},
+            "noise_floor": self.noise.as_dict(),
+            **first,
+            "other_engines": others,
+            "absent_engines": dict(self.absent),
+        }
+
+    def _run(self, run: Run) -> dict[str, Any]:
+        within = {
+            "overall": self.noise.covers(run.overall),
+            "languages": {c: self.noise.covers(d, c) for c, d in run.languages.items()},
+        }
+        return {**run.as_dict(), "within_noise": within}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], *, where: str = "the report") -> Report:
+        """The inverse of :meth:`as_dict`. Raises CorruptFile, naming ``where``."""
+        if not isinstance(value, Mapping) or value.get("schema_version") != SCHEMA_VERSION:
+            raise CorruptFile(
+                f"{where}: no report of zenconvert; expected schema_version {SCHEMA_VERSION}"
+            )
+        try:
+            return cls(
+                reference=Artifact(**value["reference"]),
+                candidate=Artifact(**value["candidate"]),
+                reference_facts=Facts.from_dict(value["facts"]["reference"]),
+                candidate_facts=Facts.from_dict(value["facts"]["candidate"]),
+                context=int(value["context"]),
+                text=Text(**value["text"]),
+                noise=Noise.from_dict(value["noise_floor"]),
+                runs=tuple(Run.from_dict(run) for run in (value, *value["other_engines"])),
+                absent=value["absent_engines"],
+                version=value["zenconvert"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptFile(f"{where}: the report is malformed: {error!r}") from error
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Report:
+        """Read a report file. Raises UsageError when there is none, CorruptFile when it is broken.
+
+        The verdict that a file may hold is not read: it is decided anew.
+        """
+        path = Path(path)
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{path}: the report cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise CorruptFile(f"{path}: the report is not JSON: {error}") from error
+        report = cls.from_dict(value, where=str(path))
+        object.__setattr__(report, "place", path.resolve().parent)
+        return report
+
+    def gate(self, policy: str | Path = "default", *, against: Report | None = None) -> Verdict:
+        """Judge the report; see :func:`zenconvert.verification.gate.judge`."""
+        from zenconvert.verification.gate import judge
+        from zenconvert.verification.policy import Policy
+
+        return judge(self, Policy.load(policy), against=against)
 
 
-def _file_digest(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            sha.update(chunk)
-    return sha.hexdigest()
+def documents(languages: Sequence[Scores]) -> tuple[Document, ...]:
+    """Sums of every block, in the order of the language codes."""
+    found = []
+    for scores in sorted(languages, key=lambda s: s.language):
+        for name, windows in scores.blocks():
+            parts = [scores.parts[w] for w in windows]
+            found.append(
+                Document(
+                    language=scores.language,
+                    name=name,
+                    tokens=sum(len(p) for p in parts),
+                    reference_nll=float(sum(p.reference_nll.sum() for p in parts)),
+                    candidate_nll=float(sum(p.candidate_nll.sum() for p in parts)),
+                    kl=float(sum(p.kl.sum() for p in parts)),
+                    same_top=int(sum(p.same_top.sum() for p in parts)),
+                )
+            )
+    return tuple(found)

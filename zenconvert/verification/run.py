@@ -2,54 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
+from zenconvert import __version__
 from zenconvert.calib.samples import Sample, load_bundled, load_file
 from zenconvert.calib.windows import Window, windows
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.conversion import usable_cores
 from zenconvert.errors import InvalidInput, UsageError
 from zenconvert.sources import open_checkpoint
-from zenconvert.verification.engines.autoawq import AutoAwqEngine
-from zenconvert.verification.engines.autogptq import AutoGptqEngine
-from zenconvert.verification.engines.llamacpp import LlamaCppEngine
+from zenconvert.verification.drift import summarise
+from zenconvert.verification.engines import ALL, ENGINES, TORCH, engine_names, refusal
 from zenconvert.verification.engines.torch_engine import TorchEngine
-from zenconvert.verification.metrics import Scores, score
-from zenconvert.verification.report import Report, artifact
+from zenconvert.verification.facts import artifact, facts_of
+from zenconvert.verification.histogram import histogram
+from zenconvert.verification.metrics import TokenScores, concatenate
+from zenconvert.verification.native import NativeJob, run_native
+from zenconvert.verification.noise import Noise, noise_scores, serving_dtype
+from zenconvert.verification.proof import Proof, prove_tokens, texts_of
+from zenconvert.verification.proof import Text as ProofText
+from zenconvert.verification.report import Report, Run, Text, documents
+from zenconvert.verification.scoring import HeadOnStates, by_language, score_windows
+from zenconvert.verification.states import (
+    Count,
+    States,
+    ids_digest,
+    output_head,
+    reference_states,
+    states_key,
+)
+from zenconvert.verification.tokens import byte_lengths, token_bytes, worst_positions
 
-EngineName = Literal["torch", "llamacpp", "auto-gptq", "autoawq"]
-ENGINES: Final[tuple[EngineName, ...]] = ("torch", "llamacpp", "auto-gptq", "autoawq")
-
-_POSITIONS: Final = 64  # positions scored at a time
+_BUNDLED: Final = "bundled evaluation texts"
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
-
-
-class Engine(Protocol):
-    """Anything that turns windows of token ids into logits."""
-
-    def logits(self, window: int, begin: int, end: int) -> NDArray[np.float32]: ...
-
-    def close(self) -> None: ...
-
-
-_NATIVE: Final[dict[EngineName, Callable[..., Engine]]] = {
-    "llamacpp": LlamaCppEngine,
-    "auto-gptq": AutoGptqEngine,
-    "autoawq": AutoAwqEngine,
-}
 
 
 def verify(
     reference: str | Path,
     candidate: str | Path,
     *,
-    engine: EngineName = "torch",
+    engine: str = TORCH,
     languages: Sequence[str] | None = None,
     text: str | Path | None = None,
     context: int = 512,
@@ -60,50 +57,147 @@ def verify(
     """Measure how far ``candidate`` has moved from ``reference``.
 
     Args:
-        reference: the checkpoint to compare with, run in float32 through transformers.
+        reference: the checkpoint to compare with, run in float32 through transformers, layer by
+            layer. Its final hidden states are cached: the next candidate needs no reference pass.
         candidate: the artifact, reopened from disk.
-        engine: what runs the candidate.
+        engine: what runs the candidate: a name of ``engines.engine_names()``; ``all`` for every one
+            that can run it here; the report says which of those for its format could not.
         languages: evaluate only these; all that the texts hold by default.
         text: JSONL with ``language`` and ``text`` (or ``messages``), or plain text; the bundled
             evaluation texts by default.
-        context: longest window in tokens.
-        device: torch device of the torch engine.
-        threads: threads of engines other than torch; all usable cores by default.
+        context: longest window in tokens, up to the model's context.
+        device: torch device of the reference, the torch engine and the scoring; other engines use
+            the GPU when it is not ``cpu``.
+        threads: threads of the native engines; all usable cores by default.
         progress: called as work proceeds.
 
     Raises UsageError for an engine, language, text or device that makes no sense, InvalidInput when
-    the models do not share a vocabulary or give no finite logits, MissingDependency when the engine
-    is not installed, and the errors of ``open_checkpoint``.
+    the models do not share a vocabulary, NotFinite, MissingDependency when the engine is not
+    installed, NotEnoughResources, and the errors of ``open_checkpoint``.
     """
-    if engine not in ENGINES:
-        raise UsageError(f"there is no engine {engine!r}; known are {', '.join(ENGINES)}")
+    if engine not in engine_names():
+        known = ", ".join(engine_names())
+        raise UsageError(f"there is no engine {engine!r}; known are {known}")
     _check_device(device)
     first, second = open_checkpoint(reference), open_checkpoint(candidate)
+    names, absent = _choose(engine, second)
     _check_vocabularies(first, second)
     spans = evaluation_windows(first, _samples(text, languages), context)
+    measured = artifact(first, str(reference)), artifact(second, str(candidate))
 
-    def stage(name: str) -> Callable[[int, int], None]:
+    def stage(name: str) -> Count:
         return lambda done, total: progress(name, done, total) if progress is not None else None
 
-    runner: Engine
-    if engine == "torch":
-        runner = TorchEngine(second, spans, device=device, progress=stage("candidate"))
-    else:
-        runner = _NATIVE[engine](second, spans, threads=threads or usable_cores())
-    try:
-        base = TorchEngine(first, spans, device=device, progress=stage("reference"))
-        per_language = _score_all(base, runner, spans, stage("scoring"))
-    finally:
-        runner.close()
-    everything = Scores([part for scores in per_language.values() for part in scores.parts])
+    key = states_key(first, measured[0].sha256, spans, device)
+    states = reference_states(first, spans, key, device=device, progress=stage("reference"))
+    work = _Work(first, second, spans, states, key, device, threads or usable_cores(), stage)
     return Report(
-        engine=engine,
-        reference=artifact(first, str(reference)),
-        candidate=artifact(second, str(candidate)),
+        reference=measured[0],
+        candidate=measured[1],
+        reference_facts=facts_of(first),
+        candidate_facts=facts_of(second),
         context=context,
-        overall=everything.drift(),
-        languages={code: scores.drift() for code, scores in per_language.items()},
+        text=Text(str(text) if text is not None else _BUNDLED, ids_digest(spans), len(spans)),
+        noise=work.noise(),
+        runs=tuple(work.run(name) for name in names),
+        absent=absent,
+        version=__version__,
     )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One verification under way."""
+
+    reference: Checkpoint
+    candidate: Checkpoint
+    windows: Sequence[Window]
+    states: States
+    key: str
+    device: str
+    threads: int
+    stage: Callable[[str], Count]
+
+    @cached_property
+    def tokens(self) -> list[bytes]:
+        return token_bytes(self.reference.tokenizer)
+
+    @cached_property
+    def texts(self) -> list[ProofText]:
+        return texts_of(self.reference)
+
+    def noise(self) -> Noise:
+        """The noise floor in the type that the candidate is served in."""
+        wanted = serving_dtype(self.candidate)
+        dtype, scores = noise_scores(
+            self.reference, self.states, self.windows, self.key, wanted,
+            device=self.device, progress=self.stage("noise floor"),
+        )  # fmt: skip
+        summary = summarise(by_language(self.windows, scores), byte_lengths(self.tokens))
+        counts = histogram(concatenate(scores).kl)
+        return Noise(dtype, summary, counts, overflows=dtype != wanted)
+
+    def run(self, engine: str) -> Run:
+        """The candidate in one engine."""
+        if engine == TORCH:
+            return self._result(engine, *self._torch())
+        job = NativeJob(
+            engine, self.candidate, self.reference, self.states, self.windows, self.texts,
+            prefix=_prefix(self.reference), device=self.device, threads=self.threads,
+        )  # fmt: skip
+        found = run_native(job, self.stage(engine))
+        return self._result(engine, found.scores, found.proof, found.details)
+
+    def _torch(self) -> tuple[list[TokenScores], Proof, dict[str, str]]:
+        import torch
+        import transformers
+
+        from zenconvert.formats.hf.tokenizer import TextEncoder
+
+        runner = TorchEngine(
+            self.candidate, self.windows, device=self.device, progress=self.stage("candidate")
+        )
+        base = HeadOnStates(self.states.rows, output_head(self.reference, device=self.device))
+        vocab = self.reference.hyperparameters.vocab
+        scores = score_windows(base, runner, self.windows, vocab, self.stage("scoring"))
+        details = {
+            "version": f"torch {torch.__version__}, transformers {transformers.__version__}",
+            "device": self.device,
+            "compute_dtype": "float32",
+        }
+        return scores, prove_tokens(TextEncoder(self.candidate.tokenizer), self.texts), details
+
+    def _result(
+        self,
+        engine: str,
+        scores: Sequence[TokenScores],
+        proof: Proof,
+        details: Mapping[str, str],
+    ) -> Run:
+        languages = by_language(self.windows, scores)
+        return Run(
+            engine=engine,
+            details=details,
+            summary=summarise(languages, byte_lengths(self.tokens)),
+            proof=proof,
+            histogram=histogram(concatenate(scores).kl),
+            worst=tuple(worst_positions(self.windows, scores, self.tokens)),
+            documents=documents(languages),
+        )
+
+
+def _choose(engine: str, candidate: Checkpoint) -> tuple[list[str], dict[str, str]]:
+    """The engines to run, and why others cannot."""
+    if engine == TORCH:
+        return [TORCH], {}
+    if engine != ALL:
+        if (problem := refusal(engine, candidate)) is not None:
+            raise problem
+        return [engine], {}
+    fitting = [name for name, known in ENGINES.items() if candidate.format in known.formats]
+    problems = {name: refusal(name, candidate) for name in fitting}
+    able = [name for name, problem in problems.items() if problem is None]
+    return [TORCH, *able], {name: str(p) for name, p in problems.items() if p is not None}
 
 
 def _check_device(device: str) -> None:
@@ -154,7 +248,6 @@ def evaluation_windows(
             f"the model's context is {checkpoint.hyperparameters.context} tokens; {context} is more"
         )
     tokenizer = checkpoint.tokenizer
-    bos = tokenizer.special.get("bos")
     return windows(
         samples,
         TextEncoder(tokenizer),
@@ -163,30 +256,11 @@ def evaluation_windows(
         special_tokens={
             f"{name}_token": tokenizer.tokens[i] for name, i in tokenizer.special.items()
         },
-        prefix=bos if tokenizer.add_bos else None,
+        prefix=next(iter(_prefix(checkpoint)), None),
     )
 
 
-def _score_all(
-    reference: Engine,
-    candidate: Engine,
-    spans: Sequence[Window],
-    progress: Callable[[int, int], None],
-) -> dict[str, Scores]:
-    per_language: dict[str, Scores] = {}
-    for index, span in enumerate(spans):
-        scores = per_language.setdefault(span.language, Scores())
-        ids = np.asarray(span.ids, dtype=np.int64)
-        for begin in range(0, len(ids) - 1, _POSITIONS):
-            end = min(begin + _POSITIONS, len(ids) - 1)
-            base = reference.logits(index, begin, end)
-            logits = candidate.logits(index, begin, end)
-            for name, values in (("reference", base), ("candidate", logits)):
-                if not np.isfinite(values).all():
-                    raise InvalidInput(
-                        f"the {name}'s logits are not finite in sample {span.sample} "
-                        f"({span.language}), tokens {begin} to {end}"
-                    )
-            scores.add(score(base, logits, ids[begin + 1 : end + 1]))
-        progress(index + 1, len(spans))
-    return dict(sorted(per_language.items()))
+def _prefix(checkpoint: Checkpoint) -> list[int]:
+    """BOS, where the model expects it."""
+    tokenizer = checkpoint.tokenizer
+    return [tokenizer.special["bos"]] if tokenizer.add_bos else []

@@ -1,1 +1,157 @@
-"""Engines turn token ids into logits: the reference graph, or the runtime that users will have."""
+"""Engines turn token ids into logits: the reference graph, or the runtime that users will have.
+
+``torch`` runs any artifact in this process, streamed by layer. The others are native: each loads
+the written file in a fresh process (see ``worker``), and also shows that its tokenizer and its
+generation work. Adding one is adding a row to :data:`ENGINES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final, Protocol
+
+from zenconvert.calib.windows import Window
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.errors import MissingDependency, UsageError, ZenError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Engine(Protocol):
+    """A loaded artifact in a native runtime."""
+
+    def logits(self, window: int, begin: int, end: int) -> torch.Tensor: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def generate(self, ids: Sequence[int], count: int) -> list[int]: ...
+
+    def details(self) -> dict[str, str]: ...
+
+    def close(self) -> None: ...
+
+
+class Load(Protocol):
+    """Loads an artifact for these windows; ``room`` tokens are needed to generate."""
+
+    def __call__(
+        self,
+        checkpoint: Checkpoint,
+        windows: Sequence[Window],
+        *,
+        threads: int,
+        device: str,
+        room: int,
+    ) -> Engine: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NativeEngine:
+    """What is known of an engine before it is loaded."""
+
+    title: str
+    formats: frozenset[str]
+    """Formats whose artifacts it runs."""
+    package: str
+    """The module that must be importable, and what to install for it."""
+    install: str
+    load: Callable[[], Load]
+    gpu_only: bool = False
+
+
+def _llamacpp() -> Load:
+    from zenconvert.verification.engines.llamacpp import LlamaCppEngine
+
+    return LlamaCppEngine
+
+
+def _transformers() -> Load:
+    from zenconvert.verification.engines.transformers_engine import TransformersEngine
+
+    return TransformersEngine
+
+
+def _vllm() -> Load:
+    from zenconvert.verification.engines.vllm_engine import VllmEngine
+
+    return VllmEngine
+
+
+def _auto_gptq() -> Load:
+    from zenconvert.verification.engines.autogptq import AutoGptqEngine
+
+    return AutoGptqEngine
+
+
+def _autoawq() -> Load:
+    from zenconvert.verification.engines.autoawq import AutoAwqEngine
+
+    return AutoAwqEngine
+
+
+_FOLDERS: Final = frozenset({"hf", "gptq", "awq"})
+
+TORCH: Final = "torch"
+ALL: Final = "all"
+
+ENGINES: Final[dict[str, NativeEngine]] = {
+    "llamacpp": NativeEngine(
+        "llama.cpp", frozenset({"gguf"}), "llama_cpp", "zenconvert[llamacpp]", _llamacpp
+    ),
+    "transformers": NativeEngine(
+        "transformers", _FOLDERS, "transformers", "transformers", _transformers
+    ),
+    "auto-gptq": NativeEngine(
+        "AutoGPTQ", frozenset({"gptq"}), "auto_gptq", "zenconvert[auto-gptq]", _auto_gptq
+    ),
+    "autoawq": NativeEngine("AutoAWQ", frozenset({"awq"}), "awq", "zenconvert[autoawq]", _autoawq),
+    "vllm": NativeEngine("vLLM", _FOLDERS, "vllm", "vllm", _vllm, gpu_only=True),
+}
+
+# Kernels that transformers calls for a quantized folder: any of these modules, by format.
+_KERNELS: Final = {"gptq": ("gptqmodel", "auto_gptq"), "awq": ("gptqmodel", "awq")}
+
+
+def engine_names() -> tuple[str, ...]:
+    """Every engine, and ``all``."""
+    return (TORCH, *ENGINES, ALL)
+
+
+def refusal(name: str, checkpoint: Checkpoint) -> ZenError | None:
+    """Why a native engine cannot run this artifact here, None where it can."""
+    engine = ENGINES[name]
+    if checkpoint.format not in engine.formats:
+        runs = ", ".join(f.upper() for f in sorted(engine.formats))
+        kind = "files" if engine.formats == {"gguf"} else "folders"
+        return UsageError(
+            f"the {name} engine runs {runs} {kind}; {checkpoint.path} is {checkpoint.format}"
+        )
+    if not _installed(engine.package):
+        return MissingDependency(
+            f"the {name} engine needs {engine.package}; install {engine.install}"
+        )
+    kernels = _KERNELS.get(checkpoint.format, ()) if name == "transformers" else ()
+    if kernels and not any(_installed(module) for module in kernels):
+        return MissingDependency(
+            f"the transformers engine needs kernels for {checkpoint.format}: install "
+            + " or ".join(kernels)
+        )
+    if engine.gpu_only and not _has_gpu():
+        return UsageError(f"the {name} engine needs a GPU, and torch sees none here")
+    return None
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # blocked in sys.modules
+        return False
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

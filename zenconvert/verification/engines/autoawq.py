@@ -30,7 +30,17 @@ _BITS = 4
 class AutoAwqEngine(PackedModelEngine):
     """An AWQ folder loaded with ``AutoAWQForCausalLM.from_quantized``."""
 
-    def __init__(self, checkpoint: Checkpoint, windows: Sequence[Window], *, threads: int) -> None:
+    package = "autoawq"
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        windows: Sequence[Window],
+        *,
+        threads: int,
+        device: str = "cpu",
+        room: int = 0,
+    ) -> None:
         """Load. Raises UsageError, MissingDependency, or InvalidInput where AutoAWQ fails."""
         if checkpoint.format != "awq":
             raise UsageError(
@@ -41,7 +51,7 @@ class AutoAwqEngine(PackedModelEngine):
         check_modules(checkpoint, list(quantized), "AutoAWQ")
         for module in quantized.values():
             module.forward = partial(_forward, module)
-        super().__init__(model, windows, threads=threads)
+        super().__init__(model, checkpoint, windows, threads=threads)
 
 
 def _load(checkpoint: Checkpoint) -> Any:

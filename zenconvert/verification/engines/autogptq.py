@@ -27,7 +27,17 @@ _INITIALIZERS = ("kaiming_uniform_", "uniform_", "normal_")
 class AutoGptqEngine(PackedModelEngine):
     """A GPTQ folder loaded with ``AutoGPTQForCausalLM.from_quantized``."""
 
-    def __init__(self, checkpoint: Checkpoint, windows: Sequence[Window], *, threads: int) -> None:
+    package = "auto-gptq"
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        windows: Sequence[Window],
+        *,
+        threads: int,
+        device: str = "cpu",
+        room: int = 0,
+    ) -> None:
         """Load. Raises UsageError, MissingDependency, or InvalidInput where AutoGPTQ fails."""
         if checkpoint.format != "gptq":
             raise UsageError(
@@ -37,7 +47,7 @@ class AutoGptqEngine(PackedModelEngine):
         model = _load(checkpoint)
         quantized = [name for name, m in model.named_modules() if type(m).__name__ == "QuantLinear"]
         check_modules(checkpoint, quantized, "AutoGPTQ")
-        super().__init__(model, windows, threads=threads)
+        super().__init__(model, checkpoint, windows, threads=threads)
 
 
 def _check_readable(checkpoint: Checkpoint) -> None:

@@ -6,16 +6,17 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
 from zenconvert.calib.reference import batches
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import Grouped
 from zenconvert.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import torch
 
 
 class PackedModelEngine:
@@ -24,12 +25,21 @@ class PackedModelEngine:
     Such tools decode their weights anew in every call, so windows go through in large batches.
     """
 
-    def __init__(self, model: Any, windows: Sequence[Window], *, threads: int) -> None:
+    package = ""
+    """The tool, as pip knows it."""
+
+    def __init__(
+        self, model: Any, checkpoint: Checkpoint, windows: Sequence[Window], *, threads: int
+    ) -> None:
         """``model`` has the interface of transformers' causal models."""
         import torch
+        import transformers
 
         torch.set_num_threads(threads)
-        self.head = model.get_output_embeddings()
+        self.model, self.head = model, model.get_output_embeddings()
+        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+            checkpoint.path, local_files_only=True, trust_remote_code=False
+        )
         self.hidden = [torch.empty(0)] * len(windows)
         for batch in batches(windows):
             # padding stands right, unseen by causality
@@ -40,17 +50,38 @@ class PackedModelEngine:
             for row, index in enumerate(batch):
                 self.hidden[index] = states[row, : len(rows[row])].float()
 
-    def logits(self, window: int, begin: int, end: int) -> NDArray[np.float32]:
+    def logits(self, window: int, begin: int, end: int) -> torch.Tensor:
         """Logits float32[end - begin, vocab] of positions of one window."""
         import torch
 
         with torch.inference_mode():
-            values: NDArray[np.float32] = self.head(self.hidden[window][begin:end]).float().numpy()
+            values: torch.Tensor = self.head(self.hidden[window][begin:end]).float()
         return values
 
+    def encode(self, text: str) -> list[int]:
+        """Token ids by the tokenizer of the folder, special tokens recognised."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def generate(self, ids: Sequence[int], count: int) -> list[int]:
+        """The ``count`` tokens that follow, each the most probable one."""
+        import torch
+
+        tokens = list(ids)
+        with torch.inference_mode():
+            for _ in range(count):
+                states = self.model.base_model(input_ids=torch.tensor([tokens]), use_cache=False)
+                tokens.append(int(self.head(states.last_hidden_state[0, -1]).argmax()))
+        return tokens[len(ids) :]
+
+    def details(self) -> dict[str, str]:
+        """What ran, for the report."""
+        name = self.package
+        version = f"{name} {metadata.version(name)}"
+        return {"version": version, "device": "cpu", "compute_dtype": "float32"}
+
     def close(self) -> None:
-        """Free the states and the head."""
-        del self.hidden, self.head
+        """Free the model and the states."""
+        del self.hidden, self.head, self.model
 
 
 def check_modules(checkpoint: Checkpoint, quantized: Sequence[str], tool: str) -> None:

@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from zenconvert.calib.reference import Reference, batches
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.recoding import logical_rows
+from zenconvert.verification.scoring import HeadOnStates
+from zenconvert.verification.states import Count, final_states, output_head
+
+if TYPE_CHECKING:
+    import torch
 
 
 class TorchEngine:
     """Final hidden states of every window, and logits of any positions on demand, float32."""
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        windows: Sequence[Window],
-        *,
-        device: str,
-        progress: Callable[[int, int], None],
+        self, checkpoint: Checkpoint, windows: Sequence[Window], *, device: str, progress: Count
     ) -> None:
-        reference = Reference(checkpoint, logical_rows, device=device)
-        self.device = device
-        self.hidden = reference.embed(windows)
-        groups = batches(windows)
-        for layer in range(reference.layers):
-            block = reference.block(layer)
-            for batch in groups:
-                reference.run(block, self.hidden, batch)
-            progress(layer + 1, reference.layers)
-        self.head = reference.head().to(device)
+        hidden = final_states(checkpoint, windows, device=device, progress=progress)
+        head = output_head(checkpoint, device=device)
+        self._model = HeadOnStates(lambda window, begin, end: hidden[window][begin:end], head)
 
-    def logits(self, window: int, begin: int, end: int) -> NDArray[np.float32]:
+    def logits(self, window: int, begin: int, end: int) -> torch.Tensor:
         """Logits float32[end - begin, vocab] of positions of one window."""
-        hidden = self.hidden[window][begin:end].to(self.device)
-        values: NDArray[np.float32] = (hidden @ self.head.T).cpu().numpy()
-        return values
-
-    def close(self) -> None:
-        """Free the states and the head."""
-        del self.hidden, self.head
+        return self._model.logits(window, begin, end)

@@ -1,0 +1,86 @@
+"""The cache folder: what a run leaves for the next one, and what may be deleted at any time.
+
+``$ZENCONVERT_CACHE``, else the platform's cache folder. A file gets its name when it is whole;
+concurrent runs may write the same one, and the last wins with the same content. The cache takes no
+more than is left free on its disk: beyond that, what was unused for longest goes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+_VARIABLE: Final = "ZENCONVERT_CACHE"
+_PARTIAL: Final = ".partial"
+_ABANDONED_S: Final = 24 * 3600  # a run that is alive writes more often
+
+
+def cache_folder() -> Path:
+    """The folder; it need not exist yet."""
+    if given := os.environ.get(_VARIABLE):
+        return Path(given)
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "zenconvert"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "zenconvert"
+
+
+@contextmanager
+def new_file(path: Path, size: int = 0) -> Iterator[Path | None]:
+    """A temporary path beside ``path`` to be written, which then gets its name.
+
+    Yields None, and nothing is kept, where ``size`` bytes cannot be had or the folder cannot be
+    written. An OSError in the block (a full disk) is no error either: the cache stays without.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        room = _make_room(path.parent, size)
+        handle, name = tempfile.mkstemp(suffix=_PARTIAL, prefix=f".{path.name}.", dir=path.parent)
+    except OSError:
+        room = False
+    if not room:
+        yield None
+        return
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def touch(path: Path) -> None:
+    """Note that a file was used."""
+    with suppress(OSError):  # another run removed it; who has it open keeps it
+        os.utime(path)
+
+
+def _make_room(folder: Path, size: int) -> bool:
+    """Remove leftovers and the oldest files until ``size`` bytes fit; False where they cannot."""
+    for left in folder.glob(f".*{_PARTIAL}"):
+        if time.time() - left.stat().st_mtime > _ABANDONED_S:
+            left.unlink(missing_ok=True)
+    files = sorted(
+        (p for p in folder.iterdir() if p.is_file() and p.suffix != _PARTIAL),
+        key=lambda p: p.stat().st_mtime,
+    )
+    used = sum(p.stat().st_size for p in files)
+    free = shutil.disk_usage(folder).free
+    while files and used + size > free - size:
+        oldest = files.pop(0)
+        gone = oldest.stat().st_size
+        oldest.unlink(missing_ok=True)
+        used, free = used - gone, free + gone
+    return size < free

@@ -1,0 +1,123 @@
+"""transformers itself: the folder as users load it, GPTQ and AWQ through their own kernels.
+
+Weights stay in the type that the config names. Only the hidden states of one window are held; the
+output head is applied to a block of positions at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from zenconvert.calib.windows import Window
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.errors import InvalidInput, MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+FORMATS = frozenset({"hf", "gptq", "awq"})
+
+
+class TransformersEngine:
+    """A whole model by ``AutoModelForCausalLM.from_pretrained``."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        windows: Sequence[Window],
+        *,
+        threads: int,
+        device: str = "cpu",
+        room: int = 0,
+    ) -> None:
+        import torch
+        import transformers
+
+        if checkpoint.format not in FORMATS:
+            raise UsageError(
+                "the transformers engine runs HF, GPTQ and AWQ folders; "
+                f"{checkpoint.path} is {checkpoint.format}"
+            )
+        torch.set_num_threads(threads)
+        self.windows, self.device = windows, device
+        where = {"pretrained_model_name_or_path": checkpoint.path, "local_files_only": True}
+        try:
+            self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                **where, torch_dtype="auto", trust_remote_code=False
+            )
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                **where, trust_remote_code=False
+            )
+            self.model = self.model.to(device).eval()
+        except ImportError as error:
+            raise MissingDependency(
+                f"{checkpoint.path}: transformers needs a package to run it: {error}"
+            ) from error
+        except Exception as error:  # an odd folder makes transformers raise anything
+            raise InvalidInput(f"{checkpoint.path}: transformers cannot load it: {error!r}") from (
+                error
+            )
+        self.current = -1
+        self.hidden: torch.Tensor = torch.empty(0)
+
+    def logits(self, window: int, begin: int, end: int) -> torch.Tensor:
+        """Logits float32[end - begin, vocab] of positions of one window, on the engine's device."""
+        import torch
+
+        with torch.inference_mode():
+            if window != self.current:
+                ids = torch.tensor([self.windows[window].ids], device=self.device)
+                output = self.model.base_model(input_ids=ids, use_cache=False)
+                self.hidden, self.current = output.last_hidden_state[0], window
+            values: torch.Tensor = self.model.get_output_embeddings()(self.hidden[begin:end])
+            return values.float()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids by the tokenizer of the folder, special tokens recognised."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def generate(self, ids: Sequence[int], count: int) -> list[int]:
+        """The ``count`` tokens that follow, each the most probable one."""
+        import torch
+
+        given = torch.tensor([list(ids)], device=self.device)
+        with torch.inference_mode():
+            output = self.model.generate(
+                given,
+                attention_mask=torch.ones_like(given),
+                generation_config=self._greedy(count),
+            )
+        return [int(token) for token in output[0, len(ids) :]]
+
+    def _greedy(self, count: int) -> Any:
+        """Nothing of the folder's own settings: no sampling, no penalty, no early end."""
+        import transformers
+
+        return transformers.GenerationConfig(
+            do_sample=False, max_new_tokens=count, min_new_tokens=count, pad_token_id=0
+        )
+
+    def details(self) -> dict[str, str]:
+        """What ran, for the report."""
+        import transformers
+
+        quantization = getattr(self.model.config, "quantization_config", None)
+        found = {
+            "version": f"transformers {transformers.__version__}",
+            "device": self.device,
+            "compute_dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+        if quantization is not None:
+            found["kernels"] = _kernels(self.model)
+        return found
+
+    def close(self) -> None:
+        """Free the model."""
+        del self.model, self.hidden
+
+
+def _kernels(model: Any) -> str:
+    """Classes of the quantized linear layers."""
+    names = {type(m).__module__.partition(".")[0] + "." + type(m).__name__ for m in model.modules()}
+    return ", ".join(sorted(n for n in names if not n.startswith(("torch.", "transformers."))))

@@ -1,0 +1,132 @@
+"""A native engine in a process of its own: the parent's side.
+
+A runtime that aborts or is killed takes only its own process down, and what it loads comes from the
+written file alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import zenconvert
+from zenconvert import errors
+from zenconvert.calib.windows import Window
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.errors import ConversionFailed, InvalidInput, NotEnoughResources
+from zenconvert.verification.metrics import TokenScores, split
+from zenconvert.verification.proof import Proof, Text
+from zenconvert.verification.states import Count, States
+from zenconvert.verification.worker import JOB, RESULT, SCORES
+
+_MODULE: Final = "zenconvert.verification.worker"
+_LAST_LINES: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class NativeResult:
+    """What the child measured."""
+
+    scores: list[TokenScores]
+    """By window."""
+    proof: Proof
+    details: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class NativeJob:
+    """What a native engine needs to know."""
+
+    engine: str
+    candidate: Checkpoint
+    reference: Checkpoint
+    states: States
+    windows: Sequence[Window]
+    texts: Sequence[Text]
+    prefix: Sequence[int]
+    """Tokens that begin every sequence."""
+    device: str
+    threads: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form for the child."""
+        return {
+            "engine": self.engine,
+            "candidate": str(self.candidate.path.resolve()),
+            "reference": str(self.reference.path.resolve()),
+            "states": str(self.states.path),
+            "windows": [asdict(w) for w in self.windows],
+            "texts": [asdict(t) for t in self.texts],
+            "prefix": list(self.prefix),
+            "device": self.device,
+            "threads": self.threads,
+        }
+
+
+def run_native(job: NativeJob, progress: Count) -> NativeResult:
+    """Run the job in a fresh process.
+
+    Raises what the child raised, InvalidInput when the runtime died on the file, and
+    NotEnoughResources when it was killed.
+    """
+    with tempfile.TemporaryDirectory(prefix="zenconvert-") as name:
+        folder = Path(name)
+        (folder / JOB).write_text(json.dumps(job.as_dict()), encoding="utf-8")
+        status = _spawn(folder, progress)
+        if status != 0:
+            raise _death(job, status, (folder / "stderr").read_text(errors="replace"))
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        if "error" in result:
+            raise getattr(errors, result["error"])(result["message"])
+        flat = TokenScores.load(folder / SCORES)
+    scores = split(flat, [len(window.ids) - 1 for window in job.windows])
+    return NativeResult(scores, Proof.from_dict(result["proof"]), result["details"])
+
+
+def _spawn(folder: Path, progress: Count) -> int:
+    """Run the child to its end; its exit status."""
+    read, write = os.pipe()
+    root = str(Path(zenconvert.__file__).parent.parent)
+    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    with (
+        (folder / "stdout").open("wb") as out,
+        (folder / "stderr").open("wb") as log,
+        os.fdopen(read) as lines,
+    ):
+        try:
+            # -P: the user's working folder is no place to import from
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", _MODULE, str(folder), str(write)],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=log, pass_fds=(write,),
+                env={**os.environ, "PYTHONPATH": path},
+            )  # fmt: skip
+        finally:
+            os.close(write)
+        try:
+            for line in lines:
+                done, total = line.split()
+                progress(int(done), int(total))
+            return process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+
+
+def _death(job: NativeJob, status: int, log: str) -> errors.ZenError:
+    last = "\n".join(log.strip().splitlines()[-_LAST_LINES:])
+    where = f"{job.candidate.path}: the {job.engine} engine"
+    if status == -signal.SIGKILL:
+        return NotEnoughResources(f"{where} was killed, most likely for want of memory")
+    if status < 0:
+        name = signal.Signals(-status).name
+        return InvalidInput(f"{where} died of {name}; its last words:\n{last}")
+    return ConversionFailed(f"{where} failed; its last words:\n{last}")
