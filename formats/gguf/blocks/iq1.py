@@ -12,16 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.formats.gguf.blocks import Encoder
-from zenconvert.formats.gguf.blocks.iq_lattices import (
-    NO_IMPORTANCE,
-    halves,
-    in_runs,
-    numbers_of_codes,
-    packed,
-)
+from zenconvert.formats.gguf.blocks.iq_packing import by_block, halves, packed, point_numbers
 from zenconvert.formats.gguf.blocks.neighbours import neighbours
 from zenconvert.formats.gguf.blocks.superblocks import QK_K
-from zenconvert.formats.gguf.blocks.ternary_search import search_ternary
+from zenconvert.formats.gguf.blocks.ternary_search import new_cut, search_ternary
 
 _F: Final = np.float32
 
@@ -33,21 +27,21 @@ def _search(
     negligible: np.float32,
 ) -> tuple[NDArray[np.uint16], NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
     """(numbers of points u16[n, 32], shifts and scales [n, 256 / length], d [n])."""
-    by_block = NO_IMPORTANCE if importance is None else importance.reshape(-1, QK_K)
-    blocks = weights.reshape(-1, QK_K)
+    blocks, lists = weights.reshape(-1, QK_K), neighbours("iq1")
     codes = np.empty((len(blocks), 32), dtype=np.int32)
     shifts = np.empty((len(blocks), QK_K // length), dtype=np.int32)
     scales, d = np.empty_like(shifts), np.empty(len(blocks), dtype=np.float32)
-    lists = neighbours("iq1")
-    search_ternary(blocks, by_block, lists, length, negligible, codes, shifts, scales, d)
-    return numbers_of_codes("iq1")[codes], shifts, scales, d
+    search_ternary(
+        blocks, by_block(importance), lists, length, negligible, new_cut(), codes, shifts, scales, d
+    )
+    return point_numbers("iq1", codes), shifts, scales, d
 
 
 def _encode_iq1_s(
     weights: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]
 ) -> None:
     numbers, shifts, scales, d = _search(weights, importance, 32, _F(1e-12))
-    high = packed(in_runs(numbers >> 8, 4), 3, "u2").view("<u2")
+    high = packed(numbers >> 8, 4, 3, "u2").view("<u2")
     words = high | (scales << 12 | (shifts & 1) << 15).astype(np.uint16)
     parts = [halves(d * _F(1.125)), numbers.astype(np.uint8), words.astype("<u2").view(np.uint8)]
     out.reshape(len(d), -1)[:] = np.concatenate(parts, axis=1)
@@ -57,12 +51,11 @@ def _encode_iq1_m(
     weights: NDArray[np.float32], importance: NDArray[np.float32] | None, out: NDArray[np.uint8]
 ) -> None:
     numbers, shifts, scales, d = _search(weights, importance, 16, _F(1e-7))
-    # nibbles of three high bits and a shift; the first half's shift is bit 1 of the two
-    down = np.stack([shifts >> 1, shifts & 1], axis=2).reshape(len(d), -1)
-    high = packed(in_runs(numbers >> 8 | (down << 3).astype(np.uint16), 2), 4)
-    half = halves(d * _F(1.1125)).view("<u2")
-    quarters = half >> np.arange(0, 16, 4, dtype=np.uint16) & np.uint16(15)
-    words = packed(in_runs(scales, 4), 3, "u2").view("<u2") | quarters << np.uint16(12)
+    is_down = np.stack([shifts >> 1, shifts & 1], axis=2).reshape(len(d), -1)
+    high = packed(numbers >> 8 | (is_down << 3).astype(np.uint16), 2, 4)
+    # the sixteen bits of d, four above each twelve bits of scales
+    quarters = halves(d * _F(1.1125)).view("<u2") >> np.arange(0, 16, 4, dtype=np.uint16)
+    words = packed(scales, 4, 3, "u2").view("<u2") | quarters << np.uint16(12)
     parts = [numbers.astype(np.uint8), high, words.astype("<u2").view(np.uint8)]
     out.reshape(len(d), -1)[:] = np.concatenate(parts, axis=1)
 

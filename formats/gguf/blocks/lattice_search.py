@@ -2,8 +2,8 @@
 
 ``x = sign * scale * q`` with one scale per sub-block and q, the coordinates ``2 * level + 1``, from
 a codebook, eight or four at a time. Inverse scales are tried one after the other: magnitudes are
-rounded to levels, groups that land outside the codebook move to the best near point
-(:mod:`.neighbours`), and the best fit gives the scale. The types differ in the numbers of
+rounded to levels, groups that land on a corner that is no point of the codebook move to the best
+near point (:mod:`.neighbours`), and the try that fits best gives the scale. The types differ in the
 :class:`Rules`. Every lane performs the operations of ``quantize_row_iq*_impl`` of ggml-quants.c.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from zenconvert.formats.gguf.blocks.lanes import (
     LANES,
     Floats,
-    Mask,
+    Ints,
     any_lane,
     load,
     scratch,
@@ -29,10 +29,7 @@ from zenconvert.formats.gguf.blocks.lanes import (
     to_floats,
     to_ints,
 )
-from zenconvert.formats.gguf.blocks.neighbours import (
-    Neighbours,
-    nearest_point,
-)
+from zenconvert.formats.gguf.blocks.neighbours import Neighbours, nearest_point
 from zenconvert.formats.gguf.blocks.rounding import nearest_within
 from zenconvert.formats.gguf.blocks.search_affine import search_positive
 from zenconvert.formats.gguf.blocks.superblocks import QK_K, read_blocks
@@ -50,26 +47,26 @@ class Rules(NamedTuple):
     length: int
     """Elements of a sub-block."""
     dimensions: int
-    """Of the codebook."""
+    """Of the codebook: 8 or 4."""
     top: np.float32
     """The highest level; its coordinate is 2 * top + 1."""
     tries: int
-    """Inverse scales are tried from -tries * step to tries * step around the plain one."""
+    """Inverse scales from -tries * step to tries * step around the plain one are tried."""
     step: np.float32
     negligible: np.float32
     """Sub-blocks whose largest magnitude is less become zero."""
     spread: np.float32
     """The mean square of the super-block counts so many times in the weights."""
     plain_spread: np.float32
-    """The same in the weights without importance."""
+    """And so many times that in the weights without importance."""
     even_signs: bool
-    """Of eight signs an even number is negative, so that seven are stored."""
+    """Of eight signs an even number is negative, so that seven need to be stored."""
     descends: bool
-    """The tries start from the scale of ``search_positive``, and every fit is refined."""
+    """The plain scale is that of ``search_positive``, and every fit is refined."""
     refines_all: bool
-    """Refining a fit moves the groups whose point was rounded to as well."""
+    """Refining a fit rounds all groups again, not only those that moved to a near point."""
     erases: bool
-    """A super-block whose scales are all zero has zeros in place of codes and signs."""
+    """A super-block whose scales are all zero keeps no codes and no signs."""
 
 
 class Fit(NamedTuple):
@@ -80,7 +77,7 @@ class Fit(NamedTuple):
     importance: NDArray[np.float32]
     """[256]."""
     sizes: NDArray[np.float32]
-    """Magnitudes in the sub-block, [32], as the following four. One may be negative."""
+    """Magnitudes in the sub-block, [32], as the following ones. ``even_signs`` negates some."""
     weights: NDArray[np.float32]
     roots: NDArray[np.float32]
     """Square roots of the weights."""
@@ -93,8 +90,9 @@ class Fit(NamedTuple):
     scale: NDArray[np.float32]
     """The scale that is tried, [1]."""
     corners: NDArray[np.int32]
-    """Codes before the move to a point, one per group: [8], as the following three."""
+    """Codes that were rounded to, one per group: [8], as the following ones."""
     tried: NDArray[np.int32]
+    """Codes of points for them."""
     best: NDArray[np.int32]
     moved: NDArray[np.int32]
     """1 where the best code is not what was rounded to."""
@@ -106,31 +104,13 @@ class Fit(NamedTuple):
     """Bits of all runs of eight, [32]."""
 
 
-@njit(nogil=True, fastmath=False)
-def _ints(rows: int) -> NDArray[np.int32]:
-    return scratch(rows).view(np.int32)
-
-
-@njit(nogil=True, fastmath=False)
-def _new_fit() -> Fit:
-    return Fit(
-        scratch(QK_K),
-        scratch(QK_K),
-        scratch(32),
-        scratch(32),
-        scratch(32),
-        scratch(32),
-        scratch(32),
-        scratch(1),
-        scratch(1),
-        _ints(8),
-        _ints(8),
-        _ints(8),
-        _ints(8),
-        scratch(16),
-        _ints(64),
-        _ints(32),
-    )
+def new_fit(rules: Rules) -> Fit:
+    """Memory for one call of :func:`search_lattice`."""
+    rows = (QK_K, QK_K, 32, 32, 32, 32, 32, 1, 1, 8, 8, 8, 8, 16, 64, 32)
+    fit = Fit(*(scratch.py_func(count) for count in rows))
+    fit.coordinates[0] = 2 * (np.arange(LANES) % (4 if rules.dimensions == 8 else 8)) + 1
+    ints = ("corners", "tried", "best", "moved", "codes", "signs")
+    return fit._replace(**{name: getattr(fit, name).view(np.int32) for name in ints})
 
 
 @njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
@@ -139,6 +119,7 @@ def search_lattice(
     importance: NDArray[np.float32],
     lists: Neighbours,
     rules: Rules,
+    fit: Fit,
     codes: NDArray[np.int32],
     signs: NDArray[np.int32],
     scales: NDArray[np.int32],
@@ -149,10 +130,6 @@ def search_lattice(
     Fills ``codes`` [n, 256 / dimensions] of points, ``signs`` [n, 32] as bits, ``scales``
     [n, 256 / length] from 0 to 15 and the super-blocks' unit of scale ``d`` [n].
     """
-    fit = _new_fit()
-    levels = 4 if rules.dimensions == 8 else 8
-    for i in range(LANES):
-        fit.coordinates[0, i] = 2 * (i % levels) + 1
     count = blocks.shape[0]
     for first in range(0, count, LANES):
         read_blocks(blocks, first, count, fit.x)
@@ -161,9 +138,10 @@ def search_lattice(
         squares = splat(_ZERO)
         for i in range(QK_K):
             squares = squares + load(fit.x, i) * load(fit.x, i)
+        mean = rules.spread * squares / _F(QK_K)
         peak = splat(_ZERO)
         for start in range(0, QK_K, rules.length):
-            _weigh(fit, start, rules, squares, importance.shape[0] > 0)
+            _weigh(fit, start, rules, mean, importance.shape[0] > 0)
             scale = _fit_sub_block(fit, start, lists, rules)
             store(fit.scales, start // rules.length, scale)
             peak = select(peak > scale, peak, scale)
@@ -171,9 +149,8 @@ def search_lattice(
 
 
 @njit(nogil=True, fastmath=False)
-def _weigh(fit: Fit, start: int, rules: Rules, squares: Floats, has_importance: bool) -> None:
+def _weigh(fit: Fit, start: int, rules: Rules, mean: Floats, has_importance: bool) -> None:
     """Weights, magnitudes and signs of the sub-block at ``start``."""
-    mean = rules.spread * squares / _F(QK_K)
     for i in range(rules.length):
         x = load(fit.x, start + i)
         if has_importance:
@@ -182,52 +159,75 @@ def _weigh(fit: Fit, start: int, rules: Rules, squares: Floats, has_importance: 
             weight = rules.plain_spread * mean + x * x
         store(fit.weights, i, weight)
         store(fit.roots, i, square_root(weight))
+        store(fit.sizes, i, select(x < _ZERO, x * -_ONE, x))
     for row in range(0, rules.length, 8):
-        bits, odd = splat(_I(0)), splat(_I(0))
-        least, where = splat(_ZERO), splat(_I(0))
+        bits, is_odd = splat(_I(0)), splat(_I(0))
         for i in range(8):
-            x = load(fit.x, start + row + i)
-            is_negative = x < _ZERO
-            size = select(is_negative, x * -_ONE, x)
-            store(fit.sizes, row + i, size)
+            is_negative = load(fit.x, start + row + i) < _ZERO
             bits = select(is_negative, bits | _I(1 << i), bits)
-            odd = select(is_negative, _I(1) - odd, odd)
-            loss = load(fit.weights, row + i) * size * size
-            is_least = loss < least
-            least = select(is_least, loss, least) if i else loss
-            where = select(is_least, splat(_I(1 << i)), where) if i else splat(_I(1))
+            is_odd = select(is_negative, _I(1) - is_odd, is_odd)
         if rules.even_signs:
-            where = select(odd != _I(0), where, splat(_I(0)))
-            for i in range(8):
-                is_flipped = (where & _I(1 << i)) != _I(0)
-                size = load(fit.sizes, row + i)
-                store(fit.sizes, row + i, select(is_flipped, size * -_ONE, size))
-            bits = (bits | where) - (bits & where)
+            bits = _flip_cheapest(fit, row, bits, is_odd)
         store(fit.signs, (start + row) // 8, bits)
     for i in range(rules.length):
         store(fit.products, i, load(fit.weights, i) * load(fit.sizes, i))
 
 
 @njit(nogil=True, fastmath=False)
+def _flip_cheapest(fit: Fit, row: int, bits: Ints, is_odd: Ints) -> Ints:
+    """Negate the element of least weight * size**2 of the eight from ``row`` on; new sign bits."""
+    size = load(fit.sizes, row)
+    least, flipped = load(fit.weights, row) * size * size, splat(_I(1))
+    for i in range(1, 8):
+        size = load(fit.sizes, row + i)
+        loss = load(fit.weights, row + i) * size * size
+        flipped = select(loss < least, splat(_I(1 << i)), flipped)
+        least = select(loss < least, loss, least)
+    flipped = select(is_odd != _I(0), flipped, splat(_I(0)))
+    for i in range(8):
+        size = load(fit.sizes, row + i)
+        is_flipped = (flipped & _I(1 << i)) != _I(0)
+        store(fit.sizes, row + i, select(is_flipped, size * -_ONE, size))
+    return (bits | flipped) - (bits & flipped)
+
+
+@njit(nogil=True, fastmath=False)
 def _fit_sub_block(fit: Fit, start: int, lists: Neighbours, rules: Rules) -> Floats:
     """The scale of the sub-block; sets its codes and corrects its signs."""
     groups = rules.length // rules.dimensions
-    reach = _F(rules.top + rules.top + _ONE)
     peak = load(fit.sizes, 0)
     for i in range(1, rules.length):
         size = load(fit.sizes, i)
         peak = select(peak > size, peak, size)
     is_zero = (peak < rules.negligible) | (peak == _ZERO)
-    scale = peak / reach
+    scale = peak / _F(rules.top + rules.top + _ONE)
     if rules.descends:
         most = _I(rules.top + _F(2))
         scale = search_positive(fit.sizes, fit.weights, rules.length, most, fit.levels)
         peak = scale * _F(rules.top + _ONE)
         is_zero = is_zero | (peak < _ZERO) | (peak == _ZERO)
+    scale = _refine(fit, lists, rules, _best_try(fit, lists, rules, peak, scale))
+    for k in range(groups):
+        code = select(is_zero, splat(_I(0)), load(fit.best, k))
+        store(fit.codes, start // rules.dimensions + k, code)
+    is_flipped = scale < _ZERO
+    for row in range(start // 8, (start + rules.length) // 8):
+        bits = load(fit.signs, row)
+        bits = select(is_flipped, _I(255) - bits, bits)
+        store(fit.signs, row, select(is_zero, splat(_I(0)), bits))
+    scale = select(is_flipped, scale * -_ONE, scale)
+    return select(is_zero, splat(_ZERO), scale)
+
+
+@njit(nogil=True, fastmath=False)
+def _best_try(fit: Fit, lists: Neighbours, rules: Rules, peak: Floats, scale: Floats) -> Floats:
+    """The fitted scale of the best try, else ``scale``; sets ``best`` and ``moved``."""
+    groups = rules.length // rules.dimensions
     for k in range(groups):
         store(fit.best, k, splat(_I(0)))
         store(fit.moved, k, splat(_I(1 if rules.refines_all else 0)))
     best = splat(_ZERO)
+    reach = _F(rules.top + rules.top + _ONE)
     for step in range(-rules.tries, rules.tries + 1):
         inverse = _F(reach + _F(_F(step) * rules.step)) / peak
         _try(fit, lists, rules, inverse, _ONE / inverse)
@@ -238,57 +238,42 @@ def _fit_sub_block(fit: Fit, start: int, lists: Neighbours, rules: Rules) -> Flo
             best = select(is_better, scale * sum_qx, best)
             for k in range(groups):
                 code = load(fit.tried, k)
-                moved = select(code != load(fit.corners, k), splat(_I(1)), splat(_I(0)))
+                has_moved = select(code != load(fit.corners, k), splat(_I(1)), splat(_I(0)))
                 store(fit.best, k, select(is_better, code, load(fit.best, k)))
-                store(fit.moved, k, select(is_better, moved, load(fit.moved, k)))
-    scale = _refine(fit, lists, rules, scale)
-    is_flipped = scale < _ZERO
-    for k in range(groups):
-        code = select(is_zero, splat(_I(0)), load(fit.best, k))
-        store(fit.codes, start // rules.dimensions + k, code)
-    for row in range(start // 8, (start + rules.length) // 8):
-        bits = load(fit.signs, row)
-        bits = select(is_flipped, _I(255) - bits, bits)
-        store(fit.signs, row, select(is_zero, splat(_I(0)), bits))
-    scale = select(is_flipped, scale * -_ONE, scale)
-    return select(is_zero, splat(_ZERO), scale)
+                store(fit.moved, k, select(is_better, has_moved, load(fit.moved, k)))
+    return scale
 
 
 @njit(nogil=True, fastmath=False)
 def _try(fit: Fit, lists: Neighbours, rules: Rules, inverse: Floats, scale: Floats) -> None:
-    """Round to the corners and move to the tried codes."""
+    """Round to ``corners`` and find their points, ``tried``."""
     dimensions = rules.dimensions
-    weight_of_level = _F(rules.top + _ONE)
-    if dimensions == 8:
-        weight_of_level = _F(4)
+    base = _F(4) if dimensions == 8 else _F(8)
     store(fit.scale, 0, scale)
     q = load(fit.coordinates, 0)
     for k in range(rules.length // dimensions):
         row = dimensions * k
-        code, place = splat(_ZERO), _ONE
-        for i in range(dimensions):
-            size = load(fit.sizes, row + i)
-            level = nearest_within(_HALF * (inverse * size - _ONE), _ZERO, rules.top)
-            code = code + level * place
-            place = _F(place * weight_of_level)
-        store(fit.corners, k, to_ints(code))
-        for lane in range(LANES):
-            corner = fit.corners[k, lane]
-            run = lists.runs[corner]
-            if run != 0:
-                s = fit.scale[0, lane]
-                if dimensions == 8:
-                    corner = nearest_point(lists, run, s, q, fit.sizes, fit.roots, row, lane, 8)
-                else:
-                    corner = nearest_point(lists, run, s, q, fit.sizes, fit.roots, row, lane, 4)
-            fit.tried[k, lane] = corner
+        corners, place = splat(_ZERO), _ONE
+        for i in range(row, row + dimensions):
+            scaled = _HALF * (inverse * load(fit.sizes, i) - _ONE)
+            corners = corners + nearest_within(scaled, _ZERO, rules.top) * place
+            place = _F(place * base)
+        store(fit.corners, k, to_ints(corners))
+        for column in range(LANES):
+            code = fit.corners[k, column]
+            run, s = lists.runs[code], fit.scale[0, column]
+            if run != 0 and dimensions == 8:
+                code = nearest_point(lists, run, s, q, fit.sizes, row, fit.roots, row, column, 8)
+            elif run != 0:
+                code = nearest_point(lists, run, s, q, fit.sizes, row, fit.roots, row, column, 4)
+            fit.tried[k, column] = code
 
 
 @njit(nogil=True, fastmath=False)
 def _sums(fit: Fit, codes: NDArray[np.int32], rules: Rules) -> tuple[Floats, Floats]:
     """Weighted sums of coordinate * magnitude and coordinate * coordinate."""
     sum_qx, sum_qq = splat(_ZERO), splat(_ZERO)
-    bits = _I(2) if rules.dimensions == 8 else _I(3)
+    bits = 2 if rules.dimensions == 8 else 3
     mask = _I((1 << bits) - 1)
     for k in range(rules.length // rules.dimensions):
         code = load(codes, k)
@@ -303,14 +288,12 @@ def _sums(fit: Fit, codes: NDArray[np.int32], rules: Rules) -> tuple[Floats, Flo
 
 @njit(nogil=True, fastmath=False)
 def _refine(fit: Fit, lists: Neighbours, rules: Rules, scale: Floats) -> Floats:
-    """Round once more under the scale found, and fit the scale to that."""
+    """Round once more under ``scale``, and fit the scale to that."""
     groups = rules.length // rules.dimensions
     is_refined = splat(_I(1 if rules.descends else 0)) != _I(0)
     for k in range(groups):
         is_refined = is_refined | (load(fit.moved, k) != _I(0))
     is_refined = is_refined & (scale > _ZERO)
-    if not any_lane(is_refined):
-        return scale
     _try(fit, lists, rules, _ONE / scale, scale)
     for k in range(groups):
         is_new = is_refined
@@ -333,25 +316,22 @@ def _write(
     d: NDArray[np.float32],
 ) -> None:
     """Quantize the scales and copy the lanes of one tile out."""
-    unit = peak / _F(31)
-    is_zero = peak == _ZERO
-    store(fit.scale, 0, select(is_zero, splat(_ZERO), unit))
+    unit, is_zero = peak / _F(31), peak == _ZERO
     inverse = _ONE / unit
+    store(fit.scale, 0, unit)
     for j in range(scales.shape[1]):
         number = nearest_within(_HALF * (inverse * load(fit.scales, j) - _ONE), _ZERO, _F(15))
-        number = select(is_zero, splat(_ZERO), number)
-        store(fit.scales, j, number)
-    for row in range(codes.shape[1]):
-        code = load(fit.codes, row)
-        store(fit.codes, row, select(is_zero, splat(_I(0)), code) if rules.erases else code)
-    for row in range(32):
-        bits = load(fit.signs, row)
-        store(fit.signs, row, select(is_zero, splat(_I(0)), bits) if rules.erases else bits)
-    for lane in range(min(LANES, codes.shape[0] - first)):
-        d[first + lane] = fit.scale[0, lane]
-        for j in range(scales.shape[1]):
-            scales[first + lane, j] = _I(fit.scales[j, lane])
+        store(fit.scales, j, select(is_zero, splat(_ZERO), number))
+    if rules.erases:
         for row in range(codes.shape[1]):
-            codes[first + lane, row] = fit.codes[row, lane]
+            store(fit.codes, row, select(is_zero, splat(_I(0)), load(fit.codes, row)))
         for row in range(32):
-            signs[first + lane, row] = fit.signs[row, lane]
+            store(fit.signs, row, select(is_zero, splat(_I(0)), load(fit.signs, row)))
+    for column in range(min(LANES, codes.shape[0] - first)):
+        d[first + column] = fit.scale[0, column]
+        for j in range(scales.shape[1]):
+            scales[first + column, j] = _I(fit.scales[j, column])
+        for row in range(codes.shape[1]):
+            codes[first + column, row] = fit.codes[row, column]
+        for row in range(32):
+            signs[first + column, row] = fit.signs[row, column]

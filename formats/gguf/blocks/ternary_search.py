@@ -68,7 +68,7 @@ class Cut(NamedTuple):
     up: NDArray[np.float32]
     """The shift of a group, [1]."""
     scale: NDArray[np.float32]
-    """[1]."""
+    """The scale of a sub-block, then the unit of the super-block, [1]."""
     corners: NDArray[np.int32]
     """Codes before the move to a point, [32], and after it."""
     codes: NDArray[np.int32]
@@ -76,29 +76,15 @@ class Cut(NamedTuple):
     """Of the sub-blocks, [16]."""
     shifts: NDArray[np.int32]
     """Two bits for each sub-block, [16]: bit 1 the first, bit 0 the second half is shifted down."""
-    unit: NDArray[np.float32]
-    """[1]."""
 
 
-@njit(nogil=True, fastmath=False)
-def _new_cut() -> Cut:
-    return Cut(
-        scratch(QK_K),
-        scratch(QK_K),
-        scratch(32),
-        scratch(32).view(np.int32),
-        scratch(34),
-        scratch(34),
-        scratch(4 * 33),
-        scratch(1),
-        scratch(1),
-        scratch(1),
-        scratch(32).view(np.int32),
-        scratch(32).view(np.int32),
-        scratch(16),
-        scratch(16).view(np.int32),
-        scratch(1),
-    )
+def new_cut() -> Cut:
+    """Memory for one call of :func:`search_ternary`."""
+    rows = (QK_K, QK_K, 32, 32, 34, 34, 4 * 33, 1, 1, 1, 32, 32, 16, 16)
+    cut = Cut(*(scratch.py_func(count) for count in rows))
+    cut.levels[0] = np.arange(LANES) % 4 - 1
+    ints = ("ranks", "corners", "codes", "shifts")
+    return cut._replace(**{name: getattr(cut, name).view(np.int32) for name in ints})
 
 
 @njit(nogil=True, cache=True, fastmath=False, error_model="numpy")
@@ -108,6 +94,7 @@ def search_ternary(
     lists: Neighbours,
     length: int,
     negligible: np.float32,
+    cut: Cut,
     codes: NDArray[np.int32],
     shifts: NDArray[np.int32],
     scales: NDArray[np.int32],
@@ -119,9 +106,6 @@ def search_ternary(
     reaches ``negligible``. Fills ``codes`` [n, 32] of points, ``shifts`` and ``scales`` (0 to 7)
     [n, 256 / length] and the super-blocks' unit of scale ``d`` [n].
     """
-    cut = _new_cut()
-    for i in range(LANES):
-        cut.levels[0, i] = i % 4 - 1
     count = blocks.shape[0]
     has_importance = importance.shape[0] > 0
     for first in range(0, count, LANES):
@@ -139,13 +123,13 @@ def search_ternary(
             store(cut.scales, start // length, scale)
             peak = select(peak > scale, peak, scale)
         _finish(cut, length, mean, has_importance, peak)
-        for lane in range(min(LANES, count - first)):
-            d[first + lane] = cut.unit[0, lane]
+        for column in range(min(LANES, count - first)):
+            d[first + column] = cut.scale[0, column]
             for j in range(scales.shape[1]):
-                scales[first + lane, j] = _I(cut.scales[j, lane])
-                shifts[first + lane, j] = cut.shifts[j, lane]
+                scales[first + column, j] = _I(cut.scales[j, column])
+                shifts[first + column, j] = cut.shifts[j, column]
             for j in range(32):
-                codes[first + lane, j] = cut.codes[j, lane]
+                codes[first + column, j] = cut.codes[j, column]
 
 
 @njit(nogil=True, fastmath=False)
@@ -210,10 +194,10 @@ def _add_up(cut: Cut, start: int, length: int) -> None:
         store(cut.sums_w, row, splat(_ZERO))
     for j in range(length):
         base = (length + 1) * (j // half) + 1
-        for lane in range(LANES):
-            row = base + cut.ranks[j, lane]
-            cut.sums_x[row, lane] = cut.weights[j, lane] * cut.x[start + j, lane]
-            cut.sums_w[row, lane] = cut.weights[j, lane]
+        for column in range(LANES):
+            row = base + cut.ranks[j, column]
+            cut.sums_x[row, column] = cut.weights[j, column] * cut.x[start + j, column]
+            cut.sums_w[row, column] = cut.weights[j, column]
     for base in range(0, (length // half) * (length + 1), length + 1):
         for row in range(base + 1, base + length + 1):
             store(cut.sums_x, row, load(cut.sums_x, row - 1) + load(cut.sums_x, row))
@@ -316,19 +300,20 @@ def _move_to_points(
     sum_qx, sum_qq = splat(_ZERO), splat(_ZERO)
     groups = length // 8
     store(cut.scale, 0, scale)
-    x = cut.x[start : start + length]
     for k in range(groups):
         row = start // 8 + k
         up = _shift_of(shift, k, groups)
         store(cut.up, 0, up)
-        for lane in range(LANES):
-            code = cut.corners[row, lane]
+        for column in range(LANES):
+            code = cut.corners[row, column]
             run = lists.runs[code]
             if run != 0:
-                q = load(cut.levels, 0) + cut.up[0, lane]
-                s = cut.scale[0, lane]
-                code = nearest_point(lists, run, s, q, x, cut.weights, 8 * k, lane, 8)
-            cut.codes[row, lane] = code
+                q = load(cut.levels, 0) + cut.up[0, column]
+                s = cut.scale[0, column]
+                code = nearest_point(
+                    lists, run, s, q, cut.x, start + 8 * k, cut.weights, 8 * k, column, 8
+                )
+            cut.codes[row, column] = code
         code = load(cut.codes, row)
         has_moved = has_moved | (code != load(cut.corners, row))
         for i in range(8):
@@ -378,4 +363,4 @@ def _finish(cut: Cut, length: int, mean: Floats, has_importance: bool, peak: Flo
                     sum_qq = sum_qq + weighted * q
     if length == 16:
         unit = select(sum_qq > _ZERO, sum_qx / sum_qq, unit)
-    store(cut.unit, 0, select(is_zero, splat(_ZERO), unit))
+    store(cut.scale, 0, select(is_zero, splat(_ZERO), unit))
