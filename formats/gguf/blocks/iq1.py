@@ -31,9 +31,8 @@ def _search(
     codes = np.empty((len(blocks), 32), dtype=np.int32)
     shifts = np.empty((len(blocks), QK_K // length), dtype=np.int32)
     scales, d = np.empty_like(shifts), np.empty(len(blocks), dtype=np.float32)
-    search_ternary(
-        blocks, by_block(importance), lists, length, negligible, new_cut(), codes, shifts, scales, d
-    )
+    per_block, cut = by_block(importance, weights), new_cut()
+    search_ternary(blocks, per_block, lists, length, negligible, cut, codes, shifts, scales, d)
     return point_numbers("iq1", codes), shifts, scales, d
 
 

@@ -73,7 +73,9 @@ _D_FACTORS: Final = {"iq2_s": 0.9875, "iq3_xxs": 1.0125, "iq3_s": 1.033}
 def _words(signs: NDArray[np.int32], scales: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Four times seven signs and a scale in each u32: u8[n, 32]."""
     seven = packed(signs & 127, 4, 7, "u4").view("<u4")
-    return (seven | scales.astype(np.uint32) << np.uint32(28)).astype("<u4").view(np.uint8)
+    words = seven | scales.astype(np.uint32) << np.uint32(28)
+    octets: NDArray[np.uint8] = words.astype("<u4").view(np.uint8)
+    return octets
 
 
 def _pack_iq2_xxs(
@@ -131,7 +133,7 @@ def _encoder(type_name: str, pack: Pack) -> Encoder:
         signs = np.empty((n, QK_K // 8), dtype=np.int32)
         scales = np.empty((n, QK_K // rules.length), dtype=np.int32)
         d = np.empty(n, dtype=np.float32)
-        per_block, fit = by_block(importance), new_fit(rules)
+        per_block, fit = by_block(importance, weights), new_fit(rules)
         search_lattice(blocks, per_block, lists, rules, fit, codes, signs, scales, d)
         parts = pack(point_numbers(type_name, codes), signs, scales)
         if type_name == "iq3_s":

@@ -222,23 +222,24 @@ def lookup(_typing: Any, table: Any, index: Any) -> Any:
                 [_part(builder, vector, start) for vector in arguments] for start in (0, LANES // 2)
             ]
             low, high = (_permute(builder, "llvm.x86.avx2.permps", *half) for half in halves)
-            both = ir.Constant(ir.VectorType(ir.IntType(32), LANES), range(LANES))
+            both = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(range(LANES)))
             return builder.shuffle_vector(low, high, both)
         numbers, at = arguments
-        at = builder.and_(at, ir.Constant(at.type, [7] * LANES))
-        found = ir.Constant(numbers.type, ir.Undefined)
-        for i in range(LANES):
-            k = ir.Constant(ir.IntType(32), i)
-            number = builder.extract_element(numbers, builder.extract_element(at, k))
-            found = builder.insert_element(found, number, k)
-        return found
+        each = [builder.extract_element(numbers, ir.Constant(ir.IntType(32), k)) for k in range(8)]
+        found = [_splat(builder, number) for number in each]
+        for bit in (4, 2, 1):
+            set_bit = builder.and_(at, ir.Constant(at.type, [bit] * LANES))
+            is_set = builder.icmp_signed("!=", set_bit, ir.Constant(at.type, [0] * LANES))
+            pairs = zip(found[bit:], found[:bit], strict=True)
+            found = [builder.select(is_set, high, low) for high, low in pairs]
+        return found[0]
 
     return _FLOATS(_FLOATS, _INTS), emit
 
 
 def _part(builder: Any, vector: Any, start: int) -> Any:
     half = ir.VectorType(ir.IntType(32), LANES // 2)
-    picked = ir.Constant(half, range(start, start + LANES // 2))
+    picked = ir.Constant(half, list(range(start, start + LANES // 2)))
     return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), picked)
 
 

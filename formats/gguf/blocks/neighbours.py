@@ -105,7 +105,8 @@ def _laid_out(
     number = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner]
     position = np.arange(LANES) * counts[owner][:, None] + number[:, None]
     position = np.minimum(position, lengths[owner][:, None] - 1)
-    return values[(np.cumsum(lengths) - lengths)[owner][:, None] + position]
+    runs: NDArray[np.uint16] = values[(np.cumsum(lengths) - lengths)[owner][:, None] + position]
+    return runs
 
 
 @njit(nogil=True, fastmath=False, forceinline=True)

@@ -30,7 +30,6 @@ from zenconvert.formats.gguf.blocks.lanes import (
     square_root,
     store,
     to_floats,
-    to_ints,
 )
 from zenconvert.formats.gguf.blocks.neighbours import Neighbours, nearest_point
 from zenconvert.formats.gguf.blocks.rounding import nearest_within
