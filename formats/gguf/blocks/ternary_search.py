@@ -10,7 +10,7 @@ the best near point (:mod:`.neighbours`). Every lane performs the operations of
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -21,6 +21,7 @@ from zenconvert.formats.gguf.blocks.lanes import (
     LANES,
     Floats,
     Ints,
+    Mask,
     absolute,
     any_lane,
     load,
@@ -41,8 +42,10 @@ _ZERO: Final = np.float32(0)
 _ONE: Final = np.float32(1)
 _HALF: Final = np.float32(0.5)
 _SHIFT: Final = np.float32(0.125)
-_LOW, _MIDDLE, _HIGH = _F(-0.875), _F(0.125), _F(1.125)  # levels under the shift 1/8
-_DOWN: Final = (_F(-1.125), _F(-0.125), _F(0.875))  # and under -1/8
+_UP: Final = (_F(-0.875), _F(0.125), _F(1.125))
+"""The levels under the shift 1/8."""
+_DOWN: Final = (_F(-1.125), _F(-0.125), _F(0.875))
+"""And under -1/8."""
 
 
 class Cut(NamedTuple):
@@ -57,9 +60,9 @@ class Cut(NamedTuple):
     ranks: NDArray[np.int32]
     """Places of the elements in order of size, [32]."""
     sums_x: NDArray[np.float32]
-    """Weighted sums of the elements before each place, [2 halves * 17] or [33]."""
+    """Weighted sums of the elements before each place: [33], or [17] for one half after the other."""
     sums_w: NDArray[np.float32]
-    """The same of the weights."""
+    """The same of their weights."""
     tails: NDArray[np.float32]
     """IQ1_S: terms of the elements from each place on, [4 * 33]."""
     levels: NDArray[np.float32]
@@ -69,8 +72,9 @@ class Cut(NamedTuple):
     scale: NDArray[np.float32]
     """The scale of a sub-block, then the unit of the super-block, [1]."""
     corners: NDArray[np.int32]
-    """Codes before the move to a point, [32], and after it."""
+    """Codes of the levels found, one per group of eight, [32]."""
     codes: NDArray[np.int32]
+    """Codes of points for them, [32]."""
     scales: NDArray[np.float32]
     """Of the sub-blocks, [16]."""
     shifts: NDArray[np.int32]
@@ -210,40 +214,40 @@ def _best_cut(cut: Cut) -> tuple[Floats, Ints]:
     for i in range(33):
         rest_x = total_x - load(cut.sums_x, i)
         rest_w = total_w - load(cut.sums_w, i)
-        store(cut.tails, 4 * i, rest_x * _HIGH)
-        store(cut.tails, 4 * i + 1, rest_w * _HIGH * _HIGH)
+        store(cut.tails, 4 * i, rest_x * _UP[2])
+        store(cut.tails, 4 * i + 1, rest_w * _UP[2] * _UP[2])
         store(cut.tails, 4 * i + 2, rest_x * _DOWN[2])
         store(cut.tails, 4 * i + 3, rest_w * _DOWN[2] * _DOWN[2])
     best, scale, found = splat(-F32_MAX), splat(_ZERO), splat(_I(-1))
     for i in range(33):
         head_x, head_w = load(cut.sums_x, i), load(cut.sums_w, i)
-        up_x, up_w = head_x * _LOW, head_w * _LOW * _LOW
+        up_x, up_w = head_x * _UP[0], head_w * _UP[0] * _UP[0]
         down_x, down_w = head_x * _DOWN[0], head_w * _DOWN[0] * _DOWN[0]
         for j in range(i, 33):
             # the middle level is 1/8 or -1/8: one term and its negative
-            middle_x = (load(cut.sums_x, j) - head_x) * _MIDDLE
-            middle_w = (load(cut.sums_w, j) - head_w) * _MIDDLE * _MIDDLE
+            middle_x = (load(cut.sums_x, j) - head_x) * _UP[1]
+            middle_w = (load(cut.sums_w, j) - head_w) * _UP[1] * _UP[1]
             sum_qx = up_x + middle_x + load(cut.tails, 4 * j)
             sum_qq = up_w + middle_w + load(cut.tails, 4 * j + 1)
-            other_qx = down_x - middle_x + load(cut.tails, 4 * j + 2)
-            other_qq = down_w + middle_w + load(cut.tails, 4 * j + 3)
+            down_qx = down_x - middle_x + load(cut.tails, 4 * j + 2)
+            down_qq = down_w + middle_w + load(cut.tails, 4 * j + 3)
             is_better = (sum_qq > _ZERO) & (sum_qx * sum_qx > best * sum_qq)
-            is_other = (other_qq > _ZERO) & (other_qx * other_qx > best * other_qq)
-            if any_lane(is_better | is_other):
+            is_down = (down_qq > _ZERO) & (down_qx * down_qx > best * down_qq)
+            if any_lane(is_better | is_down):
                 scale = select(is_better, sum_qx / sum_qq, scale)
                 best = select(is_better, scale * sum_qx, best)
                 found = select(is_better, splat(_I(i | j << 8)), found)
-                is_other = (other_qq > _ZERO) & (other_qx * other_qx > best * other_qq)
-                scale = select(is_other, other_qx / other_qq, scale)
-                best = select(is_other, scale * other_qx, best)
-                found = select(is_other, splat(_I(i | j << 8 | 3 << 16)), found)
+                is_down = (down_qq > _ZERO) & (down_qx * down_qx > best * down_qq)
+                scale = select(is_down, down_qx / down_qq, scale)
+                best = select(is_down, scale * down_qx, best)
+                found = select(is_down, splat(_I(i | j << 8 | 3 << 16)), found)
     return scale, found
 
 
 @njit(nogil=True, fastmath=False, forceinline=True)
 def _half_sums(cut: Cut, base: int, i: int, j: int, up: bool) -> tuple[Floats, Floats]:
     """Sums of q * x and q * q in a half whose sums begin at row ``base``, for one cut and shift."""
-    high = _HIGH if up else _DOWN[2]
+    high = _UP[2] if up else _DOWN[2]
     first = _F(0.75) if up else _F(1.25)  # low**2 - middle**2
     second = _F(-1.25) if up else _F(-0.75)  # middle**2 - high**2
     heads = load(cut.sums_x, base + i) + load(cut.sums_x, base + j)
@@ -277,8 +281,9 @@ def _best_cut_of_halves(cut: Cut) -> tuple[Floats, Ints]:
 
 
 @njit(nogil=True, fastmath=False)
-def _set_corners(cut: Cut, start: int, length: int, found: Ints, is_flipped: Any) -> None:
+def _set_corners(cut: Cut, start: int, length: int, found: Ints, is_flipped: Mask) -> None:
     low, middle = found & _I(255), (found >> _I(8)) & _I(255)
+    """Codes of the levels that a cut gives; 2 - level where the scale came out negative."""
     for row in range(length // 8):
         code = splat(_I(0))
         for i in range(8):
