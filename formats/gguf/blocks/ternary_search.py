@@ -60,7 +60,7 @@ class Cut(NamedTuple):
     ranks: NDArray[np.int32]
     """Places of the elements in order of size, [32]."""
     sums_x: NDArray[np.float32]
-    """Weighted sums of the elements before each place: [33], or [17] for one half after the other."""
+    """Weighted sums of the elements before each place: [33], or twice [17] for the halves."""
     sums_w: NDArray[np.float32]
     """The same of their weights."""
     tails: NDArray[np.float32]

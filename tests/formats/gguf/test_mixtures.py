@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,16 @@ def test_overrides_win_in_order_and_fall_back_with_a_reason() -> None:
 def test_mistakes_are_usage_errors(file_type: str, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         chosen(file_type, MODELS["8 experts"], **options)
+
+
+@pytest.mark.parametrize("file_type", WITH_IMPORTANCE)
+def test_file_types_refused_without_importance_are_llama_cpps(
+    file_type: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    types = chosen(file_type, MODELS["qwen2, 16 layers"])
+    is_refused = any(mixtures.requires_importance(file_type, *item) for item in types.items())
+    with pytest.raises(AssertionError) if is_refused else nullcontext():
+        quantize(files["qwen2, 16 layers"], tmp_path / "out", mixtures.FILE_TYPES[file_type])
 
 
 def test_what_needs_importance() -> None:
