@@ -68,6 +68,12 @@ def race(
     return Race(ours, theirs, np.array_equal(encoded[0], encoded[1]))
 
 
+def _variants(name: str) -> list[bool]:
+    """Whether a type is encoded without and with importance."""
+    without = [] if blocks.requires_importance(name) else [False]
+    return [*without, True] if blocks.uses_importance(name) else without
+
+
 def main() -> None:
     """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -83,7 +89,7 @@ def main() -> None:
     print(f"{given.rows} x {COLUMNS} {given.values} weights, one core, best of {given.repeats}")
     print(f"{'type':8}{'importance':12}{'Melem/s':>9}{'libggml':>9}{'ratio':>7}  same bytes")
     for name in given.types:
-        for weighted in (False, True) if blocks.uses_importance(name) else (False,):
+        for weighted in _variants(name):
             result = race(name, weights, importance if weighted else None, given.repeats)
             print(
                 f"{name:8}{'yes' if weighted else 'no':12}"

@@ -31,8 +31,10 @@ def table() -> str:
         if not ggml.is_plain:
             bits = 8 * ggml.type_size / ggml.block_size
             row = (blocks.can_decode(name), blocks.can_encode(name), blocks.uses_importance(name))
-            marks = " | ".join("yes" if mark else "–" for mark in row)
-            lines.append(f"| `{name}` | {bits:.4g} | {marks} |")
+            marks = ["yes" if mark else "–" for mark in row]
+            if blocks.requires_importance(name):
+                marks[2] = "required"
+            lines.append(f"| `{name}` | {bits:.4g} | {' | '.join(marks)} |")
     return "\n".join(lines) + "\n"
 
 

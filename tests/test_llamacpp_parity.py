@@ -198,3 +198,24 @@ def test_importance_weights_reach_every_tensor(
         plain = b"".join(libggml.quantize(tensor.type.name, p, None).tobytes() for p in values)
         weighted += plain != expected
     assert weighted > len(sums) / 2
+
+
+@pytest.mark.parametrize(
+    ("family", "file_type"),
+    [("llama3", "iq1_s"), ("llama3", "iq3_xs"), ("mixtral", "iq2_m"), ("mixtral", "q2_k_s")],
+)
+def test_files_quantized_with_importance_are_the_quantizers(
+    family: str, file_type: str, model: Family, converted: Gguf, tmp_path: Path
+) -> None:
+    source, random = converted(family, "bf16"), np.random.default_rng(6)
+    sums = {
+        name: random.random((t.shape[0] if len(t.shape) == 3 else 1, t.shape[-1]), np.float32)
+        for name, t in container.read(source).tensors.items()
+        if name.startswith("blk.") and len(t.shape) > 1
+    }
+    weights = {name: values / np.float32(16) for name, values in sums.items()}
+    theirs, ours = tmp_path / "theirs.gguf", tmp_path / "ours.gguf"
+    quantize(source, theirs, mixtures.FILE_TYPES[file_type], importance=weights)
+    importance = imatrix(tmp_path / "imatrix.gguf", sums)
+    convert(model(family), ours, f"gguf:{file_type}", importance=importance)
+    assert_same_file(ours, theirs)

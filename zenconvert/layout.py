@@ -30,6 +30,8 @@ class Choice:
     """How logical rows are reordered for storage."""
     why: str = ""
     """What decided the encoding."""
+    needs_importance: bool = False
+    """Quantizing to this encoding is refused without importance weights."""
     derived: bytes | None = None
     """The whole data of a tensor that is computed from the config and has no parts."""
     codec: GroupedCodec | None = None

@@ -163,6 +163,7 @@ def _problems(
     exact: bool,
     allow_requantize: bool,
 ) -> Iterator[str]:
+    yield from _missing_importance(choices, importance)
     for choice in choices:
         target = choice.encoding
         if isinstance(target, Blocks):
@@ -185,6 +186,24 @@ def _problems(
                     f"({found.why}); start from the original weights, or allow it with "
                     "--allow-requantize"
                 )
+
+
+def _missing_importance(choices: list[Choice], importance: Importance | None) -> Iterator[str]:
+    """One line for all tensors that have to be quantized with importance weights and have none."""
+    missing = [
+        choice
+        for choice in choices
+        if choice.needs_importance
+        and any(
+            p.encoding != choice.encoding and p.name not in (importance or {}) for p in choice.parts
+        )
+    ]
+    if missing:
+        yield (
+            f"{len(missing)} tensors need importance weights and have none, the first of them "
+            f"{missing[0].name} ({missing[0].encoding}): at so few bits the result would be "
+            "garbage; give an imatrix file that covers them with --importance"
+        )
 
 
 def _importance_problems(choice: Choice, importance: Importance | None) -> Iterator[str]:

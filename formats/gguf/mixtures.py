@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.errors import InvalidInput, UsageError
+from zenconvert.formats.gguf import blocks
 from zenconvert.formats.gguf.ggml_types import BY_NAME
 
 ALIASES: Final = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "mxfp4": "mxfp4_moe"}
@@ -211,7 +212,9 @@ def choose(
 
 
 def requires_importance(file_type: str, tensor: str, kind: str) -> bool:
-    """True when llama.cpp refuses this type for this tensor without importance weights."""
+    """True when llama.cpp does not write this type for this tensor without importance weights."""
+    if blocks.requires_importance(kind):
+        return True
     if tensor in {_OUTPUT, _EMBEDDING}:
         return False
     return kind in _NEEDS_IMPORTANCE or (kind == "q2_k" and file_type == "q2_k_s")

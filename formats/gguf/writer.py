@@ -58,6 +58,7 @@ def choose(
                 encoding_of(BY_NAME[chosen.type]),
                 row_order(first, checkpoint.hyperparameters),
                 chosen.why,
+                needs_importance=mixtures.requires_importance(file_type, name, chosen.type),
             )
         )
     result = [*_derived(checkpoint), *result]

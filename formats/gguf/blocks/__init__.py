@@ -45,6 +45,13 @@ _ENCODERS: Final[dict[str, str]] = {
     "q6_k": "k_quants",
     "iq4_nl": "iq4",
     "iq4_xs": "iq4",
+    "iq3_xxs": "iq_lattices",
+    "iq3_s": "iq_lattices",
+    "iq2_xxs": "iq_lattices",
+    "iq2_xs": "iq_lattices",
+    "iq2_s": "iq_lattices",
+    "iq1_s": "iq1",
+    "iq1_m": "iq1",
     "tq1_0": "low_bit",
     "tq2_0": "low_bit",
     "q1_0": "low_bit",
@@ -90,8 +97,12 @@ _DECODERS: Final[dict[str, str]] = {
     "nvfp4": "fp4",
 }
 _USES_IMPORTANCE: Final = frozenset(
-    {"q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs"}
+    {
+        *("q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
+        *("iq4_nl", "iq4_xs", "iq3_xxs", "iq3_s", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_s", "iq1_m"),
+    }
 )
+_REQUIRES_IMPORTANCE: Final = frozenset({"iq2_xxs", "iq2_xs", "iq1_s"})
 _F16_MAX: Final = 65504.0
 _CHUNK: Final = 1 << 17
 """Elements checked and then encoded at a time: small enough to stay in a core's L2 cache."""
@@ -112,6 +123,11 @@ def uses_importance(type_name: str) -> bool:
     return type_name in _USES_IMPORTANCE
 
 
+def requires_importance(type_name: str) -> bool:
+    """True when :func:`encode` refuses this type without importance weights, as libggml does."""
+    return type_name in _REQUIRES_IMPORTANCE
+
+
 def encode(
     type_name: str,
     weights: NDArray[np.float32],
@@ -120,11 +136,13 @@ def encode(
     """Encode ``weights`` f32[rows, columns] -> u8[rows, row_bytes], as ``ggml_quantize_chunk``.
 
     ``importance`` f32[columns] (mean squared activation of each input channel) weights the error
-    of each column; types for which :func:`uses_importance` is false ignore it.
+    of each column; types for which :func:`uses_importance` is false ignore it, and those for which
+    :func:`requires_importance` is true cannot do without.
 
     Raises UnsupportedEncoding for a type without an encoder; InvalidInput for rows that are not
     whole blocks, for NaN or infinite weights, for weights too large for the type's float16 scales,
-    and for importance that does not fit. ``f32``, ``f16`` and ``bf16`` keep NaN and infinity.
+    and for importance that does not fit or is missing. ``f32``, ``f16`` and ``bf16`` keep NaN and
+    infinity.
     """
     encoder, ggml_type = _encoder(type_name), BY_NAME[type_name]
     weights = _frozen(weights, np.float32)
@@ -132,6 +150,10 @@ def encode(
     out = np.empty((rows, _row_bytes(ggml_type, columns)), dtype=np.uint8)
     if importance is not None:
         importance = _checked_importance(importance, columns)
+    elif requires_importance(type_name):
+        raise InvalidInput(
+            f"{type_name} is quantized with importance weights only; none were given"
+        )
     step = max(1, _CHUNK // max(1, columns))
     for start in range(0, rows, step):
         part, encoded = weights[start : start + step], out[start : start + step]
@@ -176,7 +198,8 @@ def warm_up(type_names: Iterable[str]) -> None:
         decode(name, np.zeros((1, BY_NAME[name].type_size), dtype=np.uint8), columns)
         if can_encode(name):
             row = np.zeros((1, columns), dtype=np.float32)
-            encode(name, row)
+            if not requires_importance(name):
+                encode(name, row)
             if uses_importance(name):
                 encode(name, row, np.ones(columns, dtype=np.float32))
 

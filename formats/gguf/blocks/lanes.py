@@ -109,6 +109,7 @@ _operator(operator.or_, _INTS, _INTS, ir.IRBuilder.or_)
 _operator(operator.lshift, _INTS, _INTS, ir.IRBuilder.shl)
 _operator(operator.rshift, _INTS, _INTS, ir.IRBuilder.lshr)
 _operator(operator.lt, _INTS, _MASK, _compare_ints("<"))
+_operator(operator.ne, _INTS, _MASK, _compare_ints("!="))
 
 
 def _row_pointer(context: Any, builder: Any, kind: Any, array: Any, row: Any, vector: Any) -> Any:
@@ -164,6 +165,19 @@ def store_bytes(_typing: Any, array: Any, row: Any, value: Any) -> Any:
 
 
 @intrinsic
+def load_words(_typing: Any, array: Any, row: Any) -> Any:
+    """``array[row]`` of a C-contiguous uint16 array with sixteen columns, as ``Ints``."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source, number = arguments
+        words = ir.VectorType(ir.IntType(16), LANES)
+        pointer = _row_pointer(context, builder, signature.args[0], source, number, words)
+        return builder.zext(builder.load(pointer, align=2), context.get_value_type(_INTS))
+
+    return _INTS(array, types.intp), emit
+
+
+@intrinsic
 def splat(_typing: Any, value: Any) -> Any:
     """Sixteen times the same float32 or int32."""
 
@@ -193,6 +207,76 @@ def any_lane(_typing: Any, mask: Any) -> Any:
         return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
 
     return types.boolean(_MASK), emit
+
+
+@intrinsic
+def lookup(_typing: Any, table: Any, index: Any) -> Any:
+    """Lane by lane ``table[index % 8]``; the table is eight numbers and the same eight again."""
+
+    def emit(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        features = context.codegen().magic_tuple()[2]
+        if "+avx512f" in features:
+            return _permute(builder, "llvm.x86.avx512.permvar.sf.512", *arguments)
+        if "+avx2" in features:
+            halves = [
+                [_part(builder, vector, start) for vector in arguments] for start in (0, LANES // 2)
+            ]
+            low, high = (_permute(builder, "llvm.x86.avx2.permps", *half) for half in halves)
+            both = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(range(LANES)))
+            return builder.shuffle_vector(low, high, both)
+        numbers, at = arguments
+        each = [builder.extract_element(numbers, ir.Constant(ir.IntType(32), k)) for k in range(8)]
+        found = [_splat(builder, number) for number in each]
+        for bit in (4, 2, 1):
+            set_bit = builder.and_(at, ir.Constant(at.type, [bit] * LANES))
+            is_set = builder.icmp_signed("!=", set_bit, ir.Constant(at.type, [0] * LANES))
+            pairs = zip(found[bit:], found[:bit], strict=True)
+            found = [builder.select(is_set, high, low) for high, low in pairs]
+        return found[0]
+
+    return _FLOATS(_FLOATS, _INTS), emit
+
+
+def _part(builder: Any, vector: Any, start: int) -> Any:
+    half = ir.VectorType(ir.IntType(32), LANES // 2)
+    picked = ir.Constant(half, list(range(start, start + LANES // 2)))
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), picked)
+
+
+def _permute(builder: Any, name: str, table: Any, index: Any) -> Any:
+    kind = ir.FunctionType(table.type, [table.type, index.type])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [table, index])
+
+
+@intrinsic
+def lane(_typing: Any, value: Any, index: Any) -> Any:
+    """The number in one lane."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.extract_element(*arguments)
+
+    return _SCALARS[value](value, types.intp), emit
+
+
+@intrinsic
+def first_least(_typing: Any, value: Any) -> Any:
+    """The first lane that holds the least of sixteen numbers from 0 on. NaN counts as largest."""
+
+    def emit(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32)
+        vector = ir.VectorType(word, LANES)
+        bits = builder.bitcast(arguments[0], vector)  # floats from 0 on are ordered as their bits
+        reduction = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(word, [vector]),
+            f"llvm.vector.reduce.umin.v{LANES}i32",
+        )
+        least = _splat(builder, builder.call(reduction, [bits]))
+        is_least = builder.bitcast(builder.icmp_unsigned("==", bits, least), ir.IntType(LANES))
+        zeros = builder.cttz(is_least, ir.Constant(ir.IntType(1), 1))
+        return builder.zext(zeros, ir.IntType(64))
+
+    return types.intp(_FLOATS), emit
 
 
 def _conversion(name: str) -> Callable[..., Any]:

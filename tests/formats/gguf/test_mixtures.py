@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,18 @@ MODELS: dict[str, dict[str, Any]] = {
     "odd rows": {"arch": "qwen2", "layers": 16, "heads": 4, "kv": 2, "ffn": 288},
     "very odd rows": {"arch": "qwen2", "layers": 16, "heads": 4, "kv": 2, "ffn": 272},
 }
+# ask nothing of the rules for importance that the others do not ask
+SAME_WITH_IMPORTANCE = {"llama, 80 layers, no grouping", "qwen2 of the 110B class", "very odd rows"}
 # what llama.cpp quantizes without importance weights
 FILE_TYPES = [
     "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k_s", "q3_k_m", "q3_k_l",
     "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "iq4_nl", "iq4_xs", "tq1_0", "tq2_0",
     "mxfp4_moe", "iq3_s", "iq3_m",
+]  # fmt: skip
+# what it quantizes with them only, and what else they change
+WITH_IMPORTANCE = [
+    "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "q2_k_s",
+    "iq3_s", "iq3_m", "q4_0", "iq4_xs",
 ]  # fmt: skip
 
 
@@ -127,6 +135,21 @@ def test_types_are_llama_cpps(
     assert written(out) == keeps_f16(chosen(file_type, MODELS[name]))
 
 
+@pytest.mark.parametrize("file_type", WITH_IMPORTANCE)
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in SAME_WITH_IMPORTANCE])
+def test_types_with_importance_are_llama_cpps(
+    name: str, file_type: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.gguf"
+    importance = {
+        t.name: np.ones((*t.shape[:-2], t.shape[-1]), dtype=np.float32)
+        for t in tensors_of(MODELS[name])
+        if len(t.shape) > 1
+    }
+    quantize(files[name], out, mixtures.FILE_TYPES[file_type], importance=importance)
+    assert written(out) == keeps_f16(chosen(file_type, MODELS[name], importance=True))
+
+
 @pytest.mark.parametrize("file_type", ["q4_k_m", "q4_0", "q8_0"])
 def test_pure_and_named_types(file_type: str, files: dict[str, Path], tmp_path: Path) -> None:
     for number, name in enumerate(("odd rows", "qwen2, tied, grouped by 4", "8 experts")):
@@ -136,15 +159,6 @@ def test_pure_and_named_types(file_type: str, files: dict[str, Path], tmp_path: 
         quantize(files[name], out, mixtures.FILE_TYPES[file_type], output_type=13, embedding_type=8)
         types = chosen(file_type, MODELS[name], output_type="q5_k", embedding_type="q8_0")
         assert written(out) == keeps_f16(types)
-
-
-def test_importance_changes_what_it_should() -> None:
-    model = MODELS["qwen2, 16 layers"]
-    down = "blk.0.ffn_down.weight"
-    assert chosen("q4_0", model)[down] == "q4_0"
-    assert chosen("q4_0", model, importance=True)[down] == "q4_1"
-    assert chosen("iq4_xs", model)[down] == "q5_k"
-    assert chosen("iq4_xs", model, importance=True)[down] == "iq4_xs"
 
 
 def test_every_file_type_and_its_number() -> None:
@@ -183,8 +197,19 @@ def test_mistakes_are_usage_errors(file_type: str, options: dict[str, Any]) -> N
         chosen(file_type, MODELS["8 experts"], **options)
 
 
+@pytest.mark.parametrize("file_type", WITH_IMPORTANCE)
+def test_file_types_refused_without_importance_are_llama_cpps(
+    file_type: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    types = chosen(file_type, MODELS["qwen2, 16 layers"])
+    is_refused = any(mixtures.requires_importance(file_type, *item) for item in types.items())
+    with pytest.raises(AssertionError) if is_refused else nullcontext():
+        quantize(files["qwen2, 16 layers"], tmp_path / "out", mixtures.FILE_TYPES[file_type])
+
+
 def test_what_needs_importance() -> None:
     assert mixtures.requires_importance("iq2_xs", "blk.0.ffn_up.weight", "iq2_xs")
     assert mixtures.requires_importance("q2_k_s", "blk.0.ffn_up.weight", "q2_k")
     assert not mixtures.requires_importance("q2_k", "blk.0.ffn_up.weight", "q2_k")
-    assert not mixtures.requires_importance("iq2_xs", "output.weight", "iq2_xs")
+    assert not mixtures.requires_importance("iq2_m", "output.weight", "iq2_s")
+    assert mixtures.requires_importance("iq2_xs", "output.weight", "iq2_xs")  # libggml itself stops
