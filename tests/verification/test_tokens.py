@@ -24,8 +24,7 @@ def test_the_bytes_of_tokens_are_the_text(family: str, tmp_path: Path) -> None:
     for samples in evaluation_texts().values():
         for sample in samples:
             joined = b"".join(texts[i] for i in encoder.encode(sample)).decode("utf-8")
-            # SentencePiece puts a space in front
-            assert joined.removeprefix(" ") == sample.removeprefix(" ")
+            assert joined in {sample, f" {sample}"}  # SentencePiece puts a space in front
 
 
 def test_the_worst_positions_come_first_with_what_was_read() -> None:

@@ -27,6 +27,7 @@ from zenconvert.verification.figures import (
     span,
 )
 from zenconvert.verification.gate import Verdict
+from zenconvert.verification.intervals import CONFIDENCE, RESAMPLES, SEED
 from zenconvert.verification.report import Report, Run
 
 if TYPE_CHECKING:
@@ -236,6 +237,9 @@ def _provenance(report: Report) -> list[tuple[str, str]]:
         ("architecture", f"{facts.architecture}, {facts.parameters:,} parameters"),
         ("encodings", held),
         *_shared_provenance(report),
-        ("intervals", "95 %, block bootstrap over documents, 1000 resamples, seed 0"),
+        (
+            "intervals",
+            f"{CONFIDENCE:.0%}, block bootstrap over documents, {RESAMPLES} resamples, seed {SEED}",
+        ),
         *((f"engine {name}", f"did not run: {why}") for name, why in report.absent.items()),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -206,9 +206,7 @@ class Report:
             raise UsageError(f"{path}: the report cannot be read: {error.strerror}") from error
         except ValueError as error:
             raise CorruptFile(f"{path}: the report is not JSON: {error}") from error
-        report = cls.from_dict(value, where=str(path))
-        object.__setattr__(report, "place", path.resolve().parent)
-        return report
+        return replace(cls.from_dict(value, where=str(path)), place=path.resolve().parent)
 
     def gate(self, policy: str | Path = "default", *, against: Report | None = None) -> Verdict:
         """Judge the report; see :func:`zenconvert.verification.gate.judge`."""

@@ -20,10 +20,12 @@ class TorchEngine:
     def __init__(
         self, checkpoint: Checkpoint, windows: Sequence[Window], *, device: str, progress: Count
     ) -> None:
-        hidden = final_states(checkpoint, windows, device=device, progress=progress)
-        head = output_head(checkpoint, device=device)
-        self._model = HeadOnStates(lambda window, begin, end: hidden[window][begin:end], head)
+        self.hidden = final_states(checkpoint, windows, device=device, progress=progress)
+        self._logits = HeadOnStates(self._rows, output_head(checkpoint, device=device)).logits
+
+    def _rows(self, window: int, begin: int, end: int) -> torch.Tensor:
+        return self.hidden[window][begin:end]
 
     def logits(self, window: int, begin: int, end: int) -> torch.Tensor:
         """Logits float32[end - begin, vocab] of positions of one window."""
-        return self._model.logits(window, begin, end)
+        return self._logits(window, begin, end)
