@@ -65,6 +65,14 @@ def entry_of(folder: Folder, module: str, piece: str) -> Entry:
     return folder.entries[name]
 
 
+def scales_of(folder: Folder, module: str) -> Entry:
+    """The scales of a module. Raises MissingTensor, or CorruptFile where they are no floats."""
+    entry = entry_of(folder, module, "scales")
+    if entry.dtype not in {"f16", "bf16", "f32"}:
+        raise CorruptFile(f"{entry.path}: {entry.name}: scales are {entry.dtype}, and no floats")
+    return entry
+
+
 def packed_tensor(
     folder: Folder, module: str, name: TensorName, encoding: Grouped, codec: GroupedCodec
 ) -> Tensor:
@@ -78,7 +86,7 @@ def packed_tensor(
                 f"weights {list(name.shape)} call for {piece.dtype} {list(piece.shape)}"
             )
         places[piece.name] = StoredTensor(entry.path, entry.offset, entry.name)
-    return Tensor(name.name, name.shape, encoding, StoredPieces(module, codec, places))
+    return Tensor(name.name, name.shape, encoding, StoredPieces(module, codec, encoding, places))
 
 
 def by_entry(folder: Folder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -112,7 +112,7 @@ def refined(tensor: Tensor, target: Encoding) -> Tensor:
     if misfit(replace(old, symmetric=True, scale=F16), new, tensor.columns) is not None:
         return tensor
     arrays = _read_arrays(stored, tensor, 0, tensor.rows, codes=False)
-    scales, zeros = stored.codec.unpack_groups(arrays, old, tensor.columns)
+    scales, zeros = stored.codec.unpack_groups(arrays, stored.encoding, tensor.columns)
     symmetric = zeros is None or bool((zeros == 1 << (old.bits - 1)).all())
     with np.errstate(over="ignore"):
         narrow = scales.astype(np.float16).astype(np.float32)
@@ -205,8 +205,7 @@ def _read_pieces(stored: StoredPieces, tensor: Tensor, begin: int, end: int) -> 
     first, last = begin // ROW_UNIT * ROW_UNIT, min(-(-end // ROW_UNIT) * ROW_UNIT, tensor.rows)
     arrays = _read_arrays(stored, tensor, first, last)
     try:
-        assert isinstance(tensor.encoding, Grouped)  # only grouped tensors are stored in pieces
-        rows = stored.codec.unpack(arrays, tensor.encoding)
+        rows = stored.codec.unpack(arrays, stored.encoding)
     except ZenError as error:
         raise InvalidInput(f"{stored.path}: {stored.name}: {error}") from error
     return rows if (first, last) == (begin, end) else rows.take(slice(begin - first, end - first))
@@ -215,8 +214,7 @@ def _read_pieces(stored: StoredPieces, tensor: Tensor, begin: int, end: int) -> 
 def _read_arrays(
     stored: StoredPieces, tensor: Tensor, begin: int, end: int, *, codes: bool = True
 ) -> dict[str, NDArray[Any]]:
-    assert isinstance(tensor.encoding, Grouped)
-    pieces = stored.codec.pieces(tensor.encoding, tensor.shape)
+    pieces = stored.codec.pieces(stored.encoding, tensor.shape)
     return {
         p.name: _read_piece(stored.pieces[p.name], p, begin, end)
         for p in pieces

@@ -58,7 +58,7 @@ def _version(path: Path, settings: dict[str, Any]) -> Version:
 
 
 def _tensor(folder: Folder, module: str, name: TensorName, version: Version, group: int) -> Tensor:
-    scales = packed_folder.entry_of(folder, module, "scales")
+    scales = packed_folder.scales_of(folder, module)
     columns = name.shape[1]
     if columns % (columns if group == -1 else group):
         raise CorruptFile(

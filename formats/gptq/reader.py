@@ -59,7 +59,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _tensor(folder: Folder, module: str, name: TensorName, said: Settings) -> Tensor:
     codes = packed_folder.entry_of(folder, module, "qweight")
-    scales = packed_folder.entry_of(folder, module, "scales")
+    scales = packed_folder.scales_of(folder, module)
     _, columns = name.shape
     if len(codes.shape) != 2 or len(scales.shape) != 2 or codes.shape[0] * 32 % columns:
         raise CorruptFile(

@@ -153,15 +153,16 @@ def _with_first_names(entries: dict[str, Entry], names: Iterable[TensorName]) ->
     first = {
         n.hf_also.removesuffix("weight"): n.hf.removesuffix("weight") for n in names if n.hf_also
     }
-    renamed = {}
+    if not any(name[: name.rfind(".") + 1] in first for name in entries):
+        return entries
+    renamed: dict[str, Entry] = {}
     for name, entry in entries.items():
         module = name[: name.rfind(".") + 1]
-        renamed[first.get(module, module) + name.removeprefix(module)] = entry
-    if len(renamed) < len(entries):
-        raise CorruptFile(
-            f"{next(iter(entries.values())).path}: tensors of a module are there twice"
-        )
-    return renamed
+        fresh = first.get(module, module) + name.removeprefix(module)
+        if fresh in renamed:
+            raise CorruptFile(f"{entry.path}: {fresh!r} is there under two names")
+        renamed[fresh] = entry
+    return dict(sorted(renamed.items()))
 
 
 def _indexed_files(path: Path, index: Path) -> list[Path]:

@@ -477,6 +477,11 @@ def test_biases_of_zeros_that_autogptq_adds_are_left(
             "call for f16",
         ),
         (
+            lambda t: t.update({f"{MODULE}.scales": t[f"{MODULE}.scales"].astype(np.int32)}),
+            CorruptFile,
+            "scales are i32",
+        ),
+        (
             lambda t: t.update({f"{MODULE}.qweight": t[f"{MODULE}.qweight"][:63]}),
             CorruptFile,
             "do not fit",
