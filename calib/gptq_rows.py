@@ -133,7 +133,7 @@ class GptqRows:
                 errors[:, columns] = self.weight[:, columns] - nearest
         else:
             parts = (self.runs, self.levels)
-            scales, zeros = search_runs(self.weight, self.curvature.damped, *parts)
+            scales, zeros = search_runs(self.weight, self.curvature.diagonal, *parts)
             errors = self.weight - round_runs(self.weight, scales, zeros, *parts)
         ours = self.curvature.quadratic(self.errors)
         nearest = self.curvature.quadratic(errors)

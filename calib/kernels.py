@@ -6,6 +6,7 @@ results agree to rounding. Imported only where Triton is installed.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final
 
 import torch
@@ -134,7 +135,7 @@ def search_rows(
     """:func:`zenconvert.calib.grid.search` of groups up to :data:`LONGEST_GROUP`."""
     rows, columns = target.shape
     target = _in_rows(target)
-    shrinks = torch.tensor(levels.shrinks(), dtype=torch.float32, device=target.device)
+    shrinks = _shrinks(levels, target.device)
     scale, zero = (torch.empty(rows, device=target.device) for _ in range(2))
     tile = _tile(columns)
     _search_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
@@ -198,6 +199,11 @@ def _launch(
         scales.stride(0), scales.stride(1), zero.stride(0), float(top),
         TRIALS=weight is not None, ONE_GRID=one_grid, **tile,
     )  # fmt: skip
+
+
+@cache
+def _shrinks(levels: Levels, device: torch.device) -> torch.Tensor:
+    return torch.tensor(levels.shrinks(), dtype=torch.float32, device=device)
 
 
 def _in_rows(matrix: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,8 @@ class GptqSettings:
     """How :func:`zenconvert.calib.gptq.gptq` works."""
 
     damping: float | None = None
-    """Share of the mean diagonal to add to the second moments; None: from inputs and tokens."""
+    """Share of a typical diagonal value to add to the second moments' diagonal; None: the fewer
+    tokens there are for the inputs, the more."""
     passes: int = 2
     """Passes of coordinate descent over all codes and scales afterwards."""
     static_groups: bool = False
@@ -36,7 +37,7 @@ class ModuleReport:
     rtn_error: float
     """The same for rounding to nearest on the same grid."""
     damping: float = 0.0
-    """Share of the mean diagonal that was added to the second moments."""
+    """Share of a typical diagonal value that was added to the second moments' diagonal."""
     rank: int | None = None
     """Estimated rank of the second moments; None where it was not needed."""
     largest_scale: float = 0.0
