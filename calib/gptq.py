@@ -79,7 +79,7 @@ def quantize_rows(
     levels = Levels.of(scheme, settings.lowest_zero)
     parts, errors, replaced = [], torch.zeros(3, dtype=torch.float64), 0
     with full_precision():
-        for rows in weight.split(max(1, _CHUNK_ELEMENTS // weight.shape[1])):
+        for rows in torch.split(weight, max(1, _CHUNK_ELEMENTS // weight.shape[1])):
             make = GptqRows.fixed if static else GptqRows.searched
             work = make(rows.float(), scheme, curvature, levels)
             work.round_columns()

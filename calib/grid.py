@@ -94,9 +94,10 @@ def search(
     """
     kernels = fused_kernels() if target.is_cuda else None
     if kernels is not None and target.shape[1] <= kernels.LONGEST_GROUP:
-        return kernels.search_rows(target, importance, levels)
+        found: tuple[torch.Tensor, torch.Tensor] = kernels.search_rows(target, importance, levels)
+        return found
     rows = max(1, _SLAB_ELEMENTS // target.shape[1])
-    parts = [_search(slab, importance, levels) for slab in target.split(rows)]
+    parts = [_search(slab, importance, levels) for slab in torch.split(target, rows)]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 

@@ -1,9 +1,9 @@
 """The sequential part of GPTQ: columns of a panel rounded one after the other, with feedback.
 
 Every column is rounded to its grid; the rounding error then moves the targets of the columns that
-follow: ``target[:, k] += (start[:, j] - value[:, j]) * feedback[j, k]`` for ``k > j``. With the unit
-upper factor of the second moments as feedback that is GPTQ (Frantar et al. 2022, in the form of
-QuIP's LDLQ, which needs no inverse); with the second moments over their diagonal it is one pass of
+follow: ``target[:, k] += (start[:, j] - value[:, j]) * feedback[j, k]`` for ``k > j``. With the
+unit upper factor of the second moments as feedback that is GPTQ (Frantar et al. 2022, in the form
+of QuIP's LDLQ, which needs no inverse); with the second moments over their diagonal it is one pass of
 coordinate descent. Rows are independent.
 """
 
@@ -41,7 +41,8 @@ def sweep(
     Returns the values on the grid, float32[rows, columns].
     """
     if target.is_cuda and (kernels := fused_kernels()) is not None:
-        return kernels.sweep_rows(target, start, feedback, scale, zero, top)
+        values: torch.Tensor = kernels.sweep_rows(target, start, feedback, scale, zero, top)
+        return values
     return _settle(target, start, feedback, scale, zero, top)[0]
 
 
@@ -62,7 +63,8 @@ def trials(
     Returns costs float32[trials, rows].
     """
     if target.is_cuda and (kernels := fused_kernels()) is not None:
-        return kernels.trial_rows(target, start, feedback, weight, scales, zero, top)
+        found: torch.Tensor = kernels.trial_rows(target, start, feedback, weight, scales, zero, top)
+        return found
     costs = torch.empty_like(scales)
     for trial, scale in enumerate(scales):
         grid = (scale[:, None], zero[:, None])

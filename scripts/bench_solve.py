@@ -12,14 +12,15 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
 
 from zenconvert.calib.curvature import Curvature
 from zenconvert.calib.gptq import curvature_of, quantize_rows
-from zenconvert.calib.gram import accumulate, mirror
 from zenconvert.calib.grid import Levels, fused_kernels, search
+from zenconvert.calib.moments import Moments
 from zenconvert.calib.solution import GptqSettings
 from zenconvert.calib.sweep import sweep
 from zenconvert.target import Scheme
@@ -106,22 +107,19 @@ def weights(rows: int, columns: int, device: torch.device) -> torch.Tensor:
 
 def statistics(source: Input, tokens: int, clock: Clock) -> tuple[torch.Tensor, float]:
     """Second moments of one input and the seconds they took."""
-    moments = torch.zeros(source.width, source.width, device=clock.device)
-    seconds = 0.0
+    sums, seconds = Moments(source.width, clock.device), 0.0
     for chunk in activations(source.width, tokens, clock.device):
-        seconds += clock.time(lambda chunk=chunk: accumulate(moments, chunk))[1]  # type: ignore[misc]
-    seconds += clock.time(lambda: mirror(moments))[1]
-    return moments, seconds
+        seconds += clock.time(partial(sums.add, chunk, 1.0))[1]
+    moments, finishing = clock.time(sums.finish)
+    return moments, seconds + finishing
 
 
-def solve(
-    source: Input, tokens: int, scheme: Scheme, settings: GptqSettings, clock: Clock
-) -> None:
+def solve(source: Input, tokens: int, scheme: Scheme, settings: GptqSettings, clock: Clock) -> None:
     """Statistics and GPTQ of every linear of one input; prints a line each."""
     moments, seconds = statistics(source, tokens, clock)
     line(f"{source.name}: X Xᵀ", f"{source.width}²", seconds, clock.peak())
     finite = bool(moments.diagonal().isfinite().all())
-    curvature, seconds = clock.time(lambda: curvature_of(moments, tokens, scheme, settings))
+    curvature, seconds = clock.time(partial(curvature_of, moments, tokens, scheme, settings))
     if not isinstance(curvature, Curvature):
         raise SystemExit(f"{source.name}: {curvature}")
     del moments
@@ -130,9 +128,9 @@ def solve(
     for name, rows in source.linears.items():
         weight = weights(rows, source.width, clock.device)
         (rounded, report), seconds = clock.time(
-            lambda weight=weight: quantize_rows(weight, scheme, curvature, settings)  # type: ignore[misc]
+            partial(quantize_rows, weight, scheme, curvature, settings)
         )
-        codes, copying = clock.time(lambda rounded=rounded: rounded.codes.cpu())  # type: ignore[misc]
+        codes, copying = clock.time(rounded.codes.cpu)
         finite = bool(rounded.scales.isfinite().all()) and int(codes.max()) < scheme.levels
         facts = (
             f"error {report.error:.5f}, rtn {report.rtn_error:.5f}, "
@@ -159,10 +157,11 @@ def compare_kernels(device: torch.device) -> None:
         scale, zero = search(target, importance, levels)
         found = search(target.to(device), importance.to(device), levels)
         same = ((found[0].cpu() == scale) & (found[1].cpu() == zero)).float().mean()
-        parts = (target, target, back, scale[:, None], zero[:, None])
-        here, there = sweep(*parts, 15), sweep(*(part.to(device) for part in parts), 15)
+        here = sweep(target, target, back, scale[:, None], zero[:, None], 15)
+        moved = (part.to(device) for part in (target, target, back, scale[:, None], zero[:, None]))
+        there = sweep(next(moved), next(moved), next(moved), next(moved), next(moved), 15)
         equal = ((here - there.cpu()).abs() < 1e-6).float().mean()
-        print(f"kernels against torch: {same:.2%} of grids, {equal:.2%} of values equal", flush=True)
+        print(f"kernels and CPU: {same:.2%} of grids, {equal:.2%} of values equal", flush=True)
 
 
 def main() -> None:
@@ -193,7 +192,8 @@ def main() -> None:
     for source in block_inputs(divide):
         solve(source, tokens, scheme, settings, clock)
     peak = max(clock.peaks, default=0.0)
-    line("one block", "", clock.total, peak, f"{LAYERS} layers: {clock.total * LAYERS / 60:.1f} min")
+    minutes = clock.total * LAYERS / 60
+    line("one block", "", clock.total, peak, f"{LAYERS} layers: {minutes:.1f} min")
 
 
 if __name__ == "__main__":

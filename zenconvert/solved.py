@@ -137,5 +137,8 @@ def _grouped(file: SafetensorsFile, source: Tensor, grid: list[Any]) -> Tensor:
         for entry in [file.tensors[f"{source.name}.{piece.name}"]]
     }
     return Tensor(
-        source.name, source.shape, encoding, StoredPieces(source.stored.name, _CODEC, pieces)
+        source.name,
+        source.shape,
+        encoding,
+        StoredPieces(source.stored.name, _CODEC, encoding, pieces),
     )

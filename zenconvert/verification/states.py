@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from zenconvert.calib.reference import Reference, batches
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.recoding import logical_rows
 from zenconvert.errors import NotEnoughResources
+from zenconvert.recoding import logical_rows
 from zenconvert.verification.cache import cache_folder, new_file, touch
 
 if TYPE_CHECKING:
