@@ -3,8 +3,8 @@
 Every column is rounded to its grid; the rounding error then moves the targets of the columns that
 follow: ``target[:, k] += (start[:, j] - value[:, j]) * feedback[j, k]`` for ``k > j``. With the
 unit upper factor of the second moments as feedback that is GPTQ (Frantar et al. 2022, in the form
-of QuIP's LDLQ, which needs no inverse); with the second moments over their diagonal it is one pass of
-coordinate descent. Rows are independent.
+of QuIP's LDLQ, which needs no inverse); with the second moments over their diagonal it is one pass
+of coordinate descent. Rows are independent.
 """
 
 from __future__ import annotations
