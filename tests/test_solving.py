@@ -156,7 +156,7 @@ def _spoil(folder: Path, name: str) -> None:
     """Give one weight a value that no float16 scale can reach."""
     tensor = next(t for t in open_checkpoint(folder).tensors.values() if t.stored.name == name)
     values = logical_rows(tensor, 0, tensor.rows).copy()
-    values[0, 0] = 3e38
+    values[0, 0] = 1e6
     assert isinstance(tensor.encoding, Dense)
     path, offset = tensor.stored.path, getattr(tensor.stored, "offset")  # noqa: B009
     with path.open("r+b") as file:
