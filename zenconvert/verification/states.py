@@ -22,6 +22,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from zenconvert import __version__
 from zenconvert.calib.reference import Reference, batches
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 Count = Callable[[int, int], None]
 """Called with (done, total)."""
 
-_PACKAGES: Final = ("zenconvert", "torch", "transformers")
+_PACKAGES: Final = ("torch", "transformers")
 
 
 def final_states(
@@ -136,7 +137,7 @@ def states_key(checkpoint: Checkpoint, sha256: str, windows: Sequence[Window], d
         "weights": sha256,
         "config": dict(checkpoint.config),
         "ids": ids_digest(windows),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": [__version__, *(version(name) for name in _PACKAGES)],
         "device": torch.device(device).type,
     }
     text = json.dumps(facts, sort_keys=True, default=str)
