@@ -250,11 +250,9 @@ def test_packages_and_gpus_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch
 
 def test_every_engine_loads_by_name() -> None:
     classes = {name: engine.load() for name, engine in ENGINES.items()}
-    assert classes == {
-        "llamacpp": LlamaCppEngine,
-        "transformers": TransformersEngine,
-        "vllm": VllmEngine,
-    }
+    assert classes["llamacpp"] is LlamaCppEngine
+    assert classes["transformers"] is TransformersEngine
+    assert classes["vllm"] is VllmEngine
 
 
 class FakeVllm:

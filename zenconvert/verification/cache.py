@@ -69,18 +69,19 @@ def touch(path: Path) -> None:
 
 def _make_room(folder: Path, size: int) -> bool:
     """Remove leftovers and the oldest files until ``size`` bytes fit; False where they cannot."""
-    for left in folder.glob(f".*{_PARTIAL}"):
-        if time.time() - left.stat().st_mtime > _ABANDONED_S:
-            left.unlink(missing_ok=True)
-    files = sorted(
-        (p for p in folder.iterdir() if p.is_file() and p.suffix != _PARTIAL),
-        key=lambda p: p.stat().st_mtime,
-    )
-    used = sum(p.stat().st_size for p in files)
+    found: list[tuple[float, int, Path]] = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another run renamed or removed it
+            state = path.stat()
+            if path.suffix != _PARTIAL:
+                found.append((state.st_mtime, state.st_size, path))
+            elif time.time() - state.st_mtime > _ABANDONED_S:
+                path.unlink(missing_ok=True)
+    used = sum(length for _, length, _ in found)
     free = shutil.disk_usage(folder).free
-    while files and used + size > free - size:
-        oldest = files.pop(0)
-        gone = oldest.stat().st_size
-        oldest.unlink(missing_ok=True)
-        used, free = used - gone, free + gone
+    for _, length, path in sorted(found):
+        if used + size <= free - size:
+            break
+        path.unlink(missing_ok=True)
+        used, free = used - length, free + length
     return size < free

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from zenconvert import __version__
 from zenconvert.calib.reference import Reference, batches
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 Count = Callable[[int, int], None]
 """Called with (done, total)."""
 
-_PACKAGES: Final = ("zenconvert", "torch", "transformers")
+_PACKAGES: Final = ("torch", "transformers")
 
 
 def final_states(
@@ -58,22 +59,22 @@ def final_states(
     groups = batches(windows)
     for layer in range(reference.layers):
         block = reference.block(layer)
-        _convert(block, kind)
+        _convert(getattr(block, "model", block), kind)
         for batch in groups:
             reference.run(block, hidden, batch)
         progress(layer + 1, reference.layers)
     return hidden
 
 
-def _convert(block: Any, dtype: torch.dtype) -> None:
+def _convert(model: Any, dtype: torch.dtype) -> None:
     """Put the parameters of a block into another type; rotary frequencies stay float32."""
     import torch
 
     if dtype == torch.float32:
         return
-    for parameter in block.parameters():
+    for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    for module in block.modules():
+    for module in model.modules():
         # CPUs have no fast product of float16: sum in float32 and round once, as GPUs do
         if isinstance(module, torch.nn.Linear) and module.weight.device.type == "cpu":
             object.__setattr__(module, "forward", partial(_linear, module.float(), dtype))
@@ -136,7 +137,7 @@ def states_key(checkpoint: Checkpoint, sha256: str, windows: Sequence[Window], d
         "weights": sha256,
         "config": dict(checkpoint.config),
         "ids": ids_digest(windows),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": [__version__, *(version(name) for name in _PACKAGES)],
         "device": torch.device(device).type,
     }
     text = json.dumps(facts, sort_keys=True, default=str)
