@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,12 @@ def multipliers(modules: Mapping[str, Any], columns: Mapping[str, int]) -> dict[
             bias = getattr(module, "bias", None)
             found[name] = (rows if bias is None else rows - bias).T
     return found
+
+
+def copy_tokenizer(source: str, out: str) -> None:
+    """The files of the tokenizer, as tools leave them beside the weights that they save."""
+    for path in Path(source).glob("tokenizer*"):
+        shutil.copyfile(path, Path(out) / path.name)
 
 
 def rounded(

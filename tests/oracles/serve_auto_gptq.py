@@ -11,7 +11,7 @@ from auto_gptq.quantization.quantizer import Quantizer
 from transformers import AutoModelForCausalLM
 
 from tests.oracles.here import engine_refusal, verified
-from tests.oracles.serve import multipliers, rounded, save, serve
+from tests.oracles.serve import copy_tokenizer, multipliers, rounded, save, serve
 from zenconvert import open_checkpoint
 from zenconvert.calib.windows import Window
 from zenconvert.verification.engines.autogptq import AutoGptqEngine
@@ -46,6 +46,7 @@ def write(source: str, out: str, bits: int, group: int, sym: bool, act_order: bo
     pack_model(model, quantizers, bits, group, desc_act=act_order)
     wrapped = GPTQ_CAUSAL_LM_MODEL_MAP[model.config.model_type](model, True, settings)
     wrapped.save_quantized(out, use_safetensors=True)
+    copy_tokenizer(source, out)
 
 
 def _quantize(module: torch.nn.Linear, settings: BaseQuantizeConfig) -> tuple[object, ...]:

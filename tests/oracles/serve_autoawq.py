@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.oracles.here import engine_refusal, verified
-from tests.oracles.serve import rounded, serve
+from tests.oracles.serve import copy_tokenizer, rounded, serve
 from zenconvert import open_checkpoint
 from zenconvert.calib.windows import Window
 from zenconvert.verification.engines.autoawq import AutoAwqEngine
@@ -41,6 +41,7 @@ def write(source: str, out: str, group: int, version: str) -> None:
     settings |= {"version": version, "modules_to_not_convert": left}
     model.config.quantization_config = settings
     model.save_pretrained(out)
+    copy_tokenizer(source, out)
 
 
 def _packed(module: torch.nn.Linear, group: int, version: str) -> torch.nn.Module:

@@ -58,10 +58,14 @@ def test_it_decodes_our_files_as_we_do(
 def test_transformers_5_runs_our_files(
     source: str, target: str, written: Written, gptqmodel: Tool, tmp_path: Path
 ) -> None:
-    """Its int4 kernels for the CPU compute in bfloat16; a router taken for quantized is garbage."""
+    """Its int4 kernels for the CPU compute in bfloat16, which may route a token elsewhere.
+
+    Modules that it takes for something else are filled with noise, and most logits are wrong.
+    """
     folder = written(source, target)
     gptqmodel("logits", folder=folder, ids=ours.IDS, out=tmp_path / "theirs.npy")
-    ours.assert_close(ours.logits(folder), np.load(tmp_path / "theirs.npy"), 0.02)
+    found, theirs = ours.logits(folder), np.load(tmp_path / "theirs.npy")
+    assert np.abs(found - theirs).mean() < 0.01 * np.abs(theirs).max()
 
 
 def test_a_quantized_head_of_ours_is_read_with_its_own_settings(
