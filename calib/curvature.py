@@ -77,7 +77,12 @@ def adaptive_damping(inputs: int, tokens: int) -> float:
 
 
 def prepare(
-    moments: torch.Tensor, tokens: int, scheme: Scheme, damping: float | None, static: bool
+    moments: torch.Tensor,
+    tokens: int,
+    scheme: Scheme,
+    damping: float | None,
+    static: bool,
+    scales: torch.Tensor | None = None,
 ) -> Curvature | str:
     """Clean, order, damp and factor second moments.
 
@@ -88,10 +93,12 @@ def prepare(
         scheme: decides the order of the columns.
         damping: share of a typical diagonal value to add; None for :func:`adaptive_damping`.
         static: groups are fixed before, and the columns may come in any order.
+        scales: float32[inputs] that the inputs will be divided by.
 
     Returns the curvature, or why there is none.
     """
-    diagonal = moments.diagonal().float()
+    inverse = torch.ones_like(moments[0], dtype=torch.float32) if scales is None else 1 / scales
+    diagonal = moments.diagonal().float() * inverse.square()
     unusable = ~diagonal.isfinite() | (diagonal < 0)
     usable = torch.where(unusable, 0.0, diagonal)
     if not bool((usable > 0).any()):
@@ -107,7 +114,8 @@ def prepare(
     order = column_order(usable, scheme, static)
     matrix = torch.empty_like(moments, dtype=torch.float32)
     for begin, end in _blocks(len(order)):
-        rows = moments[order[begin:end]][:, order].float().mul_(unit)
+        rows = moments[order[begin:end]][:, order].float()
+        rows.mul_(unit * inverse[order]).mul_(inverse[order[begin:end], None])
         rows[unusable[order[begin:end]]] = 0
         rows[:, unusable[order]] = 0
         if not bool(rows.isfinite().all()):
