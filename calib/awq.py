@@ -182,8 +182,7 @@ def _round(
     shared: tuple[torch.Tensor, Curvature | str] | None = None
     for name in (name for name in block.weights if name in block.quantized):
         given, weight = inputs[name], block.weights[name]
-        scale = block.input_scales.get(name)
-        scale = torch.ones_like(weight[0]) if scale is None else scale
+        scale = block.input_scales.get(name, torch.ones_like(weight[0]))
         if settings.rounding == "rtn" or given.moments.ndim == 1 or given.tokens <= 0:
             solved[name] = _nearest(weight, scheme, given, scale, settings)
             continue
@@ -209,8 +208,9 @@ def _nearest(
 ) -> Solved:
     """Rounding to nearest; its error over the second moments where they are known."""
     moments = given.moments
-    importance = moments if moments.ndim == 1 else moments.diagonal()
-    importance = importance / scale.square() if given.tokens > 0 else None
+    importance = None
+    if given.tokens > 0:
+        importance = (moments if moments.ndim == 1 else moments.diagonal()) / scale.square()
     lowest = settings.gptq.lowest_zero
     result = rtn(weight, scheme, importance=importance, lowest_zero=lowest)
     if result.values is not None and given.tokens > 0:

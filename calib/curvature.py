@@ -38,7 +38,7 @@ class Curvature:
     damped: torch.Tensor
     """float32[inputs]: the diagonal with damping; positive."""
     pivots: torch.Tensor
-    """float32[inputs]: squared diagonal of R, a column's moment given all that are rounded later."""
+    """float32[inputs]: squared diagonal of R; a column's moment given all that come after it."""
     damping: float
     """Share of a typical diagonal value that was added to all."""
     rank: int
@@ -58,13 +58,13 @@ class Curvature:
 
     def quadratic(self, errors: torch.Tensor) -> torch.Tensor:
         """``diag(errors @ undamped H @ errors.T)``: float64[rows] of float32[rows, inputs]."""
-        total = (errors.square() @ self.diagonal).double()
+        total: torch.Tensor = (errors.square() @ self.diagonal).double()
         for begin, end in _blocks(len(self.order)):
             here = errors[:, begin:end]
             product = here @ self.matrix[begin:end, begin:end].tril(-1)
             product = product.addmm_(errors[:, end:], self.matrix[end:, begin:end])
             total += product.mul_(here).sum(1, dtype=torch.float64).mul_(2)
-        return total.clamp_(min=0)
+        return total.clamp(min=0)
 
 
 def adaptive_damping(inputs: int, tokens: int) -> float:
@@ -73,7 +73,8 @@ def adaptive_damping(inputs: int, tokens: int) -> float:
     Fitted on moments of zen-nano from 300 to 68,000 tokens, by the error on other texts: with fewer
     tokens than inputs, damping near 0 makes GPTQ worse than rounding to nearest.
     """
-    return min(_MOST_DAMPING, max(_LEAST_DAMPING, 3.0 * (inputs / max(1, tokens)) ** 2.5))
+    share = 3.0 * float(inputs / max(1, tokens)) ** 2.5
+    return min(_MOST_DAMPING, max(_LEAST_DAMPING, float(share)))
 
 
 def prepare(
@@ -132,7 +133,7 @@ def column_order(importance: torch.Tensor, scheme: Scheme, static: bool) -> torc
         return importance.argsort(descending=True, stable=True)
     groups = torch.arange(len(importance), device=importance.device) // scheme.group
     # sums in float64 and in a fixed order, whatever the device
-    sums = torch.stack([part.double().sum() for part in importance.split(scheme.group)])
+    sums = torch.stack([part.double().sum() for part in torch.split(importance, scheme.group)])
     within = importance.argsort(descending=True, stable=True)
     rank_of_group = torch.empty_like(groups[: len(sums)])
     rank_of_group[sums.argsort(descending=True, stable=True)] = torch.arange(
@@ -170,9 +171,7 @@ def _factor(
         if roots is not None:
             pivots = roots.square()
             rank = min(tokens, _rank(matrix, pivots, share * typical))
-            return Curvature(
-                order, matrix, diagonal, damped, pivots, share, rank, tuple(notes)
-            )
+            return Curvature(order, matrix, diagonal, damped, pivots, share, rank, tuple(notes))
         notes.append(f"factorisation failed in {str(dtype)[6:]} with damping {share:.3g}")
         _mirror(matrix)
     return f"no factorisation of the second moments ({'; '.join(notes)})"
@@ -215,7 +214,9 @@ def _factor_upper(
         roots[begin:end] = root.diagonal()
         if bool(failed) or not bool(roots[begin:end].isfinite().all()):
             return None
-        above = work[:begin, begin:end].addmm_(work[:begin, end:], work[begin:end, end:].T, alpha=-1)
+        above = work[:begin, begin:end].addmm_(
+            work[:begin, end:], work[begin:end, end:].T, alpha=-1
+        )
         above.copy_(torch.linalg.solve_triangular(root.T, above, upper=False, left=False))
         kept = work[begin:end, begin:end].tril()
         work[begin:end, begin:end] = root.triu(1) + kept

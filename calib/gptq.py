@@ -87,7 +87,7 @@ def quantize_rows(
     levels = Levels.of(scheme, settings.lowest_zero)
     parts, errors, replaced = [], torch.zeros(3, dtype=torch.float64), 0
     with full_precision():
-        for rows in weight.split(max(1, _CHUNK_ELEMENTS // weight.shape[1])):
+        for rows in torch.split(weight, max(1, _CHUNK_ELEMENTS // weight.shape[1])):
             make = GptqRows.fixed if static else GptqRows.searched
             work = make(rows.float(), scheme, curvature, levels)
             work.round_columns()
@@ -99,7 +99,9 @@ def quantize_rows(
     error, rtn_error, energy = errors.tolist()
     notes = curvature.notes
     if replaced:
-        notes += (f"{replaced} of {len(weight)} rows are rounded to nearest, which is better there",)
+        notes += (
+            f"{replaced} of {len(weight)} rows are rounded to nearest, which is better there",
+        )
     report = ModuleReport(
         "gptq" if replaced < len(weight) else "rtn",
         error / energy if energy else 0.0,

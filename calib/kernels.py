@@ -80,7 +80,9 @@ def _search_kernel(  # type: ignore[no-untyped-def]
         steps = value / scale[:, None]
         product = tl.sum(steps * target * importance[None, :], axis=1)
         square = tl.sum(steps * steps * importance[None, :], axis=1)
-        tried = _round_scale(product / tl.maximum(square, 1.1754943508222875e-38), smallest, largest)
+        tried = _round_scale(
+            product / tl.maximum(square, 1.1754943508222875e-38), smallest, largest
+        )
         found = _error(target, importance, tried, zero, top)
         better = found < error
         error = tl.where(better, found, error)

@@ -37,7 +37,8 @@ def runs_of(scheme: Scheme, order: torch.Tensor) -> list[Run]:
     group = scheme.group or inputs
     if scheme.act_order:
         return [Run(b, min(b + group, inputs), b // group) for b in range(0, inputs, group)]
-    numbers, counts = (order.cpu() // group).unique_consecutive(return_counts=True)
+    groups = order.cpu() // group
+    numbers, counts = torch.unique_consecutive(groups, return_counts=True)
     ends = counts.cumsum(0).tolist()
     return [
         Run(end - count, end, number)
@@ -132,7 +133,9 @@ def solved(
     headroom = rounded.headroom()
     if headroom < 1:
         reach = f"{LARGEST_F16 / headroom:.3g}"
-        return keep(*report.notes, f"the quantized weights reach {reach}, which float16 cannot hold")
+        return keep(
+            *report.notes, f"the quantized weights reach {reach}, which float16 cannot hold"
+        )
     largest = float(rounded.scales.max())
     report = replace(report, largest_scale=largest, f16_headroom=headroom)
     return Solved(rounded.rows(scheme, ordered), report)

@@ -1,10 +1,10 @@
 """The sequential part of GPTQ: columns of a panel rounded one after the other, with feedback.
 
 Every column is rounded to its grid; the rounding error then moves the targets of the columns that
-follow: ``target[:, k] += (start[:, j] - value[:, j]) * feedback[j, k]`` for ``k > j``. With the unit
-upper factor of the second moments as feedback that is GPTQ (Frantar et al. 2022, in the form of
-QuIP's LDLQ, which needs no inverse); with the second moments over their diagonal it is one pass of
-coordinate descent. Rows are independent.
+follow: ``target[:, k] += (start[:, j] - value[:, j]) * feedback[j, k]`` for ``k > j``. With the
+unit upper factor of the second moments as feedback that is GPTQ (Frantar et al. 2022, in the form
+of QuIP's LDLQ, which needs no inverse); with the second moments over their diagonal it is one pass
+of coordinate descent. Rows are independent.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def sweep(
     Returns the values on the grid, float32[rows, columns].
     """
     if target.is_cuda and (kernels := fused_kernels()) is not None:
-        return kernels.sweep_rows(target, start, feedback, scale, zero, top)
+        swept: torch.Tensor = kernels.sweep_rows(target, start, feedback, scale, zero, top)
+        return swept
     values = torch.empty_like(target)
     for begin in range(0, len(target), _SLAB_ROWS):
         rows = slice(begin, begin + _SLAB_ROWS)
@@ -68,7 +69,8 @@ def trials(
     Returns costs float32[trials, rows].
     """
     if target.is_cuda and (kernels := fused_kernels()) is not None:
-        return kernels.trial_rows(target, start, feedback, weight, scales, zero, top)
+        found: torch.Tensor = kernels.trial_rows(target, start, feedback, weight, scales, zero, top)
+        return found
     costs = torch.empty_like(scales)
     for begin in range(0, len(target), _SLAB_ROWS):
         rows = slice(begin, begin + _SLAB_ROWS)

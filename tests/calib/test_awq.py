@@ -18,7 +18,7 @@ from zenconvert.target import Scheme
 
 HIDDEN, FFN, HEADS = 128, 192, Heads(query=4, kv=2)
 VALUES = HIDDEN // 4 * 2
-SCHEME = Scheme(4, 32, symmetric=False)
+SCHEME = Scheme(4, 64, symmetric=False)
 
 
 def known(values: torch.Tensor) -> Inputs:
@@ -152,8 +152,9 @@ def _rounded(block: Toy, x: torch.Tensor, name: str) -> torch.Tensor:
 
 def test_errors_are_those_of_the_outputs() -> None:
     block, x = toy(), activations(512, HIDDEN)
-    for rounding in ("gptq", "rtn"):
-        result = solve(block, x, AwqSettings(rounding=rounding))  # type: ignore[arg-type]
+    settings = (AwqSettings(), AwqSettings(rounding="rtn"))
+    for given in settings:
+        result = solve(block, x, given)
         seen = block.run(x)["gate"]
         values = result.solved["gate"].values
         assert values is not None
@@ -190,9 +191,15 @@ EXPERTS = [f"{e}.{kind}" for e in range(3) for kind in ("gate", "up")]
 def experts(dead: int | None) -> tuple[Awq, dict[str, torch.Tensor], dict[str, Inputs]]:
     """A norm, a router and three experts, of which ``dead`` sees no token."""
     x = activations(600, HIDDEN)
-    parts = {name: weights(64, HIDDEN, seed).bfloat16().float() for seed, name in enumerate(EXPERTS)}
-    block = {"norm": torch.ones(HIDDEN), "router": weights(3, HIDDEN, 50).bfloat16().float(), **parts}
-    inputs = {}
+    parts = {
+        name: weights(64, HIDDEN, seed).bfloat16().float() for seed, name in enumerate(EXPERTS)
+    }
+    block = {
+        "norm": torch.ones(HIDDEN),
+        "router": weights(3, HIDDEN, 50).bfloat16().float(),
+        **parts,
+    }
+    inputs: dict[str, Inputs] = {}
     for expert in range(3):
         given = known(x[expert * 200 :][: 200 - 60 * expert])
         if expert == dead:
@@ -269,7 +276,11 @@ def test_a_norm_with_dead_channels() -> None:
 def test_folding_that_would_lose_something_is_refused() -> None:
     """A dense reader whose numbers the storage dtype cannot hold after scaling."""
     x = activations(512, HIDDEN)
-    block = {"norm": torch.ones(HIDDEN), "dense": torch.full((4, HIDDEN), 6e4), "q": weights(32, HIDDEN)}
+    block = {
+        "norm": torch.ones(HIDDEN),
+        "dense": torch.full((4, HIDDEN), 6e4),
+        "q": weights(32, HIDDEN),
+    }
     with pytest.raises(ConversionFailed, match="moved a weight"):
         awq(
             block, {}, [Balance("norm", ("dense", "q"))], {"q": known(x)}, SCHEME,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_every_descent_lowers_the_damped_error() -> None:
     for _ in range(3):
         rows.descend()
         costs.append(((rows.errors @ full) * rows.errors).sum(1))
-    for before, after in zip(costs, costs[1:], strict=False):
+    for before, after in pairwise(costs):
         assert bool((after <= before * (1 + 1e-5)).all())
     assert float(costs[1].sum()) < 0.99 * float(costs[0].sum())
 
