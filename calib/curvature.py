@@ -38,7 +38,7 @@ class Curvature:
     damped: torch.Tensor
     """float32[inputs]: the diagonal with damping; positive."""
     pivots: torch.Tensor
-    """float32[inputs]: squared diagonal of R, a column's moment given all rounded after it."""
+    """float32[inputs]: squared diagonal of R; a column's moment given all that come after it."""
     damping: float
     """Share of a typical diagonal value that was added to all."""
     rank: int
@@ -58,13 +58,13 @@ class Curvature:
 
     def quadratic(self, errors: torch.Tensor) -> torch.Tensor:
         """``diag(errors @ undamped H @ errors.T)``: float64[rows] of float32[rows, inputs]."""
-        total = (errors.square() @ self.diagonal).double()
+        total: torch.Tensor = (errors.square() @ self.diagonal).double()
         for begin, end in _blocks(len(self.order)):
             here = errors[:, begin:end]
             product = here @ self.matrix[begin:end, begin:end].tril(-1)
             product = product.addmm_(errors[:, end:], self.matrix[end:, begin:end])
             total += product.mul_(here).sum(1, dtype=torch.float64).mul_(2)
-        return total.clamp_(min=0)
+        return total.clamp(min=0)
 
 
 def adaptive_damping(inputs: int, tokens: int) -> float:
@@ -73,12 +73,17 @@ def adaptive_damping(inputs: int, tokens: int) -> float:
     Fitted on moments of zen-nano from 300 to 68,000 tokens, by the error on other texts: with fewer
     tokens than inputs, damping near 0 makes GPTQ worse than rounding to nearest.
     """
-    wanted: float = 3.0 * (inputs / max(1, tokens)) ** 2.5
-    return min(_MOST_DAMPING, max(_LEAST_DAMPING, wanted))
+    share = 3.0 * float(inputs / max(1, tokens)) ** 2.5
+    return min(_MOST_DAMPING, max(_LEAST_DAMPING, float(share)))
 
 
 def prepare(
-    moments: torch.Tensor, tokens: int, scheme: Scheme, damping: float | None, static: bool
+    moments: torch.Tensor,
+    tokens: int,
+    scheme: Scheme,
+    damping: float | None,
+    static: bool,
+    scales: torch.Tensor | None = None,
 ) -> Curvature | str:
     """Clean, order, damp and factor second moments.
 
@@ -89,10 +94,12 @@ def prepare(
         scheme: decides the order of the columns.
         damping: share of a typical diagonal value to add; None for :func:`adaptive_damping`.
         static: groups are fixed before, and the columns may come in any order.
+        scales: float32[inputs] that the inputs will be divided by.
 
     Returns the curvature, or why there is none.
     """
-    diagonal = moments.diagonal().float()
+    inverse = torch.ones_like(moments[0], dtype=torch.float32) if scales is None else 1 / scales
+    diagonal = moments.diagonal().float() * inverse.square()
     unusable = ~diagonal.isfinite() | (diagonal < 0)
     usable = torch.where(unusable, 0.0, diagonal)
     if not bool((usable > 0).any()):
@@ -108,7 +115,8 @@ def prepare(
     order = column_order(usable, scheme, static)
     matrix = torch.empty_like(moments, dtype=torch.float32)
     for begin, end in _blocks(len(order)):
-        rows = moments[order[begin:end]][:, order].float().mul_(unit)
+        rows = moments[order[begin:end]][:, order].float()
+        rows.mul_(unit * inverse[order]).mul_(inverse[order[begin:end], None])
         rows[unusable[order[begin:end]]] = 0
         rows[:, unusable[order]] = 0
         if not bool(rows.isfinite().all()):
@@ -206,8 +214,9 @@ def _factor_upper(
         roots[begin:end] = root.diagonal()
         if bool(failed) or not bool(roots[begin:end].isfinite().all()):
             return None
-        above = work[:begin, begin:end]
-        above.addmm_(work[:begin, end:], work[begin:end, end:].T, alpha=-1)
+        above = work[:begin, begin:end].addmm_(
+            work[:begin, end:], work[begin:end, end:].T, alpha=-1
+        )
         above.copy_(torch.linalg.solve_triangular(root.T, above, upper=False, left=False))
         kept = work[begin:end, begin:end].tril()
         work[begin:end, begin:end] = root.triu(1) + kept

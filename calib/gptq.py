@@ -64,11 +64,19 @@ def gptq(
 
 
 def curvature_of(
-    moments: torch.Tensor, tokens: int, scheme: Scheme, settings: GptqSettings
+    moments: torch.Tensor,
+    tokens: int,
+    scheme: Scheme,
+    settings: GptqSettings,
+    scales: torch.Tensor | None = None,
 ) -> Curvature | str:
-    """Moments made ready for :func:`gptq`, or why they cannot be; they may be freed afterwards."""
+    """Moments made ready for :func:`gptq`, or why they cannot be; they may be freed afterwards.
+
+    ``scales`` float32[in] are what the inputs will be divided by (AWQ).
+    """
+    static = _static(scheme, settings)
     with full_precision():
-        return prepare(moments, tokens, scheme, settings.damping, _static(scheme, settings))
+        return prepare(moments, tokens, scheme, settings.damping, static, scales)
 
 
 def quantize_rows(

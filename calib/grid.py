@@ -86,19 +86,19 @@ def search(
     """Scale and zero of every row of one group, by least weighted squared error.
 
     Args:
-        target: float32[rows, columns], finite.
-        importance: float32[columns], not negative.
+        target: float32[rows, columns], finite; or of several groups, [groups, rows, columns].
+        importance: float32[columns] or [groups, columns], not negative.
         levels: the codes.
 
-    Returns scale and zero, float32[rows] each; the scales are float16 numbers.
+    Returns scale and zero, float32[rows] or [groups, rows]; the scales are float16 numbers.
     """
-    kernels = fused_kernels() if target.is_cuda else None
+    kernels = fused_kernels() if target.is_cuda and target.ndim == 2 else None
     if kernels is not None and target.shape[1] <= kernels.LONGEST_GROUP:
         found: tuple[torch.Tensor, torch.Tensor] = kernels.search_rows(target, importance, levels)
         return found
-    rows = max(1, _SLAB_ELEMENTS // target.shape[1])
-    parts = [_search(slab, importance, levels) for slab in torch.split(target, rows)]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    rows = max(1, _SLAB_ELEMENTS * target.shape[-2] // target.numel())
+    parts = [_search(slab, importance, levels) for slab in torch.split(target, rows, dim=-2)]
+    return torch.cat([p[0] for p in parts], -1), torch.cat([p[1] for p in parts], -1)
 
 
 def _search(
@@ -110,15 +110,15 @@ def _search(
         best.consider(scale, zero)
     for _ in range(REFITS):
         best.refit()
-    return best.scale[:, 0], best.zero[:, 0]
+    return best.scale[..., 0], best.zero[..., 0]
 
 
 def _candidates(
     target: torch.Tensor, levels: Levels
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Scales and zeros [rows, 1] to try, zero and the range's ends always among the values."""
-    high = target.amax(1, keepdim=True).clamp(min=0)
-    low = target.amin(1, keepdim=True).clamp(max=0)
+    """Scales and zeros [..., rows, 1] to try, zero and the range's ends always among the values."""
+    high = target.amax(-1, keepdim=True).clamp(min=0)
+    low = target.amin(-1, keepdim=True).clamp(max=0)
     if levels.symmetric:
         full = torch.maximum(high, -low) * (2 / levels.top)
         zero = torch.full_like(full, levels.midpoint)
@@ -143,13 +143,13 @@ class _Best:
         scale: torch.Tensor,
         zero: torch.Tensor,
     ) -> None:
-        self.target, self.importance, self.levels = target, importance, levels
+        self.target, self.importance, self.levels = target, importance[..., None], levels
         self.scale, self.zero = round_scale(scale), zero
         self.error = self._error(self.scale, zero)
 
     def _error(self, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
         error = quantize(self.target, scale, zero, self.levels.top).sub_(self.target).square_()
-        return (error @ self.importance)[:, None]
+        return error @ self.importance
 
     def consider(self, scale: torch.Tensor, zero: torch.Tensor) -> None:
         """Take a grid where it is better."""
@@ -166,4 +166,4 @@ class _Best:
         product = (steps * self.target) @ self.importance
         square = steps.square_() @ self.importance
         fitted = product / square.clamp(min=torch.finfo(square.dtype).tiny)
-        self.consider(fitted[:, None], self.zero)
+        self.consider(fitted, self.zero)

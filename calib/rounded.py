@@ -37,7 +37,8 @@ def runs_of(scheme: Scheme, order: torch.Tensor) -> list[Run]:
     group = scheme.group or inputs
     if scheme.act_order:
         return [Run(b, min(b + group, inputs), b // group) for b in range(0, inputs, group)]
-    numbers, counts = torch.unique_consecutive(order.cpu() // group, return_counts=True)
+    groups = order.cpu() // group
+    numbers, counts = torch.unique_consecutive(groups, return_counts=True)
     ends = counts.cumsum(0).tolist()
     return [
         Run(end - count, end, number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # the solvers themselves need no more than torch
     from zenconvert.grouped import GroupedRows
@@ -23,6 +23,15 @@ class GptqSettings:
     order of their importance; otherwise grids are searched on the way and groups stay together."""
     lowest_zero: int = 0
     """Smallest zero of an asymmetric grid; GPTQ v1 files cannot hold 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwqSettings:
+    """How :func:`zenconvert.calib.awq.awq` works."""
+
+    rounding: Literal["gptq", "rtn"] = "gptq"
+    """What rounds the scaled weights; ``rtn`` is AWQ as published, with weighted scale search."""
+    gptq: GptqSettings = GptqSettings()
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ def sweep(
     Returns the values on the grid, float32[rows, columns].
     """
     if target.is_cuda and (kernels := fused_kernels()) is not None:
-        values: torch.Tensor = kernels.sweep_rows(target, start, feedback, scale, zero, top)
-        return values
+        swept: torch.Tensor = kernels.sweep_rows(target, start, feedback, scale, zero, top)
+        return swept
     return _settle(target, start, feedback, scale, zero, top)[0]
 
 

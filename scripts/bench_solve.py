@@ -12,8 +12,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -27,6 +26,7 @@ from zenconvert.target import Scheme
 
 HIDDEN, FFN, KEYS, LAYERS = 8192, 49152, 1024, 80
 CHUNK = 16384
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -47,11 +47,11 @@ class Clock:
     total: float = 0.0
     peaks: list[float] = field(default_factory=list)
 
-    def time(self, work: Callable[[], T]) -> tuple[T, float]:
-        """The result of some work and how many seconds it took."""
+    def time(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> tuple[T, float]:
+        """The result of a call and how many seconds it took."""
         self._wait()
         begin = time.perf_counter()
-        result = work()
+        result = work(*given, **named)
         self._wait()
         seconds = time.perf_counter() - begin
         self.total += seconds
@@ -109,7 +109,7 @@ def statistics(source: Input, tokens: int, clock: Clock) -> tuple[torch.Tensor, 
     """Second moments of one input and the seconds they took."""
     sums, seconds = Moments(source.width, clock.device), 0.0
     for chunk in activations(source.width, tokens, clock.device):
-        seconds += clock.time(partial(sums.add, chunk, 1.0))[1]
+        seconds += clock.time(sums.add, chunk, 1.0)[1]
     moments, finishing = clock.time(sums.finish)
     return moments, seconds + finishing
 
@@ -119,7 +119,7 @@ def solve(source: Input, tokens: int, scheme: Scheme, settings: GptqSettings, cl
     moments, seconds = statistics(source, tokens, clock)
     line(f"{source.name}: X Xᵀ", f"{source.width}²", seconds, clock.peak())
     finite = bool(moments.diagonal().isfinite().all())
-    curvature, seconds = clock.time(partial(curvature_of, moments, tokens, scheme, settings))
+    curvature, seconds = clock.time(curvature_of, moments, tokens, scheme, settings)
     if not isinstance(curvature, Curvature):
         raise SystemExit(f"{source.name}: {curvature}")
     del moments
@@ -127,9 +127,7 @@ def solve(source: Input, tokens: int, scheme: Scheme, settings: GptqSettings, cl
     line(f"{source.name}: factor", f"{source.width}²", seconds, clock.peak(), facts)
     for name, rows in source.linears.items():
         weight = weights(rows, source.width, clock.device)
-        (rounded, report), seconds = clock.time(
-            partial(quantize_rows, weight, scheme, curvature, settings)
-        )
+        (rounded, report), seconds = clock.time(quantize_rows, weight, scheme, curvature, settings)
         codes, copying = clock.time(rounded.codes.cpu)
         finite = bool(rounded.scales.isfinite().all()) and int(codes.max()) < scheme.levels
         facts = (
@@ -157,11 +155,13 @@ def compare_kernels(device: torch.device) -> None:
         scale, zero = search(target, importance, levels)
         found = search(target.to(device), importance.to(device), levels)
         same = ((found[0].cpu() == scale) & (found[1].cpu() == zero)).float().mean()
-        here = sweep(target, target, back, scale[:, None], zero[:, None], 15)
-        moved = (part.to(device) for part in (target, target, back, scale[:, None], zero[:, None]))
-        there = sweep(next(moved), next(moved), next(moved), next(moved), next(moved), 15)
+        parts = (target, target, back, scale[:, None], zero[:, None])
+        a, b, c, d, e = (part.to(device) for part in parts)
+        here, there = sweep(*parts, 15), sweep(a, b, c, d, e, 15)
         equal = ((here - there.cpu()).abs() < 1e-6).float().mean()
-        print(f"kernels and CPU: {same:.2%} of grids, {equal:.2%} of values equal", flush=True)
+        print(
+            f"kernels against torch: {same:.2%} of grids, {equal:.2%} of values equal", flush=True
+        )
 
 
 def main() -> None:
@@ -192,8 +192,9 @@ def main() -> None:
     for source in block_inputs(divide):
         solve(source, tokens, scheme, settings, clock)
     peak = max(clock.peaks, default=0.0)
-    minutes = clock.total * LAYERS / 60
-    line("one block", "", clock.total, peak, f"{LAYERS} layers: {minutes:.1f} min")
+    line(
+        "one block", "", clock.total, peak, f"{LAYERS} layers: {clock.total * LAYERS / 60:.1f} min"
+    )
 
 
 if __name__ == "__main__":

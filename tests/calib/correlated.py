@@ -13,8 +13,8 @@ def inputs(tokens: int, width: int, seed: int = 0) -> torch.Tensor:
     size = torch.randn(width, generator=mixing).mul_(0.7).exp_()
     hidden = torch.randn(tokens, width // 4, generator=random) / (width // 4) ** 0.5
     noise = torch.randn(tokens, width, generator=random)
-    inputs: torch.Tensor = (hidden @ shared + 0.5 * noise) * size
-    return inputs
+    result: torch.Tensor = (hidden @ shared + 0.5 * noise) * size
+    return result
 
 
 def moments(tokens: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -172,8 +172,11 @@ def test_rounding_to_nearest_where_nothing_helps() -> None:
     good(result)
     assert result.report.method == "rtn"
     (note,) = result.report.notes
-    steps = ("float32 with damping 0.01;", "float32 with damping 1;", "float64 with damping 1)")
-    for step in steps:
+    for step in (
+        "float32 with damping 0.01;",
+        "float32 with damping 1;",
+        "float64 with damping 1)",
+    ):
         assert step in note
 
 
