@@ -5,19 +5,23 @@ A layer may come in several parts with disjoint inputs (:mod:`zenconvert.calib.w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
 
-from numpy.typing import NDArray
+import torch
 
 from zenconvert.calib.inputs import layer_inputs
+from zenconvert.calib.layer import DTYPES
+from zenconvert.calib.smoothing import Heads, Inputs
 from zenconvert.calib.solution import Solved
 from zenconvert.checkpoint import Checkpoint
+from zenconvert.errors import NotEnoughResources
 from zenconvert.target import Scheme
 
 if TYPE_CHECKING:
-    import torch
-
+    from zenconvert.calib.awq import Balance
     from zenconvert.calib.reference import Reference
     from zenconvert.calib.statistics import InputStatistics
     from zenconvert.calib.statistics_reader import Statistics
@@ -59,14 +63,21 @@ class FileLayer:
         return self.reference.load(tensor).to(self.reference.device)
 
 
+@dataclass
+class Found:
+    """What a solver made of a layer or of a part of it."""
+
+    quantized: dict[str, Solved] = field(default_factory=dict)
+    """Weight name → codes and report."""
+    changed: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Tensor name → float32 numbers of the source's dtype, of tensors that are not quantized."""
+
+
 class LayerSolver(Protocol):
-    """Takes the parts of one layer and gives its solution."""
+    """Takes the parts of one layer."""
 
-    def add(self, layer: Layer) -> dict[str, Solved]:
-        """Solve what a part allows; weight name → what is solved already."""
-
-    def finish(self) -> tuple[dict[str, Solved], dict[str, NDArray[Any]]]:
-        """All quantized weights by name, and other tensors that changed."""
+    def add(self, layer: Layer) -> Found:
+        """Solve for the modules of a part."""
 
 
 class GptqLayer:
@@ -75,14 +86,13 @@ class GptqLayer:
     def __init__(self, checkpoint: Checkpoint, grids: Mapping[str, Scheme]) -> None:
         del checkpoint  # its weights are not changed
         self.grids = grids
-        self.solved: dict[str, Solved] = {}
 
-    def add(self, layer: Layer) -> dict[str, Solved]:
-        """Solve for the modules of a part; those that read one input share its factors."""
+    def add(self, layer: Layer) -> Found:
+        """Those that read one input share its factors."""
         from zenconvert.calib.gptq import curvature_of, gptq
         from zenconvert.calib.solution import GptqSettings
 
-        found: dict[str, Solved] = {}
+        found = Found()
         key, curvature = None, None
         for module in layer.modules:
             name = f"{module}.weight"
@@ -98,15 +108,93 @@ class GptqLayer:
                     curvature = curvature_of(moments, statistics.count, scheme, GptqSettings())
             # moments that cannot be factored go in as they are: gptq says what it did instead
             given = moments if curvature is None or isinstance(curvature, str) else curvature
-            found[name] = gptq(weight, scheme, given, statistics.count)
-        self.solved |= found
+            found.quantized[name] = gptq(weight, scheme, given, statistics.count)
         return found
 
-    def finish(self) -> tuple[dict[str, Solved], dict[str, NDArray[Any]]]:
-        """All quantized weights."""
-        return self.solved, {}
+
+class AwqLayer:
+    """All modules of a layer together: scales folded from one into the next, then rounding."""
+
+    def __init__(self, checkpoint: Checkpoint, grids: Mapping[str, Scheme]) -> None:
+        self.checkpoint, self.grids = checkpoint, grids
+        self.names = {
+            n.name: n for n in checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
+        }
+
+    def add(self, layer: Layer) -> Found:
+        """Raises NotEnoughResources when the layer comes in several parts."""
+        from zenconvert.calib.awq import awq
+
+        balances = self._balances(layer)
+        modules = dict.fromkeys(m for b in balances for m in (b.smooth, *b.into))
+        weights = {module: layer.weight(f"{module}.weight") for module in modules}
+        biases = {
+            module: layer.weight(f"{module}.bias")
+            for module in modules
+            if f"{module}.bias" in self.checkpoint.tensors
+        }
+        quantized = [module for module in modules if f"{module}.weight" in self.grids]
+        stored = self.checkpoint.tensors[f"{balances[0].smooth}.weight"].encoding
+        result = awq(
+            weights,
+            biases,
+            balances,
+            self._inputs(layer, quantized, weights),
+            self.grids[f"{quantized[0]}.weight"],
+            quantized=quantized,
+            dtype=DTYPES.get(str(stored), torch.float32),
+        )
+        changed = {
+            name if name.endswith(".bias") else f"{name}.weight": values
+            for name, values in result.dense.items()
+        }
+        solved = {f"{module}.weight": one for module, one in result.solved.items()}
+        return Found(solved, changed)
+
+    def _balances(self, layer: Layer) -> list[Balance]:
+        """The rows of the architecture's table for this layer, one for each expert."""
+        from zenconvert.calib.awq import Balance
+
+        readers = [self.names[f"{module}.weight"] for module in layer.modules]
+        number = re.match(r"layers\.(\d+)\.", layer.modules[0])
+        hp = self.checkpoint.hyperparameters
+        found = []
+        for row in self.checkpoint.architecture.balances:
+            each = "{expert}" in row.smooth
+            for expert in range(hp.experts) if each else (None,):
+                into = tuple(
+                    name.name.removesuffix(".weight")
+                    for name in readers
+                    if name.module.name in row.into and (not each or name.expert == expert)
+                )
+                if not into or number is None:
+                    raise NotEnoughResources(
+                        "AWQ needs the statistics of a whole layer at once, and its second moments "
+                        "do not fit into memory together; give it more memory, or use gptq"
+                    )
+                smooth = row.smooth.format(layer=number[1], expert=expert)
+                heads = Heads(hp.heads, hp.kv_heads) if smooth.endswith(".attn.v") else None
+                found.append(Balance(smooth, into, heads))
+        return found
+
+    def _inputs(
+        self, layer: Layer, modules: Sequence[str], weights: Mapping[str, torch.Tensor]
+    ) -> dict[str, Inputs]:
+        """What is known of the inputs of every module; neighbours share theirs."""
+        known: dict[str, Inputs] = {}
+        for module in modules:
+            statistics, device = layer.of(module), weights[module].device
+            if statistics.name not in known:
+                assert statistics.moments is not None  # as for GPTQ
+                magnitudes = torch.from_numpy(statistics.mean_magnitudes()).to(device)
+                known[statistics.name] = Inputs(
+                    statistics.moments.to(device), magnitudes, statistics.count
+                )
+            known[module] = known[statistics.name]
+        return known
 
 
 LAYER_SOLVERS: Final[dict[str, Callable[[Checkpoint, Mapping[str, Scheme]], LayerSolver]]] = {
-    "gptq": GptqLayer
+    "gptq": GptqLayer,
+    "awq": AwqLayer,
 }

@@ -37,10 +37,16 @@ _FACTS: Final = "solved"
 class LayerSolution:
     """What a solver made of one layer."""
 
-    quantized: Mapping[str, Solved]
+    quantized: Mapping[str, Solved] = field(default_factory=dict)
     """Neutral weight name → codes and report."""
     changed: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Neutral name → values in the logical shape and the source's dtype, of other tensors."""
+
+    def __or__(self, other: LayerSolution) -> LayerSolution:
+        """Both together."""
+        return LayerSolution(
+            {**self.quantized, **other.quantized}, {**self.changed, **other.changed}
+        )
 
 
 class SolvedStore:

@@ -14,18 +14,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import numpy as np
+
 from zenconvert import __version__
 from zenconvert.calib.fingerprint import fingerprint
-from zenconvert.calib.solution import ModuleReport, Solved
+from zenconvert.calib.solution import ModuleReport
 from zenconvert.calibration import TOKENS_PER_LANGUAGE, text_cutter
 from zenconvert.checkpoint import Checkpoint
+from zenconvert.encoding import Dense
 from zenconvert.errors import ConversionFailed
 from zenconvert.recoding import logical_rows
 from zenconvert.solved import LayerSolution, SolvedStore
 from zenconvert.target import Scheme
 
 if TYPE_CHECKING:
-    from zenconvert.calib.layer_solver import LayerSolver
+    from zenconvert.calib.layer import LayerStatistics
+    from zenconvert.calib.layer_solver import Found, LayerSolver
     from zenconvert.calib.selection import Selection
     from zenconvert.calib.statistics_reader import Statistics
     from zenconvert.calib.walk import Settings
@@ -77,16 +81,16 @@ class Calibrating:
             seed=self.seed,
         )
 
-    def settings(self, device: str, *, moments: bool) -> Settings:
-        """How the walk computes."""
+    def settings(self, device: str, solver: Solver) -> Settings:
+        """How the walk computes. AWQ solves for a whole layer at once, GPTQ stage by stage."""
         from zenconvert.calib.walk import Settings
 
         return Settings(
             device,
             self.dtype,
-            moments,
+            True,
             self.all_experts,
-            "stages" if self.sequential else "off",
+            "off" if not self.sequential else "layers" if solver == "awq" else "stages",
             self.max_vram,
             self.max_ram,
         )
@@ -141,10 +145,8 @@ def solved(
     from zenconvert.calib.workspace import open_workspace
 
     if isinstance(source, Calibrating):
-        selection, settings = (
-            source.selection(job.checkpoint),
-            source.settings(job.device, moments=True),
-        )
+        selection = source.selection(job.checkpoint)
+        settings = source.settings(job.device, job.solver)
         identity = {**job.facts, "samples": selection.digest, "settings": repr(settings)}
         with open_workspace(folder, identity) as workspace:
             store = SolvedStore(folder)
@@ -167,9 +169,8 @@ def _read(job: Job, statistics: Statistics, store: SolvedStore, stage: Stage) ->
     reference = Reference(job.checkpoint, logical_rows, device=job.device)
     for layer in range(job.layers):
         if not store.has(layer):
-            solver = job.layer_solver()
-            solver.add(FileLayer(layer, statistics, reference))
-            store.put(layer, LayerSolution(*solver.finish()))
+            found = job.layer_solver().add(FileLayer(layer, statistics, reference))
+            store.put(layer, _solution(job, found))
         stage(job.solver, layer + 1, job.layers)
 
 
@@ -188,24 +189,37 @@ def _walk(
     sequential = settings.sequential != "off"
     done = () if sequential else [n for n in range(job.layers) if store.has(n)]
     reference = Reference(job.checkpoint, logical_rows, device=job.device)
-    solver = job.layer_solver()
+    solver, solution = job.layer_solver(), LayerSolution()
     for part in walk(reference, selection, settings, workspace=workspace, skip=done):
         if part.layer is None:
             continue
         found = solver.add(part)
+        solution |= _solution(job, found)
         if sequential:
             _replace(part, found)
         if part.last:
-            store.put(part.layer, LayerSolution(*solver.finish()))
-            solver = job.layer_solver()
+            store.put(part.layer, solution)
+            solution = LayerSolution()
             stage(job.solver, part.layer + 1, job.layers)
 
 
-def _replace(part: Any, found: Mapping[str, Solved]) -> None:
+def _solution(job: Job, found: Found) -> LayerSolution:
+    """What is kept of a solved layer: changed tensors in the dtype that they are stored in."""
+    changed = {}
+    for name, values in found.changed.items():
+        encoding = job.checkpoint.tensors[name].encoding
+        dtype = encoding.numpy if isinstance(encoding, Dense) else np.dtype(np.float32)
+        changed[name] = values.cpu().numpy().astype(dtype)
+    return LayerSolution(found.quantized, changed)
+
+
+def _replace(part: LayerStatistics, found: Found) -> None:
     """Let the walk go on with the numbers that will be written."""
     import torch
 
-    for name, one in found.items():
+    for name, values in found.changed.items():
+        part.replace(name, values)
+    for name, one in found.quantized.items():
         if one.values is not None:
             part.replace(name, torch.from_numpy(one.values.dequantize()))
 
