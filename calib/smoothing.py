@@ -14,6 +14,7 @@ from typing import Final
 
 import torch
 
+from zenconvert.calib.exact import exact
 from zenconvert.calib.grid import Levels
 from zenconvert.calib.rounded import runs_of
 from zenconvert.calib.rtn import round_runs, search_runs
@@ -83,22 +84,24 @@ def search_scales(
     if not judges or not bool(activation.isfinite().all()) or not bool((activation > 0).any()):
         return none
 
+    weight /= len(judges)
+
     def cost(scale: torch.Tensor) -> float:
         full = scale if heads is None else heads.spread(scale)
         return sum(judge.cost(full) for judge in judges)
 
-    best, least, at = none, cost(none), None
-    tried = [(step / _STEPS, duo) for duo in (True, False) for step in range(1, _STEPS + 1)]
-    for exponent, duo in tried:
-        scale = _scale(activation, weight / len(judges), exponent, duo)
-        if (found := cost(scale)) < least:
-            best, least, at = scale, found, (exponent, duo)
-    if at is not None:
-        for exponent in (at[0] - 0.5 / _STEPS, at[0] + 0.5 / _STEPS):
-            scale = _scale(activation, weight / len(judges), exponent, at[1])
-            if (found := cost(scale)) < least:
-                best, least = scale, found
-    return best
+    coarse = [(step / _STEPS, duo) for duo in (True, False) for step in range(1, _STEPS + 1)]
+    scales = [none, *(_scale(activation, weight, *at) for at in coarse)]
+    with exact(none.device) as run:
+        costs = run(cost, scales)
+        least = costs.index(min(costs))
+        if least > 0:
+            exponent, duo = coarse[least - 1]
+            around = (exponent - 0.5 / _STEPS, exponent + 0.5 / _STEPS)
+            fine = [_scale(activation, weight, at, duo) for at in around]
+            scales, costs = [scales[least], *fine], [costs[least], *run(cost, fine)]
+            least = costs.index(min(costs))
+    return scales[least]
 
 
 def _scale(
