@@ -102,7 +102,8 @@ def _scale_and_fold(
         names = [name for name in balance.into if name in block.quantized]
         if names:
             readers = [Reader(block.weights[name], inputs[name]) for name in names]
-            wanted = search_scales(readers, scheme, balance.heads)
+            powers = block.needs_powers_of_two(balance)
+            wanted = search_scales(readers, scheme, balance.heads, powers_of_two=powers)
             scales[balance.smooth] = block.fold(balance, wanted)
     if not block.drift <= _MOST_DRIFT:
         raise ConversionFailed(
@@ -129,8 +130,16 @@ class _Block:
         self.input_scales: dict[str, torch.Tensor] = {}
         self.drift = 0.0
 
+    def needs_powers_of_two(self, balance: Balance) -> bool:
+        """Whether a matrix that stays dense is folded, which any other scale would round."""
+        linear = self.weights[balance.smooth].ndim == 2
+        return not self.quantized.issuperset(balance.into) or (
+            linear and balance.smooth not in self.quantized
+        )
+
     def fold(self, balance: Balance, wanted: torch.Tensor) -> torch.Tensor:
-        """Fold channel scales near those wanted; returns the scales folded, float32[channels]."""
+        """Fold channel scales near those wanted (those, where they are powers of two); returns the
+        scales folded, float32[channels]."""
         scale = self._exact(balance, wanted)
         self._divide(balance.smooth, scale)
         full = scale if balance.heads is None else balance.heads.spread(scale)
@@ -146,10 +155,8 @@ class _Block:
         """Scales near those wanted that no dense tensor has to be rounded for."""
         smooth = self.weights[balance.smooth]
         linear = smooth.ndim == 2
-        if not self.quantized.issuperset(balance.into) or (
-            linear and balance.smooth not in self.quantized
-        ):
-            return wanted.log2().round().exp2()
+        if self.needs_powers_of_two(balance):
+            return wanted
         vector = self.biases.get(balance.smooth) if linear else smooth
         if vector is None:
             return wanted

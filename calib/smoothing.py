@@ -64,13 +64,18 @@ class Reader:
 
 
 def search_scales(
-    readers: Sequence[Reader], scheme: Scheme, heads: Heads | None = None
+    readers: Sequence[Reader],
+    scheme: Scheme,
+    heads: Heads | None = None,
+    *,
+    powers_of_two: bool = False,
 ) -> torch.Tensor:
     """The channel scales with the least output error of the readers, rounded to nearest.
 
     ``readers`` are those that will be quantized; they share their input channels. Every reader's
     relative error counts as much as it has tokens. Returns float32[channels], all 1 where nothing
-    is better or nothing is known; with ``heads`` of the value channels.
+    is better or nothing is known; with ``heads`` of the value channels; with ``powers_of_two``
+    only such, which any floating-point number can be multiplied by without loss.
     """
     judges = [_Judge.of(reader, scheme) for reader in readers if reader.inputs.tokens > 0]
     width = readers[0].weight.new_zeros(readers[0].weight.shape[1], dtype=torch.float32)
@@ -86,19 +91,23 @@ def search_scales(
 
     weight /= len(judges)
 
+    def candidate(exponent: float, duo: bool) -> torch.Tensor:
+        scale = _scale(activation, weight, exponent, duo)
+        return scale.log2().round().exp2() if powers_of_two else scale
+
     def cost(scale: torch.Tensor) -> float:
         full = scale if heads is None else heads.spread(scale)
         return sum(judge.cost(full) for judge in judges)
 
     coarse = [(step / _STEPS, duo) for duo in (True, False) for step in range(1, _STEPS + 1)]
-    scales = [none, *(_scale(activation, weight, *at) for at in coarse)]
+    scales = [none, *(candidate(*at) for at in coarse)]
     with exact(none.device) as run:
         costs = run(cost, scales)
         least = costs.index(min(costs))
         if least > 0:
             exponent, duo = coarse[least - 1]
             around = (exponent - 0.5 / _STEPS, exponent + 0.5 / _STEPS)
-            fine = [_scale(activation, weight, at, duo) for at in around]
+            fine = [candidate(at, duo) for at in around]
             scales, costs = [scales[least], *fine], [costs[least], *run(cost, fine)]
             least = costs.index(min(costs))
     return scales[least]
