@@ -14,7 +14,8 @@ from typing import Final
 
 import torch
 
-from zenconvert.calib.curvature import Curvature, full_precision
+from zenconvert.calib.curvature import Curvature
+from zenconvert.calib.exact import exact
 from zenconvert.calib.gptq import curvature_of, gptq
 from zenconvert.calib.rtn import rtn
 from zenconvert.calib.smoothing import Heads, Inputs, Reader, quadratic, search_scales
@@ -79,27 +80,37 @@ def awq(
     settings = settings or AwqSettings()
     finite = [name for name in quantized if bool(weights[name].isfinite().all())]
     block = _Block(dict(weights), dict(biases), frozenset(finite), dtype)
-    scales = {}
-    with full_precision():
-        for balance in balances:
-            names = [name for name in balance.into if name in block.quantized]
-            if names:
-                readers = [Reader(block.weights[name], inputs[name]) for name in names]
-                wanted = search_scales(readers, scheme, balance.heads)
-                scales[balance.smooth] = block.fold(balance, wanted)
-    if not block.drift <= _MOST_DRIFT:
-        raise ConversionFailed(
-            f"folding channel scales moved a weight by {block.drift:.3g} of its size, where "
-            f"{_MOST_DRIFT} was expected at most; convert without AWQ"
-        )
-    solved = {name: keep("the weight is not finite") for name in quantized}
-    solved |= _round(block, inputs, scheme, settings)
+    device = next(iter(block.weights.values())).device
+    with exact(device):
+        scales = _scale_and_fold(block, balances, inputs, scheme)
+        solved = {name: keep("the weight is not finite") for name in quantized}
+        solved |= _round(block, inputs, scheme, settings)
     for name, result in solved.items():
         if result.values is None and name in block.quantized:
             block.dense.add(name)
     dense = {name: block.weights[name] for name in block.dense}
     dense |= {f"{name}.bias": block.biases[name] for name in scales if name in block.biases}
     return Awq(scales, dense, solved, block.drift)
+
+
+def _scale_and_fold(
+    block: _Block, balances: Sequence[Balance], inputs: Mapping[str, Inputs], scheme: Scheme
+) -> dict[str, torch.Tensor]:
+    """Search and fold the scales of every balance."""
+    scales = {}
+    for balance in balances:
+        names = [name for name in balance.into if name in block.quantized]
+        if names:
+            readers = [Reader(block.weights[name], inputs[name]) for name in names]
+            powers = block.needs_powers_of_two(balance)
+            wanted = search_scales(readers, scheme, balance.heads, powers_of_two=powers)
+            scales[balance.smooth] = block.fold(balance, wanted)
+    if not block.drift <= _MOST_DRIFT:
+        raise ConversionFailed(
+            f"folding channel scales moved a weight by {block.drift:.3g} of its size, where "
+            f"{_MOST_DRIFT} was expected at most; convert without AWQ"
+        )
+    return scales
 
 
 class _Block:
@@ -119,8 +130,16 @@ class _Block:
         self.input_scales: dict[str, torch.Tensor] = {}
         self.drift = 0.0
 
+    def needs_powers_of_two(self, balance: Balance) -> bool:
+        """Whether a matrix that stays dense is folded, which any other scale would round."""
+        linear = self.weights[balance.smooth].ndim == 2
+        return not self.quantized.issuperset(balance.into) or (
+            linear and balance.smooth not in self.quantized
+        )
+
     def fold(self, balance: Balance, wanted: torch.Tensor) -> torch.Tensor:
-        """Fold channel scales near those wanted; returns the scales folded, float32[channels]."""
+        """Fold channel scales near those wanted (those, where they are powers of two); returns the
+        scales folded, float32[channels]."""
         scale = self._exact(balance, wanted)
         self._divide(balance.smooth, scale)
         full = scale if balance.heads is None else balance.heads.spread(scale)
@@ -136,10 +155,8 @@ class _Block:
         """Scales near those wanted that no dense tensor has to be rounded for."""
         smooth = self.weights[balance.smooth]
         linear = smooth.ndim == 2
-        if not self.quantized.issuperset(balance.into) or (
-            linear and balance.smooth not in self.quantized
-        ):
-            return wanted.log2().round().exp2()
+        if self.needs_powers_of_two(balance):
+            return wanted
         vector = self.biases.get(balance.smooth) if linear else smooth
         if vector is None:
             return wanted

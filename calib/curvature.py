@@ -9,12 +9,12 @@ a second factorisation is needed. One matrix holds all: H below the diagonal, th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
+from zenconvert.calib.exact import exact
 from zenconvert.target import Scheme
 
 _BLOCK: Final = 1024
@@ -142,17 +142,6 @@ def column_order(importance: torch.Tensor, scheme: Scheme, static: bool) -> torc
     return within[rank_of_group[groups[within]].argsort(stable=True)]
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Float32 matrix products in float32 even where the caller allows less."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def _factor(
     order: torch.Tensor,
     matrix: torch.Tensor,
@@ -190,8 +179,11 @@ def _rank(matrix: torch.Tensor, pivots: torch.Tensor, damping: float) -> int:
     size = len(pivots)
     random = torch.Generator().manual_seed(0)
     probes = torch.randint(0, 2, (size, _PROBES), generator=random).to(pivots) * 2 - 1
-    solved = torch.linalg.solve_triangular(matrix, probes, upper=True, unitriangular=True)
-    trace = float((solved.square() / pivots[:, None]).sum(dtype=torch.float64)) / _PROBES
+    for begin, end in reversed(list(_blocks(size))):
+        here = probes[begin:end].addmm_(matrix[begin:end, end:], probes[end:], alpha=-1)
+        square = matrix[begin:end, begin:end]
+        here.copy_(torch.linalg.solve_triangular(square, here, upper=True, unitriangular=True))
+    trace = float((probes.square() / pivots[:, None]).sum(dtype=torch.float64)) / _PROBES
     return max(0, min(size, round(size - damping * trace)))
 
 
@@ -214,10 +206,7 @@ def _factor_upper(
         roots[begin:end] = root.diagonal()
         if bool(failed) or not bool(roots[begin:end].isfinite().all()):
             return None
-        above = work[:begin, begin:end].addmm_(
-            work[:begin, end:], work[begin:end, end:].T, alpha=-1
-        )
-        above.copy_(torch.linalg.solve_triangular(root.T, above, upper=False, left=False))
+        _factor_above(work, begin, end, root)
         kept = work[begin:end, begin:end].tril()
         work[begin:end, begin:end] = root.triu(1) + kept
     for begin, end in _blocks(len(damped)):
@@ -226,6 +215,21 @@ def _factor_upper(
         square = (work[begin:end, begin:end] * inverse).triu(1)
         matrix[begin:end, begin:end] = matrix[begin:end, begin:end].tril() + square
     return roots.float()
+
+
+def _factor_above(work: torch.Tensor, begin: int, end: int, root: torch.Tensor) -> None:
+    """What is above a diagonal block whose factor is ``root``."""
+    factored = work[begin:end, end:].T
+
+    def piece(first: int) -> None:
+        rows = slice(first, min(first + step, begin))
+        above = work[rows, begin:end]
+        above.addmm_(work[rows, end:], factored, alpha=-1)
+        above.copy_(torch.linalg.solve_triangular(root.T, above, upper=False, left=False))
+
+    step = _BLOCK if work.device.type == "cpu" else max(1, begin)
+    with exact(work.device) as run:
+        run(piece, range(0, begin, step))
 
 
 def _mirror(matrix: torch.Tensor) -> None:

@@ -13,7 +13,8 @@ from typing import Final
 
 import torch
 
-from zenconvert.calib.curvature import Curvature, full_precision, prepare
+from zenconvert.calib.curvature import Curvature, prepare
+from zenconvert.calib.exact import CPU_ROWS, exact
 from zenconvert.calib.gptq_rows import GptqRows
 from zenconvert.calib.grid import Levels
 from zenconvert.calib.rounded import Rounded, solved
@@ -75,7 +76,7 @@ def curvature_of(
     ``scales`` float32[in] are what the inputs will be divided by (AWQ).
     """
     static = _static(scheme, settings)
-    with full_precision():
+    with exact(moments.device):
         return prepare(moments, tokens, scheme, settings.damping, static, scales)
 
 
@@ -85,17 +86,20 @@ def quantize_rows(
     """The core of :func:`gptq`: everything stays on the device of the weight."""
     static = _static(scheme, settings)
     levels = Levels.of(scheme, settings.lowest_zero)
-    parts, errors, replaced = [], torch.zeros(3, dtype=torch.float64), 0
-    with full_precision():
-        for rows in torch.split(weight, max(1, _CHUNK_ELEMENTS // weight.shape[1])):
-            make = GptqRows.fixed if static else GptqRows.searched
-            work = make(rows.float(), scheme, curvature, levels)
-            work.round_columns()
-            for _ in range(settings.passes):
-                work.descend()
-            found, worse = work.compare()
-            errors, replaced = errors + found, replaced + worse
-            parts.append(work.rounded())
+    make = GptqRows.fixed if static else GptqRows.searched
+
+    def solve(rows: torch.Tensor) -> tuple[Rounded, torch.Tensor, int]:
+        work = make(rows.float(), scheme, curvature, levels)
+        work.round_columns()
+        for _ in range(settings.passes):
+            work.descend()
+        return work.finish()
+
+    count = CPU_ROWS if weight.device.type == "cpu" else _CHUNK_ELEMENTS // weight.shape[1]
+    with exact(weight.device) as run:
+        parts = run(solve, torch.split(weight, max(1, count)))
+    replaced = sum(part[2] for part in parts)
+    errors = torch.stack([part[1] for part in parts]).sum(0)
     error, rtn_error, energy = errors.tolist()
     notes = curvature.notes
     if replaced:
@@ -110,7 +114,7 @@ def quantize_rows(
         rank=curvature.rank,
         notes=notes,
     )
-    return Rounded.stack(parts), report
+    return Rounded.stack([part[0] for part in parts]), report
 
 
 def _static(scheme: Scheme, settings: GptqSettings) -> bool:

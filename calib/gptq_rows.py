@@ -117,11 +117,11 @@ class GptqRows:
                     self.errors[:, first:last] += moved
                     gradient.addmm_(moved, moments[here])
 
-    def compare(self) -> tuple[torch.Tensor, int]:
+    def finish(self) -> tuple[Rounded, torch.Tensor, int]:
         """Take rounding to nearest where that is better.
 
-        Returns weighted errors float64[3] (these rows, rounded to nearest, against 0), and how many
-        rows were replaced.
+        Returns the result, its columns in the order of the weight; weighted errors float64[3] (of
+        these rows, of rounding to nearest, of zeros); and how many rows were replaced.
         """
         scales, zeros = self.scales, self.zeros
         if self.runs[0].group == _ANY_GROUP:
@@ -141,12 +141,9 @@ class GptqRows:
         for mine, other in ((self.errors, errors), (self.scales, scales), (self.zeros, zeros)):
             mine[worse] = other[worse]
         sums = (torch.minimum(ours, nearest), nearest, self.curvature.quadratic(self.weight))
-        return torch.stack([part.sum() for part in sums]).cpu(), int(worse.sum())
-
-    def rounded(self) -> Rounded:
-        """The result, with columns in the order of the weight."""
         values = self.weight - self.errors
-        return Rounded.of(values, self.scales, self.zeros, self.curvature.order, self.groups)
+        rounded = Rounded.of(values, self.scales, self.zeros, self.curvature.order, self.groups)
+        return rounded, torch.stack([part.sum() for part in sums]).cpu(), int(worse.sum())
 
     def _blocks(self) -> Iterator[tuple[int, int, list[Run]]]:
         """Neighbouring runs, together about as wide as one matrix product should be."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 
+from zenconvert.calib.exact import CPU_ROWS, exact
 from zenconvert.calib.grid import Levels, quantize, search
 from zenconvert.calib.rounded import Rounded, Run, groups_of, runs_of, solved
 from zenconvert.calib.solution import ModuleReport, Solved, keep
 from zenconvert.target import Scheme
+
+_CHUNK_ELEMENTS: Final = 1 << 28
 
 
 def rtn(
@@ -42,14 +47,24 @@ def rtn(
     if scheme.act_order:
         order = importance.argsort(descending=True, stable=True)
     runs, levels = runs_of(scheme, order), Levels.of(scheme, lowest_zero)
-    ordered = weight.float()[:, order]
-    scales, zeros = search_runs(ordered, importance[order], runs, levels)
-    values = round_runs(ordered, scales, zeros, runs, levels)
-    error = float((ordered - values).square().double().sum(0) @ importance[order].double())
-    energy = float(ordered.square().double().sum(0) @ importance[order].double())
+    groups, weighting = groups_of(runs, order.device), importance[order].double()
+
+    def solve(rows: torch.Tensor) -> tuple[Rounded, torch.Tensor]:
+        ordered = rows.float()[:, order]
+        scales, zeros = search_runs(ordered, importance[order], runs, levels)
+        values = round_runs(ordered, scales, zeros, runs, levels)
+        squares = [
+            part.square().double().sum(0) @ weighting for part in (ordered - values, ordered)
+        ]
+        return Rounded.of(values, scales, zeros, order, groups), torch.stack(squares)
+
+    count = CPU_ROWS if weight.device.type == "cpu" else _CHUNK_ELEMENTS // weight.shape[1]
+    with exact(weight.device) as run:
+        parts = run(solve, torch.split(weight, max(1, count)))
+    error, energy = torch.stack([part[1] for part in parts]).sum(0).tolist()
     share = error / energy if energy else 0.0
     report = ModuleReport("rtn", share, share, notes=tuple(notes))
-    rounded = Rounded.of(values, scales, zeros, order, groups_of(runs, order.device))
+    rounded = Rounded.stack([part[0] for part in parts])
     return solved(rounded, scheme, report, ordered=scheme.act_order)
 
 

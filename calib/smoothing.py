@@ -14,6 +14,7 @@ from typing import Final
 
 import torch
 
+from zenconvert.calib.exact import exact
 from zenconvert.calib.grid import Levels
 from zenconvert.calib.rounded import runs_of
 from zenconvert.calib.rtn import round_runs, search_runs
@@ -63,13 +64,18 @@ class Reader:
 
 
 def search_scales(
-    readers: Sequence[Reader], scheme: Scheme, heads: Heads | None = None
+    readers: Sequence[Reader],
+    scheme: Scheme,
+    heads: Heads | None = None,
+    *,
+    powers_of_two: bool = False,
 ) -> torch.Tensor:
     """The channel scales with the least output error of the readers, rounded to nearest.
 
     ``readers`` are those that will be quantized; they share their input channels. Every reader's
     relative error counts as much as it has tokens. Returns float32[channels], all 1 where nothing
-    is better or nothing is known; with ``heads`` of the value channels.
+    is better or nothing is known; with ``heads`` of the value channels; with ``powers_of_two``
+    only such, which any floating-point number can be multiplied by without loss.
     """
     judges = [_Judge.of(reader, scheme) for reader in readers if reader.inputs.tokens > 0]
     width = readers[0].weight.new_zeros(readers[0].weight.shape[1], dtype=torch.float32)
@@ -83,22 +89,28 @@ def search_scales(
     if not judges or not bool(activation.isfinite().all()) or not bool((activation > 0).any()):
         return none
 
+    weight /= len(judges)
+
+    def candidate(exponent: float, duo: bool) -> torch.Tensor:
+        scale = _scale(activation, weight, exponent, duo)
+        return scale.log2().round().exp2() if powers_of_two else scale
+
     def cost(scale: torch.Tensor) -> float:
         full = scale if heads is None else heads.spread(scale)
         return sum(judge.cost(full) for judge in judges)
 
-    best, least, at = none, cost(none), None
-    tried = [(step / _STEPS, duo) for duo in (True, False) for step in range(1, _STEPS + 1)]
-    for exponent, duo in tried:
-        scale = _scale(activation, weight / len(judges), exponent, duo)
-        if (found := cost(scale)) < least:
-            best, least, at = scale, found, (exponent, duo)
-    if at is not None:
-        for exponent in (at[0] - 0.5 / _STEPS, at[0] + 0.5 / _STEPS):
-            scale = _scale(activation, weight / len(judges), exponent, at[1])
-            if (found := cost(scale)) < least:
-                best, least = scale, found
-    return best
+    coarse = [(step / _STEPS, duo) for duo in (True, False) for step in range(1, _STEPS + 1)]
+    scales = [none, *(candidate(*at) for at in coarse)]
+    with exact(none.device) as run:
+        costs = run(cost, scales)
+        least = costs.index(min(costs))
+        if least > 0:
+            exponent, duo = coarse[least - 1]
+            around = (exponent - 0.5 / _STEPS, exponent + 0.5 / _STEPS)
+            fine = [candidate(at, duo) for at in around]
+            scales, costs = [scales[least], *fine], [costs[least], *run(cost, fine)]
+            least = costs.index(min(costs))
+    return scales[least]
 
 
 def _scale(

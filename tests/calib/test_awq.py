@@ -18,7 +18,7 @@ from zenconvert.target import Scheme
 
 HIDDEN, FFN, HEADS = 128, 192, Heads(query=4, kv=2)
 VALUES = HIDDEN // 4 * 2
-SCHEME = Scheme(4, 64, symmetric=False)
+SCHEME = Scheme(4, 64)
 
 
 def known(values: torch.Tensor) -> Inputs:
@@ -76,12 +76,14 @@ def toy(bias: bool = True) -> Toy:
 LINEARS = ("q", "v", "o", "gate", "up", "down")
 
 
-def solve(block: Toy, x: torch.Tensor, settings: AwqSettings | None = None) -> Awq:
+def solve(
+    block: Toy, x: torch.Tensor, settings: AwqSettings | None = None, scheme: Scheme = SCHEME
+) -> Awq:
     seen = block.run(x)
     shared = {id(value): known(value) for value in seen.values()}
     inputs = {name: shared[id(seen[name])] for name in LINEARS}
     return awq(
-        block.weights, block.biases, BALANCES, inputs, SCHEME,
+        block.weights, block.biases, BALANCES, inputs, scheme,
         quantized=LINEARS, dtype=torch.bfloat16, settings=settings,
     )  # fmt: skip
 
@@ -126,14 +128,16 @@ def test_less_error_than_gptq_and_rounding_alone() -> None:
     block, x, other = toy(), activations(2048, HIDDEN), activations(2048, HIDDEN, seed=3)
     before = block.run(other)["out"]
 
+    scheme = Scheme(4, 64, symmetric=False)
+
     def gap(settings: AwqSettings) -> float:
-        result = solve(block, x, settings)
+        result = solve(block, x, settings, scheme)
         out = folded(block, result, quantized=True).run(other)["out"]
         for solved in result.solved.values():
             assert solved.report.method == "awq"
         return float((out - before).square().mean() / before.square().mean())
 
-    nearest = {name: _rounded(block, x, name) for name in LINEARS}
+    nearest = {name: _rounded(block, x, name, scheme) for name in LINEARS}
     out = Toy(block.weights | nearest, block.biases).run(other)["out"]
     plain = float((out - before).square().mean() / before.square().mean())
     published, default = gap(AwqSettings(rounding="rtn")), gap(AwqSettings())
@@ -141,11 +145,11 @@ def test_less_error_than_gptq_and_rounding_alone() -> None:
     assert default < 0.6 * published
 
 
-def _rounded(block: Toy, x: torch.Tensor, name: str) -> torch.Tensor:
+def _rounded(block: Toy, x: torch.Tensor, name: str, scheme: Scheme) -> torch.Tensor:
     from zenconvert.calib.rtn import rtn
 
     importance = block.run(x)[name].square().mean(0)
-    values = rtn(block.weights[name], SCHEME, importance=importance).values
+    values = rtn(block.weights[name], scheme, importance=importance).values
     assert values is not None
     return torch.from_numpy(values.dequantize())
 
@@ -161,6 +165,23 @@ def test_errors_are_those_of_the_outputs() -> None:
         plain = torch.from_numpy(values.dequantize()) / result.scales["norm2"]
         wanted = weighted_error(block.weights["gate"], plain, seen.T @ seen)
         assert result.solved["gate"].report.error == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_diagonal_alone_will_do() -> None:
+    """Where only mean squares are known, they weigh, and weights are rounded to nearest."""
+    block, x = toy(), activations(512, HIDDEN)
+    seen = block.run(x)
+    inputs = {}
+    for name in LINEARS:
+        full = known(seen[name])
+        inputs[name] = Inputs(full.moments.diagonal().clone(), full.mean_abs, full.tokens)
+    result = awq(
+        block.weights, block.biases, BALANCES, inputs, SCHEME,
+        quantized=LINEARS, dtype=torch.bfloat16,
+    )  # fmt: skip
+    for solved in result.solved.values():
+        assert solved.report.notes == ("scaled channels, rounded to nearest",)
+        assert 0 < solved.report.error < 0.02
 
 
 def test_query_heads_share_the_scales_of_their_values() -> None:
@@ -191,6 +212,7 @@ EXPERTS = [f"{e}.{kind}" for e in range(3) for kind in ("gate", "up")]
 def experts(dead: int | None) -> tuple[Awq, dict[str, torch.Tensor], dict[str, Inputs]]:
     """A norm, a router and three experts, of which ``dead`` sees no token."""
     x = activations(600, HIDDEN)
+    x[:, 7] *= 50
     parts = {
         name: weights(64, HIDDEN, seed).bfloat16().float() for seed, name in enumerate(EXPERTS)
     }
@@ -231,7 +253,7 @@ def test_an_expert_without_tokens_is_scaled_with_the_others_and_rounded_to_neare
     assert solved.report.notes[0] == "scaled channels, rounded to nearest: no token reached it"
     values = solved.values.dequantize() / result.scales["norm"].numpy()
     gap = np.square(values - block["1.up"].numpy()).sum() / np.square(block["1.up"].numpy()).sum()
-    assert gap < 0.01
+    assert gap < 0.015
     assert result.solved["0.up"].report.notes[0] == "scaled channels, rounded by gptq"
 
 

@@ -233,3 +233,19 @@ def test_values_at_the_ends_of_the_grid() -> None:
     target = torch.tensor([[-100.0, -8.4, -0.5, 0.5, 1.5, 7.4, 100.0]])
     values = quantize(target, torch.ones(1, 1), torch.full((1, 1), 8.0), 15)
     assert values.tolist() == [[-8, -8, 0, 0, 2, 7, 7]]
+
+
+def test_the_same_bits_for_any_number_of_threads() -> None:
+    weight, second = weights(700, 256), moments(2048, 256)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(solved(weight, Scheme(4, 64), second, GptqSettings()))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert np.array_equal(found[0].codes, other.codes)
+        assert np.array_equal(found[0].scales, other.scales)
