@@ -96,6 +96,10 @@ def search(
     if kernels is not None and target.shape[1] <= kernels.LONGEST_GROUP:
         found: tuple[torch.Tensor, torch.Tensor] = kernels.search_rows(target, importance, levels)
         return found
+    if target.device.type == "cpu":
+        from zenconvert.calib.host_kernels import search_rows
+
+        return search_rows(target, importance, levels)
     rows = max(1, _SLAB_ELEMENTS * target.shape[-2] // target.numel())
     parts = [_search(slab, importance, levels) for slab in torch.split(target, rows, dim=-2)]
     return torch.cat([p[0] for p in parts], -1), torch.cat([p[1] for p in parts], -1)

@@ -197,6 +197,15 @@ def _print_result(result: conversion.Conversion, *, as_json: bool) -> None:
         worst = max(result.modules, key=lambda name: result.modules[name].error)
         error = result.modules[worst].error
         click.echo(f"largest weighted relative error: {error:.3g} in {worst}", err=True)
+    for note, names in _notes(result).items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        click.echo(f"{names[0]}{others}: {note}", err=True)
+
+
+def _notes(result: conversion.Conversion) -> dict[str, list[str]]:
+    """What the solver said, and of which modules."""
+    found: dict[str, list[str]] = {}
     for name, module in result.modules.items():
         for note in module.notes:
-            click.echo(f"{name}: {note}", err=True)
+            found.setdefault(note, []).append(name)
+    return found
