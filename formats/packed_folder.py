@@ -76,7 +76,7 @@ def packed_tensor(
                 f"weights {list(name.shape)} call for {piece.dtype} {list(piece.shape)}"
             )
         places[piece.name] = StoredTensor(entry.path, entry.offset, entry.name)
-    return Tensor(name.name, name.shape, encoding, StoredPieces(module, codec, places))
+    return Tensor(name.name, name.shape, encoding, StoredPieces(module, codec, encoding, places))
 
 
 def by_entry(folder: Folder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -59,6 +59,8 @@ class StoredTensor:
     """Byte offset of the first row from the start of the file."""
     name: str
     """The tensor's name in that file."""
+    stride: int | None = None
+    """Bytes from one line of a matrix to the next, where rows of ours are columns of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class StoredPieces:
     name: str
     """The module's name in that file."""
     codec: GroupedCodec
+    encoding: Grouped
+    """As the arrays have it; that of the tensor may be narrower, once their numbers are known."""
     pieces: Mapping[str, StoredTensor]
     """Piece name → place; as many as ``codec.pieces`` asks for, in its order."""
 
@@ -113,8 +117,8 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Stored bytes."""
-        if isinstance(self.stored, StoredPieces) and isinstance(self.encoding, Grouped):
-            pieces = self.stored.codec.pieces(self.encoding, self.shape)
+        if isinstance(self.stored, StoredPieces):
+            pieces = self.stored.codec.pieces(self.stored.encoding, self.shape)
             return sum(piece.nbytes for piece in pieces)
         return self.rows * self.row_bytes
 

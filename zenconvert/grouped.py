@@ -148,10 +148,11 @@ class GroupedCodec(Protocol):
         """Scales and zeros alone, from the arrays without codes: ``[rows, groups]`` each."""
 
 
-def regroup(rows: GroupedRows, target: Grouped) -> GroupedRows:
+def regroup(rows: GroupedRows, target: Grouped, *, round_scales: bool = False) -> GroupedRows:
     """The same numbers on the grid of ``target``. Raises InvalidInput where they do not fit.
 
-    Groups may become smaller, bits more, zeros explicit; all of it bit for bit.
+    Groups may become smaller, bits more, zeros explicit; all of it bit for bit. Only scales may
+    round to a narrower type, where ``round_scales`` allows it.
     """
     rows = rows.canonical()
     rows = _finer(rows, target.group)
@@ -166,8 +167,12 @@ def regroup(rows: GroupedRows, target: Grouped) -> GroupedRows:
         raise InvalidInput(f"its columns are grouped in an order of their own; {target} has none")
     if target.ordered and rows.group_index is None:
         rows = replace(rows, group_index=rows.column_groups())
-    scales = rows.scales.astype(target.scale.numpy)
-    if not np.array_equal(scales.astype(np.float32), rows.scales.astype(np.float32)):
+    with np.errstate(over="ignore"):
+        scales = rows.scales.astype(target.scale.numpy)
+    if round_scales and not np.isfinite(scales).all():
+        raise InvalidInput(f"its scales go beyond the range of {target.scale}")
+    same = np.array_equal(scales.astype(np.float32), rows.scales.astype(np.float32))
+    if not same and not round_scales:
         raise InvalidInput(f"its scales are not all values of {target.scale}")
     return replace(rows, scales=scales)
 

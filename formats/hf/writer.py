@@ -85,7 +85,7 @@ def lay_out_folder(
     """Weights in shards by size, JSON files from ``tables``, and what travels with the model."""
     files = [OutputFile.of_bytes(name, json_bytes(table)) for name, table in tables.items()]
     files += _weights(choices, options.split_max_size or SHARD_SIZE)
-    files += _side_files(checkpoint)
+    files += side_files(checkpoint)
     return Layout(tuple(files), is_folder=True)
 
 
@@ -154,7 +154,7 @@ def _arrays(choice: Choice) -> list[tuple[str, Dense, tuple[int, ...]]]:
     return [(f"{module}.{p.name}", Dense(p.dtype), p.shape) for p in choice.pieces]
 
 
-def _side_files(checkpoint: Checkpoint) -> list[OutputFile]:
+def side_files(checkpoint: Checkpoint) -> list[OutputFile]:
     if checkpoint.side_files is not None:
         return [OutputFile.of_copy(name, path) for name, path in checkpoint.side_files.items()]
     files = dict(write_tokenizer(checkpoint.tokenizer))
