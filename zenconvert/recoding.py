@@ -47,7 +47,7 @@ def verdict(source: Tensor, choice: Choice) -> Verdict:
 def _to_grid(old: Encoding, new: Grouped, choice: Choice, columns: int) -> Verdict:
     if isinstance(old, Dense):
         return Verdict("quantize", False, f"{old} is rounded to the grid {choice.scheme or new}")
-    grid = old if isinstance(old, Grouped) else integer_grids.GRIDS.get(old.type)
+    grid = old if isinstance(old, Grouped) else integer_grids.grid_of(old.type)
     if grid is None:
         return Verdict("quantize", False, f"{old} is decoded and quantized again: it is no grid")
     if choice.columns is not None:
@@ -60,7 +60,8 @@ def _onto(grid: Grouped, new: Grouped, columns: int, name: str) -> Verdict:
     reason = misfit(grid, new, columns)
     if reason is None:
         return Verdict("repack", True, f"the codes and scales of {name} are kept bit for bit")
-    if misfit(replace(grid, scale=new.scale), new, columns) is None:
+    rounded = replace(grid, scale=new.scale, offset=grid.offset and (new.offset or grid.offset))
+    if misfit(rounded, new, columns) is None:
         how = f"the codes of {name} are kept, and scales round to {new.scale}"
         return Verdict("repack", False, f"{how}: by 2^-11 of themselves, or 2^-25, at most")
     return Verdict("quantize", False, f"{name} is decoded and quantized again: {reason}")
@@ -69,10 +70,10 @@ def _onto(grid: Grouped, new: Grouped, columns: int, name: str) -> Verdict:
 def _to_blocks(old: Encoding, new: Blocks, columns: int) -> Verdict:
     if isinstance(old, Dense):
         return Verdict("quantize", False, f"{old} is rounded to the grid of {new}")
-    grid = integer_grids.takes(new.type)
+    grid = integer_grids.takes(new.type, old) if isinstance(old, Grouped) else None
     if isinstance(old, Grouped) and grid is not None:
         found = _onto(old, grid, columns, str(old))
-        if found.exact and new.type in integer_grids.WITH_MINIMUM:
+        if found.exact and new.type in integer_grids.WITH_MINIMUM and old.offset is None:
             return Verdict("repack", False, "codes are kept; minimum -zero·scale rounds to f16")
         return found
     return Verdict("quantize", False, f"{old} is decoded and quantized again")
@@ -87,6 +88,10 @@ def misfit(old: Grouped, new: Grouped, columns: int) -> str | None:
         return f"its scales hold for {whole} columns, not {new.group or columns}"
     if new.bits < old.bits:
         return f"its codes have {old.bits} bits"
+    if old.offset is not None and new.offset is None:
+        return "it has minimums of its own"
+    if new.offset is not None and (old.offset is None or not old.offset.widens_to(new.offset)):
+        return f"its minimums are {old.offset or 'zero points'}, not {new.offset}"
     if new.symmetric and not old.symmetric:
         return "it has zero points of its own"
     if not old.scale.widens_to(new.scale):
@@ -101,22 +106,34 @@ def refined(tensor: Tensor, choice: Choice) -> Tensor:
     are read only where that decides whether the choice can be had bit for bit.
     """
     old, stored, target = tensor.encoding, tensor.stored, choice.encoding
-    new = integer_grids.takes(target.type) if isinstance(target, Blocks) else target
-    if not isinstance(old, Grouped) or not isinstance(new, Grouped):
+    if not isinstance(old, Grouped):
+        return tensor
+    new = integer_grids.takes(target.type, old) if isinstance(target, Blocks) else target
+    if not isinstance(new, Grouped):
         return tensor
     plain = replace(old, ordered=old.ordered and choice.columns is None)
     if misfit(plain, new, tensor.columns) is None or not isinstance(stored, StoredPieces):
         return tensor
-    if misfit(replace(plain, symmetric=True, scale=F16), new, tensor.columns) is not None:
+    narrowest = replace(plain, symmetric=old.offset is None, scale=F16, offset=old.offset and F16)
+    if misfit(narrowest, new, tensor.columns) is not None:
         return tensor
     arrays = _read_arrays(stored, tensor, 0, tensor.rows, codes=False)
-    scales, zeros = stored.codec.unpack_groups(arrays, stored.encoding, tensor.columns)
+    found = stored.codec.unpack_groups(arrays, stored.encoding, tensor.columns)
+    zeros, offsets = found.zeros, found.offsets
     symmetric = zeros is None or bool((zeros == 1 << (old.bits - 1)).all())
-    with np.errstate(over="ignore"):
-        narrow = scales.astype(np.float16).astype(np.float32)
-    fits = np.array_equal(narrow, scales.astype(np.float32))
-    encoding = replace(old, symmetric=symmetric, scale=F16 if fits else old.scale)
+    encoding = replace(
+        old,
+        symmetric=symmetric and offsets is None,
+        scale=F16 if _fits_f16(found.scales) else old.scale,
+        offset=F16 if offsets is not None and _fits_f16(offsets) else old.offset,
+    )
     return replace(tensor, encoding=encoding)
+
+
+def _fits_f16(values: NDArray[Any]) -> bool:
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float16).astype(np.float32)
+    return np.array_equal(narrow, values.astype(np.float32))
 
 
 def recode(
@@ -141,7 +158,8 @@ def recode(
             return regroup(quantize(values, choice.scheme, weights), target)
         if isinstance(target, Blocks):
             if found.action == "repack":
-                grid, new = _on_grid(rows, part), integer_grids.takes(target.type)
+                grid = _on_grid(rows, part)
+                new = integer_grids.takes(target.type, grid.encoding)
                 assert new is not None  # the verdict said so
                 grid = regroup(grid, new, round_scales=not found.exact)
                 return integer_grids.from_grouped(target.type, grid)

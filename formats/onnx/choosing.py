@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 
 from zenconvert.architecture import TensorName
-from zenconvert.checkpoint import Checkpoint, Tensor
-from zenconvert.encoding import F16, F32, Dense, Grouped
+from zenconvert.checkpoint import Checkpoint, StoredPieces, Tensor
+from zenconvert.encoding import F16, F32, Blocks, Dense, Encoding, Grouped
 from zenconvert.errors import UsageError
 from zenconvert.formats.gguf import integer_grids
 from zenconvert.formats.onnx import rotary
@@ -40,6 +40,17 @@ def _refuse_foreign(options: Options) -> None:
     foreign = {"--pure": options.pure, "--pre": options.pre_tokenizer is not None}
     if given := [name for name, on in foreign.items() if on]:
         raise UsageError(f"{', '.join(given)} makes no sense for onnx targets")
+
+
+def _middle(tensor: Tensor) -> int:
+    """The middle of the codes that a tensor has in its own file."""
+    grid: Encoding | None = tensor.encoding
+    if isinstance(grid, Blocks):
+        grid = integer_grids.grid_of(grid.type)
+    assert isinstance(grid, Grouped)  # only such tensors have minimums
+    if isinstance(tensor.stored, StoredPieces):
+        return int(getattr(tensor.stored.codec, "middle", 0)) or 1 << (grid.bits - 1)
+    return 1 << (grid.bits - 1)
 
 
 def _tables(checkpoint: Checkpoint, kind: TargetType) -> list[Choice]:
@@ -98,7 +109,8 @@ class _Chooser:
             return Choice(name.hf, (tensor,), shape, wanted, why=why, transposed=turned)
         return self._grouped(tensor, name, wanted, why)
 
-    def _wanted(self, tensor: Tensor, name: TensorName) -> tuple[Scheme | Dense, str]:
+    def _wanted(self, tensor: Tensor, name: TensorName) -> tuple[Grouped | Dense, str]:
+        """The grid or float type of one tensor, and what decided it."""
         role, floats = name.module.role, self.kind.floats
         if role == "norm" or not name.is_weight:
             return floats, "norms and biases have the type of the activations"
@@ -111,17 +123,13 @@ class _Chooser:
         if tensor.name in self.checkpoint.kept:
             return floats, "the solver keeps it at higher precision"
         own = self._own(tensor)
-        if (
-            self.kind.keeps_grids
-            and own is not None
-            and not (role == "embed" and self.kind.standard)
-        ):
+        if self.kind.keeps_grids and own is not None and self._can_keep(own, name):
             return own, "its own grid"
         if role != "linear" or self.kind.scheme is None:
             return floats, f"{floats}, as nothing else was asked for"
-        return self._following(own) or self.kind.scheme, "linear weight"
+        return self._following(own) or self._grid(self.kind.scheme), "linear weight"
 
-    def _named(self, text: str, name: TensorName) -> Scheme | Dense:
+    def _named(self, text: str, name: TensorName) -> Grouped | Dense:
         """A type that was given by name for one tensor."""
         if text in _FLOATS:
             return _FLOATS[text]
@@ -133,60 +141,77 @@ class _Chooser:
                 f"{name.hf} cannot be stored as {text!r}; one tensor can be f32, f16, or int2, "
                 "int4 or int8 with -gGROUP, -sym and -asym"
             )
-        return kind.scheme
+        return self._grid(kind.scheme)
 
-    def _own(self, tensor: Tensor) -> Scheme | None:
+    def _grid(self, scheme: Scheme) -> Grouped:
+        return Grouped(scheme.bits, scheme.group, scheme.symmetric, self.kind.floats)
+
+    def _own(self, tensor: Tensor) -> Grouped | None:
         """The grid that a tensor is on already, in blocks that the operators take."""
-        grid = tensor.encoding
-        if not isinstance(grid, Dense | Grouped):
-            found = integer_grids.GRIDS.get(grid.type)
-            if found is None:
-                return None
-            grid = found
-        if isinstance(grid, Dense) or (block := block_of(grid.group, tensor.columns)) is None:
+        grid: Encoding | None = tensor.encoding
+        if isinstance(grid, Blocks):
+            grid = integer_grids.grid_of(grid.type)
+        if not isinstance(grid, Grouped):
             return None
-        bits = next(b for b in BITS if b >= grid.bits)
-        return Scheme(bits, block, grid.symmetric, grid.ordered)
+        block = block_of(grid.group, tensor.columns)
+        if block is None:
+            return None
+        return replace(
+            grid,
+            bits=next(b for b in BITS if b >= grid.bits),
+            group=block,
+            scale=self.kind.floats,
+            offset=grid.offset and F32,
+        )
 
-    def _following(self, own: Scheme | None) -> Scheme | None:
+    def _can_keep(self, own: Grouped, name: TensorName) -> bool:
+        """Embeddings in standard operators have bytes, and are not the head too."""
+        tied = self.checkpoint.hyperparameters.tied
+        return name.module.role != "embed" or not self.kind.standard or (own.bits == 8 and not tied)
+
+    def _following(self, own: Grouped | None) -> Grouped | None:
         """The target's bits with the groups and zeros that a tensor has, unless they are named."""
         kind = self.kind
         if own is None or kind.bits is None or own.bits > kind.bits:
             return None
+        if own.offset is not None and (kind.group is not None or kind.symmetric is not None):
+            return None
         symmetric = own.symmetric if kind.symmetric is None else kind.symmetric
         return replace(own, bits=kind.bits, group=kind.group or own.group, symmetric=symmetric)
 
-    def _grouped(self, tensor: Tensor, name: TensorName, scheme: Scheme, why: str) -> Choice:
+    def _grouped(self, tensor: Tensor, name: TensorName, grid: Grouped, why: str) -> Choice:
         embed = name.module.role == "embed"
-        columns = column_order(tensor) if scheme.act_order else None
-        group = None if scheme.group == tensor.columns else scheme.group
-        grid = Grouped(scheme.bits, group, scheme.symmetric, self.kind.floats)
-        codec: NBitsCodec | BlockCodec = NBitsCodec()
+        columns = column_order(tensor) if grid.ordered else None
+        scheme = Scheme(grid.bits, grid.group, grid.symmetric)
+        if grid.group == tensor.columns:
+            grid = replace(grid, group=None)
+        middle = _middle(tensor) if grid.offset is not None else 0
+        codec: NBitsCodec | BlockCodec = NBitsCodec(explicit=embed, middle=middle)
         if self.kind.standard and not embed:
-            codec = BlockCodec()
+            codec = BlockCodec(middle=middle)
         if embed:
-            self._check_embedding(scheme, tensor)
+            self._check_embedding(grid, tensor)
             grid = replace(grid, symmetric=False)  # providers disagree on what no zeros mean
         return Choice(
             name.hf,
             (tensor,),
             tensor.shape,
-            grid,
+            replace(grid, ordered=False),
             why=why,
             codec=codec,
-            scheme=replace(scheme, act_order=False),
+            scheme=scheme,
             columns=columns,
             sheds_zeros=not embed,
         )
 
-    def _check_embedding(self, scheme: Scheme, tensor: Tensor) -> None:
-        if tensor.columns % (scheme.group or 1):
+    def _check_embedding(self, grid: Grouped, tensor: Tensor) -> None:
+        if tensor.columns % (grid.group or 1):
             raise UsageError(
-                f"an embedding of {tensor.columns} columns has no whole blocks of {scheme.group}"
+                f"an embedding of {tensor.columns} columns has no whole blocks of {grid.group}"
             )
         if not self.kind.standard:
             return
-        if scheme.bits != 8:
+        if grid.bits != 8:
             raise UsageError("an embedding in standard operators can have 8 bits, or be f32 or f16")
         if self.checkpoint.hyperparameters.tied and self.options.output_type is None:
             raise UsageError(

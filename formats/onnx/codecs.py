@@ -13,6 +13,10 @@
 Without zero points the zero is ``2 ** (b - 1)`` for MatMulNBits and 0 for the signed integers of
 DequantizeLinear. GatherBlockQuantized stores embeddings as MatMulNBits does, and wants zero points.
 
+A grid with float minimums has no zeros: ``w = code · scale + offset``. It is stored around a middle
+m, as ``(code - m) · scale``, and the graph adds ``offset + m · scale`` times the sum of a block's
+inputs: small codes keep the error of integer activations small.
+
 Sources: onnxruntime ``contrib_defs.cc`` (MatMulNBits, GatherBlockQuantized), ONNX operator
 DequantizeLinear 21, ``onnx.proto`` (packing of INT4). Act-order is a permutation of the inputs: the
 columns are stored in ``order`` and the graph gathers the activations.
@@ -29,14 +33,14 @@ from numpy.typing import NDArray
 
 from zenconvert.encoding import Grouped
 from zenconvert.formats.onnx.packing import pack, packed_width, per_byte, unpack
-from zenconvert.grouped import ROW_UNIT, GroupedRows, Piece
+from zenconvert.grouped import ROW_UNIT, GroupedRows, Groups, Piece
 
 BITS: Final = (2, 4, 8)
 SMALLEST_BLOCK: Final = 16
 LARGEST_BLOCK: Final = 256
 """Larger blocks are legal, and fall off the fast kernels of onnxruntime's CPU provider."""
 
-CODES, SCALES, ZEROS = "codes", "scales", "zero_points"
+CODES, SCALES, ZEROS, OFFSETS = "codes", "scales", "zero_points", "offsets"
 
 
 def block_of(group: int | None, columns: int) -> int | None:
@@ -74,6 +78,10 @@ class NBitsCodec:
     """The group of every column, in a file with ``g_idx``."""
     signed: bool = False
     """Codes and zeros are signed integers, as DequantizeLinear may have them in rows."""
+    middle: int = 0
+    """What is subtracted from the codes of a grid with offsets."""
+    explicit: bool = False
+    """Zero points say so beside offsets, as GatherBlockQuantized wants; else codes are moved."""
 
     @property
     def name(self) -> str:
@@ -94,19 +102,30 @@ class NBitsCodec:
             Piece(CODES, "u8", (rows, blob), codes=True),
             Piece(SCALES, encoding.scale.dtype, (rows, blocks)),
         )
-        if encoding.symmetric:
-            return pieces
-        return (*pieces, Piece(ZEROS, "u8", (rows, packed_width(blocks, bits))))
+        zeros = Piece(ZEROS, "u8", (rows, packed_width(blocks, bits)))
+        if encoding.offset is not None:
+            offsets = Piece(OFFSETS, encoding.offset.dtype, (rows, blocks))
+            return (*pieces, zeros, offsets) if self.explicit else (*pieces, offsets)
+        return pieces if encoding.symmetric else (*pieces, zeros)
 
     def pack(self, rows: GroupedRows) -> dict[str, NDArray[Any]]:
         """Arrays of some rows."""
         codes = rows.codes
+        if rows.offsets is not None:
+            codes = codes + self._moved(rows.bits)
         if missing := rows.scales.shape[1] * (rows.group or 0) - codes.shape[1]:
             codes = np.pad(codes, ((0, 0), (0, max(0, missing))))
         arrays: dict[str, NDArray[Any]] = {CODES: pack(codes, rows.bits), SCALES: rows.scales}
         if rows.zeros is not None:
             arrays[ZEROS] = pack(rows.zeros, rows.bits)
+        if rows.offsets is not None:
+            middles = np.full(rows.scales.shape, self.middle, dtype=np.uint8)
+            arrays |= {ZEROS: pack(middles, rows.bits), OFFSETS: rows.offsets}
         return arrays
+
+    def _moved(self, rows_bits: int) -> np.uint8:
+        """What is added to the codes of a grid with offsets: their middle becomes the midpoint."""
+        return np.uint8(0 if self.explicit else (1 << (rows_bits - 1)) - self.middle)
 
     def unpack(self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped) -> GroupedRows:
         """Rows of the arrays; columns in logical order."""
@@ -114,20 +133,24 @@ class NBitsCodec:
         codes = unpack(stored, bits, self.columns or stored.shape[1] * per_byte(bits))
         if self.signed:
             codes = codes ^ np.uint8(1 << (bits - 1))
-        scales, zeros = self.unpack_groups(arrays, encoding, codes.shape[1])
+        scales, zeros, offsets = self.unpack_groups(arrays, encoding, codes.shape[1])
+        if offsets is not None:
+            codes = codes - self._moved(bits)
         index = None if self.index is None else np.asarray(self.index, dtype=np.int32)
-        rows = GroupedRows(bits, codes, scales, zeros, encoding.group, index)
+        rows = GroupedRows(bits, codes, scales, zeros, encoding.group, index, offsets)
         return _in_order(rows, self.order)
 
     def unpack_groups(
         self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped, columns: int
-    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
-        """Scales and zeros ``[rows, groups]``."""
+    ) -> Groups:
+        """Scales, zeros and offsets."""
         scales = arrays[SCALES]
+        if OFFSETS in arrays:
+            return Groups(scales, None, arrays[OFFSETS])
         if ZEROS not in arrays:
-            return scales, None
+            return Groups(scales, None)
         zeros = unpack(arrays[ZEROS], encoding.bits, scales.shape[1])
-        return scales, zeros ^ np.uint8(1 << (encoding.bits - 1)) if self.signed else zeros
+        return Groups(scales, zeros ^ np.uint8(1 << (encoding.bits - 1)) if self.signed else zeros)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +160,8 @@ class BlockCodec:
     signed: bool | None = None
     """Codes, and zeros, are signed integers; by default where there are no zeros."""
     order: tuple[int, ...] | None = None
+    """As in :class:`NBitsCodec`."""
+    middle: int = 0
     """As in :class:`NBitsCodec`."""
 
     @property
@@ -160,6 +185,8 @@ class BlockCodec:
             Piece(CODES, "u8", (columns, width), axis=1, items=items, codes=True),
             Piece(SCALES, encoding.scale.dtype, (blocks, rows), axis=1),
         )
+        if encoding.offset is not None:
+            return (*pieces, Piece(OFFSETS, encoding.offset.dtype, (blocks, rows), axis=1))
         if encoding.symmetric:
             return pieces
         return (*pieces, Piece(ZEROS, "u8", (blocks, width), axis=1, items=items))
@@ -167,37 +194,47 @@ class BlockCodec:
     def pack(self, rows: GroupedRows) -> dict[str, NDArray[Any]]:
         """Arrays of some rows."""
         codes, bits = rows.codes, rows.bits
-        if rows.zeros is None:
+        if rows.offsets is not None:
+            codes = (codes - np.uint8(self.middle)) & np.uint8((1 << bits) - 1)
+        elif rows.zeros is None:
             codes = codes ^ np.uint8(rows.midpoint)  # two's complement of code - midpoint
         arrays: dict[str, NDArray[Any]] = {CODES: pack(codes.T, bits), SCALES: rows.scales.T}
         if rows.zeros is not None:
             arrays[ZEROS] = pack(rows.zeros.T, bits)
+        if rows.offsets is not None:
+            arrays[OFFSETS] = rows.offsets.T
         return arrays
 
     def is_signed(self, encoding: Grouped) -> bool:
         """Whether codes of an encoding are signed integers."""
-        return encoding.symmetric if self.signed is None else self.signed
+        plain = encoding.symmetric or encoding.offset is not None
+        return plain if self.signed is None else self.signed
 
     def unpack(self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped) -> GroupedRows:
         """Rows of the arrays; columns in logical order."""
         bits, scales = encoding.bits, arrays[SCALES]
         codes = np.ascontiguousarray(unpack(arrays[CODES], bits, scales.shape[1]).T)
-        if self.is_signed(encoding):
+        scales, zeros, offsets = self.unpack_groups(arrays, encoding, codes.shape[1])
+        if offsets is not None:
+            codes = (codes + np.uint8(self.middle)) & np.uint8((1 << bits) - 1)
+        elif self.is_signed(encoding):
             codes ^= np.uint8(1 << (bits - 1))
-        scales, zeros = self.unpack_groups(arrays, encoding, codes.shape[1])
-        return _in_order(GroupedRows(bits, codes, scales, zeros, encoding.group), self.order)
+        rows = GroupedRows(bits, codes, scales, zeros, encoding.group, offsets=offsets)
+        return _in_order(rows, self.order)
 
     def unpack_groups(
         self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped, columns: int
-    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
-        """Scales and zeros ``[rows, groups]``."""
+    ) -> Groups:
+        """Scales, zeros and offsets."""
         scales = np.ascontiguousarray(arrays[SCALES].T)
+        if OFFSETS in arrays:
+            return Groups(scales, None, np.ascontiguousarray(arrays[OFFSETS].T))
         if ZEROS not in arrays:
-            return scales, None
+            return Groups(scales, None)
         zeros = np.ascontiguousarray(unpack(arrays[ZEROS], encoding.bits, len(scales)).T)
         if self.is_signed(encoding):
             zeros ^= np.uint8(1 << (encoding.bits - 1))
-        return scales, zeros
+        return Groups(scales, zeros)
 
 
 def _in_order(rows: GroupedRows, order: tuple[int, ...] | None) -> GroupedRows:

@@ -20,7 +20,8 @@ from zenconvert.errors import (
 from zenconvert.formats.onnx.container import Initializer, ModelFile
 from zenconvert.formats.onnx.dialects import Names
 from zenconvert.formats.onnx.graph_view import GraphView
-from zenconvert.formats.onnx.recognition import Found, Matrix
+from zenconvert.formats.onnx.matrices import Matrix
+from zenconvert.formats.onnx.recognition import Found
 from zenconvert.grouped import ROW_UNIT
 from zenconvert.hyperparameters import Hyperparameters
 

@@ -1,6 +1,6 @@
-"""Target types: ``f32``, ``f16``, ``int4``, ``int8``, ``int2`` and what refines them.
+"""Target types: ``f32``, ``f16``, ``int4``, ``int8``, ``int2``, ``own`` and what refines them.
 
-An empty type keeps what is on a grid there and makes everything else f32.
+``own``, which an empty type means too, keeps what is on a grid there and makes everything else f32.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from zenconvert.errors import UsageError
 from zenconvert.formats.onnx.codecs import BITS, SMALLEST_BLOCK
 from zenconvert.target import Scheme
 
-TYPES: Final = ("f32", "f16", "int4", "int4-g128", "int4-asym", "int8", "int4-standard")
+OWN: Final = "own"
+TYPES: Final = (OWN, "f32", "f16", "int4", "int4-g128", "int4-asym", "int8", "int4-standard")
 """Examples: any ``intBITS`` with ``-gGROUP``, ``-sym``, ``-asym``, ``-f16``, ``-standard`` and
 ``-acc0`` … ``-acc4`` will do."""
 DEFAULT_GROUP: Final = 32
@@ -53,9 +54,7 @@ class TargetType:
 
 def parse(text: str) -> TargetType:
     """Read a target type. Raises UsageError."""
-    if not text:
-        return TargetType(keeps_grids=True)
-    head, *suffixes = text.split("-")
+    head, *suffixes = (text or OWN).split("-")
     kind = _head(head, text)
     for suffix in suffixes:
         kind = _refined(kind, suffix, text)
@@ -63,12 +62,14 @@ def parse(text: str) -> TargetType:
 
 
 def _head(head: str, text: str) -> TargetType:
+    if head == OWN:
+        return TargetType(keeps_grids=True)
     if head in _FLOATS:
         return TargetType(_FLOATS[head])
     match = re.fullmatch(r"int(\d)", head)
     if match is None or int(match[1]) not in BITS:
         raise UsageError(
-            f"onnx:{text}: there is no type {head!r}; known are {', '.join(_FLOATS)} and "
+            f"onnx:{text}: there is no type {head!r}; known are {OWN}, {', '.join(_FLOATS)} and "
             f"{', '.join(f'int{b}' for b in BITS)}"
         )
     return TargetType(bits=int(match[1]))
@@ -79,10 +80,10 @@ def _refined(kind: TargetType, suffix: str, text: str) -> TargetType:
         return replace(kind, standard=True)
     if (match := re.fullmatch(r"acc(\d)", suffix)) is not None and int(match[1]) in _LEVELS:
         return replace(kind, level=int(match[1]))
+    if suffix in _FLOATS and (kind.bits is not None or kind.keeps_grids):
+        return replace(kind, floats=_FLOATS[suffix])
     if kind.bits is None:
         raise UsageError(f"onnx:{text}: {suffix!r} only refines integer types")
-    if suffix in _FLOATS:
-        return replace(kind, floats=_FLOATS[suffix])
     if suffix in {"sym", "asym"} and kind.symmetric in {None, suffix == "sym"}:
         return replace(kind, symmetric=suffix == "sym")
     if (match := re.fullmatch(r"g(\d+)", suffix)) is not None:

@@ -40,6 +40,7 @@ class GraphBuilder:
         self.initializers: dict[str, ir.Value] = {}
         self.module = ""
         self._used: Counter[str] = Counter()
+        self._made: dict[tuple[Any, ...], ir.Value] = {}
 
     @contextmanager
     def inside(self, module: str) -> Iterator[None]:
@@ -79,6 +80,13 @@ class GraphBuilder:
     ) -> ir.Value:
         """A node of one output."""
         return self.ops(op_type, inputs, [True], domain, **attributes)[0]
+
+    def shared(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        """A node of one output, made once for the same inputs and attributes."""
+        key = (op_type, *map(id, inputs), *sorted(attributes.items()))
+        if key not in self._made:
+            self._made[key] = self.op(op_type, *inputs, **attributes)
+        return self._made[key]
 
     def constant(self, name: str, value: NDArray[Any]) -> ir.Value:
         """A small tensor inside the graph, made once for every name."""

@@ -10,13 +10,15 @@ from zenconvert.formats.onnx.graph.weights import Weights
 from zenconvert.hyperparameters import Hyperparameters
 
 
-def gated(builder: GraphBuilder, weights: Weights, name: str, path: str, x: ir.Value) -> ir.Value:
+def gated(
+    builder: GraphBuilder, weights: Weights, name: str, path: str, x: ir.Value, *, rank: int = 3
+) -> ir.Value:
     """``down(silu(gate(x)) · up(x))``; ``path`` names the nodes between the products."""
-    gate, up = weights.linear(f"{name}.gate", x), weights.linear(f"{name}.up", x)
+    gate, up = (weights.linear(f"{name}.{part}", x, rank=rank) for part in ("gate", "up"))
     with builder.inside(path):
         active = builder.op("Mul", gate, builder.op("Sigmoid", gate))
         product = builder.op("Mul", active, up)
-    return weights.linear(f"{name}.down", product)
+    return weights.linear(f"{name}.down", product, rank=rank)
 
 
 def experts(
@@ -29,7 +31,7 @@ def experts(
     name, path = f"layers.{layer}.moe", f"model.layers.{layer}.block_sparse_moe"
     with builder.inside(path):
         flat = builder.op("Reshape", x, builder.integers(-1, hp.hidden))
-    logits = weights.linear(f"{name}.router", flat)
+    logits = weights.linear(f"{name}.router", flat, rank=2)
     with builder.inside(f"{path}.gate"):
         logits = _as(builder, logits, weights.floats, "f32")
         count = builder.integers(hp.experts_used)
@@ -45,8 +47,9 @@ def experts(
             share = builder.op("GatherND", shares, builder.op("Transpose", hits, perm=[1, 0]))
             tokens = builder.op("Gather", hits, builder.integer(0), axis=0)
             rows = builder.op("Gather", flat, tokens, axis=0)
-        result = gated(builder, weights, f"{name}.{expert}", f"{path}.experts.{expert}", rows)
-        with builder.inside(f"{path}.experts.{expert}"):
+        inner = f"{path}.experts.{expert}"
+        result = gated(builder, weights, f"{name}.{expert}", inner, rows, rank=2)
+        with builder.inside(inner):
             result = _as(builder, result, weights.floats, "f32")
             last = builder.integers(-1)
             weighed = builder.op("Mul", result, builder.op("Unsqueeze", share, last))

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from zenconvert.encoding import Dense, Grouped
-from zenconvert.formats.onnx.codecs import CODES, ZEROS, BlockCodec
+from zenconvert.formats.onnx.codecs import CODES, OFFSETS, SCALES, ZEROS, BlockCodec, NBitsCodec
 from zenconvert.formats.onnx.graph.builder import CONTRIB, DTYPES, GraphBuilder
 from zenconvert.formats.onnx.placing import Place, array_name
 from zenconvert.layout import Choice
 
+_F32 = int(DTYPES["f32"])
 _UNSIGNED = {2: ir.DataType.UINT2, 4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
 _SIGNED = {2: ir.DataType.INT2, 4: ir.DataType.INT4, 8: ir.DataType.INT8}
 
@@ -40,9 +42,11 @@ class Weights:
 
     def plain(self, name: str) -> ir.Value:
         """A dense tensor as it is stored."""
-        choice = self.choices[name]
+        return self._dense(self.choices[name])
+
+    def _dense(self, choice: Choice) -> ir.Value:
         assert isinstance(choice.encoding, Dense)
-        return self._array(choice.name, DTYPES[choice.encoding.dtype], choice.shape)
+        return self._array(array_name(choice), DTYPES[choice.encoding.dtype], choice.shape)
 
     def table(self, name: str, dtype: str, shape: tuple[int, ...]) -> ir.Value:
         """A derived tensor, by its own name."""
@@ -56,13 +60,32 @@ class Weights:
             )
         )
 
-    def linear(self, module: str, x: ir.Value) -> ir.Value:
-        """``x · Wᵀ + b`` of a module, for x ``[…, in]``."""
+    def _pieces(self, choice: Choice) -> dict[str, ir.Value]:
+        """The arrays of a grouped tensor as their operator wants them, by piece."""
+        grid, codec, (rows, columns) = choice.encoding, choice.codec, choice.shape
+        assert isinstance(grid, Grouped)
+        blocks, found = grid.groups(columns), {}
+        for piece in choice.pieces:
+            dtype, shape = DTYPES[piece.dtype], piece.shape
+            if isinstance(codec, BlockCodec):
+                shape = (columns if piece.name == CODES else blocks, rows)
+                if piece.name in {CODES, ZEROS}:
+                    dtype = (_SIGNED if codec.is_signed(grid) else _UNSIGNED)[grid.bits]
+            elif piece.name == CODES:
+                shape = (rows, blocks, shape[1] // blocks)
+            found[piece.name] = self._array(array_name(choice, piece.name), dtype, shape)
+        return found
+
+    def linear(self, module: str, x: ir.Value, *, rank: int = 3) -> ir.Value:
+        """``x · Wᵀ + b`` of a module, for x ``[…, in]`` of ``rank`` dimensions."""
         choice = self.choices[f"{module}.weight"]
         with self.builder.inside(choice.name.removesuffix(".weight")):
             if choice.columns is not None:
                 x = self._gathered(x, choice.columns)
-            y = self._product(choice, x)
+            if isinstance(choice.encoding, Grouped):
+                y = self._grouped_product(choice, choice.encoding, x, rank)
+            else:
+                y = self._dense_product(choice, x)
             if (bias := f"{module}.bias") in self:
                 y = self.builder.op("Add", y, self.plain(bias))
         return y
@@ -70,102 +93,103 @@ class Weights:
     def _gathered(self, x: ir.Value, columns: tuple[int, ...]) -> ir.Value:
         """Activations in the order of a weight's columns; modules that share both share this."""
         order = self.table(self.orders[columns], "i64", (len(columns),))
-        for node in self.builder.nodes:
-            if node.op_type == "Gather" and tuple(node.inputs) == (x, order):
-                return node.outputs[0]
-        return self.builder.op("Gather", x, order, axis=-1)
+        return self.builder.shared("Gather", x, order, axis=-1)
 
-    def _product(self, choice: Choice, x: ir.Value) -> ir.Value:
-        builder = self.builder
-        if isinstance(choice.encoding, Dense):
-            weight = self._array(array_name(choice), DTYPES[choice.encoding.dtype], choice.shape)
-            if choice.encoding.dtype != self.floats:
-                weight = builder.cast(weight, self.floats)
-            if choice.transposed:
-                return builder.op("MatMul", x, weight)
-            return self._by_rows(x, weight, choice)
-        if isinstance(choice.codec, BlockCodec):
-            return builder.op("MatMul", x, self._dequantized(choice))
-        arrays, (rows, columns) = self._packed(choice), choice.shape
-        assert isinstance(choice.encoding, Grouped)
-        return builder.op(
-            "MatMulNBits",
-            x,
-            *arrays,
-            domain=CONTRIB,
-            K=columns,
-            N=rows,
-            bits=choice.encoding.bits,
-            block_size=choice.encoding.group or columns,
-            accuracy_level=self.level,
-        )
-
-    def _by_rows(self, x: ir.Value, weight: ir.Value, choice: Choice) -> ir.Value:
-        """A product with a matrix ``[out, in]`` that the embedding uses as well."""
-        builder = self.builder
+    def _dense_product(self, choice: Choice, x: ir.Value) -> ir.Value:
+        builder, weight = self.builder, self._dense(choice)
+        if str(choice.encoding) != self.floats:
+            weight = builder.cast(weight, self.floats)
+        if choice.transposed:
+            return builder.op("MatMul", x, weight)
+        # [out, in]: the embedding uses it as well
         flat = builder.op("Reshape", x, builder.integers(-1, choice.shape[1]))
         product = builder.op("Gemm", flat, weight, transB=1)
         lead = builder.op("Shape", x, end=-1)
         shape = builder.op("Concat", lead, builder.integers(choice.shape[0]), axis=0)
         return builder.op("Reshape", product, shape)
 
-    def _packed(self, choice: Choice) -> list[ir.Value]:
-        """Codes ``[out, blocks, bytes]``, scales and any zero points of MatMulNBits."""
-        rows, columns = choice.shape
-        assert isinstance(choice.encoding, Grouped)
-        blocks = choice.encoding.groups(columns)
-        arrays = []
-        for piece in choice.pieces:
-            shape = piece.shape
-            if piece.name == CODES:
-                shape = (rows, blocks, shape[1] // blocks)
-            arrays.append(self._array(array_name(choice, piece.name), DTYPES[piece.dtype], shape))
-        return arrays
+    def _grouped_product(self, choice: Choice, grid: Grouped, x: ir.Value, rank: int) -> ir.Value:
+        builder, (rows, columns), pieces = self.builder, choice.shape, self._pieces(choice)
+        block = grid.group or columns
+        arrays = [pieces[name] for name in (CODES, SCALES, ZEROS) if name in pieces]
+        if isinstance(choice.codec, BlockCodec):
+            weight = builder.op("DequantizeLinear", *arrays, axis=0, block_size=block)
+            y = builder.op("MatMul", x, weight)
+        else:
+            y = builder.op(
+                "MatMulNBits",
+                x,
+                *arrays,
+                domain=CONTRIB,
+                K=columns,
+                N=rows,
+                bits=grid.bits,
+                block_size=block,
+                accuracy_level=self.level,
+            )
+        if grid.offset is None:
+            return y
+        factors = self._middles(choice, pieces)
+        if not isinstance(choice.codec, BlockCodec):
+            factors = builder.op("Transpose", factors, perm=[1, 0])
+        return builder.op("Add", y, self._of_sums(x, factors, columns, block, rank))
 
-    def _dequantized(self, choice: Choice) -> ir.Value:
-        """A matrix ``[in, out]`` out of DequantizeLinear."""
-        encoding, codec = choice.encoding, choice.codec
-        assert isinstance(encoding, Grouped)
-        assert isinstance(codec, BlockCodec)
-        rows, columns = choice.shape
-        kinds = _SIGNED if codec.is_signed(encoding) else _UNSIGNED
-        arrays = []
-        for piece in choice.pieces:
-            packed = piece.name in {CODES, ZEROS}
-            dtype = kinds[encoding.bits] if packed else DTYPES[piece.dtype]
-            shape = (columns if piece.name == CODES else encoding.groups(columns), rows)
-            arrays.append(self._array(array_name(choice, piece.name), dtype, shape))
-        block = encoding.group or columns
-        return self.builder.op("DequantizeLinear", *arrays, axis=0, block_size=block)
+    def _middles(self, choice: Choice, pieces: Mapping[str, ir.Value]) -> ir.Value:
+        """``offset + middle · scale`` of every block, f32: what its middle code stands for."""
+        builder, scales, codec = self.builder, pieces[SCALES], choice.codec
+        assert isinstance(codec, NBitsCodec | BlockCodec)
+        scales = scales if self.floats == "f32" else builder.shared("Cast", scales, to=_F32)
+        middle = np.array(codec.middle, np.float32)
+        shift = builder.shared("Mul", scales, builder.constant(f"middle.{codec.middle}", middle))
+        return builder.shared("Add", pieces[OFFSETS], shift)
+
+    def _of_sums(
+        self, x: ir.Value, factors: ir.Value, columns: int, block: int, rank: int
+    ) -> ir.Value:
+        """Sums of activations over blocks, times factors; computed in f32."""
+        builder, wide = self.builder, self.floats == "f32"
+        x = x if wide else builder.shared("Cast", x, to=_F32)
+        shape = builder.integers(*[0] * (rank - 1), columns // block, block)
+        parts = builder.shared("Reshape", x, shape)
+        sums = builder.shared("ReduceSum", parts, builder.integers(-1), keepdims=0)
+        added = builder.op("MatMul", sums, factors)
+        return added if wide else builder.cast(added, self.floats)
 
     def lookup(self, name: str, ids: ir.Value) -> ir.Value:
-        """Rows of the embedding, in the type of the activations."""
+        """Rows of the embedding ``[batch, sequence, hidden]``, in the type of the activations."""
         choice = self.choices[name]
         with self.builder.inside(choice.name.removesuffix(".weight")):
             if isinstance(choice.encoding, Grouped):
-                return self._quantized_lookup(choice, ids)
+                return self._grouped_lookup(choice, choice.encoding, ids)
             rows = self.builder.op("Gather", self.plain(name), ids)
             same = str(choice.encoding) == self.floats
             return rows if same else self.builder.cast(rows, self.floats)
 
-    def _quantized_lookup(self, choice: Choice, ids: ir.Value) -> ir.Value:
-        encoding, builder = choice.encoding, self.builder
-        assert isinstance(encoding, Grouped)
-        block = encoding.group or choice.shape[1]
-        codes, scales, zeros = self._packed(choice)
-        flat = builder.op("Reshape", codes, builder.integers(0, -1))
+    def _grouped_lookup(self, choice: Choice, grid: Grouped, ids: ir.Value) -> ir.Value:
+        builder, pieces, block = self.builder, self._pieces(choice), grid.group or choice.shape[1]
+        codes = builder.op("Reshape", pieces[CODES], builder.integers(0, -1))
         if self.standard:  # 8 bits: a byte for every column, which Gather can take
-            rows = [builder.op("Gather", array, ids) for array in (flat, scales, zeros)]
-            return builder.op("DequantizeLinear", *rows, axis=2, block_size=block)
-        return builder.op(
-            "GatherBlockQuantized",
-            flat,
-            ids,
-            scales,
-            zeros,
-            domain=CONTRIB,
-            bits=encoding.bits,
-            block_size=block,
-            gather_axis=0,
-            quantize_axis=1,
-        )
+            arrays = (codes, pieces[SCALES], pieces[ZEROS])
+            rows = [builder.op("Gather", array, ids) for array in arrays]
+            found = builder.op("DequantizeLinear", *rows, axis=2, block_size=block)
+        else:
+            found = builder.op(
+                "GatherBlockQuantized",
+                codes,
+                ids,
+                pieces[SCALES],
+                pieces[ZEROS],
+                domain=CONTRIB,
+                bits=grid.bits,
+                block_size=block,
+                gather_axis=0,
+                quantize_axis=1,
+            )
+        if grid.offset is None:
+            return found
+        middles = builder.op("Gather", self._middles(choice, pieces), ids)
+        middles = builder.op("Unsqueeze", middles, builder.integers(-1))
+        middles = middles if self.floats == "f32" else builder.cast(middles, self.floats)
+        parts = builder.op("Reshape", found, builder.integers(0, 0, -1, block))
+        shifted = builder.op("Add", parts, middles)
+        return builder.op("Reshape", shifted, builder.integers(0, 0, choice.shape[1]))

@@ -167,9 +167,7 @@ def exported(folder: Path, out: Path, *, dynamo: bool) -> Path:
 
 @pytest.mark.parametrize("dynamo", [True, False])
 def test_files_of_torch_come_back_bit_for_bit(dynamo: bool, tmp_path: Path) -> None:
-    folder = raw_model(
-        tmp_path / "source", "qwen2", tie_word_embeddings=True, num_hidden_layers=1
-    )
+    folder = raw_model(tmp_path / "source", "qwen2", tie_word_embeddings=True, num_hidden_layers=1)
     out = exported(folder, tmp_path / "out", dynamo=dynamo)
     graph = onnx.load(str(out / "model.onnx"), load_external_data=False).graph
     named = [t.name for t in graph.initializer if t.name.endswith("q_proj.weight")]

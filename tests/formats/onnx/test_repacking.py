@@ -165,6 +165,58 @@ def test_gguf_survives_a_graph(family: str, kind: str, model: Model, tmp_path: P
         assert here == theirs[other.offset : other.offset + other.nbytes], name
 
 
+MIXTURES = ("q4_k_m", "q2_k", "q3_k_s", "q4_1", "q5_0", "q5_1", "iq4_nl", "iq4_xs", "mxfp4_moe")
+
+
+@pytest.mark.parametrize("file_type", MIXTURES)
+def test_every_integer_type_of_gguf_is_exact(file_type: str, model: Model, tmp_path: Path) -> None:
+    """Types with a minimum too: the graph adds it as a product with sums of activations."""
+    family = "mixtral" if file_type in {"q4_k_m", "q2_k", "mxfp4_moe"} else "llama3"
+    convert(model(family), tmp_path / "source.gguf", f"gguf:{file_type}")
+    for kind in ("own-acc0", "own-standard"):
+        done = convert(tmp_path / "source.gguf", tmp_path / kind, f"onnx:{kind}")
+        assert done.plan.exact
+        graph = tmp_path / kind / "model.onnx"
+        onnx.checker.check_model(str(graph), full_check=True)
+        assert_same_numbers(tmp_path / "source.gguf", tmp_path / kind)
+        found = onnx_logits(session(graph, level=0), tokens())
+        if kind == "own-acc0":
+            expected = decoded_logits(tmp_path / kind, tmp_path / "hf", tokens())
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_the_embedding_of_a_mixture_keeps_its_grid(model: Model, tmp_path: Path) -> None:
+    """Tied and with minimums: one table serves the lookup and the head."""
+    source = with_tokenizer(tmp_path / "tied", "qwen2", tie_word_embeddings=True)
+    convert(source, tmp_path / "source.gguf", "gguf:q4_1", options=Options(pure=True))
+    for kind in ("own-acc0", "int8-standard"):
+        assert convert(tmp_path / "source.gguf", tmp_path / kind, f"onnx:{kind}").plan.exact
+        assert_same_numbers(tmp_path / "source.gguf", tmp_path / kind)
+        graph = tmp_path / kind / "model.onnx"
+        found = onnx_logits(session(graph, level=0), tokens())
+        if kind == "own-acc0":
+            expected = decoded_logits(tmp_path / kind, tmp_path / "hf", tokens())
+            encoding = open_checkpoint(tmp_path / kind).tensors["embed.weight"].encoding
+            assert str(encoding) == "w4g32-min"
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_minimums_go_back_to_gguf(model: Model, tmp_path: Path) -> None:
+    pure = Options(pure=True)
+    convert(model("qwen2"), tmp_path / "first.gguf", "gguf:q4_1", options=pure)
+    convert(tmp_path / "first.gguf", tmp_path / "onnx", "onnx")
+    back = convert(tmp_path / "onnx", tmp_path / "second.gguf", "gguf:q4_1", options=pure)
+    assert back.plan.exact
+    assert (tmp_path / "first.gguf").read_bytes() == (tmp_path / "second.gguf").read_bytes()
+
+
+def test_minimums_are_quantized_again_when_a_grid_is_named(model: Model, tmp_path: Path) -> None:
+    convert(model("qwen2"), tmp_path / "source.gguf", "gguf:q4_k_s")
+    with pytest.raises(PlanError, match="it has minimums of its own"):
+        convert(tmp_path / "source.gguf", tmp_path / "out", "onnx:int4-asym")
+    convert(tmp_path / "source.gguf", tmp_path / "out", "onnx:int4-asym", allow_requantize=True)
+
+
 def test_plain_int4_is_the_grid_of_q4_0(model: Model, tmp_path: Path) -> None:
     convert(model("qwen2"), tmp_path / "onnx", "onnx:int4")
     back = convert(tmp_path / "onnx", tmp_path / "back.gguf", "gguf:q4_0")
