@@ -1,4 +1,4 @@
-"""Blocks taken apart into integers, scales and minimums are what the block decoders make of them."""
+"""Blocks taken apart into integers, scales and minimums are what the decoders make of them."""
 
 from __future__ import annotations
 
