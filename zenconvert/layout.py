@@ -93,7 +93,7 @@ class OutputFile:
     """One file: literal bytes, tensor slots, or a copy of another file."""
 
     name: str
-    """Relative to the output folder; the output's own name for a single file."""
+    """Relative to the output folder, with / between folders; the output's own for a single file."""
     size: int
     literals: tuple[tuple[int, bytes], ...] = ()
     """``(offset, bytes)``; whatever nothing covers is zero."""

@@ -72,6 +72,8 @@ class Output:
     def _create(self) -> None:
         for file in self.layout.files:
             path = self.temporary(file)
+            if path.parent != self.folder:
+                path.parent.mkdir(parents=True, exist_ok=True)
             if file.copy_of is not None:
                 shutil.copyfile(file.copy_of, path)
                 continue

@@ -21,7 +21,7 @@ TORCH_NAMES: Final = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 SHARD_SIZE: Final = 5_000_000_000
 """Default largest weight file, as transformers has it."""
 
-_LOCAL_KEYS: Final = ("_name_or_path", "quantization_config")
+_LOCAL_KEYS: Final = ("_name_or_path", "quantization_config", "transformers.js_config")
 
 
 def choose(
@@ -62,6 +62,7 @@ def _refuse_foreign_options(options: Options, importance: bool) -> None:
     foreign = {
         "--pure": options.pure,
         "--pre": options.pre_tokenizer is not None,
+        "--layout": options.layout is not None,
         "--importance": importance,
     }
     if given := [name for name, on in foreign.items() if on]:

@@ -19,8 +19,8 @@ from typing import Any, Final
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import Unsupported
 from zenconvert.formats.hf.writer import float_name, folder_config, json_bytes, side_files
+from zenconvert.formats.onnx import layouts
 from zenconvert.formats.onnx.choosing import choose, order_name
-from zenconvert.formats.onnx.genai_config import genai_config
 from zenconvert.formats.onnx.placing import Place, place
 from zenconvert.formats.onnx.target_type import TYPES, TargetType, parse
 from zenconvert.formats.onnx.windows import windows
@@ -29,7 +29,6 @@ from zenconvert.target import Options, Target
 
 __all__ = ["TYPES", "choose", "lay_out"]
 
-GRAPH: Final = "model.onnx"
 _ACTIVATIONS: Final = ("silu", "swish")
 _FAMILIES: Final = {
     "dense": {"ffn.gate", "ffn.up", "ffn.down"},
@@ -44,20 +43,17 @@ def lay_out(
     """The graph as literal bytes, the weights at their places, and the small files."""
     _check_family(checkpoint)
     kind = parse(target.type)
-    places, files = place(choices, f"{GRAPH}.data", "", options.split_max_size)
+    found = layouts.names(options.layout, kind, choices)
+    limits = [size for size in (options.split_max_size, found.limit) if size is not None]
+    places, files = place(choices, found.data, found.folder, min(limits, default=None))
     graph = graph_bytes(checkpoint, kind, choices, places)
     config = folder_config(checkpoint.config, float_name(choices))
     if any(c.name == "lm_head.weight" for c in choices):
         config["tie_word_embeddings"] = False
-    tables = {
-        "config.json": config,
-        "genai_config.json": genai_config(checkpoint, GRAPH, shares_cache=not kind.standard),
-    }
+    tables = layouts.tables(found, config, checkpoint, kind, len(files))
     small = [OutputFile.of_bytes(n, json_bytes(table)) for n, table in tables.items()]
-    return Layout(
-        (OutputFile.of_bytes(GRAPH, graph), *files, *small, *side_files(checkpoint)),
-        is_folder=True,
-    )
+    first = OutputFile.of_bytes(found.folder + found.graph, graph)
+    return Layout((first, *files, *small, *side_files(checkpoint)), is_folder=True)
 
 
 def _check_family(checkpoint: Checkpoint) -> None:

@@ -220,6 +220,51 @@ def test_weights_split_into_files_of_a_size(model: Model, tmp_path: Path) -> Non
     assert len(open_checkpoint(tmp_path / "out").files) == 1 + len(names)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "dtype"),
+    [
+        ("f32", "model.onnx", "fp32"),
+        ("f16", "model_fp16.onnx", "fp16"),
+        ("int4", "model_q4.onnx", "q4"),
+        ("int4-f16", "model_q4f16.onnx", "q4f16"),
+        ("int8", "model_int8.onnx", "int8"),
+    ],
+)
+def test_the_layout_of_transformers_js(
+    kind: str, name: str, dtype: str, model: Model, tmp_path: Path
+) -> None:
+    options = Options(layout="transformers.js", split_max_size=1_000_000)
+    convert(model("qwen2"), tmp_path / "out", f"onnx:{kind}", options=options)
+    files = sorted(p.name for p in (tmp_path / "out" / "onnx").iterdir())
+    data = [f for f in files if f != name]
+    expected = [f"{name}_data", *(f"{name}_data_{i}" for i in range(1, len(data)))]
+    assert sorted(data) == sorted(expected)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["transformers.js_config"]
+    assert config["use_external_data_format"] == {name: len(data)}
+    assert config["dtype"] == dtype
+    assert config.get("kv_cache_dtype") == ({dtype: "float16"} if "f16" in kind else None)
+    found = onnx_logits(session(tmp_path / "out" / "onnx" / name), tokens())
+    assert np.isfinite(found).all()
+    checkpoint = open_checkpoint(tmp_path / "out")
+    assert set(checkpoint.tensors) == set(open_checkpoint(model("qwen2")).tensors)
+    convert(tmp_path / "out", tmp_path / "hf", "hf:f32")
+    assert "transformers.js" not in (tmp_path / "hf" / "config.json").read_text()
+
+
+def test_layouts_are_refused_where_there_are_none(model: Model, tmp_path: Path) -> None:
+    for target, reason in (
+        ("onnx:f32", "no layout 'tflite'"),
+        ("hf:f32", "--layout"),
+        ("gguf:f16", "--layout"),
+        ("gptq", "--layout"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            convert(model("qwen2"), tmp_path / "out", target, options=Options(layout="tflite"))
+    options = Options(layout="transformers.js")
+    with pytest.raises(UsageError, match="no name for 8 bits with f16"):
+        convert(model("qwen2"), tmp_path / "out", "onnx:int8-f16", options=options)
+
+
 def test_the_metadata_says_what_became_of_every_tensor(model: Model, tmp_path: Path) -> None:
     done = convert(model("qwen2"), tmp_path / "out", "onnx:int4")
     graph = onnx.load(str(tmp_path / "out" / "model.onnx"), load_external_data=False)
