@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import raw_model
-from tests.tokenizers_for_tests import MAKERS
+from tests.tokenizers_for_tests import llama3, qwen2
 from zenconvert import convert
 
 STEPS = 4
@@ -70,7 +70,7 @@ def variant(folder: Path, name: str) -> Path:
 def with_tokenizer(folder: Path, family: str, **changes: Any) -> Path:
     """A random model with a byte-level tokenizer, which every family can have."""
     folder.mkdir()
-    vocab = MAKERS["qwen2" if family == "qwen2" else "llama3"](folder)
+    vocab = qwen2(folder) if family == "qwen2" else llama3(folder, 1216)  # a multiple of 32
     return raw_model(folder, family, vocab_size=vocab, bos_token_id=1, eos_token_id=2, **changes)
 
 
