@@ -236,6 +236,10 @@ def _float_of(tensor: Tensor) -> Dense:
 def refuse_foreign(options: Options, *, importance: bool, target: str) -> None:
     """Raise UsageError for options that only mean something to GGUF."""
     del importance  # weights the search for scales
-    foreign = {"--pure": options.pure, "--pre": options.pre_tokenizer is not None}
+    foreign = {
+        "--pure": options.pure,
+        "--pre": options.pre_tokenizer is not None,
+        "--layout": options.layout is not None,
+    }
     if given := [name for name, on in foreign.items() if on]:
         raise UsageError(f"{', '.join(given)} makes no sense for {target} targets")

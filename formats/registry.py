@@ -18,6 +18,8 @@ from zenconvert.formats.gptq import reader as gptq_reader
 from zenconvert.formats.gptq import writer as gptq_writer
 from zenconvert.formats.hf import reader as hf_reader
 from zenconvert.formats.hf import writer as hf_writer
+from zenconvert.formats.onnx import reader as onnx_reader
+from zenconvert.formats.onnx import writer as onnx_writer
 from zenconvert.layout import Choice, Layout
 from zenconvert.target import Options, Target
 
@@ -46,6 +48,15 @@ class Format:
 
 
 FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked first
+    "onnx": Format(
+        "onnx",
+        "ONNX",
+        onnx_reader.detect,
+        onnx_reader.open_checkpoint,
+        onnx_writer.choose,
+        onnx_writer.lay_out,
+        onnx_writer.TYPES,
+    ),
     "gptq": Format(
         "gptq",
         "GPTQ",

@@ -5,11 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from scripts import exactness
 from zenconvert.architecture import architectures
 from zenconvert.formats.gguf import blocks
 from zenconvert.formats.gguf.ggml_types import BY_NAME
 from zenconvert.formats.registry import FORMATS
 
+_LEGEND = (
+    "Linear weights between formats: `=` bit for bit, `≈` codes kept and a scale or minimum",
+    "rounded, `q` quantized, `↻` quantized a second time (`--allow-requantize`), `–` refused.",
+)
 README = Path(__file__).parent.parent / "README.md"
 BEGIN = "<!-- support table: begin (scripts/support_table.py writes it, a test checks it) -->\n"
 END = "<!-- support table: end -->"
@@ -25,6 +30,7 @@ def table() -> str:
     for known in architectures().values():
         types = ", ".join(f"`{t}`" for t in known.model_types)
         lines.append(f"| {known.id} | {types} | `{known.gguf}` |")
+    lines += ["", *_LEGEND, "", exactness.table().rstrip()]
     lines += ["", "| ggml type | bits per weight | decoded | encoded | importance weights |"]
     lines.append("|---|---|---|---|---|")
     for name, ggml in BY_NAME.items():

@@ -59,6 +59,8 @@ class StoredTensor:
     """Byte offset of the first row from the start of the file."""
     name: str
     """The tensor's name in that file."""
+    stride: int | None = None
+    """Bytes from one line of a matrix to the next, where rows of ours are columns of the file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from math import lcm
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -275,8 +276,9 @@ def _slab_rows(part: Tensor, choice: Choice, order: RowOrder | None) -> int:
     """Rows of a slab: whole bands, and whole words of packed rows."""
     grouped = isinstance(part.encoding, Grouped) or isinstance(choice.encoding, Grouped)
     band = lcm(order.band if order is not None else 1, ROW_UNIT if grouped else 1)
-    # packed columns lie apart in the file: narrow slabs would cost a system call a few bytes
-    fewest = PACKED_ROWS if grouped else 1
+    # columns lie apart in a file: narrow slabs would cost a system call a few bytes
+    apart = choice.transposed or getattr(part.stored, "stride", None) is not None
+    fewest = PACKED_ROWS if grouped or apart else 1
     return max(band, max(fewest, SLAB_ELEMENTS // part.columns) // band * band)
 
 
@@ -298,6 +300,10 @@ def _convert_slab(slab: _Slab, output: Output, importance: Importance) -> int:
     stored = recode(rows, slab.part, choice, weights, where, round_to_nearest)
     if isinstance(stored, GroupedRows):
         return write_pieces(output, slab.file, slab.slot, stored, slab.begin, slab.end)
+    if choice.transposed:
+        lines = np.ascontiguousarray(stored.T)
+        _write_columns(output, slab.file, slab.offset, lines, slab.begin, slab.part.rows)
+        return stored.nbytes
     data = stored.reshape(-1).view(np.uint8).data
     row_bytes = choice.encoding.row_bytes(slab.part.columns)
     output.write(slab.file, slab.offset + slab.begin * row_bytes, data)
@@ -316,15 +322,22 @@ def write_pieces(
             continue  # the same for all rows
         array = np.ascontiguousarray(arrays[piece.name])
         first, _ = piece.span(begin, end)
-        row = piece.nbytes // piece.shape[0]
         if piece.axis == 1:
-            width = row // piece.shape[1]
-            for line, data in enumerate(array.view(np.uint8).reshape(len(array), -1)):
-                output.write(file, offset + line * row + first * width, data.data)
+            _write_columns(output, file, offset, array, first, piece.shape[1])
         else:
+            row = piece.nbytes // piece.shape[0]
             output.write(file, offset + first * row, array.reshape(-1).view(np.uint8).data)
         written += array.nbytes
     return written
+
+
+def _write_columns(
+    output: Output, file: OutputFile, offset: int, lines: NDArray[Any], first: int, width: int
+) -> None:
+    """Write ``lines[k, n]`` as columns from ``first`` on of a matrix of ``width`` columns."""
+    size = lines.itemsize
+    for number, data in enumerate(lines.view(np.uint8).reshape(len(lines), -1)):
+        output.write(file, offset + (number * width + first) * size, data.data)
 
 
 def round_to_nearest(

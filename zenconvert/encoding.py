@@ -90,7 +90,10 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """``w[o, i] = (code[o, i] - zero[o, g(i)]) * scale[o, g(i)]`` with unsigned integer codes."""
+    """``w[o, i] = (code[o, i] - zero[o, g(i)]) * scale[o, g(i)]`` with unsigned integer codes.
+
+    With an ``offset`` there is no zero: ``w = code * scale + offset``.
+    """
 
     bits: int
     group: int | None
@@ -100,10 +103,12 @@ class Grouped:
     scale: Dense = Dense("f16")
     ordered: bool = False
     """The group of a column is given by an index (act-order), not by its position."""
+    offset: Dense | None = None
+    """A float minimum for every group in the place of a zero; such a grid is not symmetric."""
 
     def __str__(self) -> str:
         group = -1 if self.group is None else self.group
-        kind = "" if self.symmetric else "-asym"
+        kind = "-min" if self.offset is not None else "" if self.symmetric else "-asym"
         return f"w{self.bits}g{group}{kind}{'-actorder' if self.ordered else ''}"
 
     def groups(self, columns: int) -> int:
@@ -112,7 +117,10 @@ class Grouped:
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of the codes, scales and zeros of one row, rounded up; files add padding to it."""
-        per_group = 8 * self.scale.numpy.itemsize + (0 if self.symmetric else self.bits)
+        zero = 0 if self.symmetric else self.bits
+        if self.offset is not None:
+            zero = 8 * self.offset.numpy.itemsize
+        per_group = 8 * self.scale.numpy.itemsize + zero
         return -(-(columns * self.bits + self.groups(columns) * per_group) // 8)
 
 

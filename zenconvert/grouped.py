@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ class GroupedRows:
     """Columns per group where groups are consecutive; None for one group a row."""
     group_index: NDArray[np.int32] | None = None
     """int32[columns]: the group of every column, where groups are not consecutive."""
+    offsets: NDArray[Any] | None = None
+    """float[rows, groups]: what is added to ``code * scale``, where there is no zero at all."""
 
     @property
     def midpoint(self) -> int:
@@ -49,9 +51,10 @@ class GroupedRows:
         return Grouped(
             self.bits,
             self.group,
-            self.zeros is None,
+            self.zeros is None and self.offsets is None,
             Dense(names[self.scales.dtype.name]),
             self.group_index is not None,
+            None if self.offsets is None else Dense(names[self.offsets.dtype.name]),
         )
 
     def column_groups(self) -> NDArray[np.int32]:
@@ -64,11 +67,18 @@ class GroupedRows:
     def take(self, rows: NDArray[np.intp] | slice) -> GroupedRows:
         """The given rows, in the given order."""
         zeros = None if self.zeros is None else self.zeros[rows]
-        return replace(self, codes=self.codes[rows], scales=self.scales[rows], zeros=zeros)
+        offsets = None if self.offsets is None else self.offsets[rows]
+        codes, scales = self.codes[rows], self.scales[rows]
+        return replace(self, codes=codes, scales=scales, zeros=zeros, offsets=offsets)
 
     def dequantize(self) -> NDArray[np.float32]:
-        """float32[rows, columns]; exact for float16 and bfloat16 scales."""
+        """float32[rows, columns]; exact for float16 and bfloat16 scales, but for the offset."""
         index = self.column_groups()
+        if self.offsets is not None:
+            scaled: NDArray[np.float32] = self.codes.astype(np.float32)
+            scaled *= self.scales.astype(np.float32)[:, index]
+            scaled += self.offsets.astype(np.float32)[:, index]
+            return scaled
         zeros: NDArray[np.float32] | np.float32
         if self.zeros is None:
             zeros = np.float32(self.midpoint)
@@ -123,6 +133,14 @@ class Piece:
         return begin * self.items // ROW_UNIT, min(last, self.shape[self.axis])
 
 
+class Groups(NamedTuple):
+    """What a grouped tensor has for every group, ``[rows, groups]`` each."""
+
+    scales: NDArray[Any]
+    zeros: NDArray[np.uint8] | None
+    offsets: NDArray[Any] | None = None
+
+
 class GroupedCodec(Protocol):
     """How one format stores grouped tensors. Stateless; bit for bit."""
 
@@ -144,32 +162,46 @@ class GroupedCodec(Protocol):
 
     def unpack_groups(
         self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped, columns: int
-    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
-        """Scales and zeros alone, from the arrays without codes: ``[rows, groups]`` each."""
+    ) -> Groups:
+        """Everything but the codes, from the other arrays."""
 
 
-def regroup(rows: GroupedRows, target: Grouped) -> GroupedRows:
+def regroup(rows: GroupedRows, target: Grouped, *, round_scales: bool = False) -> GroupedRows:
     """The same numbers on the grid of ``target``. Raises InvalidInput where they do not fit.
 
-    Groups may become smaller, bits more, zeros explicit; all of it bit for bit.
+    Groups may become smaller, bits more, zeros explicit; all of it bit for bit. Only scales may
+    round to a narrower type, where ``round_scales`` allows it.
     """
     rows = rows.canonical()
     rows = _finer(rows, target.group)
     if target.bits != rows.bits:
         rows = _wider(rows, target.bits)
+    if (target.offset is None) != (rows.offsets is None):
+        raise InvalidInput(f"only one of {rows.encoding} and {target} has minimums")
     if target.symmetric and rows.zeros is not None:
         raise InvalidInput(f"its zeros are not all {rows.midpoint}, and {target} has no zeros")
-    if not target.symmetric and rows.zeros is None:
+    if not target.symmetric and rows.zeros is None and rows.offsets is None:
         zeros = np.full(rows.scales.shape, rows.midpoint, dtype=np.uint8)
         rows = replace(rows, zeros=zeros)
     if not target.ordered and rows.group_index is not None:
         raise InvalidInput(f"its columns are grouped in an order of their own; {target} has none")
     if target.ordered and rows.group_index is None:
         rows = replace(rows, group_index=rows.column_groups())
-    scales = rows.scales.astype(target.scale.numpy)
-    if not np.array_equal(scales.astype(np.float32), rows.scales.astype(np.float32)):
-        raise InvalidInput(f"its scales are not all values of {target.scale}")
-    return replace(rows, scales=scales)
+    offsets = rows.offsets
+    if offsets is not None and target.offset is not None:
+        offsets = _cast(offsets, target.offset, "minimums", may_round=round_scales)
+    scales = _cast(rows.scales, target.scale, "scales", may_round=round_scales)
+    return replace(rows, scales=scales, offsets=offsets)
+
+
+def _cast(values: NDArray[Any], target: Dense, what: str, *, may_round: bool) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        cast = values.astype(target.numpy)
+    if may_round and not np.isfinite(cast).all():
+        raise InvalidInput(f"its {what} go beyond the range of {target}")
+    if not may_round and not np.array_equal(cast.astype(np.float32), values.astype(np.float32)):
+        raise InvalidInput(f"its {what} are not all values of {target}")
+    return cast
 
 
 def _finer(rows: GroupedRows, group: int | None) -> GroupedRows:
@@ -182,13 +214,17 @@ def _finer(rows: GroupedRows, group: int | None) -> GroupedRows:
         raise InvalidInput(f"groups of {rows.group} columns cannot be split into {group}")
     starts = np.arange(0, columns, group) // whole
     zeros = None if rows.zeros is None else rows.zeros[:, starts]
-    return replace(rows, scales=rows.scales[:, starts], zeros=zeros, group=group)
+    offsets = None if rows.offsets is None else rows.offsets[:, starts]
+    scales = rows.scales[:, starts]
+    return replace(rows, scales=scales, zeros=zeros, offsets=offsets, group=group)
 
 
 def _wider(rows: GroupedRows, bits: int) -> GroupedRows:
     """More bits: codes and zeros move up together, so that the midpoint stays the midpoint."""
     if bits < rows.bits:
         raise InvalidInput(f"codes of {rows.bits} bits do not fit into {bits}")
+    if rows.offsets is not None:
+        return replace(rows, bits=bits)
     shift = np.uint8((1 << (bits - 1)) - rows.midpoint)
     zeros = None if rows.zeros is None else rows.zeros + shift
     return replace(rows, bits=bits, codes=rows.codes + shift, zeros=zeros)

@@ -8,11 +8,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 from zenconvert.checkpoint import RowOrder, Tensor
 from zenconvert.encoding import Encoding, Grouped
 from zenconvert.grouped import GroupedCodec, Piece
 from zenconvert.target import Scheme
+
+Action = Literal["copy", "repack", "decode", "quantize"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What happens to a tensor on its way into another encoding."""
+
+    action: Action
+    exact: bool
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,14 @@ class Choice:
     """What a grouped tensor is quantized to where its numbers are not on the grid already."""
     is_linear: bool = False
     """Consumers of the format take it for quantized unless the config says otherwise."""
+    columns: tuple[int, ...] | None = None
+    """The logical column at every stored column, where the format stores them in another order."""
+    sheds_zeros: bool = False
+    """Zeros need not be stored where every one turns out to be the midpoint."""
+    transposed: bool = False
+    """A dense matrix whose logical rows are columns of the file; ``shape`` is that of the file."""
+    verdicts: tuple[Verdict, ...] = ()
+    """What becomes of every part; the planner fills it in before the layout is made."""
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
@@ -75,7 +95,7 @@ class OutputFile:
     """One file: literal bytes, tensor slots, or a copy of another file."""
 
     name: str
-    """Relative to the output folder; the output's own name for a single file."""
+    """Relative to the output folder, with / between folders; the output's own for a single file."""
     size: int
     literals: tuple[tuple[int, bytes], ...] = ()
     """``(offset, bytes)``; whatever nothing covers is zero."""

@@ -160,6 +160,7 @@ class Output:
 
     def _create(self, file: OutputFile) -> None:
         path = self._folder() / file.name
+        path.parent.mkdir(exist_ok=True)  # some formats have a folder in the folder
         self.descriptors[file.name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         # reserve the space now: a full disk is found before any work is done
         if file.size:

@@ -17,8 +17,8 @@ from zenconvert.encoding import Blocks, Dense, Encoding, Grouped
 from zenconvert.errors import PlanError
 from zenconvert.formats.gguf import blocks
 from zenconvert.formats.registry import format_named
-from zenconvert.layout import Choice, Layout
-from zenconvert.recoding import Action, refined, verdict
+from zenconvert.layout import Action, Choice, Layout
+from zenconvert.recoding import refined, verdict
 from zenconvert.target import Options, Target
 
 Importance = Mapping[str, NDArray[np.float32]]
@@ -123,15 +123,31 @@ def make_plan(
     """
     writer = format_named(target.format)
     choices = writer.choose(checkpoint, target, options, importance=importance is not None)
-    choices = [
-        replace(c, parts=tuple(refined(part, c.encoding) for part in c.parts)) for c in choices
-    ]
+    choices = [_judged(choice) for choice in choices]
     steps = tuple(step for choice in choices for step in _steps(choice))
     problems = list(_problems(choices, importance, exact=exact, allow_requantize=allow_requantize))
     if problems:
         raise PlanError(problems)
     layout = writer.lay_out(checkpoint, target, choices, options, name)
     return Plan(target, steps, layout, threads)
+
+
+def _judged(choice: Choice) -> Choice:
+    """A choice whose parts are looked at as closely as their verdicts need."""
+    if choice.sheds_zeros and isinstance(choice.encoding, Grouped):
+        choice = _without_zeros(choice, choice.encoding)
+    choice = replace(choice, parts=tuple(refined(part, choice) for part in choice.parts))
+    return replace(choice, verdicts=tuple(verdict(part, choice) for part in choice.parts))
+
+
+def _without_zeros(choice: Choice, encoding: Grouped) -> Choice:
+    """The choice on a symmetric grid, where its parts are on one and only their file is not."""
+    grids = [p.encoding for p in choice.parts]
+    if encoding.symmetric or not all(isinstance(g, Grouped) for g in grids):
+        return choice
+    plain = replace(choice, encoding=replace(encoding, symmetric=True))
+    parts = tuple(refined(part, plain) for part in choice.parts)
+    return plain if all(verdict(part, plain).exact for part in parts) else choice
 
 
 def _steps(choice: Choice) -> Iterator[Step]:
@@ -141,8 +157,7 @@ def _steps(choice: Choice) -> Iterator[Step]:
             "config.json", choice.name, None, choice.encoding, choice.shape, size, "repack", True,
             choice.why,
         )  # fmt: skip
-    for part in choice.parts:
-        found = verdict(part, choice)
+    for part, found in zip(choice.parts, choice.verdicts, strict=True):
         yield Step(
             source=part.stored.name,
             target=choice.name,
@@ -175,8 +190,7 @@ def _problems(
             reason = choice.codec.refuses(target, choice.shape)
             if reason is not None:
                 yield f"{choice.name}: {target} cannot be stored as {choice.codec.name}: {reason}"
-        for part in choice.parts:
-            found = verdict(part, choice)
+        for part, found in zip(choice.parts, choice.verdicts, strict=True):
             if exact and not found.exact:
                 yield f"{choice.name}: not exact: {found.why}"
             quantized = not isinstance(part.encoding, Dense) and not isinstance(target, Dense)

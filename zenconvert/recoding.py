@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +19,11 @@ from zenconvert.encoding import F16, Blocks, Dense, Encoding, Grouped
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
 from zenconvert.formats.gguf import blocks, integer_grids
 from zenconvert.grouped import ROW_UNIT, GroupedRows, Piece, Rows, regroup
-from zenconvert.layout import Choice
+from zenconvert.layout import Choice, Verdict
 from zenconvert.target import Scheme
-
-Action = Literal["copy", "repack", "decode", "quantize"]
 
 Quantize = Callable[[NDArray[np.float32], Scheme, NDArray[np.float32] | None], GroupedRows]
 """``(weights f32[rows, columns], scheme, importance f32[columns] or None)`` → codes and scales."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What happens to a tensor on its way into another encoding."""
-
-    action: Action
-    exact: bool
-    why: str = ""
 
 
 def verdict(source: Tensor, choice: Choice) -> Verdict:
@@ -58,26 +47,35 @@ def verdict(source: Tensor, choice: Choice) -> Verdict:
 def _to_grid(old: Encoding, new: Grouped, choice: Choice, columns: int) -> Verdict:
     if isinstance(old, Dense):
         return Verdict("quantize", False, f"{old} is rounded to the grid {choice.scheme or new}")
-    grid = old if isinstance(old, Grouped) else integer_grids.GRIDS.get(old.type)
+    grid = old if isinstance(old, Grouped) else integer_grids.grid_of(old.type)
     if grid is None:
         return Verdict("quantize", False, f"{old} is decoded and quantized again: it is no grid")
+    if choice.columns is not None:
+        grid = replace(grid, ordered=False)  # the order becomes that of the file
+    return _onto(grid, new, columns, str(old))
+
+
+def _onto(grid: Grouped, new: Grouped, columns: int, name: str) -> Verdict:
+    """Numbers on one grid onto another, of the same tensor."""
     reason = misfit(grid, new, columns)
     if reason is None:
-        return Verdict("repack", True, f"the codes and scales of {old} are kept bit for bit")
-    return Verdict("quantize", False, f"{old} is decoded and quantized again: {reason}")
+        return Verdict("repack", True, f"the codes and scales of {name} are kept bit for bit")
+    rounded = replace(grid, scale=new.scale, offset=grid.offset and (new.offset or grid.offset))
+    if misfit(rounded, new, columns) is None:
+        how = f"the codes of {name} are kept, and scales round to {new.scale}"
+        return Verdict("repack", False, f"{how}: by 2^-11 of themselves, or 2^-25, at most")
+    return Verdict("quantize", False, f"{name} is decoded and quantized again: {reason}")
 
 
 def _to_blocks(old: Encoding, new: Blocks, columns: int) -> Verdict:
     if isinstance(old, Dense):
         return Verdict("quantize", False, f"{old} is rounded to the grid of {new}")
-    grid = integer_grids.takes(new.type)
+    grid = integer_grids.takes(new.type, old) if isinstance(old, Grouped) else None
     if isinstance(old, Grouped) and grid is not None:
-        reason = misfit(old, grid, columns)
-        if reason is None and new.type in integer_grids.WITH_MINIMUM:
+        found = _onto(old, grid, columns, str(old))
+        if found.exact and new.type in integer_grids.WITH_MINIMUM and old.offset is None:
             return Verdict("repack", False, "codes are kept; minimum -zero·scale rounds to f16")
-        if reason is None:
-            return Verdict("repack", True, f"the codes and scales of {old} are kept bit for bit")
-        return Verdict("quantize", False, f"{old} is decoded and quantized again: {reason}")
+        return found
     return Verdict("quantize", False, f"{old} is decoded and quantized again")
 
 
@@ -90,6 +88,10 @@ def misfit(old: Grouped, new: Grouped, columns: int) -> str | None:
         return f"its scales hold for {whole} columns, not {new.group or columns}"
     if new.bits < old.bits:
         return f"its codes have {old.bits} bits"
+    if old.offset is not None and new.offset is None:
+        return "it has minimums of its own"
+    if new.offset is not None and (old.offset is None or not old.offset.widens_to(new.offset)):
+        return f"its minimums are {old.offset or 'zero points'}, not {new.offset}"
     if new.symmetric and not old.symmetric:
         return "it has zero points of its own"
     if not old.scale.widens_to(new.scale):
@@ -97,28 +99,41 @@ def misfit(old: Grouped, new: Grouped, columns: int) -> str | None:
     return None
 
 
-def refined(tensor: Tensor, target: Encoding) -> Tensor:
+def refined(tensor: Tensor, choice: Choice) -> Tensor:
     """The tensor with the narrowest encoding that its scales and zeros allow.
 
     Files may store zeros that are all the midpoint, or scales in a wider type than they need. They
-    are read only where that decides whether ``target`` can be had bit for bit.
+    are read only where that decides whether the choice can be had bit for bit.
     """
-    old, stored = tensor.encoding, tensor.stored
-    new = integer_grids.takes(target.type) if isinstance(target, Blocks) else target
-    if not isinstance(old, Grouped) or not isinstance(new, Grouped):
+    old, stored, target = tensor.encoding, tensor.stored, choice.encoding
+    if not isinstance(old, Grouped):
         return tensor
-    if misfit(old, new, tensor.columns) is None or not isinstance(stored, StoredPieces):
+    new = integer_grids.takes(target.type, old) if isinstance(target, Blocks) else target
+    if not isinstance(new, Grouped):
         return tensor
-    if misfit(replace(old, symmetric=True, scale=F16), new, tensor.columns) is not None:
+    plain = replace(old, ordered=old.ordered and choice.columns is None)
+    if misfit(plain, new, tensor.columns) is None or not isinstance(stored, StoredPieces):
+        return tensor
+    narrowest = replace(plain, symmetric=old.offset is None, scale=F16, offset=old.offset and F16)
+    if misfit(narrowest, new, tensor.columns) is not None:
         return tensor
     arrays = _read_arrays(stored, tensor, 0, tensor.rows, codes=False)
-    scales, zeros = stored.codec.unpack_groups(arrays, stored.encoding, tensor.columns)
+    found = stored.codec.unpack_groups(arrays, stored.encoding, tensor.columns)
+    zeros, offsets = found.zeros, found.offsets
     symmetric = zeros is None or bool((zeros == 1 << (old.bits - 1)).all())
-    with np.errstate(over="ignore"):
-        narrow = scales.astype(np.float16).astype(np.float32)
-    fits = np.array_equal(narrow, scales.astype(np.float32))
-    encoding = replace(old, symmetric=symmetric, scale=F16 if fits else old.scale)
+    encoding = replace(
+        old,
+        symmetric=symmetric and offsets is None,
+        scale=F16 if _fits_f16(found.scales) else old.scale,
+        offset=F16 if offsets is not None and _fits_f16(offsets) else old.offset,
+    )
     return replace(tensor, encoding=encoding)
+
+
+def _fits_f16(values: NDArray[Any]) -> bool:
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float16).astype(np.float32)
+    return np.array_equal(narrow, values.astype(np.float32))
 
 
 def recode(
@@ -130,19 +145,24 @@ def recode(
     quantize: Quantize,
 ) -> Rows:
     """Stored rows of ``part`` in the encoding of ``choice``. Raises InvalidInput."""
-    target, action = choice.encoding, verdict(part, choice).action
+    target, found = choice.encoding, verdict(part, choice)
     try:
-        if action == "copy" and not isinstance(target, Grouped):
+        if found.action == "copy" and not isinstance(target, Grouped):
             return rows
         if isinstance(target, Grouped):
-            if action != "quantize":  # a copy too: data must be what the header said
-                return regroup(_on_grid(rows, part), target)
+            if found.action != "quantize":  # a copy too: data must be what the header said
+                grid = _reordered(_on_grid(rows, part), choice.columns)
+                return regroup(grid, target, round_scales=not found.exact)
             assert choice.scheme is not None  # every grouped choice has one
             values = decode_rows(rows, part).astype(np.float32, copy=False)
-            return quantize(values, choice.scheme, weights)
+            return regroup(quantize(values, choice.scheme, weights), target)
         if isinstance(target, Blocks):
-            if action == "repack":
-                return integer_grids.from_grouped(target.type, _on_grid(rows, part))
+            if found.action == "repack":
+                grid = _on_grid(rows, part)
+                new = integer_grids.takes(target.type, grid.encoding)
+                assert new is not None  # the verdict said so
+                grid = regroup(grid, new, round_scales=not found.exact)
+                return integer_grids.from_grouped(target.type, grid)
             values = decode_rows(rows, part).astype(np.float32, copy=False)
             return blocks.encode(target.type, values, weights)
     except ZenError as error:
@@ -154,6 +174,14 @@ def _on_grid(rows: Rows, part: Tensor) -> GroupedRows:
     if isinstance(rows, GroupedRows):
         return rows
     return integer_grids.to_grouped(str(part.encoding), rows, part.columns)
+
+
+def _reordered(rows: GroupedRows, columns: tuple[int, ...] | None) -> GroupedRows:
+    """The rows with their columns in the order in which a format stores them."""
+    if columns is None or rows.group_index is None:
+        return rows
+    order = np.asarray(columns)
+    return replace(rows, codes=rows.codes[:, order], group_index=rows.group_index[order])
 
 
 def _cast(values: NDArray[Any], target: Dense, where: str) -> NDArray[Any]:
@@ -193,12 +221,24 @@ def read_rows(tensor: Tensor, begin: int, end: int) -> Rows:
     encoding, stored = tensor.encoding, tensor.stored
     if isinstance(stored, StoredPieces):
         return _read_pieces(stored, tensor, begin, end)
+    if stored.stride is not None:
+        return _read_columns(stored, tensor, begin, end)
     data = _read(
         stored.path, stored.offset + begin * tensor.row_bytes, end - begin, tensor.row_bytes
     )
     if isinstance(encoding, Dense):
         return data.reshape(-1).view(encoding.numpy).reshape(end - begin, tensor.columns)
     return data
+
+
+def _read_columns(stored: StoredTensor, tensor: Tensor, begin: int, end: int) -> NDArray[Any]:
+    """Rows of a dense matrix that lie as columns in the file."""
+    assert isinstance(tensor.encoding, Dense)
+    dtype = tensor.encoding.numpy
+    offset, width = stored.offset + begin * dtype.itemsize, (end - begin) * dtype.itemsize
+    data = _read(stored.path, offset, tensor.columns, width, stride=stored.stride)
+    lines = data.reshape(-1).view(dtype).reshape(tensor.columns, end - begin)
+    return np.ascontiguousarray(lines.T)
 
 
 def _read_pieces(stored: StoredPieces, tensor: Tensor, begin: int, end: int) -> GroupedRows:
@@ -231,7 +271,7 @@ def _read_piece(place: StoredTensor, piece: Piece, begin: int, end: int) -> NDAr
         return data.reshape(-1).view(dtype).reshape(last - first, *piece.shape[1:])
     width = (last - first) * dtype.itemsize
     offset = place.offset + first * dtype.itemsize
-    data = _read(place.path, offset, piece.shape[0], width, stride=row)
+    data = _read(place.path, offset, piece.shape[0], width, stride=place.stride or row)
     return data.reshape(-1).view(dtype).reshape(piece.shape[0], last - first)
 
 

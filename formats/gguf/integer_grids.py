@@ -8,12 +8,14 @@ Layouts: ``block_q4_0`` … in ggml-common.h. In the 4-bit types byte j holds co
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.encoding import Grouped
+from zenconvert.encoding import F16, Grouped
+from zenconvert.formats.gguf import block_grids
 from zenconvert.grouped import GroupedRows, regroup
 
 _COLUMNS: Final = 32
@@ -31,15 +33,28 @@ WITH_MINIMUM: Final[dict[str, Grouped]] = {"q4_1": Grouped(4, _COLUMNS, symmetri
 _WRITABLE: Final = frozenset({"q4_0", "q8_0", "q4_1"})
 
 
-def takes(type_name: str) -> Grouped | None:
-    """The grid that :func:`from_grouped` puts into blocks of a type, None where there is none."""
+def grid_of(type_name: str) -> Grouped | None:
+    """The grid that the numbers of a type lie on, None where they lie on none."""
+    return GRIDS.get(type_name) or block_grids.GRIDS.get(type_name)
+
+
+def takes(type_name: str, grid: Grouped) -> Grouped | None:
+    """The grid that :func:`from_grouped` puts into blocks of a type, None where there is none.
+
+    ``grid`` is what there is: with minimums of its own, a type with a minimum takes them.
+    """
     if type_name not in _WRITABLE:
         return None
-    return GRIDS.get(type_name) or WITH_MINIMUM.get(type_name)
+    affine = WITH_MINIMUM.get(type_name)
+    if affine is not None and grid.offset is not None:
+        return replace(affine, offset=F16)
+    return GRIDS.get(type_name) or affine
 
 
 def to_grouped(type_name: str, blocks: NDArray[np.uint8], columns: int) -> GroupedRows:
-    """Block bytes u8[rows, row_bytes] of a type of :data:`GRIDS` as grouped rows, bit for bit."""
+    """Block bytes u8[rows, row_bytes] of a type with a grid as grouped rows, bit for bit."""
+    if type_name not in GRIDS:
+        return block_grids.to_grouped(type_name, blocks, columns)
     rows, grid = len(blocks), GRIDS[type_name]
     parts = blocks.reshape(rows, columns // _COLUMNS, -1)
     scales = np.ascontiguousarray(parts[..., :2]).view("<f2")[..., 0]
@@ -61,7 +76,9 @@ def from_grouped(type_name: str, rows: GroupedRows) -> NDArray[np.uint8]:
     for numbers that are not on the grid.
     """
     if type_name in WITH_MINIMUM:
-        return _with_minimum(regroup(rows, WITH_MINIMUM[type_name]))
+        grid = takes(type_name, rows.encoding)
+        assert grid is not None  # such types are writable
+        return _with_minimum(regroup(rows, grid))
     rows = regroup(rows, GRIDS[type_name])
     codes = _by_block(rows)
     body = codes ^ np.uint8(0x80) if type_name == "q8_0" else _nibbles(codes)
@@ -69,8 +86,10 @@ def from_grouped(type_name: str, rows: GroupedRows) -> NDArray[np.uint8]:
 
 
 def _with_minimum(rows: GroupedRows) -> NDArray[np.uint8]:
-    assert rows.zeros is not None  # regroup made them explicit
-    minimum = -(rows.zeros.astype(np.float32) * rows.scales.astype(np.float32))
+    minimum = rows.offsets
+    if minimum is None:
+        assert rows.zeros is not None  # regroup made them explicit
+        minimum = -(rows.zeros.astype(np.float32) * rows.scales.astype(np.float32))
     return _joined(
         _bytes(rows.scales), _bytes(minimum.astype(np.float16)), _nibbles(_by_block(rows))
     )

@@ -35,6 +35,8 @@ def choose(
     checkpoint: Checkpoint, target: Target, options: Options, *, importance: bool
 ) -> list[Choice]:
     """The type of every tensor by llama.cpp's mixture rules, in file order. Raises UsageError."""
+    if options.layout is not None:
+        raise UsageError("--layout makes no sense for gguf targets")
     file_type = file_type_of(target)
     stacks = _stacks(checkpoint)
     choices = mixtures.choose(

@@ -92,8 +92,8 @@ class Folder:
             config=config,
             tensors=tensors,
             load_tokenizer=lambda: read_tokenizer(path, vocab_size=vocab),
-            metadata=_metadata(path),
-            side_files={n: path / n for n in _SIDE_FILES if (path / n).is_file()},
+            metadata=folder_metadata(path),
+            side_files=side_files(path),
             files=self.files,
             warnings=tuple(warnings),
         )
@@ -256,7 +256,13 @@ def _check_shape(entry: Entry, tensor: TensorName) -> None:
         raise Unsupported(f"{entry.path}: tensor {entry.name!r} is stored as {entry.dtype}")
 
 
-def _metadata(path: Path) -> Metadata:
+def side_files(path: Path) -> dict[str, Path]:
+    """The small files of a folder that travel with its model."""
+    return {name: path / name for name in _SIDE_FILES if (path / name).is_file()}
+
+
+def folder_metadata(path: Path) -> Metadata:
+    """What a folder says of its model beside the config."""
     generation = path / "generation_config.json"
     carried = path / CARRIED
     return Metadata(

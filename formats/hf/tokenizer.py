@@ -115,7 +115,7 @@ class _Files:
         special, adds = special_tokens.find(
             self.definition,
             self.settings,
-            read_json(self.path / "config.json"),
+            self._optional("config.json") or {},
             vocab_size=self.vocab_size,
         )
         default, named = self._templates()

@@ -21,7 +21,7 @@ TORCH_NAMES: Final = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 SHARD_SIZE: Final = 5_000_000_000
 """Default largest weight file, as transformers has it."""
 
-_LOCAL_KEYS: Final = ("_name_or_path", "quantization_config")
+_LOCAL_KEYS: Final = ("_name_or_path", "quantization_config", "transformers.js_config")
 
 
 def choose(
@@ -62,6 +62,7 @@ def _refuse_foreign_options(options: Options, importance: bool) -> None:
     foreign = {
         "--pure": options.pure,
         "--pre": options.pre_tokenizer is not None,
+        "--layout": options.layout is not None,
         "--importance": importance,
     }
     if given := [name for name, on in foreign.items() if on]:
@@ -85,7 +86,7 @@ def lay_out_folder(
     """Weights in shards by size, JSON files from ``tables``, and what travels with the model."""
     files = [OutputFile.of_bytes(name, json_bytes(table)) for name, table in tables.items()]
     files += _weights(choices, options.split_max_size or SHARD_SIZE)
-    files += _side_files(checkpoint)
+    files += side_files(checkpoint)
     return Layout(tuple(files), is_folder=True)
 
 
@@ -154,7 +155,7 @@ def _arrays(choice: Choice) -> list[tuple[str, Dense, tuple[int, ...]]]:
     return [(f"{module}.{p.name}", Dense(p.dtype), p.shape) for p in choice.pieces]
 
 
-def _side_files(checkpoint: Checkpoint) -> list[OutputFile]:
+def side_files(checkpoint: Checkpoint) -> list[OutputFile]:
     if checkpoint.side_files is not None:
         return [OutputFile.of_copy(name, path) for name, path in checkpoint.side_files.items()]
     files = dict(write_tokenizer(checkpoint.tokenizer))

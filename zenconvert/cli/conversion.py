@@ -54,6 +54,7 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--split-max-size", metavar="SIZE", help="Largest output file, e.g. 500M or 4G."
         ),
+        click.option("--layout", metavar="NAME", help="Files as a runtime wants them (ONNX)."),
         click.option("--pre", metavar="NAME", help="Pre-tokenizer, where it cannot be told."),
         click.option(
             "--threads", type=click.IntRange(min=1), help="Workers; all cores by default."
@@ -79,6 +80,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
         pure=given.pop("pure"),
         split_max_size=parse_size(split) if split is not None else None,
         pre_tokenizer=given.pop("pre"),
+        layout=_lower(given.pop("layout")),
     )
     return {**given, "options": options}
 

@@ -80,6 +80,12 @@ def _vllm() -> Load:
     return VllmEngine
 
 
+def _onnxruntime() -> Load:
+    from zenconvert.verification.engines.onnxruntime_engine import OnnxruntimeEngine
+
+    return OnnxruntimeEngine
+
+
 def _auto_gptq() -> Load:
     from zenconvert.verification.engines.autogptq import AutoGptqEngine
 
@@ -103,6 +109,13 @@ ENGINES: Final[dict[str, NativeEngine]] = {
     ),
     "transformers": NativeEngine(
         "transformers", _FOLDERS, "transformers", "transformers", _transformers
+    ),
+    "onnxruntime": NativeEngine(
+        "onnxruntime",
+        frozenset({"onnx"}),
+        "onnxruntime",
+        "zenconvert[onnxruntime]",
+        _onnxruntime,
     ),
     "auto-gptq": NativeEngine(
         "AutoGPTQ", frozenset({"gptq"}), "auto_gptq", "zenconvert[auto-gptq]", _auto_gptq

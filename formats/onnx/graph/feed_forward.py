@@ -1,0 +1,64 @@
+"""The second half of a layer: a gated network, or experts of which every token chooses some."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from zenconvert.formats.onnx.graph.builder import GraphBuilder
+from zenconvert.formats.onnx.graph.weights import Weights
+from zenconvert.hyperparameters import Hyperparameters
+
+
+def gated(
+    builder: GraphBuilder, weights: Weights, name: str, path: str, x: ir.Value, *, rank: int = 3
+) -> ir.Value:
+    """``down(silu(gate(x)) · up(x))``; ``path`` names the nodes between the products."""
+    gate, up = (weights.linear(f"{name}.{part}", x, rank=rank) for part in ("gate", "up"))
+    with builder.inside(path):
+        active = builder.op("Mul", gate, builder.op("Sigmoid", gate))
+        product = builder.op("Mul", active, up)
+    return weights.linear(f"{name}.down", product, rank=rank)
+
+
+def experts(
+    builder: GraphBuilder, weights: Weights, hp: Hyperparameters, layer: int, x: ir.Value
+) -> ir.Value:
+    """The best ``hp.experts_used`` experts of every token, weighed by the router and summed.
+
+    Every expert computes the tokens that chose it and no others. The sum is kept in f32.
+    """
+    name, path = f"layers.{layer}.moe", f"model.layers.{layer}.block_sparse_moe"
+    with builder.inside(path):
+        flat = builder.op("Reshape", x, builder.integers(-1, hp.hidden))
+    logits = weights.linear(f"{name}.router", flat, rank=2)
+    with builder.inside(f"{path}.gate"):
+        logits = _as(builder, logits, weights.floats, "f32")
+        count = builder.integers(hp.experts_used)
+        best, chosen = builder.ops("TopK", [logits, count], [True, True], axis=-1)
+        # softmax over all experts, normalised over the chosen ones, is softmax over the chosen ones
+        shares = builder.op("Softmax", best, axis=-1)
+    with builder.inside(path):
+        zero = ir.tensor(np.zeros(1, dtype=np.float32))
+        total = builder.op("ConstantOfShape", builder.op("Shape", flat), value=zero)
+    for expert in range(hp.experts):
+        with builder.inside(f"{path}.experts.{expert}"):
+            hits = builder.op("NonZero", builder.op("Equal", chosen, builder.integer(expert)))
+            share = builder.op("GatherND", shares, builder.op("Transpose", hits, perm=[1, 0]))
+            tokens = builder.op("Gather", hits, builder.integer(0), axis=0)
+            rows = builder.op("Gather", flat, tokens, axis=0)
+        inner = f"{path}.experts.{expert}"
+        result = gated(builder, weights, f"{name}.{expert}", inner, rows, rank=2)
+        with builder.inside(inner):
+            result = _as(builder, result, weights.floats, "f32")
+            last = builder.integers(-1)
+            weighed = builder.op("Mul", result, builder.op("Unsqueeze", share, last))
+            places = builder.op("Unsqueeze", tokens, last)
+            total = builder.op("ScatterND", total, places, weighed, reduction="add")
+    with builder.inside(path):
+        total = _as(builder, total, "f32", weights.floats)
+        return builder.op("Reshape", total, builder.op("Shape", x))
+
+
+def _as(builder: GraphBuilder, value: ir.Value, old: str, new: str) -> ir.Value:
+    return value if old == new else builder.cast(value, new)

@@ -1,0 +1,50 @@
+"""From a target type to a finished model: the profile, the weights, the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from zenconvert.encoding import Grouped
+from zenconvert.formats.onnx import rotary
+from zenconvert.formats.onnx.graph.builder import GraphBuilder
+from zenconvert.formats.onnx.graph.decoder import Facts, Profile, build
+from zenconvert.formats.onnx.graph.onnxruntime_profile import OnnxruntimeProfile
+from zenconvert.formats.onnx.graph.standard_profile import StandardProfile
+from zenconvert.formats.onnx.graph.weights import Weights
+from zenconvert.formats.onnx.placing import Place
+from zenconvert.formats.onnx.target_type import TargetType
+from zenconvert.layout import Choice
+
+
+def serialized(model: ir.Model) -> bytes:
+    """The protobuf of a model."""
+    message: bytes = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+    return message
+
+
+def build_model(
+    facts: Facts,
+    kind: TargetType,
+    tensors: Mapping[str, Choice],
+    places: Mapping[str, Place],
+    orders: Mapping[tuple[int, ...], str],
+) -> ir.Model:
+    """The model of a checkpoint.
+
+    ``tensors`` are by neutral name, ``places`` by array name; ``orders`` names the arrays that hold
+    orders of columns.
+    """
+    builder = GraphBuilder()
+    weights = Weights(builder, tensors, places, orders, facts.floats, kind.standard, kind.level)
+    profile: Profile
+    if kind.standard:
+        two_bits = any(
+            isinstance(c.encoding, Grouped) and c.encoding.bits == 2 for c in tensors.values()
+        )
+        rotations = rotary.frequencies(facts.hp)
+        profile = StandardProfile(facts, builder, rotations, two_bits=two_bits)
+    else:
+        profile = OnnxruntimeProfile(facts, builder, weights)
+    return build(facts, builder, weights, profile)

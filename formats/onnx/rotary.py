@@ -1,0 +1,119 @@
+"""Rotary embeddings: frequencies of a config, and tables of cosines and sines.
+
+Source: ``modeling_rope_utils.py`` of transformers, with torch's float32 arithmetic, which decides
+the last bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.encoding import Dense
+from zenconvert.errors import Unsupported
+from zenconvert.hyperparameters import Hyperparameters
+
+if TYPE_CHECKING:
+    import torch
+
+TABLES: Final = ("cos_cache", "sin_cache")
+"""Names of the tables in graphs that have them."""
+_KINDS: Final = ("default", "linear", "llama3", "yarn")
+
+
+def frequencies(hp: Hyperparameters) -> tuple[NDArray[np.float32], float]:
+    """Rotations per position float32[head_dim / 2], and the factor of cosines and sines.
+
+    Raises Unsupported for scalings whose frequencies depend on the length of the text.
+    """
+    import torch
+
+    size = hp.head_dim
+    plain = 1.0 / (hp.rope_theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
+    scaling = hp.rope_scaling or {"rope_type": "default"}
+    kind, factor = scaling["rope_type"], float(scaling.get("factor") or 1.0)
+    amplitude = 1.0
+    if kind == "linear":
+        plain = plain / factor
+    elif kind == "llama3":
+        plain = _llama3(plain, factor, scaling, hp.context)
+    elif kind == "yarn":
+        plain, amplitude = _yarn(hp, factor, scaling)
+    elif kind != "default":
+        raise Unsupported(
+            f"rotary embeddings of type {kind!r} cannot be put into a graph; known are "
+            f"{', '.join(_KINDS)}"
+        )
+    values: NDArray[np.float32] = plain.numpy()
+    return values, amplitude
+
+
+def tables(hp: Hyperparameters, floats: Dense) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Cosines and sines of every position, ``floats[context, head_dim / 2]``."""
+    rates, amplitude = frequencies(hp)
+    angles = np.arange(hp.context, dtype=np.float32)[:, None] * rates
+    factor = np.float32(amplitude)
+    return (
+        (np.cos(angles) * factor).astype(floats.numpy),
+        (np.sin(angles) * factor).astype(floats.numpy),
+    )
+
+
+def _original_context(scaling: Mapping[str, Any], context: int) -> float:
+    return float(scaling.get("original_max_position_embeddings") or context)
+
+
+def _llama3(
+    plain: torch.Tensor, factor: float, scaling: Mapping[str, Any], context: int
+) -> torch.Tensor:
+    """Low frequencies divided by the factor, high ones kept, a smooth passage between them."""
+    import torch
+
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    before = _original_context(scaling, context)
+    wavelengths = 2 * math.pi / plain
+    scaled = torch.where(wavelengths > before / low, plain / factor, plain)
+    smooth = (before / wavelengths - low) / (high - low)
+    between = (1 - smooth) * scaled / factor + smooth * scaled
+    middle = (wavelengths >= before / high) & (wavelengths <= before / low)
+    return torch.where(middle, between, scaled)
+
+
+def _yarn(
+    hp: Hyperparameters, factor: float, scaling: Mapping[str, Any]
+) -> tuple[torch.Tensor, float]:
+    """Frequencies between divided and plain by a ramp over the dimensions, and the amplitude."""
+    import torch
+
+    size, theta = hp.head_dim, hp.rope_theta
+    before = _original_context(scaling, hp.context)
+
+    def dimension(rotations: float) -> float:
+        return size * math.log(before / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    first = dimension(scaling.get("beta_fast") or 32)
+    last = dimension(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, size - 1)
+    width = last - first or 0.001
+    ramp = ((torch.arange(size // 2, dtype=torch.float32) - first) / width).clamp(0, 1)
+    powers = theta ** (torch.arange(0, size, 2).to(torch.float32) / size)
+    kept = 1 - ramp
+    mixed = 1.0 / (factor * powers) * (1 - kept) + 1.0 / powers * kept
+    return mixed, _yarn_amplitude(factor, scaling)
+
+
+def _yarn_amplitude(factor: float, scaling: Mapping[str, Any]) -> float:
+    if (given := scaling.get("attention_factor")) is not None:
+        return float(given)
+
+    def scale(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    over, under = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    return scale(over) / scale(under) if over and under else scale(1)

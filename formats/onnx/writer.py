@@ -1,0 +1,110 @@
+"""Checkpoint → folder with a graph, its weights, and what the runtimes want beside them.
+
+::
+
+    model.onnx          the graph: protobuf without weights
+    model.onnx.data     the weights
+    genai_config.json   onnxruntime-genai
+    config.json, tokenizer.json, …
+
+or, for transformers.js, ``onnx/model_q4.onnx`` with ``onnx/model_q4.onnx_data`` and the config.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.errors import Unsupported
+from zenconvert.formats.hf.writer import float_name, folder_config, json_bytes, side_files
+from zenconvert.formats.onnx import layouts
+from zenconvert.formats.onnx.choosing import choose, order_name
+from zenconvert.formats.onnx.placing import Place, place
+from zenconvert.formats.onnx.target_type import TYPES, TargetType, parse
+from zenconvert.formats.onnx.windows import windows
+from zenconvert.layout import Choice, Layout, OutputFile
+from zenconvert.target import Options, Target
+
+__all__ = ["TYPES", "choose", "lay_out"]
+
+_ACTIVATIONS: Final = ("silu", "swish")
+_FAMILIES: Final = {
+    "dense": {"ffn.gate", "ffn.up", "ffn.down"},
+    "experts": {"moe.router", "moe.{expert}.gate", "moe.{expert}.up", "moe.{expert}.down"},
+}
+_EVERY: Final = {"attn_norm", "attn.q", "attn.k", "attn.v", "attn.o", "ffn_norm"}
+
+
+def lay_out(
+    checkpoint: Checkpoint, target: Target, choices: list[Choice], options: Options, name: str
+) -> Layout:
+    """The graph as literal bytes, the weights at their places, and the small files."""
+    _check_family(checkpoint)
+    kind = parse(target.type)
+    found = layouts.names(options.layout, kind, choices)
+    limits = [size for size in (options.split_max_size, found.limit) if size is not None]
+    places, files = place(choices, found.data, found.folder, min(limits, default=None))
+    graph = graph_bytes(checkpoint, kind, choices, places)
+    config = folder_config(checkpoint.config, float_name(choices))
+    if any(c.name == "lm_head.weight" for c in choices):
+        config["tie_word_embeddings"] = False
+    tables = layouts.tables(found, config, checkpoint, kind, len(files))
+    small = [OutputFile.of_bytes(n, json_bytes(table)) for n, table in tables.items()]
+    first = OutputFile.of_bytes(found.folder + found.graph, graph)
+    return Layout((first, *files, *small, *side_files(checkpoint)), is_folder=True)
+
+
+def _check_family(checkpoint: Checkpoint) -> None:
+    """Raise Unsupported for a model that the graph builder does not know."""
+    architecture, config = checkpoint.architecture, checkpoint.config
+    inside = {
+        m.name.removeprefix("layers.{layer}.") for m in architecture.modules if "{layer}" in m.name
+    }
+    outside = {m.name for m in architecture.modules if "{layer}" not in m.name}
+    known = [_EVERY | parts for parts in _FAMILIES.values()]
+    if inside not in known or outside != {"embed", "norm", "head"}:
+        raise Unsupported(f"{architecture.id} models cannot be written as ONNX graphs yet")
+    activation = config.get("hidden_act", "silu")
+    if activation not in _ACTIVATIONS:
+        raise Unsupported(f"{checkpoint.path}: the activation {activation!r} has no graph yet")
+
+
+def graph_bytes(
+    checkpoint: Checkpoint,
+    kind: TargetType,
+    choices: list[Choice],
+    places: Mapping[str, Place],
+) -> bytes:
+    """The protobuf of the graph; the same bytes for the same plan."""
+    from zenconvert.formats.onnx.graph.decoder import Facts
+    from zenconvert.formats.onnx.graph.model import build_model, serialized
+
+    hp = checkpoint.hyperparameters
+    facts = Facts(hp, windows(checkpoint.config, hp), str(kind.floats))
+    names = {n.hf: n.name for n in checkpoint.architecture.tensor_names(hp)}
+    tensors = {names[c.name]: c for c in choices if c.derived is None}
+    orders: dict[tuple[int, ...], str] = {}
+    for choice in choices:
+        if choice.columns is not None:
+            orders.setdefault(choice.columns, order_name(choice))
+    model = build_model(facts, kind, tensors, places, orders)
+    model.metadata_props.update(_metadata(checkpoint, choices))
+    return serialized(model)
+
+
+def _metadata(checkpoint: Checkpoint, choices: list[Choice]) -> dict[str, str]:
+    """What the model is and what became of every tensor."""
+    verdicts: dict[str, Any] = {
+        c.name: [
+            {"from": str(p.encoding), "to": str(c.encoding), "exact": v.exact, "why": v.why}
+            for p, v in zip(c.parts, c.verdicts, strict=True)
+        ]
+        for c in choices
+        if c.derived is None
+    }
+    return {
+        "zenconvert.architecture": checkpoint.architecture.id,
+        "zenconvert.steps": json.dumps(verdicts, ensure_ascii=False, separators=(",", ":")),
+    }

@@ -1,0 +1,203 @@
+"""onnxruntime itself: what users of an ONNX folder will get, cache and all.
+
+A window is read as a server would: a prefill in chunks, then the last tokens one by one, every step
+with the cache of the step before. The report tells errors apart: those of the weights are what the
+``torch`` engine finds, those of the graph are what it leaves at accuracy level 0, those of the
+kernels are what the shipped level adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.calib.windows import Window
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.errors import InvalidInput, MissingDependency, Unsupported, UsageError
+from zenconvert.verification.engines.onnxruntime_probe import failures, probe
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK: Final = 256
+"""Tokens of a prefill step, whose logits are held."""
+SINGLE: Final = 4
+"""Tokens at the end of a window that are decoded one by one."""
+APART: Final = 64
+"""Tokens of the window on which errors are told apart."""
+_QDQ_LEVEL: Final = "session.qdq_matmulnbits_accuracy_level"
+_FOLDER: Final = "session.model_external_initializers_file_folder_path"
+
+
+class OnnxSession:
+    """A graph in memory, with weights from its folder, and the cache of one sequence."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, threads: int, device: str = "cpu", level: int | None = None
+    ) -> None:
+        """``level`` replaces every accuracy level of the graph."""
+        import onnx
+        import onnxruntime
+
+        graph = checkpoint.files[0]
+        model = onnx.load(str(graph), load_external_data=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        options.add_session_config_entry(_FOLDER, str(graph.resolve().parent))
+        if level is not None:
+            options.add_session_config_entry(_QDQ_LEVEL, str(level))
+            for node in model.graph.node:
+                for attribute in node.attribute:
+                    if attribute.name == "accuracy_level":
+                        attribute.i = level
+        providers = onnxruntime.get_available_providers() if device != "cpu" else []
+        wanted = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in providers]
+        try:
+            self.session = onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=wanted or ["CPUExecutionProvider"]
+            )
+        except failures() as error:
+            raise InvalidInput(f"{graph}: onnxruntime cannot load it: {error}") from error
+        self.names = [value.name for value in self.session.get_outputs()]
+        self.empty = dict(_empty_cache(self.session, checkpoint))
+        self.wants_positions = "position_ids" in {i.name for i in self.session.get_inputs()}
+        self.path, self.read, self.cache = graph, 0, self.empty
+
+    def restart(self) -> None:
+        """Forget everything read."""
+        self.read, self.cache = 0, self.empty
+
+    def step(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Read on; logits float32[n, vocab] after every token."""
+        total = self.read + len(ids)
+        feeds: dict[str, Any] = {
+            "input_ids": np.array([ids], dtype=np.int64),
+            "attention_mask": np.ones((1, total), dtype=np.int64),
+            **self.cache,
+        }
+        if self.wants_positions:
+            feeds["position_ids"] = np.arange(self.read, total, dtype=np.int64)[None]
+        try:
+            found = dict(zip(self.names, self.session.run(None, feeds), strict=True))
+        except failures() as error:
+            raise InvalidInput(f"{self.path}: onnxruntime fails to run it: {error}") from error
+        logits: NDArray[np.float32] = found.pop("logits")[0].astype(np.float32)
+        self.cache = {n.replace("present", "past_key_values"): v for n, v in found.items()}
+        self.read = total
+        return logits
+
+
+def _empty_cache(session: Any, checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[Any]]]:
+    hp = checkpoint.hyperparameters
+    for value in session.get_inputs():
+        if value.name.startswith("past_key_values."):
+            dtype = np.float16 if "float16" in value.type else np.float32
+            yield value.name, np.zeros((1, hp.kv_heads, 0, hp.head_dim), dtype)
+
+
+class OnnxruntimeEngine:
+    """Reads windows from left to right, and holds the logits of one step."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        windows: Sequence[Window],
+        *,
+        threads: int,
+        device: str = "cpu",
+        room: int = 0,
+    ) -> None:
+        """``room`` is unused: the cache grows.
+
+        Raises UsageError, MissingDependency, InvalidInput, and Unsupported where the installed
+        onnxruntime computes an operator of the graph wrongly.
+        """
+        del room
+        if checkpoint.format != "onnx":
+            raise UsageError(
+                f"the onnxruntime engine runs ONNX files; {checkpoint.path} is {checkpoint.format}"
+            )
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingDependency(
+                "the onnxruntime engine needs onnxruntime; install zenconvert[onnxruntime]"
+            ) from error
+        if problems := probe(checkpoint.files[0]):
+            raise Unsupported(
+                f"{checkpoint.path}: onnxruntime {onnxruntime.__version__} computes it wrongly: "
+                + "; ".join(problems)
+            )
+        self.version = onnxruntime.__version__
+        self.checkpoint, self.windows = checkpoint, windows
+        self.threads, self.device = threads, device
+        self.session = OnnxSession(checkpoint, threads=threads, device=device)
+        self.current, self.first = -1, 0
+        self.held: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
+
+    def logits(self, window: int, begin: int, end: int) -> torch.Tensor:
+        """Logits float32[end - begin, vocab] of positions of one window, on the CPU."""
+        import torch
+
+        if window != self.current or begin < self.first:
+            self._restart(window)
+        ids, parts = self.windows[window].ids, []
+        while begin < end:
+            while (last := self.first + len(self.held)) <= begin:
+                count = min(CHUNK, max(1, len(ids) - SINGLE - last))
+                self.held, self.first = self.session.step(ids[last : last + count]), last
+            part = self.held[begin - self.first : end - self.first]
+            parts.append(part)
+            begin += len(part)
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _restart(self, window: int) -> None:
+        self.session.restart()
+        self.current, self.first, self.held = window, 0, self.held[:0]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids by the folder's ``tokenizer.json``, special tokens recognised."""
+        from tokenizers import Tokenizer
+
+        path = _tokenizer(self.checkpoint)
+        return list(Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids)
+
+    def generate(self, ids: Sequence[int], count: int) -> list[int]:
+        """The ``count`` tokens that follow, each the most probable one."""
+        self._restart(-1)
+        found: list[int] = []
+        fresh = list(ids)
+        while len(found) < count:
+            fresh = [int(self.session.step(fresh)[-1].argmax())]
+            found += fresh
+        self._restart(-1)
+        return found
+
+    def details(self) -> dict[str, str]:
+        """What ran, and how much of the error is that of the graph and of the kernels."""
+        from zenconvert.verification.engines.onnxruntime_errors import graph_and_kernels
+
+        ids = self.windows[0].ids[:APART] if self.windows else ()
+        facts = {"version": f"onnxruntime {self.version}", "device": self.device}
+        if len(ids) < 2:
+            return facts
+        apart = graph_and_kernels(self.checkpoint, ids, threads=self.threads)
+        return facts | {
+            "graph_error": f"{apart.graph}: onnxruntime at level 0 on its own decoded weights",
+            "kernel_error": f"{apart.kernels}: the shipped accuracy level against level 0",
+        }
+
+    def close(self) -> None:
+        """Free the model."""
+        del self.session
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Path:
+    path = (checkpoint.side_files or {}).get("tokenizer.json")
+    if path is None:
+        raise InvalidInput(f"{checkpoint.path}: there is no tokenizer.json beside the graph")
+    return path
