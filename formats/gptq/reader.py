@@ -165,8 +165,7 @@ def _stored_midpoint(tensor: Tensor) -> int | None:
     piece = next(p for p in stored.codec.pieces(encoding, tensor.shape) if p.name == "qzeros")
     entry = Entry(place.name, "i32", piece.shape, place.path, place.offset, piece.nbytes)
     arrays = {"qzeros": _read(entry), "scales": np.zeros((piece.shape[0], tensor.rows), np.float16)}
-    zeros = GptqCodec("as_is").unpack_groups(arrays, encoding, tensor.columns).zeros
-    assert zeros is not None  # GPTQ always stores them
+    _, zeros = GptqCodec("as_is").unpack_groups(arrays, encoding, tensor.columns)
     offset = int(zeros.flat[0]) - (1 << (encoding.bits - 1))
     return offset if bool((zeros == zeros.flat[0]).all()) else None
 
