@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from zenconvert.errors import InvalidInput
 
 ROW_UNIT = 32
 """Packed pieces hold whole words for every multiple of this many rows, whatever the bits."""
+OFFSETS: Final = "offsets"
+"""Name of the piece with offsets, in every codec that stores some."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +135,6 @@ class Piece:
         return begin * self.items // ROW_UNIT, min(last, self.shape[self.axis])
 
 
-class Groups(NamedTuple):
-    """What a grouped tensor has for every group, ``[rows, groups]`` each."""
-
-    scales: NDArray[Any]
-    zeros: NDArray[np.uint8] | None
-    offsets: NDArray[Any] | None = None
-
-
 class GroupedCodec(Protocol):
     """How one format stores grouped tensors. Stateless; bit for bit."""
 
@@ -162,8 +156,8 @@ class GroupedCodec(Protocol):
 
     def unpack_groups(
         self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped, columns: int
-    ) -> Groups:
-        """Everything but the codes, from the other arrays."""
+    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+        """Scales and zeros alone, from the arrays without codes: ``[rows, groups]`` each."""
 
 
 def regroup(rows: GroupedRows, target: Grouped, *, round_scales: bool = False) -> GroupedRows:

@@ -18,7 +18,7 @@ from zenconvert.checkpoint import StoredPieces, StoredTensor, Tensor
 from zenconvert.encoding import F16, Blocks, Dense, Encoding, Grouped
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
 from zenconvert.formats.gguf import blocks, integer_grids
-from zenconvert.grouped import ROW_UNIT, GroupedRows, Piece, Rows, regroup
+from zenconvert.grouped import OFFSETS, ROW_UNIT, GroupedRows, Piece, Rows, regroup
 from zenconvert.layout import Choice, Verdict
 from zenconvert.target import Scheme
 
@@ -62,8 +62,8 @@ def _onto(grid: Grouped, new: Grouped, columns: int, name: str) -> Verdict:
         return Verdict("repack", True, f"the codes and scales of {name} are kept bit for bit")
     rounded = replace(grid, scale=new.scale, offset=grid.offset and (new.offset or grid.offset))
     if misfit(rounded, new, columns) is None:
-        how = f"the codes of {name} are kept, and scales round to {new.scale}"
-        return Verdict("repack", False, f"{how}: by 2^-11 of themselves, or 2^-25, at most")
+        how = f"the codes of {name} are kept; its scales are {grid.scale} and round to {new.scale}"
+        return Verdict("repack", False, f"{how}, by 2^-11 of themselves or 2^-25 at most")
     return Verdict("quantize", False, f"{name} is decoded and quantized again: {reason}")
 
 
@@ -89,7 +89,7 @@ def misfit(old: Grouped, new: Grouped, columns: int) -> str | None:
     if new.bits < old.bits:
         return f"its codes have {old.bits} bits"
     if old.offset is not None and new.offset is None:
-        return "it has minimums of its own"
+        return "it is no grid without minimums"
     if new.offset is not None and (old.offset is None or not old.offset.widens_to(new.offset)):
         return f"its minimums are {old.offset or 'zero points'}, not {new.offset}"
     if new.symmetric and not old.symmetric:
@@ -118,13 +118,13 @@ def refined(tensor: Tensor, choice: Choice) -> Tensor:
     if misfit(narrowest, new, tensor.columns) is not None:
         return tensor
     arrays = _read_arrays(stored, tensor, 0, tensor.rows, codes=False)
-    found = stored.codec.unpack_groups(arrays, stored.encoding, tensor.columns)
-    zeros, offsets = found.zeros, found.offsets
+    scales, zeros = stored.codec.unpack_groups(arrays, stored.encoding, tensor.columns)
+    offsets = arrays.get(OFFSETS)
     symmetric = zeros is None or bool((zeros == 1 << (old.bits - 1)).all())
     encoding = replace(
         old,
         symmetric=symmetric and offsets is None,
-        scale=F16 if _fits_f16(found.scales) else old.scale,
+        scale=F16 if _fits_f16(scales) else old.scale,
         offset=F16 if offsets is not None and _fits_f16(offsets) else old.offset,
     )
     return replace(tensor, encoding=encoding)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from zenconvert.encoding import Grouped
 from zenconvert.errors import InvalidInput
 from zenconvert.formats import int_packing
-from zenconvert.grouped import GroupedRows, Groups, Piece
+from zenconvert.grouped import GroupedRows, Piece
 
 BITS: Final = 4
 PER_WORD: Final = 8
@@ -115,20 +115,20 @@ class AwqCodec:
         codes = np.ascontiguousarray(codes)
         if codes.shape[1] % (encoding.group or 1):
             raise InvalidInput(f"{codes.shape[1]} inputs are no multiple of {encoding.group}")
-        scales, zeros, _ = self.unpack_groups(arrays, encoding, codes.shape[1])
+        scales, zeros = self.unpack_groups(arrays, encoding, codes.shape[1])
         return GroupedRows(BITS, codes, scales, zeros, encoding.group).canonical()
 
     def unpack_groups(
         self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped, columns: int
-    ) -> Groups:
-        """Scales and zeros."""
+    ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Scales and zeros ``[rows, groups]``."""
         scales, words = arrays["scales"], arrays["qzeros"]
         if self.version == "gemm":
             zeros = int_packing.unpack(words.T, BITS, words.shape[1] * PER_WORD)
-            return Groups(np.ascontiguousarray(scales.T), _reorder(zeros, _INVERSE))
+            return np.ascontiguousarray(scales.T), _reorder(zeros, _INVERSE)
         groups = encoding.groups(columns)
         zeros = int_packing.unpack(words.T, BITS, groups).T
-        return Groups(scales[:, :groups], np.ascontiguousarray(zeros))
+        return scales[:, :groups], np.ascontiguousarray(zeros)
 
 
 def zeros_width(columns: int, group: int) -> int:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from zenconvert.encoding import Grouped
 from zenconvert.errors import InvalidInput
 from zenconvert.formats import int_packing
-from zenconvert.grouped import GroupedRows, Groups, Piece
+from zenconvert.grouped import GroupedRows, Piece
 
 BITS: Final = (2, 3, 4, 8)
 """What every consumer reads, and what is written; auto-round and GPTQModel know 5 to 7 as well."""
@@ -106,7 +106,7 @@ class GptqCodec:
         words, bits = arrays["qweight"], encoding.bits
         columns = len(index) if index is not None else len(words) * int_packing.WORD_BITS // bits
         codes = self._unpack(words, bits, columns).T
-        scales, zeros, _ = self.unpack_groups(arrays, encoding, columns)
+        scales, zeros = self.unpack_groups(arrays, encoding, columns)
         if index is not None and (index.min() < 0 or index.max() >= scales.shape[1]):
             raise InvalidInput(
                 f"g_idx names groups from {index.min()} to {index.max()}; there are "
@@ -117,8 +117,8 @@ class GptqCodec:
 
     def unpack_groups(
         self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped, columns: int
-    ) -> Groups:
-        """Scales and real zeros."""
+    ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Scales and real zeros, ``[rows, groups]``."""
         scales = np.ascontiguousarray(arrays["scales"].T)
         words, bits = arrays["qzeros"].T, encoding.bits
         if self.zeros == "plus_one_by_word" and int_packing.WORD_BITS % bits == 0:
@@ -128,7 +128,7 @@ class GptqCodec:
         by_code = int_packing.WORD_BITS % bits != 0
         if self.zeros == "plus_one" or (self.zeros == "plus_one_by_word" and by_code):
             zeros = (zeros + np.uint8(1)) & np.uint8((1 << bits) - 1)
-        return Groups(scales, zeros)
+        return scales, zeros
 
     def _unpack(self, words: NDArray[Any], bits: int, count: int) -> NDArray[np.uint8]:
         if self.planar:

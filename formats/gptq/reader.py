@@ -139,8 +139,7 @@ def _stored_midpoint(tensor: Tensor) -> int | None:
     arrays = {"qzeros": _read(entry), "scales": np.zeros((piece.shape[0], tensor.rows), np.float16)}
     assert isinstance(stored.codec, GptqCodec)
     plain = replace(stored.codec, zeros="as_is")
-    zeros = plain.unpack_groups(arrays, encoding, tensor.columns).zeros
-    assert zeros is not None  # GPTQ always stores them
+    _, zeros = plain.unpack_groups(arrays, encoding, tensor.columns)
     offset = int(zeros.flat[0]) - (1 << (encoding.bits - 1))
     return offset if bool((zeros == zeros.flat[0]).all()) else None
 

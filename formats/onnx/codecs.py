@@ -33,14 +33,14 @@ from numpy.typing import NDArray
 
 from zenconvert.encoding import Grouped
 from zenconvert.formats.onnx.packing import pack, packed_width, per_byte, unpack
-from zenconvert.grouped import ROW_UNIT, GroupedRows, Groups, Piece
+from zenconvert.grouped import OFFSETS, ROW_UNIT, GroupedRows, Piece
 
 BITS: Final = (2, 4, 8)
 SMALLEST_BLOCK: Final = 16
 LARGEST_BLOCK: Final = 256
 """Larger blocks are legal, and fall off the fast kernels of onnxruntime's CPU provider."""
 
-CODES, SCALES, ZEROS, OFFSETS = "codes", "scales", "zero_points", "offsets"
+CODES, SCALES, ZEROS = "codes", "scales", "zero_points"
 
 
 def block_of(group: int | None, columns: int) -> int | None:
@@ -133,8 +133,8 @@ class NBitsCodec:
         codes = unpack(stored, bits, self.columns or stored.shape[1] * per_byte(bits))
         if self.signed:
             codes = codes ^ np.uint8(1 << (bits - 1))
-        scales, zeros, offsets = self.unpack_groups(arrays, encoding, codes.shape[1])
-        if offsets is not None:
+        scales, zeros = self.unpack_groups(arrays, encoding, codes.shape[1])
+        if (offsets := arrays.get(OFFSETS)) is not None:
             codes = codes - self._moved(bits)
         index = None if self.index is None else np.asarray(self.index, dtype=np.int32)
         rows = GroupedRows(bits, codes, scales, zeros, encoding.group, index, offsets)
@@ -142,15 +142,13 @@ class NBitsCodec:
 
     def unpack_groups(
         self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped, columns: int
-    ) -> Groups:
-        """Scales, zeros and offsets."""
+    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+        """Scales and zeros ``[rows, groups]``."""
         scales = arrays[SCALES]
-        if OFFSETS in arrays:
-            return Groups(scales, None, arrays[OFFSETS])
-        if ZEROS not in arrays:
-            return Groups(scales, None)
+        if ZEROS not in arrays or OFFSETS in arrays:
+            return scales, None
         zeros = unpack(arrays[ZEROS], encoding.bits, scales.shape[1])
-        return Groups(scales, zeros ^ np.uint8(1 << (encoding.bits - 1)) if self.signed else zeros)
+        return scales, zeros ^ np.uint8(1 << (encoding.bits - 1)) if self.signed else zeros
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +212,10 @@ class BlockCodec:
         """Rows of the arrays; columns in logical order."""
         bits, scales = encoding.bits, arrays[SCALES]
         codes = np.ascontiguousarray(unpack(arrays[CODES], bits, scales.shape[1]).T)
-        scales, zeros, offsets = self.unpack_groups(arrays, encoding, codes.shape[1])
-        if offsets is not None:
+        scales, zeros = self.unpack_groups(arrays, encoding, codes.shape[1])
+        offsets = None
+        if OFFSETS in arrays:
+            offsets = np.ascontiguousarray(arrays[OFFSETS].T)
             codes = (codes + np.uint8(self.middle)) & np.uint8((1 << bits) - 1)
         elif self.is_signed(encoding):
             codes ^= np.uint8(1 << (bits - 1))
@@ -224,17 +224,15 @@ class BlockCodec:
 
     def unpack_groups(
         self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped, columns: int
-    ) -> Groups:
-        """Scales, zeros and offsets."""
+    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+        """Scales and zeros ``[rows, groups]``."""
         scales = np.ascontiguousarray(arrays[SCALES].T)
-        if OFFSETS in arrays:
-            return Groups(scales, None, np.ascontiguousarray(arrays[OFFSETS].T))
         if ZEROS not in arrays:
-            return Groups(scales, None)
+            return scales, None
         zeros = np.ascontiguousarray(unpack(arrays[ZEROS], encoding.bits, len(scales)).T)
         if self.is_signed(encoding):
             zeros ^= np.uint8(1 << (encoding.bits - 1))
-        return Groups(scales, zeros)
+        return scales, zeros
 
 
 def _in_order(rows: GroupedRows, order: tuple[int, ...] | None) -> GroupedRows:

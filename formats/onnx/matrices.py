@@ -14,7 +14,6 @@ from zenconvert.formats.onnx import minimums
 from zenconvert.formats.onnx.codecs import (
     BITS,
     CODES,
-    OFFSETS,
     SCALES,
     ZEROS,
     BlockCodec,
@@ -23,7 +22,7 @@ from zenconvert.formats.onnx.codecs import (
 from zenconvert.formats.onnx.container import Initializer
 from zenconvert.formats.onnx.graph_view import GraphView, attributes, inputs
 from zenconvert.formats.onnx.minimums import Minimums
-from zenconvert.grouped import GroupedCodec
+from zenconvert.grouped import OFFSETS, GroupedCodec
 
 if TYPE_CHECKING:
     import onnx

@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from zenconvert.encoding import Dense, Grouped
-from zenconvert.formats.onnx.codecs import CODES, OFFSETS, SCALES, ZEROS, BlockCodec, NBitsCodec
+from zenconvert.formats.onnx.codecs import CODES, SCALES, ZEROS, BlockCodec, NBitsCodec
 from zenconvert.formats.onnx.graph.builder import CONTRIB, DTYPES, GraphBuilder
 from zenconvert.formats.onnx.placing import Place, array_name
+from zenconvert.grouped import OFFSETS
 from zenconvert.layout import Choice
 
 _F32 = int(DTYPES["f32"])
