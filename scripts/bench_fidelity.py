@@ -95,7 +95,10 @@ def peer(environment: str, script: str, *arguments: object) -> None:
         sys.exit(f"{python} is missing: run scripts/oracles first")
     command = [str(python), str(PEERS / script), *map(str, arguments)]
     variables = {**os.environ, "GPTQMODEL_CPU_WORKERS": "2", "PYTHONPATH": ""}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    # GPTQModel leaves log files where it runs
+    done = subprocess.run(
+        command, env=variables, cwd=OUT, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
 

@@ -32,6 +32,9 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_every_command_and_option_it_names_exists() -> None:
     options = {o for c in cli.commands.values() for p in c.params for o in p.opts}
+    for script in (ROOT / "scripts").glob("*"):
+        if script.is_file():
+            options |= set(re.findall(r"--[a-z][a-z-]+", script.read_text(encoding="utf-8")))
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert option in {*options, "--help", "--version"}, option
     for command in re.findall(

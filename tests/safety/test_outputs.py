@@ -99,11 +99,11 @@ def test_force_replaces_a_link_and_not_what_it_points_to(
 def test_an_output_that_appears_meanwhile_is_kept(force: bool, case: Case, tmp_path: Path) -> None:
     appearing = tmp_path / sorted(case.new)[-1].split("/")[0]
 
-    def appear(done: int, total: int) -> None:
+    def appear(stage: str, done: int, total: int) -> None:
         (fresh(appearing) / "mine").write_bytes(b"mine")
 
     with pytest.raises(OutputExists):
-        case.write(tmp_path, progress=appear, force=force)
+        case.write(tmp_path, stage=appear, force=force)
     assert (appearing / "mine").read_bytes() == b"mine"
     assert names(tmp_path) == {appearing.name}
 
@@ -265,14 +265,14 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
 def test_two_runs_for_one_output(case: Case, tmp_path: Path) -> None:
     refusals = []
 
-    def second(done: int, total: int) -> None:
+    def second(stage: str, done: int, total: int) -> None:
         before = everything(tmp_path).keys()
         with pytest.raises(UsageError, match="another run"):
             case.write_old(tmp_path, force=True)
         assert everything(tmp_path).keys() == before
         refusals.append(done)
 
-    case.write(tmp_path, progress=second)
+    case.write(tmp_path, stage=second)
     assert refusals
     assert everything(tmp_path) == case.new
 
