@@ -32,17 +32,7 @@ def rtn(
     """
     if not bool(weight.isfinite().all()):
         return keep("the weight is not finite")
-    notes = []
-    if importance is not None and not bool((importance.isfinite() & (importance >= 0)).all()):
-        notes.append("unusable importance is taken as the largest")
-        usable = importance.isfinite() & (importance >= 0)
-        importance = torch.where(usable, importance, torch.where(usable, importance, 0).max())
-    if importance is not None and not bool((importance > 0).any()):
-        notes.append("no importance above 0: all inputs count alike")
-        importance = None
-    if importance is None:
-        importance = torch.ones(weight.shape[1], device=weight.device)
-    importance = importance.float() / importance.double().mean().float()
+    importance, notes = _usable(importance, weight)
     order = torch.arange(weight.shape[1], device=weight.device)
     if scheme.act_order:
         order = importance.argsort(descending=True, stable=True)
@@ -66,6 +56,24 @@ def rtn(
     report = ModuleReport("rtn", share, share, notes=tuple(notes))
     rounded = Rounded.stack([part[0] for part in parts])
     return solved(rounded, scheme, report, ordered=scheme.act_order)
+
+
+def _usable(
+    importance: torch.Tensor | None, weight: torch.Tensor
+) -> tuple[torch.Tensor, list[str]]:
+    """Importance float32[in] of mean 1, and what had to be done for it."""
+    if importance is None:
+        return torch.ones(weight.shape[1], device=weight.device), []
+    notes = []
+    usable = importance.isfinite() & (importance >= 0)
+    if not bool(usable.all()):
+        notes.append("unusable importance is taken as the largest")
+        largest = torch.where(usable, importance, 0).max()
+        importance = torch.where(usable, importance, largest)
+    if not bool((importance > 0).any()):
+        notes.append("no importance above 0: all inputs count alike")
+        return torch.ones(weight.shape[1], device=weight.device), notes
+    return (importance.double() / importance.double().mean()).float(), notes
 
 
 def search_runs(
