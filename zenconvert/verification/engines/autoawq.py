@@ -8,7 +8,6 @@ a plain product instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zenconvert.calib.windows import Window
@@ -17,6 +16,7 @@ from zenconvert.errors import InvalidInput, MissingDependency, UsageError
 from zenconvert.verification.engines.packed_model import (
     PackedModelEngine,
     check_modules,
+    decode_once,
     quiet,
     replaced,
 )
@@ -39,8 +39,7 @@ class AutoAwqEngine(PackedModelEngine):
         model = _load(checkpoint)
         quantized = {n: m for n, m in model.named_modules() if type(m).__name__ in _WEIGHTS}
         check_modules(checkpoint, list(quantized), "AutoAWQ")
-        for module in quantized.values():
-            module.forward = partial(_forward, module)
+        decode_once(quantized.values(), lambda module: _WEIGHTS[type(module).__name__](module))
         super().__init__(model, windows, threads=threads)
 
 
@@ -66,11 +65,6 @@ def _load(checkpoint: Checkpoint) -> Any:
             ).model
     except Exception as error:  # an odd folder makes it raise anything
         raise InvalidInput(f"{checkpoint.path}: AutoAWQ cannot load it: {error!r}") from error
-
-
-def _forward(module: Any, values: torch.Tensor) -> torch.Tensor:
-    output = values @ _WEIGHTS[type(module).__name__](module)
-    return output if module.bias is None else output + module.bias
 
 
 def _gemm_weight(module: Any) -> torch.Tensor:

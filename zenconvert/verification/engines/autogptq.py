@@ -7,7 +7,7 @@ takes every linear weight of a block for quantized.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint, StoredPieces
@@ -17,9 +17,13 @@ from zenconvert.formats.gptq.settings import LEGACY
 from zenconvert.verification.engines.packed_model import (
     PackedModelEngine,
     check_modules,
+    decode_once,
     quiet,
     replaced,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 _INITIALIZERS = ("kaiming_uniform_", "uniform_", "normal_")
 
@@ -35,8 +39,9 @@ class AutoGptqEngine(PackedModelEngine):
             )
         _check_readable(checkpoint)
         model = _load(checkpoint)
-        quantized = [name for name, m in model.named_modules() if type(m).__name__ == "QuantLinear"]
-        check_modules(checkpoint, quantized, "AutoGPTQ")
+        quantized = {n: m for n, m in model.named_modules() if type(m).__name__ == "QuantLinear"}
+        check_modules(checkpoint, list(quantized), "AutoGPTQ")
+        decode_once(quantized.values(), _weight)
         super().__init__(model, windows, threads=threads)
 
 
@@ -85,3 +90,18 @@ def _load(checkpoint: Checkpoint) -> Any:
             ).model
     except Exception as error:  # an odd folder makes it raise anything
         raise InvalidInput(f"{checkpoint.path}: AutoGPTQ cannot load it: {error!r}") from error
+
+
+def _weight(module: Any) -> torch.Tensor:
+    """float32[in, out]: what a module multiplies with, caught on the way into its product."""
+    import torch
+
+    caught: list[torch.Tensor] = []
+
+    def product(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        caught.append(weight)
+        return values @ weight
+
+    with replaced((torch, "matmul", product)):
+        module(torch.zeros(1, module.infeatures))
+    return caught[-1]
