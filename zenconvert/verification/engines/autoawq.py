@@ -8,6 +8,7 @@ a plain product instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zenconvert.calib.windows import Window
@@ -16,7 +17,6 @@ from zenconvert.errors import InvalidInput, MissingDependency, UsageError
 from zenconvert.verification.engines.packed_model import (
     PackedModelEngine,
     check_modules,
-    decode_once,
     quiet,
     replaced,
 )
@@ -39,7 +39,8 @@ class AutoAwqEngine(PackedModelEngine):
         model = _load(checkpoint)
         quantized = {n: m for n, m in model.named_modules() if type(m).__name__ in _WEIGHTS}
         check_modules(checkpoint, list(quantized), "AutoAWQ")
-        decode_once(quantized.values(), lambda module: _WEIGHTS[type(module).__name__](module))
+        for module in quantized.values():
+            module.forward = partial(_forward, module)
         super().__init__(model, windows, threads=threads)
 
 
@@ -65,6 +66,13 @@ def _load(checkpoint: Checkpoint) -> Any:
             ).model
     except Exception as error:  # an odd folder makes it raise anything
         raise InvalidInput(f"{checkpoint.path}: AutoAWQ cannot load it: {error!r}") from error
+
+
+def _forward(module: Any, values: torch.Tensor) -> torch.Tensor:
+    if not hasattr(module, "decoded"):  # once, not for every token that is generated
+        module.decoded = _WEIGHTS[type(module).__name__](module)
+    output = values @ module.decoded
+    return output if module.bias is None else output + module.bias
 
 
 def _gemm_weight(module: Any) -> torch.Tensor:

@@ -7,7 +7,8 @@ takes every linear weight of a block for quantized.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint, StoredPieces
@@ -17,7 +18,6 @@ from zenconvert.formats.gptq.settings import LEGACY
 from zenconvert.verification.engines.packed_model import (
     PackedModelEngine,
     check_modules,
-    decode_once,
     quiet,
     replaced,
 )
@@ -25,7 +25,8 @@ from zenconvert.verification.engines.packed_model import (
 if TYPE_CHECKING:
     import torch
 
-_INITIALIZERS = ("kaiming_uniform_", "uniform_", "normal_")
+_INITIALIZERS: Final = ("kaiming_uniform_", "uniform_", "normal_")
+_MODULE: Final = "QuantLinear"
 
 
 class AutoGptqEngine(PackedModelEngine):
@@ -39,9 +40,8 @@ class AutoGptqEngine(PackedModelEngine):
             )
         _check_readable(checkpoint)
         model = _load(checkpoint)
-        quantized = {n: m for n, m in model.named_modules() if type(m).__name__ == "QuantLinear"}
-        check_modules(checkpoint, list(quantized), "AutoGPTQ")
-        decode_once(quantized.values(), _weight)
+        quantized = [name for name, m in model.named_modules() if type(m).__name__ == "QuantLinear"]
+        check_modules(checkpoint, quantized, "AutoGPTQ")
         super().__init__(model, windows, threads=threads)
 
 
@@ -75,7 +75,7 @@ def _load(checkpoint: Checkpoint) -> Any:
     changes.append((modeling, "_init_weights", getattr(modeling, "_init_weights", True)))
     try:
         with quiet(), replaced(*changes):
-            return AutoGPTQForCausalLM.from_quantized(
+            model = AutoGPTQForCausalLM.from_quantized(
                 str(checkpoint.path),
                 device="cpu",
                 use_safetensors=True,
@@ -90,6 +90,17 @@ def _load(checkpoint: Checkpoint) -> Any:
             ).model
     except Exception as error:  # an odd folder makes it raise anything
         raise InvalidInput(f"{checkpoint.path}: AutoGPTQ cannot load it: {error!r}") from error
+    for module in model.modules():
+        if type(module).__name__ == _MODULE:
+            module.forward = partial(_forward, module)
+    return model
+
+
+def _forward(module: Any, values: torch.Tensor) -> torch.Tensor:
+    if not hasattr(module, "decoded"):  # once, not for every token that is generated
+        module.decoded = _weight(module)
+    output = values @ module.decoded
+    return output if module.bias is None else output + module.bias
 
 
 def _weight(module: Any) -> torch.Tensor:
@@ -103,5 +114,5 @@ def _weight(module: Any) -> torch.Tensor:
         return values @ weight
 
     with replaced((torch, "matmul", product)):
-        module(torch.zeros(1, module.infeatures))
+        type(module).forward(module, torch.zeros(1, module.infeatures))
     return caught[-1]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +17,11 @@ from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import Grouped
 from zenconvert.errors import InvalidInput
 
-if TYPE_CHECKING:
-    import torch
-
 
 class PackedModelEngine:
     """Final hidden states of every window, and logits of any positions on demand, float32.
 
-    The modules of such tools decode their weights in every call: see :func:`decode_once`.
+    Such tools decode their weights in every call; engines keep them, 4 bytes a weight.
     """
 
     def __init__(self, model: Any, windows: Sequence[Window], *, threads: int) -> None:
@@ -55,23 +51,6 @@ class PackedModelEngine:
     def close(self) -> None:
         """Free the states and the head."""
         del self.hidden, self.head
-
-
-def decode_once(modules: Iterable[Any], weight_of: Callable[[Any], torch.Tensor]) -> None:
-    """Let quantized modules keep what their tool decodes, float32[in, out], and multiply with it.
-
-    The product is theirs too; only that it is not decoded again for every generated token.
-    """
-    import torch
-
-    with torch.inference_mode():
-        for module in modules:
-            module.forward = partial(_product, weight_of(module).float(), module.bias)
-
-
-def _product(weight: torch.Tensor, bias: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
-    output = values @ weight
-    return output if bias is None else output + bias
 
 
 def check_modules(checkpoint: Checkpoint, quantized: Sequence[str], tool: str) -> None:
