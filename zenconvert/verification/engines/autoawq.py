@@ -79,7 +79,9 @@ def _load(checkpoint: Checkpoint) -> Any:
 
 
 def _forward(module: Any, values: torch.Tensor) -> torch.Tensor:
-    output = values @ _WEIGHTS[type(module).__name__](module)
+    if not hasattr(module, "decoded"):  # once, not for every token that is generated
+        module.decoded = _WEIGHTS[type(module).__name__](module)
+    output: torch.Tensor = values @ module.decoded
     return output if module.bias is None else output + module.bias
 
 

@@ -7,7 +7,8 @@ takes every linear weight of a block for quantized.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint, StoredPieces
@@ -21,7 +22,11 @@ from zenconvert.verification.engines.packed_model import (
     replaced,
 )
 
-_INITIALIZERS = ("kaiming_uniform_", "uniform_", "normal_")
+if TYPE_CHECKING:
+    import torch
+
+_INITIALIZERS: Final = ("kaiming_uniform_", "uniform_", "normal_")
+_MODULE: Final = "QuantLinear"
 
 
 class AutoGptqEngine(PackedModelEngine):
@@ -80,7 +85,7 @@ def _load(checkpoint: Checkpoint) -> Any:
     changes.append((modeling, "_init_weights", getattr(modeling, "_init_weights", True)))
     try:
         with quiet(), replaced(*changes):
-            return AutoGPTQForCausalLM.from_quantized(
+            model = AutoGPTQForCausalLM.from_quantized(
                 str(checkpoint.path),
                 device="cpu",
                 use_safetensors=True,
@@ -95,3 +100,29 @@ def _load(checkpoint: Checkpoint) -> Any:
             ).model
     except Exception as error:  # an odd folder makes it raise anything
         raise InvalidInput(f"{checkpoint.path}: AutoGPTQ cannot load it: {error!r}") from error
+    for module in model.modules():
+        if type(module).__name__ == _MODULE:
+            module.forward = partial(_forward, module)
+    return model
+
+
+def _forward(module: Any, values: torch.Tensor) -> torch.Tensor:
+    if not hasattr(module, "decoded"):  # once, not for every token that is generated
+        module.decoded = _weight(module)
+    output: torch.Tensor = values @ module.decoded
+    return output if module.bias is None else output + module.bias
+
+
+def _weight(module: Any) -> torch.Tensor:
+    """float32[in, out]: what a module multiplies with, caught on the way into its product."""
+    import torch
+
+    caught: list[torch.Tensor] = []
+
+    def product(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        caught.append(weight)
+        return values @ weight
+
+    with replaced((torch, "matmul", product)):
+        type(module).forward(module, torch.zeros(1, module.infeatures))
+    return caught[-1]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class PackedModelEngine:
     """Final hidden states of every window, and logits of any positions on demand, float32.
 
-    Such tools decode their weights anew in every call, so windows go through in large batches.
+    Such tools decode their weights in every call; engines keep them, 4 bytes a weight.
     """
 
     package = ""
