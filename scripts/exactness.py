@@ -103,7 +103,7 @@ def _checkpoint(linear: Encoding) -> Checkpoint:
 
 
 def _no_tokenizer() -> Tokenizer:
-    raise NotImplementedError("a model that is nowhere has no tokenizer")
+    raise AssertionError("a model that is nowhere has no tokenizer")
 
 
 if __name__ == "__main__":
