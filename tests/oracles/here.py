@@ -27,9 +27,9 @@ def engine_refusal(engine: Callable[..., object]) -> Callable[[str], str]:
 
 
 def verified(source: str, out: str, steps: list[list[Any]], text: str) -> dict[str, Any]:
-    """Convert ``source`` along ``[target, exact]`` steps, verify each with ``torch`` and engines.
+    """Convert ``source`` along ``[target, engines]`` steps, and verify with these engines.
 
-    Returns the versions and, by target, the mean KL of every engine that runs the format.
+    Returns the version of transformers and, by step, the mean KL that every engine found.
     """
     found: dict[str, Any] = {"transformers": transformers.__version__}
     before: str | Path = source

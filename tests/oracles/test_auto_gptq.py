@@ -104,8 +104,8 @@ def test_zenconvert_works_beside_it(model: Family, auto_gptq: Tool, tmp_path: Pa
     text.write_text("The ferry leaves at nine, and nobody waits for it.")
     steps = [
         ["gptq:w4g128", ["torch", "auto-gptq"]],
-        ["awq:w4g128", ["torch"]],
-        ["gptq:w4g128-v2", ["torch"]],
+        ["awq:w4g128", []],
+        ["gptq:w4g128-v2", []],
         ["hf:f32", ["torch"]],
     ]
     source = folder_of("builtin:zen-nano", model)
