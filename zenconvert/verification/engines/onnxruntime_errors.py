@@ -80,8 +80,7 @@ def reference_logits(checkpoint: Checkpoint, ids: Sequence[int]) -> Logits:
     """Logits of decoded weights in the reference graph, float32."""
     window = Window("errors apart", "und", tuple(ids))
     engine = TorchEngine(checkpoint, [window], device="cpu", progress=lambda done, total: None)
-    logits = np.asarray(engine.logits(0, 0, len(ids)))
-    engine.close()
+    logits: Logits = np.asarray(engine.logits(0, 0, len(ids)))
     return logits
 
 
