@@ -23,6 +23,12 @@ from zenconvert.formats.onnx.recognition import Found
 
 CONFIG: Final = "config.json"
 _HINT: Final = f"put the model's {CONFIG} beside it"
+_SINES: Final = {
+    ("com.microsoft", "GroupQueryAttention"): 8,
+    ("com.microsoft", "RotaryEmbedding"): 3,
+    ("", "RotaryEmbedding"): 2,
+}
+"""Operators → the input that is their table of sines."""
 _TOLERANCE: Final = {"f32": 2e-6, "f16": 1e-3}
 """Of cosines and sines."""
 _NORMS: Final = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization",
@@ -116,9 +122,10 @@ def _window(view: GraphView, decoder: Mapping[str, Any]) -> dict[str, Any]:
 def _rotation(file: ModelFile, view: GraphView, head: Any) -> float:
     """``rope_theta`` of plain rotary embeddings, from their table of sines."""
     for node in view.nodes:
-        if node.op_type != "GroupQueryAttention":
+        place = _SINES.get((node.domain, node.op_type))
+        if place is None:
             continue
-        table = view.initializer(inputs(node, 9)[8])
+        table = view.initializer(inputs(node, place + 1)[place])
         if table is None or len(table.shape) != 2 or table.dtype not in _TOLERANCE:
             break
         if not isinstance(head, int) or table.shape[1] * 2 != head or table.shape[0] < 2:

@@ -41,7 +41,7 @@ def lay_out(
     checkpoint: Checkpoint, target: Target, choices: list[Choice], options: Options, name: str
 ) -> Layout:
     """The graph as literal bytes, the weights at their places, and the small files."""
-    _check_family(checkpoint)
+    check_family(checkpoint)
     kind = parse(target.type)
     found = layouts.names(options.layout, kind, choices)
     limits = [size for size in (options.split_max_size, found.limit) if size is not None]
@@ -56,7 +56,7 @@ def lay_out(
     return Layout((first, *files, *small, *side_files(checkpoint)), is_folder=True)
 
 
-def _check_family(checkpoint: Checkpoint) -> None:
+def check_family(checkpoint: Checkpoint) -> None:
     """Raise Unsupported for a model that the graph builder does not know."""
     architecture, config = checkpoint.architecture, checkpoint.config
     inside = {

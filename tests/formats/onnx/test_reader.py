@@ -19,6 +19,7 @@ from tests.onnx_runs import decoded_logits, onnx_logits, session, tokens, varian
 from tests.tiny import raw_model
 from zenconvert import convert, diff, open_checkpoint
 from zenconvert.errors import InvalidInput, UnexpectedTensor, Unsupported
+from zenconvert.recoding import logical_rows
 
 Sources = Callable[..., Path]
 
@@ -84,6 +85,18 @@ def test_float_files_of_genai_come_back_bit_for_bit(
     config, expected = open_checkpoint(out).config, json.loads((folder / "config.json").read_text())
     for key in ("model_type", "rms_norm_eps", "rope_theta", "vocab_size", "tie_word_embeddings"):
         assert config[key] == expected[key], key
+
+
+def test_half_precision_files_of_genai_are_read(source: Sources, tmp_path: Path) -> None:
+    """Other operators than in float32: rotations of their own, heads repeated."""
+    folder = source("qwen2")
+    out = built(folder, tmp_path / "out", "fp16")
+    ours, theirs = open_checkpoint(folder), open_checkpoint(out)
+    assert theirs.config["rope_theta"] == 1000000.0
+    for name, tensor in ours.tensors.items():
+        first = logical_rows(tensor, 0, tensor.rows).astype(np.float16).astype(np.float32)
+        second = logical_rows(theirs.tensors[name], 0, tensor.rows)
+        np.testing.assert_array_equal(first, second, err_msg=name)
 
 
 @pytest.mark.parametrize(
