@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from tests.tiny import raw_model
@@ -29,6 +31,7 @@ SAMPLES: dict[str, Any] = {
 }  # fmt: skip
 KILLED = """
 import os, signal, sys
+import torch
 from zenconvert import convert
 from zenconvert.solved import SolvedStore
 from zenconvert.solving import Calibrating
@@ -37,6 +40,7 @@ def dying(self, layer, solution):
     put(self, layer, solution)
     os.kill(os.getpid(), signal.SIGKILL)
 SolvedStore.put = dying
+torch.set_num_threads(1)
 samples = {"languages": ["en", "ar"], "tokens_per_language": 400, "context": 64}
 convert(sys.argv[1], sys.argv[2], sys.argv[3], calibrating=Calibrating(**samples))
 """
@@ -63,9 +67,18 @@ def statistics(source: Path) -> Path:
     return out
 
 
-def weights(path: Path) -> bytes:
-    """The bytes of a folder's weights."""
-    return (path / "model.safetensors").read_bytes()
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums of a forward pass depend on how many threads share it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def weights(path: Path) -> str:
+    """The digest of a folder's weights."""
+    return hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
 
 
 def left_in(folder: Path) -> set[str]:
