@@ -156,6 +156,7 @@ def _arrays(choice: Choice) -> list[tuple[str, Dense, tuple[int, ...]]]:
 
 
 def side_files(checkpoint: Checkpoint) -> list[OutputFile]:
+    """What travels with a model: copies from a folder, or files written from what is known."""
     if checkpoint.side_files is not None:
         return [OutputFile.of_copy(name, path) for name, path in checkpoint.side_files.items()]
     files = dict(write_tokenizer(checkpoint.tokenizer))

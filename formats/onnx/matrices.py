@@ -65,6 +65,7 @@ def linear(view: GraphView, node: onnx.NodeProto) -> Matrix | None:
 
 
 def dense(array: Initializer | None, *, transposed: bool) -> Matrix | None:
+    """A matrix of floats, stored ``[in, out]`` where it is transposed; None for anything else."""
     if array is None or len(array.shape) != 2 or array.dtype not in FLOATS:
         return None
     first, second = array.shape
@@ -126,6 +127,7 @@ def _nbits(view: GraphView, node: onnx.NodeProto) -> Matrix:
 
 
 def arrays_of(view: GraphView, where: str, values: Mapping[str, str]) -> dict[str, Initializer]:
+    """The initializers that values are, without those that are left out. Raises Unsupported."""
     found = {}
     for piece, value in values.items():
         if not value:

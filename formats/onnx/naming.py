@@ -39,8 +39,8 @@ class _Slice:
 
 def name_tensors(
     view: GraphView, found: Iterable[Found], architecture: Architecture, hp: Hyperparameters
-) -> dict[str, Tensor]:
-    """Every tensor of the model.
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Every tensor of the model, and what is odd about them.
 
     Raises MissingTensor, UnexpectedTensor, and InvalidInput for shapes that the config contradicts.
     """
@@ -52,16 +52,33 @@ def name_tensors(
         suffix = "bias" if item.role == "bias" else "weight"
         wanted = [known[hf] for m in modules if (hf := f"{m}.{suffix}") in known]
         if not wanted or len(wanted) < len(modules):
+            _refuse_unknown_bias(item, modules, file)
             continue
         for name, part in zip(wanted, _slices(item, wanted, file), strict=True):
             _add(tensors, name, _tensor(item, name, part), file)
         used |= _arrays(item)
-    tied = _is_tied(tensors, hp)
-    if tied:
-        del tensors["head.weight"]
+    tied, warnings = _is_tied(tensors, hp), []
+    head = tensors.pop("head.weight") if tied else None
+    if head is not None and _place(head) != _place(tensors["embed.weight"]):
+        warnings.append(
+            f"{file.path}: the config says that the head is the embedding; the head of the graph "
+            "is taken for a copy and left out"
+        )
     _check_complete(file, known.values(), tensors, used, tied=tied)
     order = {n.name: i for i, n in enumerate(known.values())}
-    return dict(sorted(tensors.items(), key=lambda t: order[t[0]]))
+    return dict(sorted(tensors.items(), key=lambda t: order[t[0]])), warnings
+
+
+def _refuse_unknown_bias(item: Found, modules: Sequence[str], file: ModelFile) -> None:
+    """Raise UnexpectedTensor for a bias where the model has none, but for zeros."""
+    if item.role != "bias" or not modules:
+        return
+    assert item.vector is not None
+    if any(item.vector.read()):
+        raise UnexpectedTensor(
+            f"{file.path}: {item.vector.name!r} is added in {modules[0]}, which has no bias in "
+            "models of this kind"
+        )
 
 
 def _modules(item: Found, names: Names) -> tuple[str, ...]:

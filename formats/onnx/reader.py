@@ -58,7 +58,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     architecture = arch.for_model_type(model_type)
     defaults = architecture.defaults_for(model_type)
     hp = from_config(config, defaults, where=str(folder / CONFIG))
-    tensors = name_tensors(view, found, architecture, hp)
+    tensors, warnings = name_tensors(view, found, architecture, hp)
     tied = "head.weight" not in tensors
     if tied != hp.tied:
         config, hp = {**config, "tie_word_embeddings": tied}, replace(hp, tied=tied)
@@ -73,6 +73,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         metadata=folder_metadata(folder),
         side_files=side_files(folder),
         files=file.files,
+        warnings=tuple(warnings),
     )
 
 

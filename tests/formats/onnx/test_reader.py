@@ -237,6 +237,7 @@ def test_a_folder_with_safetensors_and_graphs_is_one_of_safetensors(tmp_path: Pa
 
 def edited(tmp_path: Path, edit: Callable[[Any], None], kind: str = "int4") -> Path:
     """A folder of ours whose graph was changed."""
+    tmp_path.mkdir(exist_ok=True)
     convert(variant(tmp_path / "source", "qwen2"), tmp_path / "out", f"onnx:{kind}")
     path = tmp_path / "out" / "model.onnx"
     model = onnx.load(str(path), load_external_data=False)
@@ -253,6 +254,32 @@ def test_adapters_are_not_dropped(tmp_path: Path) -> None:
 
     with pytest.raises(UnexpectedTensor, match=r"lora\.A.*adapters"):
         open_checkpoint(edited(tmp_path, add_adapter))
+
+
+def test_biases_that_the_family_does_not_have_are_not_dropped(tmp_path: Path) -> None:
+    def adding(values: np.ndarray) -> Callable[[Any], None]:
+        def add_bias(model: Any) -> None:
+            node = next(n for n in model.graph.node if "down_proj" in n.name)
+            tensor = onnx.numpy_helper.from_array(values, "extra")
+            model.graph.initializer.append(tensor)
+            node.input.extend(["", "", "extra"])
+
+        return add_bias
+
+    source = edited(tmp_path / "zeros", adding(np.zeros(256, dtype=np.float32)))
+    assert len(open_checkpoint(source).tensors) == 27
+    with pytest.raises(UnexpectedTensor, match=r"'extra' is added in .*down_proj, which has no"):
+        open_checkpoint(edited(tmp_path / "ones", adding(np.ones(256, dtype=np.float32))))
+
+
+def test_a_copied_head_is_left_out_and_said_so(tmp_path: Path) -> None:
+    folder = edited(tmp_path, lambda model: None, "f32")
+    assert "head.weight" in open_checkpoint(folder).tensors
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    checkpoint = open_checkpoint(folder)
+    assert "head.weight" not in checkpoint.tensors
+    assert "taken for a copy" in checkpoint.warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,7 @@ def made_up(kind: Kind) -> tuple[GroupedRows, NDArray[np.int32] | None]:
 def run(
     kind: Kind, rows: GroupedRows, index: NDArray[np.int32] | None, x: NDArray[np.float32]
 ) -> NDArray[np.float32]:
+    """What onnxruntime computes for ``x · Wᵀ``."""
     import onnx
     import onnxruntime
 
