@@ -28,6 +28,8 @@ from zenconvert.verification.run import evaluation_windows
 _ZENCONVERT: Final = (sys.executable, "-m", "zenconvert", "convert")
 _BUILDER: Final = (sys.executable, "-m", "onnxruntime_genai.models.builder")
 _CALIBRATED: Final = ("--calibrate", "--solver", "gptq")
+_CALIBRATION: Final = 25_600
+"""Tokens of a language; the synthetic model, where they mean nothing, gets a twentieth."""
 _WITH_HEAD: Final = ("--output-type", "int4")
 
 OURS: Final[dict[str, tuple[str, ...]]] = {
@@ -82,13 +84,18 @@ class Reference:
         return float(np.mean(found))
 
 
-def rows(source: str, folder: Path, work: Path, given: argparse.Namespace) -> list[Row]:
-    """Write and measure everything for one model."""
+def rows(
+    source: str, folder: Path, work: Path, calibration: int, given: argparse.Namespace
+) -> list[Row]:
+    """Write and measure everything for one model, with so many tokens of every language."""
     reference = Reference(source, given.tokens)
     threads, commands = str(given.threads), {}
     for name, options in OURS.items():
         out = work / name.replace(" ", "-")
-        commands[name] = out, [*_ZENCONVERT, source, str(out), "--threads", threads, *options]
+        command = [*_ZENCONVERT, source, str(out), "--threads", threads, *options]
+        if "--calibrate" in options:
+            command += ["--tokens-per-language", str(calibration)]
+        commands[name] = out, command
     for name, options in THEIRS.items():
         out = work / name.replace(" ", "-")
         where = ("-i", str(folder), "-o", str(out), "-e", "cpu", "-c", str(work / "cache"))
@@ -122,10 +129,11 @@ def main() -> None:
         work = Path(name)
         nano = open_checkpoint("builtin:zen-nano").path
         (work / "nano").mkdir()
-        show("zen-nano", rows("builtin:zen-nano", nano, work / "nano", given))
+        found = rows("builtin:zen-nano", nano, work / "nano", _CALIBRATION, given)
+        show("zen-nano", found)
         big = work / "synthetic" / "model"
         synthetic_model(big, int(given.size * 1e9))
-        found = rows(str(big), big, work / "synthetic", given)
+        found = rows(str(big), big, work / "synthetic", _CALIBRATION // 20, given)
         show(f"synthetic Qwen2, {given.size:g} GB of bf16 weights", found)
 
 
