@@ -106,10 +106,11 @@ def convert(
     stage = progress or _silent
     with knowledge.weights(source, checkpoint, chosen, out, device, stage) as weights:
         planned = request.plan(checkpoint, weights, exact=exact, requantize=allow_requantize)
-        if chosen == "rtn":
+        grids = _grids(planned)
+        if chosen == "rtn" or not grids:
             return run(planned, out, importance=weights, force=force, stage=stage)
     refuse_taken(planned.layout, out, force=force)
-    job = Job(checkpoint, _grids(planned), chosen, device, largest_error)
+    job = Job(checkpoint, grids, chosen, device, largest_error)
     origin = knowledge.origin(checkpoint)
     with solved(job, origin, out.with_name(f".{out.name}.solving"), stage) as (over, modules):
         final = request.plan(over, None, exact=False, requantize=True)

@@ -19,7 +19,7 @@ from zenconvert.solving import SOLVERS, Calibrating, Solver, Stage
 if TYPE_CHECKING:
     from zenconvert.calib.statistics_reader import Statistics
 
-_OWN_SOLVERS: Final[dict[str, Solver]] = {"gptq": "gptq", "awq": "awq"}
+_OWN_SOLVERS: Final[dict[str, Solver]] = {"gptq": "gptq", "awq": "awq", "onnx": "gptq"}
 """What a format's grids are solved with where there are statistics."""
 
 
