@@ -2,8 +2,8 @@
 
 Statistics and GPTQ of the seven linears (hidden 8192, ffn 49152, 64 heads of which 8 hold keys and
 values) over synthetic activations with outlier channels, made in chunks on the device and not
-timed. ``--divide`` makes every shape smaller. Needs torch, with Triton on CUDA and Numba on the CPU;
-run as ``python3 -m scripts.bench_solve`` where there is nothing else.
+timed. ``--divide`` makes every shape smaller. Needs torch, with Triton on CUDA and Numba on the
+CPU; run as ``python3 -m scripts.bench_solve`` where there is nothing else.
 """
 
 from __future__ import annotations
