@@ -16,7 +16,7 @@ _LEGEND = (
     "rounded, `q` quantized, `↻` quantized a second time (`--allow-requantize`), `–` refused.",
 )
 README = Path(__file__).parent.parent / "README.md"
-BEGIN = "<!-- support table: begin (scripts/support_table.py writes it, a test checks it) -->\n"
+BEGIN = "<!-- support table: begin (python -m scripts.support_table writes it, a test checks it) -->\n"
 END = "<!-- support table: end -->"
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     _, _, tail = rest.partition(END)
     fresh = f"{head}{BEGIN}{table()}{END}{tail}"
     if "--check" in sys.argv[1:]:
-        sys.exit(fresh != text and "README.md: run python scripts/support_table.py")
+        sys.exit(fresh != text and "README.md: run python -m scripts.support_table")
     README.write_text(fresh, encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_support_table_is_the_codes() -> None:
     done = subprocess.run(
-        [sys.executable, "scripts/support_table.py", "--check"],
+        [sys.executable, "-m", "scripts.support_table", "--check"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
