@@ -16,7 +16,7 @@ _LEGEND = (
     "rounded, `q` quantized, `↻` quantized a second time (`--allow-requantize`), `–` refused.",
 )
 README = Path(__file__).parent.parent / "README.md"
-BEGIN = "<!-- support table: begin (python -m scripts.support_table writes it, a test checks it) -->\n"
+BEGIN = "<!-- support table: begin (written by python -m scripts.support_table) -->\n"
 END = "<!-- support table: end -->"
 
 
