@@ -1,7 +1,8 @@
 """``scripts/bench fidelity``: what 4-bit files of ours lose, beside those of other tools.
 
 For every model: GPTQ beside GPTQModel, AWQ beside AutoAWQ, GGUF Q4_K_M beside llama.cpp's own
-quantizer, all from the same calibration windows, and ours once more from English windows alone.
+quantizer, all from the same calibration windows, and ours once more from English windows alone,
+GPTQ and AWQ also with ``--sequential``.
 Every file is reopened and measured by the same verification on the same held-out text.
 
     scripts/bench fidelity --text FOLDER [--model SRC]... [--characters 20000] [--write FILE.md]
@@ -136,6 +137,14 @@ class Bench:
             zenconvert.convert(self.source, out, target, statistics=self.statistics[samples])
         return self.measured("zenconvert", kind, samples, out)
 
+    def sequential(self, kind: str, target: str) -> Row:
+        """A file of ours whose modules see what the quantized ones before them put out."""
+        out = self.folder / f"{kind.replace(' ', '-')}-sequential"
+        if not out.exists():
+            walk = Calibrating(context=CONTEXT, sequential=True)
+            zenconvert.convert(self.source, out, target, calibrating=walk)
+        return self.measured("zenconvert", kind, "ten languages, sequential", out)
+
     def measured(self, tool: str, kind: str, samples: str, path: Path) -> Row:
         """Reopen a file and measure it."""
         print(f"measuring {path.name} …", file=sys.stderr, flush=True)
@@ -187,6 +196,8 @@ class Bench:
             ("GGUF Q4_K_M", "gguf:q4_k_m", self.llamacpp),
         ):
             rows += [self.ours(kind, target, samples) for samples in self.statistics]
+            if not target.startswith("gguf"):
+                rows.append(self.sequential(kind, target))
             rows.append(theirs())
         return rows
 
