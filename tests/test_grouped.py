@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from zenconvert.encoding import F16, F32, Dense, Grouped
 from zenconvert.errors import InvalidInput
+from zenconvert.formats.gguf import integer_grids
 from zenconvert.grouped import GroupedRows, Piece, regroup
 
 
@@ -127,3 +128,9 @@ def test_rows_lie_in_pieces_as_the_pieces_say() -> None:
     assert last.span(32, 40) == (4, 5)
     assert Piece("g_idx", "i32", (64,), axis=None).span(32, 64) == (0, 64)
     assert Piece("scales", "f16", (40, 3)).span(32, 40) == (32, 40)
+
+
+def test_a_minimum_beyond_half_precision_is_refused() -> None:
+    rows = replace(some_rows(zeros=False), scales=np.full((5, 4), 9000, dtype=np.float16))
+    with pytest.raises(InvalidInput, match="minimum -72000 is beyond the range of f16"):
+        integer_grids.from_grouped("q4_1", rows)

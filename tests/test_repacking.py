@@ -40,12 +40,12 @@ TARGETS = (
 )  # fmt: skip
 
 SYMMETRIC_4 = {
-    "gguf:q4_0", "gguf:q8_0", "gptq:w4g32", "gptq:w4g32-asym", "gptq:w8g32", "awq:w4g32",
-    "awq:w4g32-gemv",
+    "gguf:q4_0", "gguf:q4_1", "gguf:q8_0", "gptq:w4g32", "gptq:w4g32-asym", "gptq:w8g32",
+    "awq:w4g32", "awq:w4g32-gemv",
 }  # fmt: skip
 EXACT: dict[str, set[str]] = {
     "hf": set(),
-    "q4_0": SYMMETRIC_4 - {"gguf:q8_0"},  # block types are not turned into one another
+    "q4_0": SYMMETRIC_4 - {"gguf:q8_0", "gguf:q4_1"},  # block types are not turned into one another
     "q4_1": {"gguf:q4_1"},
     "q8_0": {"gguf:q8_0", "gptq:w8g32"},
     "q4_k": set(),

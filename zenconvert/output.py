@@ -108,7 +108,8 @@ class Output:
         for descriptor in self.descriptors.values():
             os.fsync(descriptor)
         self._close()
-        for folder in (self._folder(), self.new, self.hidden):
+        inner = {(self._folder() / file.name).parent for file in self.layout.files}
+        for folder in (*sorted(inner), self._folder(), self.new, self.hidden):
             _sync(folder)
         self.refuse(force=force)
         self._give_names(force=force)

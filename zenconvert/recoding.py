@@ -73,10 +73,16 @@ def _to_blocks(old: Encoding, new: Blocks, columns: int) -> Verdict:
     grid = integer_grids.takes(new.type, old) if isinstance(old, Grouped) else None
     if isinstance(old, Grouped) and grid is not None:
         found = _onto(old, grid, columns, str(old))
-        if found.exact and new.type in integer_grids.WITH_MINIMUM and old.offset is None:
+        if found.exact and _rounds_minimum(old, new):
             return Verdict("repack", False, "codes are kept; minimum -zero·scale rounds to f16")
         return found
     return Verdict("quantize", False, f"{old} is decoded and quantized again")
+
+
+def _rounds_minimum(old: Grouped, new: Encoding) -> bool:
+    """Whether zeros become a float16 minimum. A midpoint times a float16 is a float16 itself."""
+    minimum = isinstance(new, Blocks) and new.type in integer_grids.WITH_MINIMUM
+    return minimum and old.offset is None and not old.symmetric
 
 
 def misfit(old: Grouped, new: Grouped, columns: int) -> str | None:
@@ -112,7 +118,8 @@ def refined(tensor: Tensor, choice: Choice) -> Tensor:
     if not isinstance(new, Grouped):
         return tensor
     plain = replace(old, ordered=old.ordered and choice.columns is None)
-    if misfit(plain, new, tensor.columns) is None or not isinstance(stored, StoredPieces):
+    fits = misfit(plain, new, tensor.columns) is None and not _rounds_minimum(old, target)
+    if fits or not isinstance(stored, StoredPieces):
         return tensor
     narrowest = replace(plain, symmetric=old.offset is None, scale=F16, offset=old.offset and F16)
     if misfit(narrowest, new, tensor.columns) is not None:

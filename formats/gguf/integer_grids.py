@@ -1,7 +1,8 @@
 """Block types whose numbers lie on a grid of integers times a scale: their bytes ↔ grouped rows.
 
 Q4_0, Q5_0 and Q8_0 hold a float16 scale for 32 columns and integers around a midpoint; Q4_1 holds a
-float16 scale and a float16 minimum, so that a zero fits only where ``-zero * scale`` is a float16.
+float16 scale and a float16 minimum, so that a zero fits only where ``-zero * scale`` is a float16,
+as it is for midpoints.
 
 Layouts: ``block_q4_0`` … in ggml-common.h. In the 4-bit types byte j holds columns j and j + 16.
 """
@@ -15,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.encoding import F16, Grouped
+from zenconvert.errors import InvalidInput
 from zenconvert.formats.gguf import block_grids
 from zenconvert.grouped import GroupedRows, regroup
 
 _COLUMNS: Final = 32
+_LARGEST: Final = 65504
 
 GRIDS: Final[dict[str, Grouped]] = {
     "q4_0": Grouped(4, _COLUMNS, symmetric=True),
@@ -28,7 +31,8 @@ GRIDS: Final[dict[str, Grouped]] = {
 """Types that are such a grid, bit for bit."""
 
 WITH_MINIMUM: Final[dict[str, Grouped]] = {"q4_1": Grouped(4, _COLUMNS, symmetric=False)}
-"""Types that take such a grid after rounding the minimum ``-zero * scale`` to float16."""
+"""Types that take such a grid after rounding the minimum ``-zero * scale`` to float16, which
+changes nothing where the grid is symmetric."""
 
 _WRITABLE: Final = frozenset({"q4_0", "q8_0", "q4_1"})
 
@@ -73,7 +77,7 @@ def from_grouped(type_name: str, rows: GroupedRows) -> NDArray[np.uint8]:
     """Grouped rows as block bytes u8[rows, row_bytes].
 
     Bit for bit where the type is a grid; Q4_1 rounds its minimum to float16. Raises InvalidInput
-    for numbers that are not on the grid.
+    for numbers that are not on the grid and minimums beyond float16.
     """
     if type_name in WITH_MINIMUM:
         grid = takes(type_name, rows.encoding)
@@ -90,6 +94,8 @@ def _with_minimum(rows: GroupedRows) -> NDArray[np.uint8]:
     if minimum is None:
         assert rows.zeros is not None  # regroup made them explicit
         minimum = -(rows.zeros.astype(np.float32) * rows.scales.astype(np.float32))
+        if (largest := float(np.abs(minimum).max(initial=0))) > _LARGEST:
+            raise InvalidInput(f"the minimum {-largest:g} is beyond the range of f16 ({_LARGEST})")
     return _joined(
         _bytes(rows.scales), _bytes(minimum.astype(np.float16)), _nibbles(_by_block(rows))
     )
