@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -18,6 +18,7 @@ from zenconvert import Options, convert, open_checkpoint
 from zenconvert.errors import PlanError
 from zenconvert.formats.gguf import container
 from zenconvert.recoding import logical_rows
+from zenconvert.solving import Calibrating
 
 Model = Callable[[str], Path]
 GRIDS = (
@@ -253,3 +254,18 @@ def test_scales_that_half_precision_cannot_hold_round_within_their_bound(
         first = logical_rows(tensor, 0, tensor.rows)
         second = logical_rows(theirs.tensors[name], 0, tensor.rows)
         np.testing.assert_allclose(second, first, rtol=2**-11, atol=0)
+
+
+@pytest.mark.parametrize("solver", ["gptq", "awq"])
+def test_a_solved_grid_is_that_of_the_solver_s_own_format(
+    solver: Literal["gptq", "awq"], model: Model, tmp_path: Path
+) -> None:
+    learnt = Calibrating(languages=["en", "ar"], tokens_per_language=300, context=64)
+    own = f"{solver}:w4g32"
+    convert(model("llama3"), tmp_path / "own", own, calibrating=learnt)
+    target = {"gptq": "onnx:int4", "awq": "onnx:int4-asym"}[solver]
+    out = tmp_path / "onnx"
+    done = convert(model("llama3"), out, target, calibrating=learnt, solver=solver)
+    assert len(done.modules) == 14
+    assert {report.method for report in done.modules.values()} == {solver}
+    assert_same_numbers(tmp_path / "own", out)
