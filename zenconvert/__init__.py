@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zenconvert.verification.gate import Outcome, Verdict
     from zenconvert.verification.report import Report
     from zenconvert.verification.run import verify
+    from zenconvert.verification.tasks import TaskDrift, compare_tasks
 
 __version__ = "0.1.0"
 
@@ -38,9 +39,11 @@ __all__ = [
     "Report",
     "Step",
     "Target",
+    "TaskDrift",
     "Verdict",
     "calibrate",
     "compare",
+    "compare_tasks",
     "convert",
     "diff",
     "errors",
@@ -63,9 +66,11 @@ _HOMES = {
     "Report": "verification.report",
     "Step": "planning",
     "Target": "target",
+    "TaskDrift": "verification.tasks",
     "Verdict": "verification.gate",
     "calibrate": "calibration",
     "compare": "verification.comparison",
+    "compare_tasks": "verification.tasks",
     "convert": "conversion",
     "diff": "difference",
     "inspect": "inspection",

@@ -9,7 +9,7 @@ Token types and padding follow llama.cpp's converter (``get_vocab_base`` and
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +71,11 @@ class TextEncoder:
         """Token ids without BOS or EOS."""
         ids: list[int] = self._fast.encode(text, add_special_tokens=False).ids
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        text: str = self._fast.decode(list(ids), skip_special_tokens=True)
+        return text
 
 
 @dataclass(frozen=True)
