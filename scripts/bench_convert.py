@@ -24,7 +24,6 @@ from zenconvert.formats import safetensors_container
 from zenconvert.models import builtin_path
 
 ROOT = Path(__file__).parent.parent
-HIDDEN, FFN, HEADS, KV_HEADS = 2048, 5632, 32, 8
 SHARD = 500_000_000
 
 QUANTIZE = """
@@ -58,17 +57,40 @@ def measure(command: list[str]) -> Run:
     return Run(seconds, usage.ru_maxrss * 1024)
 
 
-def synthetic_model(folder: Path, size: int) -> None:
-    """A Qwen2 checkpoint of about ``size`` bytes with random bf16 weights and a real tokenizer."""
-    nano = builtin_path("zen-nano")
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a Qwen2 decoder block."""
+
+    hidden: int = 2048
+    ffn: int = 5632
+    heads: int = 32
+    kv_heads: int = 8
+
+    @property
+    def keys(self) -> int:
+        """Rows of the key projection."""
+        return self.hidden * self.kv_heads // self.heads
+
+    def layers_of(self, size: int, vocab: int) -> int:
+        """Layers of a model of about so many bytes in bf16, two at least."""
+        layer = 2 * (2 * self.hidden * (self.hidden + self.keys) + 3 * self.hidden * self.ffn)
+        return max(2, round((size - 4 * self.hidden * vocab) / layer))
+
+
+def synthetic_model(
+    folder: Path, size: int, shape: Shape | None = None, layers: int | None = None
+) -> None:
+    """A Qwen2 checkpoint with random bf16 weights and a real tokenizer.
+
+    Of about ``size`` bytes, unless its number of layers is given.
+    """
+    shape, nano = shape or Shape(), builtin_path("zen-nano")
     config = json.loads((nano / "config.json").read_text())
-    per_layer = 2 * (
-        2 * HIDDEN * HIDDEN + 2 * HIDDEN * HIDDEN * KV_HEADS // HEADS + 3 * HIDDEN * FFN
-    )
-    layers = max(2, round((size - 4 * HIDDEN * config["vocab_size"]) / per_layer))
+    layers = layers or shape.layers_of(size, config["vocab_size"])
     config |= {
-        "hidden_size": HIDDEN, "intermediate_size": FFN, "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS, "num_hidden_layers": layers,
+        "hidden_size": shape.hidden, "intermediate_size": shape.ffn,
+        "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
+        "num_hidden_layers": layers,
     }  # fmt: skip
     config.pop("layer_types", None)
     config.pop("head_dim", None)
@@ -77,26 +99,26 @@ def synthetic_model(folder: Path, size: int) -> None:
         if file.suffix != ".safetensors" and file.name != "README.md":
             shutil.copy(file, folder / file.name)
     (folder / "config.json").write_text(json.dumps(config))
-    _write_weights(folder, _shapes(layers, config["vocab_size"]))
+    _write_weights(folder, _shapes(shape, layers, config["vocab_size"]))
 
 
-def _shapes(layers: int, vocab: int) -> dict[str, tuple[int, ...]]:
-    kv = HIDDEN * KV_HEADS // HEADS
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, HIDDEN)}
+def _shapes(shape: Shape, layers: int, vocab: int) -> dict[str, tuple[int, ...]]:
+    hidden, ffn = shape.hidden, shape.ffn
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
     for i in range(layers):
         p = f"model.layers.{i}."
         shapes |= {
-            f"{p}input_layernorm.weight": (HIDDEN,),
-            f"{p}mlp.down_proj.weight": (HIDDEN, FFN),
-            f"{p}mlp.gate_proj.weight": (FFN, HIDDEN),
-            f"{p}mlp.up_proj.weight": (FFN, HIDDEN),
-            f"{p}post_attention_layernorm.weight": (HIDDEN,),
+            f"{p}input_layernorm.weight": (hidden,),
+            f"{p}mlp.down_proj.weight": (hidden, ffn),
+            f"{p}mlp.gate_proj.weight": (ffn, hidden),
+            f"{p}mlp.up_proj.weight": (ffn, hidden),
+            f"{p}post_attention_layernorm.weight": (hidden,),
         }
-        for name, rows in (("q", HIDDEN), ("k", kv), ("v", kv)):
+        for name, rows in (("q", hidden), ("k", shape.keys), ("v", shape.keys)):
             shapes[f"{p}self_attn.{name}_proj.bias"] = (rows,)
-            shapes[f"{p}self_attn.{name}_proj.weight"] = (rows, HIDDEN)
-        shapes[f"{p}self_attn.o_proj.weight"] = (HIDDEN, HIDDEN)
-    return {**shapes, "model.norm.weight": (HIDDEN,), "lm_head.weight": (vocab, HIDDEN)}
+            shapes[f"{p}self_attn.{name}_proj.weight"] = (rows, hidden)
+        shapes[f"{p}self_attn.o_proj.weight"] = (hidden, hidden)
+    return {**shapes, "model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
 
 
 def _write_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
