@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 WORD_BITS: Final = 32
+_BYTE: Final = 8
+_IN_BYTES: Final = (2, 4, 8)
+"""Widths of which a byte holds several, or one."""
 _PLANES: Final = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 """Bits of a code → widths of its parts."""
 
@@ -27,6 +30,8 @@ def words(count: int, bits: int) -> int:
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
     """Pack ``uint8[n, …]`` into ``int32[words(n, bits), …]``; missing codes are zero bits."""
     count = len(codes)
+    if _lies_in_columns(codes, bits):
+        return np.ascontiguousarray(_joined(codes.T, bits).view("<i4").T)
     units = -(-count // WORD_BITS)
     if count % WORD_BITS:
         padding = np.zeros((units * WORD_BITS - count, *codes.shape[1:]), dtype=np.uint8)
@@ -45,6 +50,9 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
 
 def unpack(packed: NDArray[Any], bits: int, count: int) -> NDArray[np.uint8]:
     """Unpack the first ``count`` codes of ``int32[words, …]`` to ``uint8[count, …]``."""
+    if packed.ndim == 2 and bits in _IN_BYTES and len(packed) >= words(count, bits):
+        lines = np.ascontiguousarray(packed.view(np.int32).T.astype("<i4", copy=False))
+        return _parted(lines.view(np.uint8), bits).T[:count]
     stored = np.ascontiguousarray(packed).view(np.uint32)
     units = -(-count // WORD_BITS)
     missing = units * bits - len(stored)
@@ -60,6 +68,31 @@ def unpack(packed: NDArray[Any], bits: int, count: int) -> NDArray[np.uint8]:
             column = column | (stored[:, word + 1] << np.uint32(WORD_BITS - shift))
         out[:, index] = (column & mask).astype(np.uint8)
     return out.reshape(units * WORD_BITS, *out.shape[2:])[:count]
+
+
+def _lies_in_columns(codes: NDArray[np.uint8], bits: int) -> bool:
+    """Whether the codes of a word are neighbours in memory, whole words of them."""
+    whole = bits in _IN_BYTES and len(codes) * bits % WORD_BITS == 0
+    return codes.ndim == 2 and whole and codes.T.flags.c_contiguous
+
+
+def _joined(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Neighbours of a row in one byte: ``uint8[rows, n]`` → ``uint8[rows, n·bits/8]``."""
+    while bits < _BYTE:
+        pairs = codes.view("<u2")
+        codes, bits = (pairs | (pairs >> np.uint16(_BYTE - bits))).astype(np.uint8), 2 * bits
+    return codes
+
+
+def _parted(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Undo :func:`_joined`."""
+    width = _BYTE
+    while width > bits:
+        width //= 2
+        wide = codes.astype("<u2")
+        mask = np.uint16(((1 << width) - 1) * 0x0101)
+        codes = ((wide | (wide << np.uint16(_BYTE - width))) & mask).view(np.uint8)
+    return codes
 
 
 def pack_planar(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:

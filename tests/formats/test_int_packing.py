@@ -93,3 +93,13 @@ def test_planes_hold_the_same_codes_in_as_many_words(bits: int, units: int, seed
     assert packed.shape == (units * bits, 3)
     np.testing.assert_array_equal(unpack_planar(packed, bits), codes)
     assert np.array_equal(packed, pack(codes, bits)) == (bits in {2, 4, 8})
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("count", [32, 96, 100])
+def test_how_codes_lie_in_memory_does_not_matter(bits: int, count: int) -> None:
+    codes = np.random.default_rng(bits).integers(0, 1 << bits, (count, 7)).astype(np.uint8)
+    rows = pack(np.ascontiguousarray(codes), bits)
+    columns = pack(np.asfortranarray(codes), bits)
+    np.testing.assert_array_equal(rows, columns)
+    np.testing.assert_array_equal(unpack(np.asfortranarray(rows), bits, count), codes)
