@@ -35,6 +35,7 @@ LEVELS = (
     {"conversion"},
     {"difference"},
     {"verification"},
+    {"publication"},
     {"cli"},
     {"__main__"},
 )

@@ -21,6 +21,7 @@
     ├── NotEnoughResources             5   memory or disk would not suffice
     ├── MissingDependency              2   an optional package is not installed
     ├── ConversionFailed               1   an operation that should have worked did not
+    ├── PublishingFailed               8   a release could not be put where it should go
     ├── GateFailed                     1   an artifact has moved further than the policy allows
     └── GateInconclusive               6   the measurement cannot tell, or cannot be believed
 
@@ -132,6 +133,12 @@ class NotEnoughResources(ZenError):
     """Memory or disk would not suffice."""
 
     exit_code = 5
+
+
+class PublishingFailed(ZenError):
+    """A release could not be put where it should go; what was there before is still there."""
+
+    exit_code = 8
 
 
 class GateFailed(ZenError):

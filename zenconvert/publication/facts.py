@@ -80,6 +80,16 @@ class VariantFacts:
     """Why it could not be made, in the words of the error."""
 
     @property
+    def label(self) -> str:
+        """How reports of a release name the artifact: its path below the release's folder."""
+        return f"{self.shelf}/{self.files[0]}" if self.is_file and self.files else self.shelf
+
+    @property
+    def is_file(self) -> bool:
+        """Whether a reader opens the first file rather than the shelf's folder."""
+        return self.format == "gguf"
+
+    @property
     def outcome(self) -> str:
         """The verdict's outcome; ``UNMEASURED`` without one, ``ERROR`` where making it failed."""
         if self.error is not None:
@@ -102,6 +112,10 @@ class ReleaseFacts:
     version: str
     """Of zenconvert."""
     variants: tuple[VariantFacts, ...]
+    policy_file: bytes = b""
+    """The policy file as it was read; empty stands for the default policy's."""
+    hub: str | None = None
+    """User or organisation on the Hub that the shelves are for; None where nobody said."""
 
     @property
     def shelves(self) -> dict[str, tuple[VariantFacts, ...]]:
