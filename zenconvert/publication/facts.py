@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -85,6 +85,11 @@ class VariantFacts:
         return f"{self.shelf}/{self.files[0]}" if self.is_file and self.files else self.shelf
 
     @property
+    def is_made(self) -> bool:
+        """Whether there are files of it."""
+        return self.error is None and bool(self.files)
+
+    @property
     def is_file(self) -> bool:
         """Whether a reader opens the first file rather than the shelf's folder."""
         return self.format == "gguf"
@@ -124,3 +129,9 @@ class ReleaseFacts:
         for variant in self.variants:
             found.setdefault(variant.shelf, []).append(variant)
         return {shelf: tuple(variants) for shelf, variants in found.items()}
+
+
+def preferred(variants: Sequence[VariantFacts]) -> VariantFacts:
+    """The variant that most people want: the smallest that passed, else the smallest."""
+    passed = [variant for variant in variants if variant.outcome == "PASS"]
+    return min(passed or variants, key=lambda variant: variant.size)
