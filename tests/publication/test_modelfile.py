@@ -15,28 +15,33 @@ from zenconvert.publication.facts import ReleaseFacts, SourceFacts, preferred
 from zenconvert.publication.gotemplate import render_go
 from zenconvert.publication.modelfile import modelfile, ollama_template
 
-CHATML = (
-    "{% if default and messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-LLAMA_3 = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>{{ '\n\n' }}{% endif %}"
-)
-LLAMA_2 = (
-    "{% if messages[0].role == 'system' %}"
-    "{% set head = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}{% set rest = messages[1:] %}"
-    "{% else %}{% set head = '' %}{% set rest = messages %}{% endif %}{% for m in rest %}"
-    "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + (head if loop.first else '') + m.content + ' [/INST]' }}"
-    "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
-)
-MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + '[/INST]' }}"
-    "{% elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}"
-    "{% else %}{{ raise_exception('only user and assistant') }}{% endif %}{% endfor %}"
-)
+CHATML = """\
+{%- if default and messages[0].role != 'system' %}{{ '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}
+{%- endif %}
+{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+LLAMA_3 = """\
+{{- bos_token }}
+{%- for m in messages %}
+{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}"""
+LLAMA_2 = """\
+{%- if messages[0].role == 'system' %}
+{%- set head, rest = '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n', messages[1:] %}
+{%- else %}{% set head, rest = '', messages %}{% endif %}
+{%- for m in rest %}{% if m.role == 'user' %}
+{{- bos_token + '[INST] ' + (head if loop.first else '') + m.content + ' [/INST]' }}
+{%- else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"""
+MISTRAL = """\
+{{- bos_token }}
+{%- for m in messages %}
+{%- if m.role == 'user' %}{{ '[INST] ' + m.content + '[/INST]' }}
+{%- elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}
+{%- else %}{{ raise_exception('only user and assistant') }}{% endif %}
+{%- endfor %}"""
 LLAMA = {"bos": "<s>", "eos": "</s>"}
 LONG = [
     {"role": "user", "content": "Hi"},
@@ -163,14 +168,28 @@ def test_hostile_names_add_no_instruction(hostile: ReleaseFacts) -> None:
     assert set(found) <= {"FROM", "TEMPLATE", "PARAMETER stop", "PARAMETER num_ctx"}
 
 
-def test_templates_beyond_the_known_part_of_go_are_refused() -> None:
-    for template in ("{{ .Messages | json }}", "{{ if not .System }}x{{ end }}", "{{ end }}",
-                     "{{ if .System }}x", "{{ range .Messages }}x{{ else }}{{ end }}"):  # fmt: skip
-        with pytest.raises(CorruptFile, match="Go template"):
-            render_go(template, LONG)
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ .Messages | json }}",
+        "{{ if not .System }}x{{ end }}",
+        "{{ end }}",
+        "{{ if .System }}x",
+        "{{ range .Messages }}x{{ else }}{{ end }}",
+    ],
+)
+def test_templates_beyond_the_known_part_of_go_are_refused(template: str) -> None:
+    with pytest.raises(CorruptFile, match="Go template"):
+        render_go(template, LONG)
+
+
+def test_trim_marks_and_branches_are_those_of_go() -> None:
     assert render_go("a {{- if .System }} b {{- else }} c {{ end -}} d", LONG) == "a c d"
-    assert render_go('{{ range .Messages }}{{ if eq .Role "user" }}{{ .Content }},{{ else if eq '
-                     '.Role "assistant" }}{{ else }}?{{ end }}{{ end }}', BEGUN) == "?Hi,And now?,"  # fmt: skip
+    roles = (
+        '{{ range .Messages }}{{ if eq .Role "user" }}{{ .Content }},'
+        '{{ else if eq .Role "assistant" }}{{ else }}?{{ end }}{{ end }}'
+    )
+    assert render_go(roles, BEGUN) == "?Hi,And now?,"
 
 
 def commands(text: str) -> dict[str, list[str]]:

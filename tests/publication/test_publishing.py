@@ -124,7 +124,6 @@ def test_publishing_again_changes_nothing(hub: Hub, ready: Made) -> None:
         pytest.param(Fault("POST", "/commit/main", after=True), id="answer of the commit lost"),
         pytest.param(Fault("POST", "/repos/create", after=True), id="answer of the creation lost"),
         pytest.param(Fault("DELETE", "/branch/", after=True), id="answer of the deletion lost"),
-        pytest.param(Fault("GET", "/tree/", 502), id="502 at a listing"),
     ],
 )
 def test_passing_faults_pass(hub: Hub, ready: Made, fault: Fault) -> None:

@@ -139,8 +139,8 @@ def _report(progress: Progress | None, stage: str, done: int, total: int) -> Non
 def _check_arguments(facts: ReleaseFacts, destination: Destination, allow: Sequence[str]) -> None:
     if facts.hub != destination.namespace:
         raise UsageError(
-            f"cards and commands of the release are about {facts.hub or 'no place on the Hub'}, not "
-            f"about {destination.namespace}; name it in the recipe and assemble the release again"
+            f"cards and commands of the release are about {facts.hub or 'no place on the Hub'}, "
+            f"not about {destination.namespace}; name it in the recipe and make the release again"
         )
     known = ("PASS", "FAIL", "INCONCLUSIVE", "ANOMALOUS", "UNMEASURED")
     if unknown := [outcome for outcome in allow if outcome not in known]:
