@@ -38,6 +38,7 @@ LEVELS = (
     {"production"},
     {"difference"},
     {"verification"},
+    {"publication"},
     {"cli"},
     {"__main__"},
 )

@@ -16,11 +16,13 @@
     │   ├── MissingTensor                  the model needs a tensor that is not there
     │   ├── UnexpectedTensor               a tensor that the architecture does not know
     │   ├── NotFinite                      a model computes something that is no number
+    │   ├── BadSignature                   a signature that is not of these files and this key
     │   ├── ReportMismatch                 a report is not about the files that it names
     │   └── SourceNotFound                 no checkpoint at this path or hub id
     ├── NotEnoughResources             5   memory or disk would not suffice
     ├── MissingDependency              2   an optional package is not installed
     ├── ConversionFailed               1   an operation that should have worked did not
+    ├── PublishingFailed               8   a release could not be put where it should go
     ├── GateFailed                     1   an artifact has moved further than the policy allows
     └── GateInconclusive               6   the measurement cannot tell, or cannot be believed
 
@@ -120,6 +122,10 @@ class NotFinite(InvalidInput):
     """A model computes something that is no number."""
 
 
+class BadSignature(InvalidInput):
+    """A signature that is not of these files and this key."""
+
+
 class ReportMismatch(InvalidInput):
     """A report is not about the files that it names."""
 
@@ -132,6 +138,12 @@ class NotEnoughResources(ZenError):
     """Memory or disk would not suffice."""
 
     exit_code = 5
+
+
+class PublishingFailed(ZenError):
+    """A release could not be put where it should go; what was there before is still there."""
+
+    exit_code = 8
 
 
 class GateFailed(ZenError):
