@@ -7,7 +7,6 @@ memory is bounded by one slab per worker, and the bytes do not depend on the num
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from zenconvert.formats.gguf import blocks
 from zenconvert.grouped import ROW_UNIT, GroupedRows
 from zenconvert.knowledge import Knowledge
 from zenconvert.layout import Choice, OutputFile, Slot
+from zenconvert.machine import usable_cores
 from zenconvert.output import Output, open_output, refuse_taken
 from zenconvert.planning import PACKED_ROWS, SLAB_ELEMENTS, Importance, Plan, Step, make_plan
 from zenconvert.recoding import read_rows, recode, verdict
@@ -208,11 +208,6 @@ def _told(planned: Plan, final: Plan, modules: Mapping[str, ModuleReport]) -> tu
         else step
         for step in final.steps
     )
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def run(

@@ -7,6 +7,11 @@ import shutil
 from pathlib import Path
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def free_ram() -> int:
     """Bytes of memory that can be had without swapping."""
     try:

@@ -105,7 +105,7 @@ class VariantRecipe:
     name: str
     target: Target
     engines: tuple[str, ...]
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
     solver: Solver | None = None
     largest_error: float | None = None
     exact: bool = False

@@ -284,7 +284,7 @@ class _Reader:
         if target.format != "gguf" and name.lower() == "gguf":
             self._say((*place, "name"), f"{name!r} is the folder of all GGUF files")
             return None
-        options = {key: given.pop(key) for key in _OPTIONS if key in given}
+        options: dict[str, Any] = {key: given.pop(key) for key in _OPTIONS if key in given}
         if target.format == "gguf":
             options["split_max_size"] = split or Output.__dataclass_fields__["split"].default
         given["policy"] = self._policy(given.get("policy"))

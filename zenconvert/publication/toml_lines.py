@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Final
 
 Place = tuple[str | int, ...]
@@ -52,7 +53,7 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
     """(line, what stands there) of every table header and every key."""
     ends = [0, *(match.end() for match in re.finditer("\n", text)), len(text) + 1]
     resume = 0
-    for number, (begin, end) in enumerate(zip(ends, ends[1:], strict=False), 1):
+    for number, (begin, end) in enumerate(pairwise(ends), 1):
         statement = text[begin:end].strip()
         if begin < resume or not statement or statement.startswith("#"):
             continue

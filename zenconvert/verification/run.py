@@ -12,8 +12,8 @@ from zenconvert import __version__
 from zenconvert.calib.samples import Sample, load_bundled, load_file
 from zenconvert.calib.windows import Window, windows
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.conversion import usable_cores
 from zenconvert.errors import InvalidInput, UsageError
+from zenconvert.machine import usable_cores
 from zenconvert.sources import open_checkpoint
 from zenconvert.verification.drift import summarise
 from zenconvert.verification.engines import ALL, ENGINES, TORCH, engine_names, refusal

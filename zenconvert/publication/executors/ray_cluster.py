@@ -7,6 +7,7 @@ is kept below the release's folder, so that one pass serves all nodes.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -39,7 +40,7 @@ class RayExecutor:
             ) from error
         if not ray.is_initialized():
             try:
-                ray.init(address="auto", log_to_driver=False, logging_level="warning")
+                ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
             except ConnectionError as error:
                 raise UsageError(
                     "there is no Ray cluster here: start one with `ray start --head`, or name one "
