@@ -30,7 +30,7 @@ from zenconvert.publication.jobs import (
     Task,
     key,
 )
-from zenconvert.publication.records import Records
+from zenconvert.publication.ledger import Ledger
 
 TOY = (sys.executable, "-m", "tests.publication.toy_worker")
 NAMES = ("A", "B", "C")
@@ -65,7 +65,7 @@ def run(folder: Path, all_jobs: Sequence[Job] | None = None, **orders: Any) -> l
         return Task(batch[0].kind, tuple((j.key, j.name) for j in batch), "recipe.toml", text)
 
     with held(folder):
-        Run(all_jobs, Records(folder), executor, task, events.append).run()
+        Run(all_jobs, Ledger(folder), executor, task, events.append).run()
     return events
 
 
@@ -108,7 +108,7 @@ def test_nothing_is_done_twice(tmp_path: Path) -> None:
     events = run(tmp_path)
     assert told(events, JobSkipped) == [job.title for job in jobs()]
     assert ran(tmp_path) == before
-    assert undone(jobs(), Records(tmp_path)) == []
+    assert undone(jobs(), Ledger(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
@@ -149,13 +149,13 @@ def test_what_is_no_longer_there_is_done_again(
 
 def test_a_verification_of_other_bytes_is_done_again(tmp_path: Path) -> None:
     run(tmp_path)
-    records, made = Records(tmp_path), key("variant", name="C")
+    ledger, made = Ledger(tmp_path), key("variant", name="C")
     (tmp_path / "variant/C.txt").write_text("another run made this of the same things\n")
-    record = records.get(made)
+    record = ledger.get(made)
     assert record is not None
-    files = records.written([tmp_path / "variant/C.txt"])
-    records.put(type(record)(made, "variant", "C", files))
-    assert [job.title for job in undone(jobs(), records)] == ["verify C"]
+    files = ledger.written([tmp_path / "variant/C.txt"])
+    ledger.put(type(record)(made, "variant", "C", files))
+    assert [job.title for job in undone(jobs(), ledger)] == ["verify C"]
 
 
 def test_a_failure_takes_only_what_needs_it(tmp_path: Path) -> None:

@@ -15,16 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zenconvert.publication.jobs import Failure, Task
-from zenconvert.publication.records import Record, Records
+from zenconvert.publication.ledger import Record, Ledger
 from zenconvert.publication.worker import serve
 
 
 def perform(task: Task, progress: Callable[[str, int, int], None]) -> dict[str, Failure]:
     """Write what the jobs are to write."""
     orders = json.loads(task.text)
-    records = Records(Path(orders["folder"]))
+    ledger = Ledger(Path(orders["folder"]))
     failures = {}
-    with (records.state / "ran.txt").open("a") as ran:
+    with (ledger.state / "ran.txt").open("a") as ran:
         ran.write(f"{task.kind} {' '.join(name for _, name in task.jobs)}\n")
     for number, (key, name) in enumerate(task.jobs, 1):
         print("noise that a library makes")
@@ -37,13 +37,13 @@ def perform(task: Task, progress: Callable[[str, int, int], None]) -> dict[str, 
         if title in orders.get("fail", ()):
             failures[key] = Failure("NotEnoughResources", "too large")
             continue
-        file = records.folder / task.kind / f"{name}.txt"
+        file = ledger.folder / task.kind / f"{name}.txt"
         file.parent.mkdir(exist_ok=True)
         threads = os.environ["OMP_NUM_THREADS"]
         file.write_text(f"{name} with {threads} threads\n")
-        source = records.get(orders.get("reads", {}).get(key, ""))
+        source = ledger.get(orders.get("reads", {}).get(key, ""))
         read = "" if source is None else source.digest
-        records.put(Record(key, task.kind, name, records.written([file]), read))
+        ledger.put(Record(key, task.kind, name, ledger.written([file]), read))
         progress(title, number, len(task.jobs))
     return failures
 

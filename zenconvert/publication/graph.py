@@ -25,14 +25,14 @@ from zenconvert.publication.jobs import (
     JobStarted,
     Task,
 )
-from zenconvert.publication.records import STATE, Records
+from zenconvert.publication.ledger import STATE, Ledger
 
 Tell = Callable[[Event], None]
 _MOST: Final = 256
 """Batches at a time."""
 
 
-def undone(jobs: Iterable[Job], records: Records) -> list[Job]:
+def undone(jobs: Iterable[Job], ledger: Ledger) -> list[Job]:
     """The jobs that have to run, in their order; one that only serves others may be left out.
 
     A job is done when its outputs are what its record says, and were made from what the job that it
@@ -41,10 +41,10 @@ def undone(jobs: Iterable[Job], records: Records) -> list[Job]:
     jobs = list(jobs)
     left: dict[str, Job] = {}
     for job in jobs:
-        record = records.get(job.key)
-        fresh = record is not None and records.holds(record)
+        record = ledger.get(job.key)
+        fresh = record is not None and ledger.holds(record)
         if job.reads is not None and record is not None:
-            source = records.get(job.reads)
+            source = ledger.get(job.reads)
             fresh &= job.reads not in left and source is not None and source.digest == record.read
         if not fresh:
             left[job.key] = job
@@ -70,7 +70,7 @@ class Run:
     """One run of a graph."""
 
     jobs: Sequence[Job]
-    records: Records
+    ledger: Ledger
     executor: Executor
     task_of: Callable[[Sequence[Job]], Task]
     """Tells what a worker is to do for a batch."""
@@ -84,12 +84,12 @@ class Run:
 
         Interrupted (KeyboardInterrupt), it ends all workers first.
         """
-        waiting = undone(self.jobs, self.records)
+        waiting = undone(self.jobs, self.ledger)
         for job in self.jobs:
             if job not in waiting:
                 self._say(JobSkipped(job))
         for job in waiting:
-            self.records.remove(job.key)
+            self.ledger.remove(job.key)
         running: dict[Future[None], tuple[Job, ...]] = {}
         with ThreadPoolExecutor(_MOST, thread_name_prefix="job") as pool:
             try:
@@ -137,7 +137,7 @@ class Run:
         for job in batch:
             if (failure := failures.get(job.key)) is not None:
                 self._fail(job, failure)
-            elif self.records.get(job.key) is None:
+            elif self.ledger.get(job.key) is None:
                 text = "its process left no record; is the release's folder on a shared disk?"
                 self._fail(job, Failure(ConversionFailed.__name__, text))
             else:

@@ -22,6 +22,7 @@ from typing import Final
 from zenconvert.publication.toml_lines import Lines, Place
 from zenconvert.solving import Calibrating, Solver
 from zenconvert.target import Options, Target
+from zenconvert.variants import Variant
 
 THREADS: Final = 4
 """Threads of a job by default; the same everywhere, since float sums depend on them."""
@@ -110,6 +111,8 @@ class VariantRecipe:
     largest_error: float | None = None
     exact: bool = False
     allow_requantize: bool = False
+    calibrate: bool = True
+    """Use the statistics, where there are any."""
     policy: str | None = None
     """Judges this variant instead of the release's."""
 
@@ -149,6 +152,23 @@ class Recipe:
     def variant(self, name: str) -> VariantRecipe:
         """The variant of a name, which must be there."""
         return next(v for v in self.variants if v.name == name)
+
+    def path_of(self, variant: VariantRecipe) -> Path:
+        """Where the artifact comes to stand."""
+        return self.output.folder / variant.out(self.source.name)
+
+    def production(self, variant: VariantRecipe) -> Variant:
+        """The variant as those who make it want it."""
+        return Variant(
+            name=variant.name,
+            out=self.path_of(variant),
+            target=variant.target,
+            options=variant.options,
+            solver=variant.solver,
+            largest_error=variant.largest_error,
+            exact=variant.exact,
+            allow_requantize=variant.allow_requantize,
+        )
 
 
 def default_name(target: Target, default_type: str) -> str:

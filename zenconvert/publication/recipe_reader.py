@@ -83,6 +83,7 @@ VARIANT: Final[Mapping[str, v.Check]] = {
     "pure": v.flag,
     "exact": v.flag,
     "allow_requantize": v.flag,
+    "calibrate": v.flag,
     "largest_error": v.number,
     "policy": v.text,
 }

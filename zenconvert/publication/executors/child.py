@@ -15,7 +15,7 @@ from typing import Final
 
 from zenconvert.publication.executors import Progress
 from zenconvert.publication.jobs import Failure, Task
-from zenconvert.publication.records import STATE
+from zenconvert.publication.ledger import STATE
 
 WORKER: Final = (sys.executable, "-m", "zenconvert.publication.worker")
 _THREADS: Final = (

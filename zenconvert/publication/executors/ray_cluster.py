@@ -18,7 +18,7 @@ from zenconvert.errors import MissingDependency, UsageError
 from zenconvert.publication.executors import Progress
 from zenconvert.publication.executors.child import WORKER, Child
 from zenconvert.publication.jobs import Failure, Job, Task
-from zenconvert.publication.records import STATE
+from zenconvert.publication.ledger import STATE
 
 if TYPE_CHECKING:
     from ray import ObjectRef

@@ -52,8 +52,8 @@ class Record:
         return sha256(lines.encode()).hexdigest()
 
 
-class Records:
-    """The records of a release's folder."""
+class Ledger:
+    """The ledger of a release's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.state = folder, folder / STATE
