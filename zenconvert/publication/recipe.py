@@ -93,7 +93,7 @@ class Publishing:
     """Where a release is uploaded to."""
 
     hub: str
-    """Organisation, or organisation and the beginning of the repositories' names."""
+    """User or organisation on the Hub; every shelf has a repository of its own."""
     private: bool = False
     allow: tuple[str, ...] = ("PASS",)
     """Verdicts that may be published."""
@@ -141,10 +141,6 @@ class Recipe:
     gate: Gate = field(default_factory=Gate)
     threads: int = THREADS
     publishing: Publishing | None = None
-    ollama: str | None = None
-    """Name in the Ollama library."""
-    lmstudio: str | None = None
-    """Publisher in LM Studio's catalogue."""
     places: Mapping[str, Place] = field(default_factory=dict)
     """Variant → its table in the file."""
     lines: Lines = field(default_factory=lambda: Lines(""), compare=False)

@@ -65,9 +65,7 @@ TABLES: Final[Mapping[str, Mapping[str, v.Check]]] = {
     },
     "gate": {"policy": v.text, "against": v.text},
     "run": {"threads": v.count(1), "device": v.text},
-    "publish": {"hub": v.text, "private": v.flag, "allow": v.some_of(*_OUTCOMES)},
-    "ollama": {"name": v.text},
-    "lmstudio": {"publisher": v.name},
+    "publish": {"hub": v.name, "private": v.flag, "allow": v.some_of(*_OUTCOMES)},
 }
 _REQUIRED: Final = {"source": ("path",), "output": ("folder",), "publish": ("hub",)}
 VARIANT: Final[Mapping[str, v.Check]] = {
@@ -159,8 +157,6 @@ class _Reader:
             verification=verification,
             gate=self._gate(given["gate"]),
             publishing=publishing,
-            ollama=given["ollama"].get("name"),
-            lmstudio=given["lmstudio"].get("publisher"),
             places=places,
             lines=self.lines,
             **{key: value for key, value in given["run"].items() if key == "threads"},
