@@ -44,10 +44,13 @@ class Window:
     ids: tuple[int, ...]
 
 
-def render(sample: Sample, template: str | None, special_tokens: dict[str, str]) -> str:
+def render(
+    sample: Sample, template: str | None, special_tokens: dict[str, str], *, reply: bool = False
+) -> str:
     """The text of a sample; chats through ``template``, ChatML where a model has none.
 
-    Raises InvalidInput when the template fails.
+    With ``reply`` a chat ends with what begins the model's answer. Raises InvalidInput when the
+    template fails.
     """
     if sample.messages is None:
         return sample.text or ""
@@ -60,7 +63,7 @@ def render(sample: Sample, template: str | None, special_tokens: dict[str, str])
             messages=messages,
             tools=None,
             documents=None,
-            add_generation_prompt=False,
+            add_generation_prompt=reply,
             **special_tokens,
         )
     except Exception as error:  # a template is a program and may raise anything

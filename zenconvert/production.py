@@ -19,8 +19,8 @@ from zenconvert.calib.solution import ModuleReport
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.conversion import Conversion
 from zenconvert.errors import ZenError
-from zenconvert.gathering import Gathered, gather
 from zenconvert.formats.registry import format_named
+from zenconvert.gathering import Gathered, gather
 from zenconvert.knowledge import expected_importance, measured_importance, solver_for
 from zenconvert.machine import usable_cores
 from zenconvert.planning import Importance, Plan

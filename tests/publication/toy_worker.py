@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zenconvert.publication.jobs import Failure, Task
-from zenconvert.publication.ledger import Record, Ledger
+from zenconvert.publication.ledger import Ledger, Record
 from zenconvert.publication.worker import serve
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,21 @@ class VariantFacts:
     """Why it could not be made, in the words of the error."""
 
     @property
+    def label(self) -> str:
+        """How reports of a release name the artifact: its path below the release's folder."""
+        return f"{self.shelf}/{self.files[0]}" if self.is_file and self.files else self.shelf
+
+    @property
+    def is_made(self) -> bool:
+        """Whether there are files of it."""
+        return self.error is None and bool(self.files)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether a reader opens the first file rather than the shelf's folder."""
+        return self.format == "gguf"
+
+    @property
     def outcome(self) -> str:
         """The verdict's outcome; ``UNMEASURED`` without one, ``ERROR`` where making it failed."""
         if self.error is not None:
@@ -102,6 +117,10 @@ class ReleaseFacts:
     version: str
     """Of zenconvert."""
     variants: tuple[VariantFacts, ...]
+    policy_file: bytes = b""
+    """The policy file as it was read; empty stands for the default policy's."""
+    hub: str | None = None
+    """User or organisation on the Hub that the shelves are for; None where nobody said."""
 
     @property
     def shelves(self) -> dict[str, tuple[VariantFacts, ...]]:
@@ -110,3 +129,9 @@ class ReleaseFacts:
         for variant in self.variants:
             found.setdefault(variant.shelf, []).append(variant)
         return {shelf: tuple(variants) for shelf, variants in found.items()}
+
+
+def preferred(variants: Sequence[VariantFacts]) -> VariantFacts:
+    """The variant that most people want: the smallest that passed, else the smallest."""
+    passed = [variant for variant in variants if variant.outcome == "PASS"]
+    return min(passed or variants, key=lambda variant: variant.size)

@@ -88,9 +88,7 @@ def _wanted(recipe: Recipe, only: Sequence[str]) -> tuple[VariantRecipe, ...]:
 class _Look:
     """Gathers what is wrong."""
 
-    def __init__(
-        self, recipe: Recipe, problems: list[tuple[Place, str, ZenError | None]]
-    ) -> None:
+    def __init__(self, recipe: Recipe, problems: list[tuple[Place, str, ZenError | None]]) -> None:
         self.recipe, self.problems = recipe, problems
 
     @contextmanager
@@ -109,7 +107,9 @@ class _Look:
         if len(self.problems) == 1 and error is not None and error.exit_code != _USAGE:
             raise error
         lines = self.recipe.lines
-        shown = [(lines.of(place), text.replace("\n", "\n    ")) for place, text, _ in self.problems]
+        shown = [
+            (lines.of(place), text.replace("\n", "\n    ")) for place, text, _ in self.problems
+        ]
         raise RecipeError(str(self.recipe.path), shown)
 
     def source(self) -> Checkpoint | None:

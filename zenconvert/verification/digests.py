@@ -28,6 +28,11 @@ def digest(files: Sequence[Path]) -> str:
     """SHA-256 of one file, or over ``sha256  name`` lines of several."""
     with ThreadPoolExecutor(usable_cores()) as pool:
         digests = list(pool.map(file_digest, files))
+    return combined(files, digests)
+
+
+def combined(files: Sequence[Path], digests: Sequence[str]) -> str:
+    """The only file's digest, or SHA-256 over ``sha256  name`` lines of several."""
     if len(digests) == 1:
         return digests[0]
     lines = "".join(f"{d}  {p.name}\n" for d, p in zip(digests, files, strict=True))
@@ -45,7 +50,7 @@ def file_digest(path: Path) -> str:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing remembered, or nothing usable
-    found = _read(path)
+    found = read_digest(path)
     settled = time.time_ns() - max(before[1:3]) > _SETTLED_NS
     if settled and _state(path) == before:
         text = json.dumps({"path": str(path), "state": before, "sha256": found})
@@ -61,7 +66,8 @@ def _state(path: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
 
 
-def _read(path: Path) -> str:
+def read_digest(path: Path) -> str:
+    """SHA-256 of a file, read now."""
     sha = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -48,8 +48,8 @@ class Facts:
     vocabulary: int
     """Logits of a position."""
     side_files_sha256: str
-    """Of the files beside the weights (config, tokenizer), as ``digest  name`` lines; empty where
-    the format has none."""
+    """Of the files beside the weights (config, tokenizer; no README.md, which a release replaces),
+    as ``digest  name`` lines; empty where the format has none."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -109,6 +109,7 @@ def nominal_bits(encoding: Encoding) -> int:
 
 def _side_files(checkpoint: Checkpoint) -> str:
     files = sorted((checkpoint.side_files or {}).items())
+    files = [(name, path) for name, path in files if name != "README.md"]
     if not files:
         return ""
     lines = "".join(f"{file_digest(path)}  {name}\n" for name, path in files)

@@ -71,3 +71,11 @@ def share(value: float) -> str:
 def megabytes(count: int) -> str:
     """Decimal megabytes or gigabytes, three digits."""
     return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+
+
+def parameter_count(count: int) -> str:
+    """Millions, billions or trillions, three digits: 9.71M, 111B."""
+    for unit, letter in ((1e12, "T"), (1e9, "B")):
+        if count >= unit:
+            return f"{count / unit:.3g}{letter}"
+    return f"{count / 1e6:.3g}M"

@@ -11,7 +11,7 @@ report that is not about the files that it names is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -108,6 +108,23 @@ class Verdict:
             "checks": [{**asdict(c), "outcome": c.outcome.value} for c in self.checks],
         }
 
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Verdict:
+        """The inverse of :meth:`as_dict`; what follows from the checks is derived from them.
+
+        Raises KeyError, TypeError or ValueError.
+        """
+        return cls(
+            policy=value["policy"],
+            policy_sha256=value["policy_sha256"],
+            tier=value["tier"],
+            checks=tuple(
+                Check(**{**check, "outcome": Outcome(check["outcome"])})
+                for check in value["checks"]
+            ),
+            notes=tuple(value["notes"]),
+        )
+
 
 def judge(report: Report, policy: Policy, *, against: Report | None = None) -> Verdict:
     """Judge a report by a policy, and by the report of an earlier release where there is one.
@@ -115,7 +132,17 @@ def judge(report: Report, policy: Policy, *, against: Report | None = None) -> V
     Raises ReportMismatch when the report is not about the files that it names, and SourceNotFound
     when the candidate is not there.
     """
-    notes = check_files(report)
+    return decide(report, policy, against=against, notes=check_files(report))
+
+
+def decide(
+    report: Report,
+    policy: Policy,
+    *,
+    against: Report | None = None,
+    notes: tuple[str, ...] = (),
+) -> Verdict:
+    """Judge a report by a policy alone, for those who compared it with its files themselves."""
     tier = policy.tier_of(report.candidate_facts)
     checks = [check for run in report.runs for check in _judge_run(report, run, policy, tier)]
     if against is not None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from zenconvert.verification.figures import figure, megabytes, span
 from zenconvert.verification.gate import Outcome, Verdict
 from zenconvert.verification.report import Report, Run
 
-_SIGNS = {Outcome.PASS: "✅", Outcome.FAIL: "❌"}
+_SIGN: Final = re.compile(r"[\\`*_\[\]|~#@$!]")
+_LINK: Final = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)
+_SIGNS: Final = {Outcome.PASS: "✅", Outcome.FAIL: "❌"}
 
 
 def summary(report: Report, verdict: Verdict | None = None) -> str:
@@ -19,25 +24,26 @@ def summary(report: Report, verdict: Verdict | None = None) -> str:
 
 def _lines(report: Report, verdict: Verdict | None) -> Iterator[str]:
     facts = report.candidate_facts
-    name = _cell(Path(report.candidate.path).name)
+    name = escape(Path(report.candidate.path).name)
     yield f"### {_SIGNS.get(verdict.outcome, '⚠️') + ' ' if verdict else ''}{name}"
     yield ""
     if verdict is not None:
-        yield f"**{verdict.outcome}** by policy {_cell(verdict.policy)}, tier {verdict.tier}"
-        yield from (f"- {_cell(reason)}" for reason in verdict.reasons)
-        yield from (f"- warning: {_cell(warning)}" for warning in verdict.warnings)
-        yield from (f"- {_cell(note)}" for note in verdict.notes)
+        yield f"**{verdict.outcome}** by policy {escape(verdict.policy)}, tier {verdict.tier}"
+        yield from (f"- {escape(reason)}" for reason in verdict.reasons)
+        yield from (f"- warning: {escape(warning)}" for warning in verdict.warnings)
+        yield from (f"- {escape(note)}" for note in verdict.notes)
         yield ""
     yield (
         f"{megabytes(facts.bytes)}, {facts.bits_per_weight:.2f} bits a weight, "
-        f"against {_cell(report.reference.path)}; noise floor "
+        f"against {escape(report.reference.path)}; noise floor "
         f"{report.noise.summary.overall.kl_mean:.2e} nats ({report.noise.label})"
     )
     for run in report.runs:
-        yield from _table(run)
+        yield from engine_table(run)
 
 
-def _table(run: Run) -> Iterator[str]:
+def engine_table(run: Run) -> Iterator[str]:
+    """The lines of a run's table, the worst language first."""
     yield ""
     yield f"| {run.engine} | KL mean | 95 % | perplexity ratio | 95 % | top-1 | 95 % |"
     yield "|---|--:|---|--:|---|--:|---|"
@@ -46,12 +52,29 @@ def _table(run: Run) -> Iterator[str]:
         cells = [name]
         for column in ("kl.mean", "perplexity.ratio", "top1"):
             cells += [figure(drift, column), span(drift, column)]
-        yield f"| {' | '.join(_cell(cell) for cell in cells)} |"
+        yield f"| {' | '.join(escape(cell) for cell in cells)} |"
 
 
-def _cell(text: str) -> str:
-    """Text that cannot break out of a table or become markup."""
-    plain = text.replace("\\", "\\\\").replace("\n", " ").replace("<", "&lt;")
-    for sign in "|`*_[]":
-        plain = plain.replace(sign, "\\" + sign)
-    return plain
+def escape(text: str) -> str:
+    """Foreign text as one line that cannot break out of a table, become markup or a link."""
+    line = _SIGN.sub(r"\\\g<0>", _one_line(text)).replace("&", "&amp;").replace("<", "&lt;")
+    return _LINK.sub(lambda match: f"&#{ord(match[0])};", line)
+
+
+def code(text: str) -> str:
+    """Foreign text as a code span in one line, fit for a table."""
+    line = _one_line(text).replace("|", "\\|")
+    ticks = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    space = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{ticks}{space}{line}{space}{ticks}"
+
+
+def fenced(text: str, language: str = "") -> str:
+    """Foreign text as a block of code."""
+    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{ticks}{language}\n{text}\n{ticks}"
+
+
+def _one_line(text: str) -> str:
+    """Without control signs and signs that turn the direction of what follows."""
+    return "".join(" " if unicodedata.category(sign)[0] in "CZ" else sign for sign in text)

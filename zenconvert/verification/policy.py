@@ -109,7 +109,7 @@ class Policy:
     @classmethod
     def load(cls, source: str | Path) -> Policy:
         """Read a policy: ``default`` or a path. Raises UsageError with every mistake found."""
-        path = _FOLDER / f"{source}.toml" if source == "default" else Path(source)
+        path = policy_path(source)
         try:
             data = path.read_bytes()
             table = tomllib.loads(data.decode("utf-8"))
@@ -118,6 +118,11 @@ class Policy:
         except ValueError as error:
             raise UsageError(f"{path}: the policy is not TOML: {error}") from error
         return _Reader(path).policy(table, hashlib.sha256(data).hexdigest())
+
+
+def policy_path(source: str | Path) -> Path:
+    """The file of a policy: ``default`` or a path."""
+    return _FOLDER / f"{source}.toml" if source == "default" else Path(source)
 
 
 class _Reader:
