@@ -23,8 +23,6 @@
     ├── MissingDependency              2   an optional package is not installed
     ├── ConversionFailed               1   an operation that should have worked did not
     ├── ReleaseFailed                  1   a variant of a release could not be made or measured
-
-
     ├── PublishingFailed               8   a release could not be put where it should go
     ├── GateFailed                     1   an artifact has moved further than the policy allows
     └── GateInconclusive               6   the measurement cannot tell, or cannot be believed

@@ -43,7 +43,12 @@ def perform(task: Task, progress: Callable[[str, int, int], None]) -> dict[str, 
         file.write_text(f"{name} with {threads} threads\n")
         source = ledger.get(orders.get("reads", {}).get(key, ""))
         read = "" if source is None else source.digest
-        ledger.put(Record(key, task.kind, name, ledger.written([file]), read))
+        if task.kind == "gather":  # it only serves others
+            size = file.stat().st_size
+            scratch = {file.relative_to(ledger.folder).as_posix(): size}
+            ledger.put(Record(key, task.kind, name, (), scratch=scratch))
+        else:
+            ledger.put(Record(key, task.kind, name, ledger.written([file]), read))
         progress(title, number, len(task.jobs))
     return failures
 

@@ -33,13 +33,13 @@ _MOST: Final = 256
 
 
 def undone(jobs: Iterable[Job], ledger: Ledger) -> list[Job]:
-    """The jobs that have to run, in their order; one that only serves others may be left out.
+    """The jobs that have to run, in their order.
 
     A job is done when its outputs are what its record says, and were made from what the job that it
-    reads has now.
+    reads has now; and, where others that are not done need it, when what serves them is there.
     """
     jobs = list(jobs)
-    left: dict[str, Job] = {}
+    left: set[str] = set()
     for job in jobs:
         record = ledger.get(job.key)
         fresh = record is not None and ledger.holds(record)
@@ -47,9 +47,13 @@ def undone(jobs: Iterable[Job], ledger: Ledger) -> list[Job]:
             source = ledger.get(job.reads)
             fresh &= job.reads not in left and source is not None and source.digest == record.read
         if not fresh:
-            left[job.key] = job
-    wanted = {key for job in left.values() if job.kind != "gather" for key in job.needs}
-    return [job for job in left.values() if job.kind != "gather" or job.key in wanted]
+            left.add(job.key)
+    for job in reversed(jobs):
+        for need in job.needs if job.key in left else ():
+            record = ledger.get(need)
+            if record is None or not ledger.serves(record):
+                left.add(need)
+    return [job for job in jobs if job.key in left]
 
 
 @contextmanager

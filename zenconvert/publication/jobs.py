@@ -78,8 +78,10 @@ class Task:
     """Where the recipe lies, for its relative paths."""
     text: str
     """What it said when the release began."""
-    gathered: str = ""
-    """Key of the gathering that the jobs need; empty where they need none."""
+    calibration: str = ""
+    """Key of what is learnt from, where that is gathered or needed."""
+    served: tuple[str, ...] = ()
+    """Variants that will need what is gathered."""
     device: str = "cpu"
 
     def as_json(self) -> str:
@@ -91,6 +93,7 @@ class Task:
         """The inverse of :meth:`as_json`."""
         value = json.loads(text)
         value["jobs"] = tuple((key, name) for key, name in value["jobs"])
+        value["served"] = tuple(value["served"])
         return cls(**value)
 
 

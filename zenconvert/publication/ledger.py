@@ -41,7 +41,10 @@ class Record:
     name: str
     outputs: tuple[Written, ...]
     read: str = ""
-    """Digest of the outputs of other jobs that it read."""
+    """Digest of the outputs of the job that it read."""
+    scratch: Mapping[str, int] = field(default_factory=dict)
+    """Files that only serve other jobs, below the release's folder → size. They may go when these
+    are done."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else is known of it, as JSON."""
 
@@ -73,6 +76,11 @@ class Ledger:
             record = self.get(path.stem)
             if record is not None and record.key == path.stem:
                 yield record
+
+    def serves(self, record: Record) -> bool:
+        """Whether what only serves other jobs is there."""
+        paths = ((self.folder / name, size) for name, size in record.scratch.items())
+        return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
     def holds(self, record: Record) -> bool:
         """Whether the outputs are still what the record says."""

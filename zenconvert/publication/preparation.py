@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from zenconvert.calib.selection import Selection
     from zenconvert.calib.windows import Window
 
+Problem = tuple[Place, str, ZenError | None]
+"""Where, what, and the error that it is."""
 _USAGE: Final = UsageError.exit_code
 
 
@@ -46,7 +47,7 @@ class Prepared:
     calibrated: frozenset[str]
     """Variants whose quantizers learn from statistics."""
     selection: Selection | None
-    """What these read; None where no variant that is wanted needs it."""
+    """What these read; None where there are none."""
     windows: Sequence[Window]
     """What the verification reads."""
 
@@ -66,8 +67,7 @@ def prepare(path: str | Path, only: Sequence[str] = ()) -> Prepared:
         plans, calibrated = look.plans()
         engines = look.engines(checkpoint)
         wanted = _wanted(recipe, only)
-        needed = any(variant.name in calibrated for variant in wanted)
-        selection = look.selection(checkpoint) if needed else None
+        selection = look.selection(checkpoint) if calibrated else None
         windows = look.windows(checkpoint) if any(engines.values()) else []
     look.raise_problems()
     assert checkpoint is not None
@@ -88,16 +88,12 @@ def _wanted(recipe: Recipe, only: Sequence[str]) -> tuple[VariantRecipe, ...]:
 class _Look:
     """Gathers what is wrong."""
 
-    def __init__(self, recipe: Recipe, problems: list[tuple[Place, str, ZenError | None]]) -> None:
+    def __init__(self, recipe: Recipe, problems: list[Problem]) -> None:
         self.recipe, self.problems = recipe, problems
 
-    @contextmanager
-    def finding(self, *place: str | int) -> Iterator[None]:
-        """An error here is a mistake at this place of the recipe."""
-        try:
-            yield
-        except ZenError as error:
-            self.problems.append((place, str(error), error))
+    def finding(self, *place: str | int) -> _Finding:
+        """An error in the block is a mistake at this place of the recipe."""
+        return _Finding(self.problems, place)
 
     def raise_problems(self) -> None:
         """Raise RecipeError if there are any; the source's own error where it stands alone."""
@@ -126,10 +122,6 @@ class _Look:
         with self.finding("gate", "against"):
             if gate.against is not None:
                 read_record(gate.against)
-        for variant in self.recipe.variants:
-            with self.finding(*self.recipe.places[variant.name], "policy"):
-                if variant.policy is not None:
-                    Policy.load(variant.policy)
 
     def output(self) -> None:
         """A folder that is this release's, or can become it."""
@@ -198,6 +190,21 @@ class _Look:
 
             with self.finding(table, "device"):
                 check_device(device)
+
+
+class _Finding:
+    """Ends a block at an error, and keeps it."""
+
+    def __init__(self, problems: list[Problem], place: Place) -> None:
+        self.problems, self.place = problems, place
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, ZenError):
+            self.problems.append((self.place, str(error), error))
+        return isinstance(error, ZenError)
 
 
 def _may_calibrate(recipe: Recipe, variant: VariantRecipe) -> bool:

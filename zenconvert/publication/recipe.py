@@ -113,8 +113,6 @@ class VariantRecipe:
     allow_requantize: bool = False
     calibrate: bool = True
     """Use the statistics, where there are any."""
-    policy: str | None = None
-    """Judges this variant instead of the release's."""
 
     @property
     def shelf(self) -> str:

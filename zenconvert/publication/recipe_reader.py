@@ -83,7 +83,6 @@ VARIANT: Final[Mapping[str, v.Check]] = {
     "allow_requantize": v.flag,
     "calibrate": v.flag,
     "largest_error": v.number,
-    "policy": v.text,
 }
 _CALIBRATING: Final = (
     "samples", "languages", "language_weights", "tokens_per_language", "context", "seed", "dtype",
@@ -284,7 +283,6 @@ class _Reader:
         options: dict[str, Any] = {key: given.pop(key) for key in _OPTIONS if key in given}
         if target.format == "gguf":
             options["split_max_size"] = split or Output.__dataclass_fields__["split"].default
-        given["policy"] = self._policy(given.get("policy"))
         return VariantRecipe(
             name, target, given.pop("engines", engines), Options(**options), **given
         )

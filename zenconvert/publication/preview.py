@@ -1,0 +1,158 @@
+"""What a release will write and take, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zenconvert.errors import NotEnoughResources
+from zenconvert.machine import free_disk, free_ram
+from zenconvert.publication.graph import undone
+from zenconvert.publication.ledger import Ledger
+from zenconvert.publication.needs import Need, gathering, making, verifying
+from zenconvert.publication.preparation import Prepared
+from zenconvert.publication.recipe import VariantRecipe
+from zenconvert.publication.schedule import Schedule
+from zenconvert.publication.work import losses
+
+
+@dataclass(frozen=True, slots=True)
+class FilePreview:
+    """A file that a variant has."""
+
+    path: str
+    """Below the release's folder."""
+    size: int
+    """Exact, unless a solver has to leave a module in floats."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantPreview:
+    """What becomes of one variant."""
+
+    name: str
+    target: str
+    files: tuple[FilePreview, ...]
+    exact: bool
+    losses: tuple[str, ...]
+    """What is lossy, one line each kind of step."""
+    engines: tuple[str, ...]
+    """What will run it."""
+    made: bool
+    """It is there already."""
+    measured: bool
+    """So is its report."""
+    making: Need
+    verifying: Need
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A release that was not made yet."""
+
+    folder: Path
+    variants: tuple[VariantPreview, ...]
+    gathers: bool
+    """Whether the reference model is still to be walked over for statistics."""
+    gathering: Need
+    free_disk: int
+    free_ram: int
+    free_vram: int | None
+    """None where no GPU is used."""
+
+    @property
+    def peak(self) -> Need:
+        """The most that a single job takes, and the disk space that all take."""
+        needs = [*self._needs()]
+        return Need(
+            ram=max((need.ram for need in needs), default=0),
+            vram=max((need.vram for need in needs), default=0),
+            disk=sum(variant.size for variant in self.variants if not variant.made)
+            + (self.gathering.disk if self.gathers else 0)
+            + max((v.verifying.disk for v in self.variants if not v.measured), default=0),
+        )
+
+    def _needs(self) -> Iterator[Need]:
+        if self.gathers:
+            yield self.gathering
+        for variant in self.variants:
+            if not variant.made:
+                yield variant.making
+            if not variant.measured:
+                yield variant.verifying
+
+    def check(self) -> None:
+        """Raise NotEnoughResources, with everything that cannot fit."""
+        peak = self.peak
+        problems = []
+        if peak.disk > self.free_disk:
+            problems.append(f"{peak.disk} bytes of disk, and {self.free_disk} are free")
+        if peak.ram > self.free_ram:
+            problems.append(f"{peak.ram} bytes of memory, and {self.free_ram} are free")
+        if self.free_vram is not None and peak.vram > self.free_vram:
+            problems.append(f"{peak.vram} bytes of GPU memory, and {self.free_vram} are free")
+        if problems:
+            raise NotEnoughResources(
+                f"{self.folder}: the release takes {'; '.join(problems)}; make fewer variants at a "
+                'time (--only), or measure them with the torch engine alone (engines = ["torch"])'
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {**asdict(self), "folder": str(self.folder), "peak": asdict(self.peak)}
+
+
+def preview_of(prepared: Prepared) -> Preview:
+    """Look at a prepared recipe, and at what its folder has already."""
+    recipe, schedule = prepared.recipe, Schedule(prepared)
+    ledger = Ledger(recipe.output.folder)
+    left = {(job.kind, job.name) for job in undone(schedule.jobs, ledger)}
+    variants = tuple(_variant(prepared, variant, left) for variant in prepared.variants)
+    return Preview(
+        folder=recipe.output.folder,
+        variants=variants,
+        gathers=any(kind == "gather" for kind, _ in left),
+        gathering=gathering(prepared),
+        free_disk=free_disk(recipe.output.folder),
+        free_ram=free_ram(),
+        free_vram=_free_vram(recipe.calibration.device, recipe.verification.device),
+    )
+
+
+def _variant(
+    prepared: Prepared, variant: VariantRecipe, left: set[tuple[str, str]]
+) -> VariantPreview:
+    plan = prepared.plans[variant.name]
+    is_folder = plan.layout.is_folder
+    files = tuple(
+        FilePreview(f"{variant.shelf}/{file.name}", file.size) for file in plan.layout.files
+    )
+    assert is_folder or variant.shelf == "GGUF"
+    return VariantPreview(
+        name=variant.name,
+        target=str(variant.target),
+        files=files,
+        exact=plan.exact,
+        losses=tuple(losses(plan)),
+        engines=prepared.engines[variant.name],
+        made=("variant", variant.name) not in left,
+        measured=("verify", variant.name) not in left,
+        making=making(prepared, variant),
+        verifying=verifying(prepared, variant),
+    )
+
+
+def _free_vram(*devices: str) -> int | None:
+    gpus = [device for device in devices if device.startswith("cuda")]
+    if not gpus:
+        return None
+    import torch
+
+    return min(int(torch.cuda.mem_get_info(device)[0]) for device in gpus)
