@@ -17,6 +17,7 @@
     │   ├── MissingTensor                  the model needs a tensor that is not there
     │   ├── UnexpectedTensor               a tensor that the architecture does not know
     │   ├── NotFinite                      a model computes something that is no number
+    │   ├── BadSignature                   a signature that is not of these files and this key
     │   ├── ReportMismatch                 a report is not about the files that it names
     │   └── SourceNotFound                 no checkpoint at this path or hub id
     ├── NotEnoughResources             5   memory or disk would not suffice
@@ -131,6 +132,10 @@ class UnexpectedTensor(InvalidInput):
 
 class NotFinite(InvalidInput):
     """A model computes something that is no number."""
+
+
+class BadSignature(InvalidInput):
+    """A signature that is not of these files and this key."""
 
 
 class ReportMismatch(InvalidInput):

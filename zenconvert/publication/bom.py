@@ -76,7 +76,7 @@ def bom_bytes(value: Mapping[str, Any]) -> bytes:
 
 
 def bom_digests(value: Mapping[str, Any]) -> dict[str, str]:
-    """File → SHA-256 as a bill says it. Raises KeyError, TypeError or AttributeError if malformed."""
+    """File → SHA-256 as a bill says it. Raises KeyError, TypeError or AttributeError."""
     found = {}
     pending = list(value["components"])
     while pending:

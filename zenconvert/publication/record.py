@@ -1,7 +1,7 @@
 """``report.json`` of a release or of one shelf (``release.schema.json``).
 
-It holds every variant's report and verdict, and nothing of the machine: artifacts are named by their
-path below the release, and other paths by their last part.
+It holds every variant's report and verdict, and nothing of the machine: artifacts are named by
+their path below the release, and other paths by their last part.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ The same facts and the same weights give the same bytes: no clock, no absolute p
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +29,7 @@ from zenconvert.publication.checksums import (
     sums_bytes,
 )
 from zenconvert.publication.facts import ReleaseFacts, VariantFacts
+from zenconvert.publication.files import write_file
 from zenconvert.publication.lmstudio import MODEL_YAML, model_yaml
 from zenconvert.publication.modelfile import MODELFILE, modelfile
 from zenconvert.publication.record import REPORT, cleaned, record, record_bytes
@@ -56,40 +56,50 @@ def assemble(facts: ReleaseFacts, folder: Path) -> tuple[Path, ...]:
     policy that is not the one that was judged by.
     """
     told = cleaned(facts)
-    policy = _policy(told)
+    policy = policy_bytes(told)
     written = []
+    sums: dict[str, str] = {}
     for shelf, variants in told.shelves.items():
         if any(variant.is_made for variant in variants):
             place = folder / shelf
-            names = _shelf_files(place, variants)
-            written += _write(place, shelf_evidence(told, shelf, variants, place, names, policy))
-            sums = hash_files(place, listed(place))
-            written += _write_sums(place, sums)
+            digests = hash_files(place, _shelf_files(place, variants))
+            evidence = shelf_evidence(told, shelf, variants, digests, policy)
+            written += write_shelf(place, evidence, digests)
+            sums |= {f"{shelf}/{name}": digest for name, digest in digests.items()}
     root = {RECIPE: told.recipe, POLICY: policy, **_reports(told, told.variants)}
     written += _write(folder, root)
-    written += _write_sums(folder, hash_files(folder, listed(folder)))
+    sums |= hash_files(folder, [name for name in listed(folder) if name not in sums])
+    written += _write_sums(folder, sums)
     return tuple(written)
+
+
+def write_shelf(
+    place: Path, evidence: Mapping[str, bytes], digests: Mapping[str, str]
+) -> list[Path]:
+    """Write a shelf's evidence and its sums; ``digests`` are those of its other files."""
+    written = _write(place, evidence)
+    ours = {name: hashlib.sha256(data).hexdigest() for name, data in evidence.items()}
+    return [*written, *_write_sums(place, {**digests, **ours})]
 
 
 def shelf_evidence(
     facts: ReleaseFacts,
     shelf: str,
     variants: Sequence[VariantFacts],
-    place: Path,
-    names: Sequence[str],
+    digests: Mapping[str, str],
     policy: bytes,
 ) -> dict[str, bytes]:
     """Name → bytes of a shelf's evidence, but for its sums.
 
-    ``facts`` are cleaned, ``names`` are the files in ``place`` that are not evidence.
+    ``facts`` are cleaned, ``digests`` are those of all files on the shelf that are not evidence.
     """
     of_variants = {name for variant in variants for name in variant.files}
-    extra = [name for name in names if name not in of_variants]
+    extra = [name for name in digests if name not in of_variants]
     found = {
         RECIPE: facts.recipe,
         POLICY: policy,
         CARD: card(facts, shelf, variants, extra).encode(),
-        BOM: bom_bytes(bom(facts, shelf, variants, hash_files(place, names))),
+        BOM: bom_bytes(bom(facts, shelf, variants, digests)),
         **_reports(facts, variants),
     }
     if variants[0].is_file:
@@ -110,7 +120,8 @@ def _reports(facts: ReleaseFacts, variants: Sequence[VariantFacts]) -> dict[str,
     return found
 
 
-def _policy(facts: ReleaseFacts) -> bytes:
+def policy_bytes(facts: ReleaseFacts) -> bytes:
+    """The policy file. Raises ReportMismatch where it is not the one that was judged by."""
     data = facts.policy_file or policy_path("default").read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != facts.policy_sha256:
@@ -133,37 +144,20 @@ def _shelf_files(place: Path, variants: Sequence[VariantFacts]) -> list[str]:
     found = [name for name in listed(place) if name not in EVIDENCE]
     if foreign := sorted(set(found) - wanted - {IMATRIX}):
         raise OutputExists(
-            f"{place}: {', '.join(foreign)} is not of this release; remove it, or use another folder"
+            f"{place}: not of this release: {', '.join(foreign)}; remove it or use another folder"
         )
     return found
 
 
-def _write(place: Path, files: dict[str, bytes]) -> list[Path]:
+def _write(place: Path, files: Mapping[str, bytes]) -> list[Path]:
     for name, data in files.items():
         write_file(place / name, data)
     return [place / name for name in files]
 
 
-def _write_sums(place: Path, digests: dict[str, str]) -> list[Path]:
+def _write_sums(place: Path, digests: Mapping[str, str]) -> list[Path]:
     data, path = sums_bytes(digests), place / SUMS
     if not path.is_file() or path.read_bytes() != data:
         (place / SIGNATURE).unlink(missing_ok=True)
         write_file(path, data)
     return [path]
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a small file that gets its name when it is on the disk; as it is where it is so already."""
-    if path.is_file() and not path.is_symlink() and path.read_bytes() == data:
-        return
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
