@@ -43,7 +43,8 @@ def jobs(names: Sequence[str] = NAMES) -> list[Job]:
     first: str | None = None
     for name in names:
         needs = () if name == "C" else (statistics.key,)
-        variant = Job(key("variant", name=name), "variant", name, needs=needs)
+        group = "calibrated" if needs else "plain"
+        variant = Job(key("variant", name=name), "variant", name, needs=needs, group=group)
         verify = Job(
             key("verify", name=name), "verify", name, needs=(variant.key,), reads=variant.key,
             after=() if first is None else (first,),

@@ -168,5 +168,6 @@ def _text(value: Any) -> str | None:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value
-    return tuple(v for v in values if isinstance(v, str)) if isinstance(values, list) else ()
+    if isinstance(value, str):
+        return (value,)
+    return tuple(v for v in value if isinstance(v, str)) if isinstance(value, list) else ()

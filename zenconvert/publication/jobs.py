@@ -39,6 +39,8 @@ class Job:
     ram: int = 0
     """Bytes of memory that it takes at most, as far as is known."""
     device: str = "cpu"
+    group: str = ""
+    """Jobs of one kind and group can be done together."""
 
     @property
     def title(self) -> str:

@@ -136,7 +136,7 @@ class _Look:
         """Plans by variant, and the variants that need statistics."""
         recipe, plans = self.recipe, dict[str, Plan]()
         for calibrated in (True, False):
-            chosen = [v for v in recipe.variants if _may_calibrate(recipe, v) is calibrated]
+            chosen = [v for v in recipe.variants if may_calibrate(recipe, v) is calibrated]
             made = [recipe.production(variant) for variant in chosen]
             found = plan_variants(recipe.source.location, made, calibrated=calibrated)
             for variant in chosen:
@@ -150,7 +150,7 @@ class _Look:
         learning = {
             variant.name
             for variant in recipe.variants
-            if _may_calibrate(recipe, variant)
+            if may_calibrate(recipe, variant)
             and variant.name in plans
             and _uses_statistics(plans[variant.name])
         }
@@ -181,7 +181,7 @@ class _Look:
         found = {}
         for variant in self.recipe.variants:
             with self.finding(*self.recipe.places[variant.name], "engines"):
-                found[variant.name] = _engines(variant, checkpoint)
+                found[variant.name] = _able_engines(variant, checkpoint)
         return found
 
     def _device(self, table: str, device: str) -> None:
@@ -207,7 +207,8 @@ class _Finding:
         return isinstance(error, ZenError)
 
 
-def _may_calibrate(recipe: Recipe, variant: VariantRecipe) -> bool:
+def may_calibrate(recipe: Recipe, variant: VariantRecipe) -> bool:
+    """Whether statistics may be used for a variant."""
     return recipe.calibration.enabled and variant.calibrate
 
 
@@ -220,19 +221,23 @@ def _uses_statistics(plan: Plan) -> bool:
     )
 
 
-def _engines(variant: VariantRecipe, checkpoint: Checkpoint) -> tuple[str, ...]:
+def engines_of(variant: VariantRecipe) -> tuple[str, ...]:
+    """Those of the engines asked for that run the variant's format; ``all`` stays as it is."""
+    fitting = [name for name, known in ENGINES.items() if variant.target.format in known.formats]
+    return tuple(name for name in variant.engines if name in {ALL, TORCH, *fitting})
+
+
+def _able_engines(variant: VariantRecipe, checkpoint: Checkpoint) -> tuple[str, ...]:
     """Raises UsageError where none of those asked for runs the format, MissingDependency."""
-    if not variant.engines:
-        return ()
     artifact = replace(checkpoint, format=variant.target.format)
-    fitting = [name for name, engine in ENGINES.items() if artifact.format in engine.formats]
-    if ALL in variant.engines:
+    chosen = engines_of(variant)
+    if ALL in chosen:
+        fitting = engines_of(replace(variant, engines=tuple(ENGINES)))
         return (TORCH, *(name for name in fitting if refusal(name, artifact) is None))
-    chosen = tuple(name for name in variant.engines if name in {TORCH, *fitting})
-    if not chosen:
+    if variant.engines and not chosen:
         raise UsageError(
             f"{variant.name}: none of the engines {', '.join(variant.engines)} runs "
-            f"{artifact.format}; choose from {', '.join((TORCH, *fitting))}"
+            f"{artifact.format}; torch runs everything"
         )
     for name in chosen:
         if name != TORCH and (problem := refusal(name, artifact)) is not None:

@@ -113,7 +113,7 @@ def preview_of(prepared: Prepared) -> Preview:
     """Look at a prepared recipe, and at what its folder has already."""
     recipe, schedule = prepared.recipe, Schedule(prepared)
     ledger = Ledger(recipe.output.folder)
-    left = {(job.kind, job.name) for job in undone(schedule.jobs, ledger)}
+    left = {(str(job.kind), job.name) for job in undone(schedule.jobs, ledger)}
     variants = tuple(_variant(prepared, variant, left) for variant in prepared.variants)
     return Preview(
         folder=recipe.output.folder,
@@ -130,11 +130,9 @@ def _variant(
     prepared: Prepared, variant: VariantRecipe, left: set[tuple[str, str]]
 ) -> VariantPreview:
     plan = prepared.plans[variant.name]
-    is_folder = plan.layout.is_folder
     files = tuple(
         FilePreview(f"{variant.shelf}/{file.name}", file.size) for file in plan.layout.files
     )
-    assert is_folder or variant.shelf == "GGUF"
     return VariantPreview(
         name=variant.name,
         target=str(variant.target),

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from zenconvert.publication.jobs import Job, Task, key
 from zenconvert.publication.needs import gathering, making, verifying
-from zenconvert.publication.preparation import Prepared
+from zenconvert.publication.preparation import Prepared, may_calibrate
 from zenconvert.publication.recipe import VariantRecipe
 from zenconvert.verification.digests import digest
 from zenconvert.verification.states import ids_digest
@@ -76,12 +76,13 @@ class Schedule:
     def task(self, batch: Sequence[Job], served: Sequence[str] = ()) -> Task:
         """What a worker is told for jobs of one kind; ``served`` are the variants that will need
         what is gathered."""
+        learns = any(job.kind == "gather" or job.needs for job in batch if job.kind != "verify")
         return Task(
             kind=batch[0].kind,
             jobs=tuple((job.key, job.name) for job in batch),
             recipe=str(self.recipe.path),
             text=self.recipe.data.decode(),
-            calibration=self.calibration if batch[0].kind == "gather" or batch[0].needs else "",
+            calibration=self.calibration if learns else "",
             served=tuple(served),
             device=batch[0].device,
         )
@@ -108,9 +109,14 @@ class Schedule:
 
     def making(self, variant: VariantRecipe) -> Job:
         """The job that makes a variant."""
-        needs = (self._gather_key,) if variant.name in self.prepared.calibrated else ()
-        ram = making(self.prepared, variant).ram
-        return Job(self._made_key(variant), "variant", variant.name, needs=needs, ram=ram)
+        return Job(
+            self._made_key(variant),
+            "variant",
+            variant.name,
+            needs=(self._gather_key,) if variant.name in self.prepared.calibrated else (),
+            ram=making(self.prepared, variant).ram,
+            group="calibrated" if may_calibrate(self.recipe, variant) else "plain",
+        )
 
     def measuring(self, variant: VariantRecipe) -> Job:
         """The job that measures a variant."""

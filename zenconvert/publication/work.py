@@ -16,6 +16,7 @@ from zenconvert.production import Gathered, gather, produce
 from zenconvert.publication.executors import Progress
 from zenconvert.publication.jobs import Failure, Task
 from zenconvert.publication.ledger import STATE, Ledger, Record, json_bytes, write_whole
+from zenconvert.publication.preparation import engines_of
 from zenconvert.publication.recipe import Recipe, VariantRecipe
 from zenconvert.publication.recipe_reader import parse
 from zenconvert.publication.shelf import IMATRIX
@@ -139,7 +140,7 @@ class _Work:
             "threads": self.recipe.threads,
             "progress": self.progress,
         }
-        engines = (ALL,) if ALL in variant.engines else self._fitting(variant)
+        engines = (ALL,) if ALL in variant.engines else engines_of(variant)
         reports = [
             verify(resolve(self.source), artifact, engine=engine, **settings) for engine in engines
         ]

@@ -31,9 +31,9 @@ class LocalExecutor:
 
     def batches(self, ready: Sequence[Job]) -> list[tuple[Job, ...]]:
         """Variants together, everything else by itself."""
-        together: dict[tuple[str, ...], list[Job]] = {}
+        together: dict[str, list[Job]] = {}
         for job in ready:
-            group = (job.kind, *job.needs) if job.kind == "variant" else (job.key,)
+            group = job.group if job.kind == "variant" else job.key
             together.setdefault(group, []).append(job)
         return [tuple(jobs) for jobs in together.values()]
 
