@@ -58,12 +58,12 @@ def run(folder: Path, all_jobs: Sequence[Job] | None = None, **orders: Any) -> l
     """Run with a toy worker; gives the events."""
     events: list[Event] = []
     all_jobs = all_jobs or jobs()
-    reads = {job.key: job.reads for job in all_jobs if job.reads is not None}
-    text = json.dumps({"folder": str(folder), "reads": reads, **orders})
+    text = json.dumps({"folder": str(folder), **orders})
     executor = LocalExecutor(folder, 1, cores=2, command=TOY)
 
     def task(batch: Sequence[Job]) -> Task:
-        return Task(batch[0].kind, tuple((j.key, j.name) for j in batch), "recipe.toml", text)
+        names = tuple((job.key, job.name) for job in batch)
+        return Task(batch[0].kind, names, "recipe.toml", text, reads=batch[0].reads or "")
 
     with held(folder):
         Run(all_jobs, Ledger(folder), executor, task, events.append).run()

@@ -39,9 +39,9 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
-        small = {"num_cpus": 1, "object_store_memory": 80_000_000}
+        small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
         first = {**small, "include_dashboard": False, "_system_config": QUICK_TO_NOTICE}
-        made = Cluster(initialize_head=True, head_node_args=first)
+        made: Any = Cluster(initialize_head=True, head_node_args=first)
         made.workers = [made.add_node(**small) for _ in range(2)]
         ray.init(address=made.address, log_to_driver=False, logging_level=logging.CRITICAL)
         try:
@@ -53,12 +53,12 @@ def cluster() -> Iterator[Any]:
 
 def run_on(folder: Path, events: list[Event], **orders: Any) -> None:
     """Run the jobs of the toy on the cluster."""
-    reads = {job.key: job.reads for job in jobs() if job.reads is not None}
-    text = json.dumps({"folder": str(folder), "reads": reads, **orders})
+    text = json.dumps({"folder": str(folder), **orders})
     executor = RayExecutor(folder, 1, command=TOY)
 
     def task(batch: Sequence[Job]) -> Task:
-        return Task(batch[0].kind, tuple((j.key, j.name) for j in batch), "recipe.toml", text)
+        names = tuple((job.key, job.name) for job in batch)
+        return Task(batch[0].kind, names, "recipe.toml", text, reads=batch[0].reads or "")
 
     Ledger(folder).state.mkdir()
     Run(jobs(), Ledger(folder), executor, task, events.append).run()

@@ -41,7 +41,7 @@ def perform(task: Task, progress: Callable[[str, int, int], None]) -> dict[str, 
         file.parent.mkdir(exist_ok=True)
         threads = os.environ["OMP_NUM_THREADS"]
         file.write_text(f"{name} with {threads} threads\n")
-        source = ledger.get(orders.get("reads", {}).get(key, ""))
+        source = ledger.get(task.reads)
         read = "" if source is None else source.digest
         if task.kind == "gather":  # it only serves others
             size = file.stat().st_size

@@ -133,11 +133,11 @@ def verify_release(folder: Path, public_key: Path | None, as_json: bool) -> None
 @click.argument("out", metavar="OUT.yaml", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--nodes", type=click.IntRange(min=1), default=3, show_default=True, help="Machines.")
 @click.option(
-    "--bucket", required=True, metavar="URL", help="Bucket that all machines mount, e.g. s3://name."
+    "--volume", required=True, metavar="NAME", help="SkyPilot volume that all machines mount."
 )
 @click.option("--accelerators", metavar="NAME:N", help="GPUs of a machine, e.g. H100:1.")
 def write_skypilot(
-    recipe: Path, out: Path, nodes: int, bucket: str, accelerators: str | None
+    recipe: Path, out: Path, nodes: int, volume: str, accelerators: str | None
 ) -> None:
     """Write a SkyPilot task that brings up a Ray cluster and makes the release on it."""
     from zenconvert.publication.run import plan_release
@@ -145,7 +145,7 @@ def write_skypilot(
 
     preview = plan_release(recipe)
     out.write_text(
-        task_file(recipe, preview, nodes=nodes, bucket=bucket, accelerators=accelerators),
+        task_file(recipe, preview, nodes=nodes, volume=volume, accelerators=accelerators),
         encoding="utf-8",
     )
     click.echo(f"{out}: start it with `sky launch {out}`")
@@ -200,6 +200,9 @@ def _print_preview(preview: Preview, *, as_json: bool) -> None:
             for variant in preview.variants
             for file in variant.files
         ]
+        if (extra := preview.imatrix) is not None:
+            done = "no" if preview.gathers else "yes"
+            rows.append((extra.path, size(extra.size), str(extra.size), done))
         echo_table(("file", "size", "bytes", "done"), rows)
         click.echo()
         for variant in preview.variants:

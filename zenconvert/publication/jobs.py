@@ -84,6 +84,8 @@ class Task:
     """Key of what is learnt from, where that is gathered or needed."""
     served: tuple[str, ...] = ()
     """Variants that will need what is gathered."""
+    reads: str = ""
+    """Key of the job whose outputs are read."""
     device: str = "cpu"
 
     def as_json(self) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from zenconvert.calibration import statistics_run, window_length
 from zenconvert.encoding import Grouped
@@ -16,6 +16,9 @@ from zenconvert.publication.preparation import Prepared
 from zenconvert.publication.recipe import VariantRecipe
 from zenconvert.verification.engines import TORCH
 from zenconvert.verification.metrics import block_positions
+
+if TYPE_CHECKING:
+    from zenconvert.calib.statistics_file import StatisticsRun
 
 _BASE: Final = 1_500_000_000
 """A process with torch and transformers."""
@@ -36,29 +39,35 @@ class Need:
     """While it runs, beside the artifacts."""
 
 
+def statistics(prepared: Prepared) -> StatisticsRun | None:
+    """All that is known of the statistics file before it is computed; None where there is none."""
+    if prepared.selection is None:
+        return None
+    calibration, checkpoint = prepared.recipe.calibration, prepared.checkpoint
+    calibrating = calibration.calibrating
+    return statistics_run(
+        checkpoint,
+        prepared.selection,
+        replace(calibrating.settings(calibration.device, "gptq"), moments=False),
+        calibrating.samples,
+        window_length(checkpoint, calibrating.context),
+    )
+
+
 def gathering(prepared: Prepared) -> Need:
     """The walk over the reference model; nothing where no variant learns."""
     from zenconvert.calib import memory
     from zenconvert.calib.layer import DTYPES
 
-    if prepared.selection is None:
+    run = statistics(prepared)
+    if run is None:
         return Need()
-    calibration, checkpoint = prepared.recipe.calibration, prepared.checkpoint
-    calibrating = calibration.calibrating
-    solves = _solves(prepared)
-    settings = replace(calibrating.settings(calibration.device, "gptq"), moments=False)
-    run = statistics_run(
-        checkpoint,
-        prepared.selection,
-        settings,
-        calibrating.samples,
-        window_length(checkpoint, calibrating.context),
-    )
+    settings, solves = run.settings, _solves(prepared)
     need = memory.needs(
-        checkpoint.hyperparameters,
+        prepared.checkpoint.hyperparameters,
         run.reference.by_layer[0],
         run.inputs(0),
-        tokens=int(prepared.selection.tokens.sum()),
+        tokens=int(run.selection.tokens.sum()),
         batch_tokens=settings.batch_tokens,
         item=DTYPES[settings.compute].itemsize,
         moments=bool(solves),

@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from zenconvert.calibration import imatrix_bytes
 from zenconvert.errors import NotEnoughResources
 from zenconvert.machine import free_disk, free_ram
 from zenconvert.publication.graph import undone
 from zenconvert.publication.ledger import Ledger
-from zenconvert.publication.needs import Need, gathering, making, verifying
+from zenconvert.publication.needs import Need, gathering, making, statistics, verifying
 from zenconvert.publication.preparation import Prepared
 from zenconvert.publication.recipe import VariantRecipe
 from zenconvert.publication.schedule import Schedule
+from zenconvert.publication.shelf import EVIDENCE, IMATRIX
 from zenconvert.publication.work import losses
 
 
@@ -59,6 +61,8 @@ class Preview:
 
     folder: Path
     variants: tuple[VariantPreview, ...]
+    imatrix: FilePreview | None
+    """llama.cpp's importance matrix, where GGUF files are made with statistics."""
     gathers: bool
     """Whether the reference model is still to be walked over for statistics."""
     gathering: Need
@@ -118,6 +122,7 @@ def preview_of(prepared: Prepared) -> Preview:
     return Preview(
         folder=recipe.output.folder,
         variants=variants,
+        imatrix=_imatrix(prepared),
         gathers=any(kind == "gather" for kind, _ in left),
         gathering=gathering(prepared),
         free_disk=free_disk(recipe.output.folder),
@@ -131,7 +136,9 @@ def _variant(
 ) -> VariantPreview:
     plan = prepared.plans[variant.name]
     files = tuple(
-        FilePreview(f"{variant.shelf}/{file.name}", file.size) for file in plan.layout.files
+        FilePreview(f"{variant.shelf}/{file.name}", file.size)
+        for file in plan.layout.files
+        if file.name not in EVIDENCE
     )
     return VariantPreview(
         name=variant.name,
@@ -145,6 +152,13 @@ def _variant(
         making=making(prepared, variant),
         verifying=verifying(prepared, variant),
     )
+
+
+def _imatrix(prepared: Prepared) -> FilePreview | None:
+    run = statistics(prepared)
+    if run is None or all(v.target.format != "gguf" for v in prepared.recipe.variants):
+        return None
+    return FilePreview(f"GGUF/{IMATRIX}", imatrix_bytes(run))
 
 
 def _free_vram(*devices: str) -> int | None:

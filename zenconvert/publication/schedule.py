@@ -84,6 +84,7 @@ class Schedule:
             text=self.recipe.data.decode(),
             calibration=self.calibration if learns else "",
             served=tuple(served),
+            reads=batch[0].reads or "",
             device=batch[0].device,
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.conversion import Conversion
-from zenconvert.errors import ZenError
+from zenconvert.errors import ConversionFailed, ZenError
 from zenconvert.machine import usable_cores
 from zenconvert.planning import Plan
 from zenconvert.production import Gathered, gather, produce
@@ -120,7 +120,9 @@ class _Work:
         """Every engine that was asked for and runs the variant's format."""
         ((key, name),) = self.task.jobs
         variant = self.recipe.variant(name)
-        made = next(r for r in self.ledger.all() if (r.kind, r.name) == ("variant", name))
+        made = self.ledger.get(self.task.reads)
+        if made is None:
+            raise ConversionFailed(f"{name}: the record of the variant is gone; run again")
         single = variant.target.format == "gguf"
         artifact = self.ledger.folder / (made.outputs[0].path if single else variant.shelf)
         report = self._measured(artifact, variant)
