@@ -115,9 +115,9 @@ def test_nothing_is_done_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "again"),
     [
-        ("missing", ["make A", "verify A"]),
-        ("changed", ["make A", "verify A"]),
-        ("record", ["make A", "verify A"]),
+        ("missing", ["make A"]),  # its bytes are those that were verified
+        ("changed", ["make A"]),
+        ("record", ["make A"]),
         ("report", ["verify A"]),
         ("touched", []),
         ("statistics", []),  # they serve nothing that is not done

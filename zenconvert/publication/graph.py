@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,18 +35,13 @@ _MOST: Final = 256
 def undone(jobs: Iterable[Job], ledger: Ledger) -> list[Job]:
     """The jobs that have to run, in their order.
 
-    A job is done when its outputs are what its record says, and were made from what the job that it
-    reads has now; and, where others that are not done need it, when what serves them is there.
+    What reads the outputs of another one waits for it, and is not done again where it then finds
+    the same. What others need that are not done is done again where what serves them is gone.
     """
     jobs = list(jobs)
     left: set[str] = set()
     for job in jobs:
-        record = ledger.get(job.key)
-        fresh = record is not None and ledger.holds(record)
-        if job.reads is not None and record is not None:
-            source = ledger.get(job.reads)
-            fresh &= job.reads not in left and source is not None and source.digest == record.read
-        if not fresh:
+        if job.reads in left or not is_done(job, ledger):
             left.add(job.key)
     for job in reversed(jobs):
         for need in job.needs if job.key in left else ():
@@ -54,6 +49,15 @@ def undone(jobs: Iterable[Job], ledger: Ledger) -> list[Job]:
             if record is None or not ledger.serves(record):
                 left.add(need)
     return [job for job in jobs if job.key in left]
+
+
+def is_done(job: Job, ledger: Ledger) -> bool:
+    """Whether the outputs are what the record says, and made from what there is to read now."""
+    record = ledger.get(job.key)
+    if record is None or not ledger.holds(record):
+        return False
+    source = ledger.get(job.reads) if job.reads is not None else None
+    return job.reads is None or (source is not None and source.digest == record.read)
 
 
 @contextmanager
@@ -93,12 +97,13 @@ class Run:
             if job not in waiting:
                 self._say(JobSkipped(job))
         for job in waiting:
-            self.ledger.remove(job.key)
+            if job.reads is None:  # others may find that they are done
+                self.ledger.remove(job.key)
         running: dict[Future[None], tuple[Job, ...]] = {}
         with ThreadPoolExecutor(_MOST, thread_name_prefix="job") as pool:
             try:
                 while waiting or running:
-                    waiting = self._without_hopeless(waiting)
+                    waiting = self._without_settled(waiting, running)
                     for batch in self._startable(waiting, running):
                         running[pool.submit(self._batch, batch)] = batch
                         waiting = [job for job in waiting if job not in batch]
@@ -111,19 +116,25 @@ class Run:
                 raise
         return self.failures
 
-    def _without_hopeless(self, waiting: Sequence[Job]) -> list[Job]:
-        """What may still run; jobs that need a failed one fail."""
-        left = []
+    def _without_settled(
+        self, waiting: Sequence[Job], running: Mapping[Future[None], tuple[Job, ...]]
+    ) -> list[Job]:
+        """What is still to run: jobs that need a failed one fail, some turn out to be done."""
+        left: list[Job] = []
+        begun = {job.key for batch in running.values() for job in batch}
         for job in waiting:
             lost = next((self.failures[key] for key in job.needs if key in self.failures), None)
-            if lost is None:
-                left.append(job)
-            else:
+            coming = begun | {other.key for other in waiting}
+            if lost is not None:
                 self._fail(job, lost)
+            elif job.reads is not None and job.reads not in coming and is_done(job, self.ledger):
+                self._say(JobSkipped(job))
+            else:
+                left.append(job)
         return left
 
     def _startable(
-        self, waiting: Sequence[Job], running: dict[Future[None], tuple[Job, ...]]
+        self, waiting: Sequence[Job], running: Mapping[Future[None], tuple[Job, ...]]
     ) -> Iterator[tuple[Job, ...]]:
         active = [job for batch in running.values() for job in batch]
         open_keys = {job.key for job in (*waiting, *active)}

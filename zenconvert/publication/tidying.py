@@ -9,12 +9,11 @@ from pathlib import Path
 from zenconvert.publication.ledger import Ledger, Record
 from zenconvert.publication.schedule import Schedule
 from zenconvert.publication.shelf import EVIDENCE, IMATRIX
-from zenconvert.publication.work import gathered_folder
+from zenconvert.publication.work import RECEIPTS, gathered_folder
 
 
 def tidy(ledger: Ledger, schedule: Schedule) -> None:
     """Remove what jobs wrote that are not the recipe's any more, and what killed ones left."""
-    kept = {written.path for record in ledger.all() for written in record.outputs}
     gone = [record for record in ledger.all() if not _is_current(record, schedule)]
     current = [record for record in ledger.all() if record not in gone]
     kept = {written.path for record in current for written in record.outputs}
@@ -28,6 +27,9 @@ def tidy(ledger: Ledger, schedule: Schedule) -> None:
         for shelf in {written.path.partition("/")[0] for written in record.outputs}:
             if record.kind == "variant" and shelf not in shelves:
                 _remove_shelf(ledger.folder / shelf)
+    for record in current:
+        if record.kind == "variant" and not ledger.holds(record):  # what stands there is no good
+            (ledger.folder / RECEIPTS / f"{record.name}.json").unlink(missing_ok=True)
     for folder in ledger.state.glob("gathered-*"):
         if folder != gathered_folder(ledger.folder, schedule.calibration):
             shutil.rmtree(folder)

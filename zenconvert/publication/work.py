@@ -26,6 +26,8 @@ from zenconvert.verification.report import Report
 from zenconvert.verification.run import verify
 
 REPORTS: Final = f"{STATE}/reports"
+RECEIPTS: Final = f"{STATE}/receipts"
+"""A file for every variant that a pass wrote, though the pass did not end."""
 _CARD: Final = "README.md"
 """A folder's own, which the release replaces."""
 
@@ -95,6 +97,7 @@ class _Work:
             self.source,
             [self.recipe.production(variant) for variant in variants],
             self._gathered(variants) if self.task.calibration else None,
+            folder=self.ledger.folder / RECEIPTS,
             threads=usable_cores(),
             force=True,
             stage=self.progress,
