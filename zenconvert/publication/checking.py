@@ -82,7 +82,7 @@ def check_release(
     top = _Place(folder, ".", digests, record, variants_of(record, REPORT))
     findings = [*_sums(top)]
     shelves: list[_Place] = []
-    if any((folder / variant.shelf).is_dir() for variant in top.variants):
+    if not (folder / BOM).is_file():  # only shelves have one
         for shelf in dict.fromkeys(v.shelf for v in top.variants if v.is_made):
             try:
                 shelves.append(_shelf(top, shelf))

@@ -145,5 +145,6 @@ def _module(name: str) -> ModuleType:
         return import_module(f"model_signing.{name}")
     except ImportError as error:
         raise MissingDependency(
-            f"signatures need the package model-signing ({error}): pip install 'zenconvert[signing]'"
+            f"signatures need the package model-signing ({error}): "
+            "pip install 'zenconvert[signing]'"
         ) from error

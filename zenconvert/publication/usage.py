@@ -20,10 +20,13 @@ model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", device_map="aut
 inputs = {inputs}.to(model.device)
 output = model.generate(**inputs, max_new_tokens=64)
 print(tokenizer.decode(output[0], skip_special_tokens=True))"""
-_CHAT: Final = (
-    'tokenizer.apply_chat_template(\n    [{"role": "user", "content": "Hello!"}], '
-    'add_generation_prompt=True, return_tensors="pt", return_dict=True\n)'
-)
+_CHAT: Final = """\
+tokenizer.apply_chat_template(
+    [{"role": "user", "content": "Hello!"}],
+    add_generation_prompt=True,
+    return_tensors="pt",
+    return_dict=True,
+)"""
 _PLAIN: Final = 'tokenizer("Hello", return_tensors="pt")'
 _GENAI: Final = """\
 import onnxruntime_genai as og
@@ -33,14 +36,15 @@ tokenizer = og.Tokenizer(model)
 parameters = og.GeneratorParams(model)
 parameters.set_search_options(max_length=128)
 generator = og.Generator(model, parameters)
-generator.append_tokens(tokenizer.encode({prompt}))
+prompt = {prompt}
+generator.append_tokens(tokenizer.encode(prompt))
 while not generator.is_done():
     generator.generate_next_token()
 print(tokenizer.decode(generator.get_sequence(0)))"""
-_GENAI_CHAT: Final = (
-    'tokenizer.apply_chat_template(\n    \'[{"role": "user", "content": "Hello!"}]\', '
-    "add_generation_prompt=True\n)"
-)
+_GENAI_CHAT: Final = """\
+tokenizer.apply_chat_template(
+    '[{"role": "user", "content": "Hello!"}]', add_generation_prompt=True
+)"""
 _ONNX: Final = """\
 import onnxruntime
 
