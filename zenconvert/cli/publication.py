@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,13 @@ import click
 
 from zenconvert.cli.printing import echo_json, echo_table, size, stages
 from zenconvert.cli.sampling import codes
-from zenconvert.errors import InvalidInput
+from zenconvert.errors import InvalidInput, UsageError
 
 if TYPE_CHECKING:
     from zenconvert.publication.jobs import Event
     from zenconvert.publication.preview import Preview
     from zenconvert.publication.run import ReleaseResult
+    from zenconvert.publication.signing import Signer
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _RECIPE = click.argument("recipe", metavar="RECIPE.toml", type=_FILE)
@@ -51,6 +53,17 @@ def release() -> None:
     show_default=True,
     help="Where jobs run: in processes here, or on a Ray cluster ($RAY_ADDRESS).",
 )
+@click.option("--sign-key", type=_FILE, help="Sign with this elliptic-curve key (PEM).")
+@click.option(
+    "--sign-keyless", is_flag=True, help="Sign with an identity, by Sigstore; needs the network."
+)
+@click.option("--publish", is_flag=True, help="Upload to where the recipe's [publish] says.")
+@click.option(
+    "--allow",
+    metavar="VERDICT",
+    multiple=True,
+    help="Publish variants with this verdict, too; PASS alone by default. Repeatable.",
+)
 @click.option(
     "--summary",
     "summary_file",
@@ -63,13 +76,18 @@ def run_release(
     only: tuple[str, ...],
     dry_run: bool,
     executor: str,
+    sign_key: Path | None,
+    sign_keyless: bool,
+    publish: bool,
+    allow: tuple[str, ...],
     summary_file: Path | None,
     as_json: bool,
 ) -> None:
     """Make, measure and judge the variants of a recipe.
 
-    A run that was interrupted goes on when it is started again. Exit codes: 0 all PASS, 1 a variant
-    failed, 5 it cannot fit, 6 INCONCLUSIVE or ANOMALOUS, 7 interrupted.
+    A run that was interrupted goes on when it is started again. The key's password is taken from
+    $ZENCONVERT_KEY_PASSWORD. Exit codes: 0 all PASS, 1 a variant failed, 5 it cannot fit, 6
+    INCONCLUSIVE or ANOMALOUS, 7 interrupted, 8 publishing failed.
     """
     from zenconvert.publication.run import plan_release
     from zenconvert.publication.run import release as run
@@ -81,7 +99,13 @@ def run_release(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with stages(quiet=as_json) as progress:
         result = run(
-            recipe, only=wanted, executor=executor, tell=None if as_json else _teller(progress)
+            recipe,
+            only=wanted,
+            executor=executor,
+            signer=_signer(sign_key, keyless=sign_keyless),
+            publish=publish,
+            allow=[verdict.upper() for verdict in allow] or None,
+            tell=None if as_json else _teller(progress),
         )
     if summary_file is not None:
         from zenconvert.publication.summary import summary
@@ -151,6 +175,17 @@ def write_skypilot(
     click.echo(f"{out}: start it with `sky launch {out}`")
 
 
+def _signer(key: Path | None, *, keyless: bool) -> Signer | None:
+    """Raises UsageError for both at once."""
+    if key is not None and keyless:
+        raise UsageError("--sign-key and --sign-keyless exclude each other")
+    if key is None and not keyless:
+        return None
+    from zenconvert.publication.signing import Signer
+
+    return Signer(key, os.environ.get("ZENCONVERT_KEY_PASSWORD") if key is not None else None)
+
+
 def _teller(progress: Callable[[str, int, int], None]) -> Callable[[Event], None]:
     from zenconvert.publication import jobs
 
@@ -188,6 +223,11 @@ def _print_result(result: ReleaseResult) -> None:
             )
         )
     echo_table(("variant", "verdict", "size", "KL mean", "worst", "files"), rows)
+    if result.published is not None:
+        for shelf in result.published.shelves:
+            click.echo(f"{shelf.shelf}: {shelf.url}{'' if shelf.is_new else ' (as it was)'}")
+        for name, reason in result.published.refused.items():
+            click.echo(f"{name}: not published: {reason}")
     click.echo(f"{result.folder}: check it with `zenconvert release verify {result.folder}`")
 
 

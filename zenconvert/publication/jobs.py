@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from zenconvert import __version__, errors
 from zenconvert.errors import ConversionFailed, ZenError
 
-Kind = Literal["gather", "variant", "verify"]
+Kind = Literal["gather", "variant", "verify", "assemble", "sign", "publish"]
+_VERBS: Final[Mapping[Kind, str]] = {"variant": "make"}
 
 
 def key(kind: str, **parts: Any) -> str:
@@ -29,7 +31,7 @@ class Job:
     key: str
     kind: Kind
     name: str
-    """The variant's; of the gathering, ``statistics``."""
+    """The variant's; of other kinds, what the verb of their title is about."""
     needs: tuple[str, ...] = ()
     """Keys of jobs that must have been done."""
     after: tuple[str, ...] = ()
@@ -45,8 +47,7 @@ class Job:
     @property
     def title(self) -> str:
         """For people."""
-        verb = {"gather": "gather", "variant": "make", "verify": "verify"}[self.kind]
-        return f"{verb} {self.name}"
+        return f"{_VERBS.get(self.kind, self.kind)} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
