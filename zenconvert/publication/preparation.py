@@ -99,8 +99,9 @@ class _Look:
         """Raise RecipeError if there are any; the source's own error where it stands alone."""
         if not self.problems:
             return
-        error = self.problems[0][2]
-        if len(self.problems) == 1 and error is not None and error.exit_code != _USAGE:
+        place, _, error = self.problems[0]
+        alone = len(self.problems) == 1 and place[:1] == ("source",)
+        if alone and error is not None and error.exit_code != _USAGE:
             raise error
         lines = self.recipe.lines
         shown = [
