@@ -11,7 +11,7 @@ from zenconvert.calibration import imatrix_bytes
 from zenconvert.errors import NotEnoughResources
 from zenconvert.machine import free_disk, free_ram
 from zenconvert.publication.graph import undone
-from zenconvert.publication.ledger import Ledger
+from zenconvert.publication.ledger import STATE, Ledger
 from zenconvert.publication.needs import Need, gathering, making, statistics, verifying
 from zenconvert.publication.preparation import Prepared
 from zenconvert.publication.recipe import VariantRecipe
@@ -67,6 +67,7 @@ class Preview:
     """Whether the reference model is still to be walked over for statistics."""
     gathering: Need
     free_disk: int
+    """With what an unfinished run has taken already."""
     free_ram: int
     free_vram: int | None
     """None where no GPU is used."""
@@ -125,7 +126,7 @@ def preview_of(prepared: Prepared) -> Preview:
         imatrix=_imatrix(prepared),
         gathers=any(kind == "gather" for kind, _ in left),
         gathering=gathering(prepared),
-        free_disk=free_disk(recipe.output.folder),
+        free_disk=free_disk(recipe.output.folder) + _begun(recipe.output.folder),
         free_ram=free_ram(),
         free_vram=_free_vram(recipe.calibration.device, recipe.verification.device),
     )
@@ -159,6 +160,14 @@ def _imatrix(prepared: Prepared) -> FilePreview | None:
     if run is None or all(v.target.format != "gguf" for v in prepared.recipe.variants):
         return None
     return FilePreview(f"GGUF/{IMATRIX}", imatrix_bytes(run))
+
+
+def _begun(folder: Path) -> int:
+    """Bytes of what an interrupted run began, and the next one goes on with."""
+    places = [*folder.glob(".*.partial"), *folder.glob("*/.*.partial")]
+    places += (folder / STATE).glob("gathered-*")
+    files = (file for place in places for file in place.rglob("*") if file.is_file())
+    return sum(file.stat().st_blocks * 512 for file in files)
 
 
 def _free_vram(*devices: str) -> int | None:
