@@ -59,8 +59,8 @@ class Output:
     """Files of one layout under hidden names, written at offsets from any thread.
 
     :meth:`open`, write, :meth:`publish`, and in any case :meth:`discard` or :meth:`leave`, which do
-    nothing to what was published. Until then nothing is visible, and what ``force`` would replace is
-    still there; only where removing that fails, the new files already have their names.
+    nothing to what was published. Until then nothing is visible, and what ``force`` would replace
+    is still there; only where removing that fails, the new files already have their names.
     """
 
     def __init__(self, layout: Layout, out: Path, identity: Callable[[], str]) -> None:
@@ -96,14 +96,14 @@ class Output:
         Raises OutputExists, UsageError, NotEnoughResources, and SourceNotFound or CorruptFile for a
         side file that is not what was planned.
         """
-        if self.out.name in {"", ".."}:
-            raise UsageError(f"{self.out}: the output needs a name of its own")
-        if not self.parent.is_dir():
-            raise UsageError(f"{self.parent}: the folder of the output does not exist")
         with _explained(self.out):
             self._open(force=force)
 
     def _open(self, *, force: bool) -> None:
+        if self.out.name in {"", ".."}:
+            raise UsageError(f"{self.out}: the output needs a name of its own")
+        if not self.parent.is_dir():
+            raise UsageError(f"{self.parent}: the folder of the output does not exist")
         self._acquire()
         self._undo()
         self.done = self.journal.read() if self._is_whole() else frozenset()
