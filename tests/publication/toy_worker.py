@@ -26,6 +26,8 @@ def perform(task: Task, progress: Callable[[str, int, int], None]) -> dict[str, 
     failures = {}
     with (ledger.state / "ran.txt").open("a") as ran:
         ran.write(f"{task.kind} {' '.join(name for _, name in task.jobs)}\n")
+    if (node := os.environ.get("RAY_RAYLET_PID")) is not None:
+        (ledger.state / f"{task.kind} {task.jobs[0][1]} on {node}").touch()
     for number, (key, name) in enumerate(task.jobs, 1):
         print("noise that a library makes")
         title = f"{task.kind} {name}"
