@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -16,6 +14,7 @@ from zenconvert.calib.hidden import Place
 from zenconvert.calib.inputs import Input
 from zenconvert.errors import NotEnoughResources
 from zenconvert.hyperparameters import Hyperparameters
+from zenconvert.machine import free_ram
 
 _DEVICE_SHARE: Final = 0.9  # of what is free; the rest is for fragments and libraries
 _HOST_SHARE: Final = 0.8
@@ -89,7 +88,7 @@ def place(need: Needs, *, device: str, max_vram: int | None, max_ram: int | None
 
     Raises NotEnoughResources when not even one block and the widest moments fit.
     """
-    ram = max_ram if max_ram is not None else int(_HOST_SHARE * _free_ram())
+    ram = max_ram if max_ram is not None else int(_HOST_SHARE * free_ram())
     staged = 2 * need.block  # the block that computes or waits, and the next one
     on_host = torch.device(device).type != "cuda"
     if on_host:
@@ -117,14 +116,3 @@ def _too_little(what: str, least: int, budget: int, option: str) -> NotEnoughRes
     return NotEnoughResources(
         f"{what} take {least} bytes and {budget} may be used; free memory or raise {option}"
     )
-
-
-def _free_ram() -> int:
-    """Memory that can be had without swapping."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -88,6 +88,11 @@ class Settings:
         """The kind of device."""
         return torch.device(self.device).type
 
+    @property
+    def batch_tokens(self) -> int:
+        """Most tokens that go through a block at a time."""
+        return _BATCH_TOKENS.get(self.kind, _BATCH_TOKENS_ELSEWHERE)
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -157,7 +162,7 @@ class _Walk:
         self.reference, self.selection, self.settings = reference, selection, settings
         self.progress, self.pool = progress, pool
         self.dtype = DTYPES[settings.compute]
-        most = _BATCH_TOKENS.get(settings.kind, _BATCH_TOKENS_ELSEWHERE)
+        most = settings.batch_tokens
         self.batches = make_batches(selection.windows, selection.languages, most)
         self.token_weights = selection.token_weights
         checkpoint = reference.checkpoint

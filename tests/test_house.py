@@ -22,7 +22,7 @@ ROOMS = {"zenconvert": ROOT / "zenconvert", "formats": ROOT / "formats", "calib"
 # Every module may import from its own level and from those before it.
 LEVELS = (
     {"errors"},
-    {"encoding", "hyperparameters", "tokenizer", "pretokenizer", "models"},
+    {"encoding", "hyperparameters", "tokenizer", "pretokenizer", "models", "machine"},
     {"grouped"},
     {"checkpoint", "target"},
     {"architecture", "layout"},

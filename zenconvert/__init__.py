@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from zenconvert.difference import Difference, diff
     from zenconvert.inspection import Inspection, inspect
     from zenconvert.planning import Plan, Step
+    from zenconvert.publication.preview import Preview
+    from zenconvert.publication.run import ReleaseResult, plan_release, release
     from zenconvert.sources import open_checkpoint
     from zenconvert.target import Options, Target
     from zenconvert.verification.comparison import Comparison, compare
@@ -36,6 +38,8 @@ __all__ = [
     "Options",
     "Outcome",
     "Plan",
+    "Preview",
+    "ReleaseResult",
     "Report",
     "Step",
     "Target",
@@ -50,6 +54,8 @@ __all__ = [
     "inspect",
     "open_checkpoint",
     "plan",
+    "plan_release",
+    "release",
     "verify",
 ]
 
@@ -63,6 +69,8 @@ _HOMES = {
     "Options": "target",
     "Outcome": "verification.gate",
     "Plan": "planning",
+    "Preview": "publication.preview",
+    "ReleaseResult": "publication.run",
     "Report": "verification.report",
     "Step": "planning",
     "Target": "target",
@@ -76,6 +84,8 @@ _HOMES = {
     "inspect": "inspection",
     "open_checkpoint": "sources",
     "plan": "conversion",
+    "plan_release": "publication.run",
+    "release": "publication.run",
     "verify": "verification.run",
 }
 

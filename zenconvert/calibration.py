@@ -6,10 +6,12 @@ an importance matrix for llama.cpp, or to both.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -25,7 +27,7 @@ from zenconvert.calib.statistics_reader import Statistics, open_statistics
 from zenconvert.calib.windows import Cutter
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import NotEnoughResources, OutputExists, UsageError
-from zenconvert.formats.gguf.imatrix import ImatrixEntry, Sums, write_imatrix
+from zenconvert.formats.gguf.imatrix import ImatrixEntry, Sums, Texts, imatrix_size, write_imatrix
 from zenconvert.formats.hf.tokenizer import TextEncoder
 from zenconvert.recoding import logical_rows
 from zenconvert.sources import open_checkpoint
@@ -248,27 +250,42 @@ def export_imatrix(statistics: Statistics, checkpoint: Checkpoint, out: Path) ->
     The sums are those of all languages by their weights; those of single languages stand beside
     them, where llama.cpp ignores them.
     """
+    entries = _entries(checkpoint, statistics.modules, partial(_Loader, statistics))
+    facts = statistics.facts["samples"]
+    with _new_file(out) as file:
+        write_imatrix(file, entries, statistics.languages, _texts(facts))
+
+
+def imatrix_bytes(run: StatisticsRun) -> int:
+    """Size of the importance matrix that the statistics of a run will give."""
+    modules = {module for item in run.all_inputs() for module in item.modules}
+    entries = _entries(run.reference.checkpoint, modules, lambda stack: dict)
+    facts = json.loads(run.metadata["samples"])
+    return imatrix_size(entries, run.selection.languages, _texts(facts))
+
+
+def _entries(
+    checkpoint: Checkpoint,
+    modules: Collection[str],
+    loader: Callable[[list[str]], Callable[[], dict[str, Sums]]],
+) -> list[ImatrixEntry]:
+    """An entry for every weight whose input was measured."""
     stacks: dict[str, list[str]] = {}
     columns: dict[str, int] = {}
     for name in checkpoint.architecture.tensor_names(checkpoint.hyperparameters):
         module = name.name.rpartition(".")[0]
-        if name.is_weight and module in statistics.modules:
+        if name.is_weight and module in modules:
             stacks.setdefault(name.gguf, []).append(module)
             columns[name.gguf] = name.shape[-1]
-    entries = [
-        ImatrixEntry(name, len(stack), columns[name], _Loader(statistics, stack))
+    return [
+        ImatrixEntry(name, len(stack), columns[name], loader(stack))
         for name, stack in stacks.items()
     ]
-    facts = statistics.facts["samples"]
-    with _new_file(out) as file:
-        write_imatrix(
-            file,
-            entries,
-            statistics.languages,
-            datasets=[str(facts["name"])],
-            chunks=int(facts["windows"]),
-            chunk_size=int(facts["context"]),
-        )
+
+
+def _texts(facts: Mapping[str, Any]) -> Texts:
+    """What a statistics file knows of its texts."""
+    return Texts([str(facts["name"])], int(facts["windows"]), int(facts["context"]))
 
 
 @dataclass(frozen=True, slots=True)

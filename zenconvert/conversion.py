@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 from zenconvert.calib.solution import ModuleReport
 from zenconvert.errors import ZenError
 from zenconvert.knowledge import Knowledge
+from zenconvert.machine import usable_cores
 from zenconvert.making import Making
 from zenconvert.output import refuse_taken
 from zenconvert.planning import Importance, Plan
@@ -125,11 +125,6 @@ def plan(
 
 def _target(to: str | Target) -> Target:
     return Target.parse(to) if isinstance(to, str) else to
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def run(

@@ -4,6 +4,7 @@
 
     ZenError                           exit code 1
     ├── UsageError                     2   a target, option or combination that makes no sense
+    │   └── RecipeError                    a release's recipe is wrong; holds every mistake found
     ├── PlanError                      2   the plan was refused; holds every problem found
     ├── OutputExists                   2   the output is there already (also a FileExistsError)
     ├── Unsupported                    3   a valid thing that zenconvert does not handle
@@ -22,6 +23,7 @@
     ├── NotEnoughResources             5   memory or disk would not suffice
     ├── MissingDependency              2   an optional package is not installed
     ├── ConversionFailed               1   an operation that should have worked did not
+    ├── ReleaseFailed                  1   a variant of a release could not be made or measured
     ├── PublishingFailed               8   a release could not be put where it should go
     ├── GateFailed                     1   an artifact has moved further than the policy allows
     └── GateInconclusive               6   the measurement cannot tell, or cannot be believed
@@ -49,6 +51,16 @@ class UsageError(ZenError):
     """A target, option or combination of options that makes no sense."""
 
     exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A release's recipe is wrong. ``problems`` holds every mistake as ``(line, text)``."""
+
+    def __init__(self, path: str, problems: Sequence[tuple[int, str]]) -> None:
+        self.problems = tuple(sorted(problems))
+        count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        lines = "\n".join(f"  - line {line}: {text}" for line, text in self.problems)
+        super().__init__(f"{path}: the recipe has {count}:\n{lines}")
 
 
 class PlanError(ZenError):
@@ -138,6 +150,10 @@ class NotEnoughResources(ZenError):
     """Memory or disk would not suffice."""
 
     exit_code = 5
+
+
+class ReleaseFailed(ZenError):
+    """A variant of a release could not be made or measured; the others could."""
 
 
 class PublishingFailed(ZenError):

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from zenconvert.calib.solution import ModuleReport
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.conversion import Conversion, usable_cores
+from zenconvert.conversion import Conversion
 from zenconvert.errors import ZenError
 from zenconvert.formats.registry import format_named
 from zenconvert.gathering import Gathered, gather
 from zenconvert.journal import make_folder
 from zenconvert.knowledge import expected_importance, measured_importance, solver_for
+from zenconvert.machine import usable_cores
 from zenconvert.making import Making
 from zenconvert.planning import Importance, Plan
 from zenconvert.solving import Solver, Stage, silent

@@ -150,42 +150,59 @@ class ImatrixEntry:
     """Sums over all languages under the empty name, and those of every language."""
 
 
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What an imatrix file says of the texts that it was computed from."""
+
+    names: Sequence[str]
+    chunks: int
+    """Windows that they were cut into."""
+    chunk_size: int
+
+
 def write_imatrix(
-    file: BinaryIO,
-    entries: Sequence[ImatrixEntry],
-    languages: Sequence[str],
-    *,
-    datasets: Sequence[str],
-    chunks: int,
-    chunk_size: int,
+    file: BinaryIO, entries: Sequence[ImatrixEntry], languages: Sequence[str], texts: Texts
 ) -> None:
-    """Write an imatrix file; ``datasets`` names the texts, which were cut into ``chunks``.
+    """Write an imatrix file.
 
     Raises UsageError for a language whose name makes a tensor's name too long for llama.cpp.
     """
+    header, _ = _laid_out(entries, languages, texts)
+    file.write(header)
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        sums = entry.load()
+        for language in ("", *languages):
+            for values in (sums[language].squares, sums[language].counts):
+                data = values.astype("<f4").tobytes()
+                file.write(data + bytes(_padded(len(data)) - len(data)))
+
+
+def imatrix_size(entries: Sequence[ImatrixEntry], languages: Sequence[str], texts: Texts) -> int:
+    """Bytes of such a file; nothing is loaded. Raises as :func:`write_imatrix`."""
+    header, size = _laid_out(entries, languages, texts)
+    return len(header) + size
+
+
+def _laid_out(
+    entries: Sequence[ImatrixEntry], languages: Sequence[str], texts: Texts
+) -> tuple[bytes, int]:
+    """The header, and the bytes of the data behind it."""
     metadata: dict[str, KeyValue] = {
         "general.type": ("str", "imatrix"),
-        "imatrix.datasets": ("arr:str", list(datasets)),
-        "imatrix.chunk_count": ("u32", chunks),
-        "imatrix.chunk_size": ("u32", chunk_size),
+        "imatrix.datasets": ("arr:str", list(texts.names)),
+        "imatrix.chunk_count": ("u32", texts.chunks),
+        "imatrix.chunk_size": ("u32", texts.chunk_size),
     }
-    entries = sorted(entries, key=lambda entry: entry.name)
     infos: list[tuple[str, tuple[int, ...], int, int]] = []
     at = 0
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: entry.name):
         for suffix, shape in _parts(entry, languages):
             name = f"{entry.name}{suffix}"
             if len(name.encode()) > _LONGEST_NAME:
                 raise UsageError(f"{name!r} is too long a name for llama.cpp; rename the language")
             infos.append((name, shape, BY_NAME["f32"].id, at))
             at += _padded(4 * shape[0] * shape[1])
-    file.write(container.pack_header(metadata, infos))
-    for entry in entries:
-        sums = entry.load()
-        for language in ("", *languages):
-            for values in (sums[language].squares, sums[language].counts):
-                data = values.astype("<f4").tobytes()
-                file.write(data + bytes(_padded(len(data)) - len(data)))
+    return container.pack_header(metadata, infos), at
 
 
 def _parts(entry: ImatrixEntry, languages: Sequence[str]) -> list[tuple[str, tuple[int, int]]]:

@@ -10,6 +10,7 @@ from zenconvert import __version__
 from zenconvert.cli.calibration import calibrate
 from zenconvert.cli.conversion import convert, plan
 from zenconvert.cli.facts import diff, inspect
+from zenconvert.cli.publication import release
 from zenconvert.cli.tasks import tasks
 from zenconvert.cli.verification import compare, gate, verify
 from zenconvert.errors import ZenError
@@ -27,7 +28,7 @@ def cli() -> None:
     """
 
 
-for command in (inspect, plan, convert, calibrate, verify, tasks, gate, compare, diff):
+for command in (inspect, plan, convert, calibrate, verify, tasks, gate, compare, diff, release):
     cli.add_command(command)
 
 

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from zenconvert.conversion import usable_cores
 from zenconvert.errors import CorruptFile, UnsafePath
+from zenconvert.machine import usable_cores
 from zenconvert.verification.digests import file_digest, read_digest
 
 SUMS: Final = "SHA256SUMS"

@@ -12,8 +12,8 @@ from zenconvert import __version__
 from zenconvert.calib.samples import Sample, load_bundled, load_file
 from zenconvert.calib.windows import Window, windows
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.conversion import usable_cores
 from zenconvert.errors import InvalidInput, UsageError
+from zenconvert.machine import usable_cores
 from zenconvert.sources import open_checkpoint
 from zenconvert.verification.drift import summarise
 from zenconvert.verification.engines import ALL, ENGINES, TORCH, engine_names, refusal
@@ -82,7 +82,7 @@ def verify(
     first, second = open_checkpoint(reference), open_checkpoint(candidate)
     names, absent = _choose(engine, second)
     _check_vocabularies(first, second)
-    spans = evaluation_windows(first, _samples(text, languages), context)
+    spans = evaluation_windows(first, evaluation_samples(text, languages), context)
     measured = artifact(first, str(reference)), artifact(second, str(candidate))
 
     def stage(name: str) -> Count:
@@ -210,7 +210,8 @@ def _check_device(device: str) -> None:
         raise UsageError(f"torch cannot use the device {device!r}: {reason}") from error
 
 
-def _samples(text: str | Path | None, languages: Sequence[str] | None) -> list[Sample]:
+def evaluation_samples(text: str | Path | None, languages: Sequence[str] | None) -> list[Sample]:
+    """The texts that are evaluated. Raises UsageError for languages that they do not have."""
     if text is None:
         return load_bundled("evaluation", languages)
     samples = load_file(Path(text))

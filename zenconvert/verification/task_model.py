@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.conversion import usable_cores
 from zenconvert.errors import UsageError
 from zenconvert.formats.hf.tokenizer import TextEncoder
+from zenconvert.machine import usable_cores
 from zenconvert.verification.engines import ENGINES, TORCH, refusal
 from zenconvert.verification.engines.torch_engine import TorchEngine
 from zenconvert.verification.states import Count

@@ -14,7 +14,13 @@ from tests.oracles.llama_quantize import load_imatrix
 from tests.tiny import CONFIGS
 from zenconvert.architecture import TensorName, for_model_type
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UsageError
-from zenconvert.formats.gguf.imatrix import ImatrixEntry, Sums, read_importance, write_imatrix
+from zenconvert.formats.gguf.imatrix import (
+    ImatrixEntry,
+    Sums,
+    Texts,
+    read_importance,
+    write_imatrix,
+)
 from zenconvert.hyperparameters import from_config
 
 
@@ -130,7 +136,7 @@ def test_others_read_what_we_write(tmp_path: Path) -> None:
     total = Sums(parts["en"].squares + parts["zh"].squares, np.array([6, 0]))
     entry = ImatrixEntry("blk.0.ffn_up_exps.weight", 2, 48, lambda: {"": total, **parts})
     with (tmp_path / "x.gguf").open("wb") as file:
-        write_imatrix(file, [entry], ["en", "zh"], datasets=["my.txt"], chunks=3, chunk_size=2048)
+        write_imatrix(file, [entry], ["en", "zh"], Texts(["my.txt"], 3, 2048))
     reader = GGUFReader(tmp_path / "x.gguf")
     assert reader.fields["general.type"].contents() == "imatrix"
     assert reader.fields["imatrix.datasets"].contents() == ["my.txt"]
@@ -149,4 +155,4 @@ def test_others_read_what_we_write(tmp_path: Path) -> None:
 def test_names_that_llamacpp_cannot_hold_are_refused(tmp_path: Path) -> None:
     entry = ImatrixEntry("blk.0.ffn_up_exps.weight", 1, 48, dict)
     with (tmp_path / "x.gguf").open("wb") as file, pytest.raises(UsageError, match="too long"):
-        write_imatrix(file, [entry], ["x" * 40], datasets=[], chunks=1, chunk_size=1)
+        write_imatrix(file, [entry], ["x" * 40], Texts([], 1, 1))

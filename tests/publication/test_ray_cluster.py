@@ -1,0 +1,117 @@
+"""Jobs on a real Ray cluster of three nodes, one of which dies at work."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.publication.test_graph import TOY, digest, jobs, ran, run, told
+from zenconvert.errors import UsageError
+from zenconvert.publication.executors import executor_named
+from zenconvert.publication.executors.ray_cluster import RayExecutor
+from zenconvert.publication.graph import Run
+from zenconvert.publication.jobs import Event, Job, JobDone, JobFailed, Task
+from zenconvert.publication.ledger import Ledger
+
+ROOT = Path(__file__).parent.parent.parent
+QUICK_TO_NOTICE = {  # a node's death, after two seconds
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Three nodes of one core each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+        small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
+        first = {**small, "include_dashboard": False, "_system_config": QUICK_TO_NOTICE}
+        made: Any = Cluster(initialize_head=True, head_node_args=first)
+        made.workers = [made.add_node(**small) for _ in range(2)]
+        ray.init(address=made.address, log_to_driver=False, logging_level=logging.CRITICAL)
+        try:
+            yield made
+        finally:
+            ray.shutdown()
+            made.shutdown()
+
+
+def run_on(folder: Path, events: list[Event], **orders: Any) -> None:
+    """Run the jobs of the toy on the cluster."""
+    text = json.dumps({"folder": str(folder), **orders})
+    executor = RayExecutor(folder, 1, command=TOY)
+
+    def task(batch: Sequence[Job]) -> Task:
+        names = tuple((job.key, job.name) for job in batch)
+        return Task(batch[0].kind, names, "recipe.toml", text, reads=batch[0].reads or "")
+
+    Ledger(folder).state.mkdir()
+    Run(jobs(), Ledger(folder), executor, task, events.append).run()
+
+
+def busy_node(cluster: Any, state: Path) -> Any:
+    """A node, not the first one, that is at work on A or B: there are two, and one core a node."""
+    for node in cluster.workers:
+        raylet = node.all_processes["raylet"][0].process.pid
+        if any((state / f"variant {name} on {raylet}").exists() for name in "AB"):
+            return node
+    return None
+
+
+def test_the_death_of_a_node_changes_nothing(cluster: Any, tmp_path: Path) -> None:
+    for name in ("ray", "local"):
+        (tmp_path / name).mkdir()
+    events: list[Event] = []
+    work = threading.Thread(target=run_on, args=(tmp_path / "ray", events), kwargs={"sleep": 3})
+    work.start()
+    while (node := busy_node(cluster, tmp_path / "ray/.zenconvert")) is None:
+        assert work.is_alive(), "no node but the first one makes a variant"
+        time.sleep(0.05)
+    cluster.remove_node(node, allow_graceful=False)
+    work.join()
+    assert told(events, JobFailed) == []
+    assert sorted(told(events, JobDone)) == sorted(job.title for job in jobs())
+    lines = ran(tmp_path / "ray")
+    assert len(lines) == 1 + len(set(lines))  # what died with the node ran again
+    assert "variant A B" not in lines  # each by itself
+    run(tmp_path / "local")
+    assert digest(tmp_path / "ray") == digest(tmp_path / "local")
+
+
+def test_failures_come_back(cluster: Any, tmp_path: Path) -> None:
+    events: list[Event] = []
+    run_on(tmp_path, events, fail=["variant B"], die=["variant C"])
+    failed = {e.job.title: e.failure.text for e in events if isinstance(e, JobFailed)}
+    assert failed["make B"] == failed["verify B"] == "too large"
+    assert failed["make C"].startswith("its process ended by SIGKILL")
+    assert sorted(told(events, JobDone)) == ["gather statistics", "make A", "verify A"]
+
+
+def test_nodes_share_one_cache(cluster: Any, tmp_path: Path) -> None:
+    assert executor_named("ray", tmp_path, 1).environment == {  # type: ignore[attr-defined]
+        "ZENCONVERT_CACHE": os.environ["ZENCONVERT_CACHE"]
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("ZENCONVERT_CACHE")
+        shared = RayExecutor(tmp_path, 1).environment["ZENCONVERT_CACHE"]
+        assert shared == str(tmp_path / ".zenconvert/cache")
+
+
+def test_unknown_executors_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="known are local, ray"):
+        executor_named("slurm", tmp_path, 1)

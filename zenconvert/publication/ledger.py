@@ -1,0 +1,131 @@
+"""What is done: one file ``.zenconvert/KEY.json`` a job, written when its outputs are whole.
+
+A job is done while its outputs are what the record says: same size, same digest. Digests are
+remembered with a file's times and inode (``verification.digests``), so that a look costs nothing
+until a file was touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+from zenconvert.errors import NotEnoughResources
+from zenconvert.verification.digests import file_digest
+
+STATE: Final = ".zenconvert"
+"""Folder of the job graph's state, below the release's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that a job wrote."""
+
+    path: str
+    """Below the release's folder, with ``/``."""
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A job that is done."""
+
+    key: str
+    kind: str
+    name: str
+    outputs: tuple[Written, ...]
+    read: str = ""
+    """Digest of the outputs of the job that it read."""
+    scratch: Mapping[str, int] = field(default_factory=dict)
+    """Files that only serve other jobs, below the release's folder → size. They may go when these
+    are done."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known of it, as JSON."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the names and digests of its outputs."""
+        lines = "".join(f"{w.sha256}  {w.path}\n" for w in self.outputs)
+        return sha256(lines.encode()).hexdigest()
+
+
+class Ledger:
+    """The ledger of a release's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.state = folder, folder / STATE
+
+    def get(self, key: str) -> Record | None:
+        """The record of a job; None where there is none, or none that can be read."""
+        try:
+            value = json.loads((self.state / f"{key}.json").read_text(encoding="utf-8"))
+            outputs = tuple(Written(**one) for one in value.pop("outputs"))
+            return Record(outputs=outputs, **value)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def all(self) -> Iterator[Record]:
+        """Every record there is, in the order of the keys."""
+        for path in sorted(self.state.glob("*.json")):
+            record = self.get(path.stem)
+            if record is not None and record.key == path.stem:
+                yield record
+
+    def serves(self, record: Record) -> bool:
+        """Whether what only serves other jobs is there."""
+        paths = ((self.folder / name, size) for name, size in record.scratch.items())
+        return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
+    def holds(self, record: Record) -> bool:
+        """Whether the outputs are still what the record says."""
+        for written in record.outputs:
+            path = self.folder / written.path
+            try:
+                if path.stat().st_size != written.size or file_digest(path) != written.sha256:
+                    return False
+            except OSError:
+                return False
+        return True
+
+    def written(self, files: Iterable[Path]) -> tuple[Written, ...]:
+        """Describe files below the folder; of a folder, everything in it."""
+        found = []
+        for file in files:
+            inside = sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else [file]
+            for path in inside:
+                name = path.relative_to(self.folder).as_posix()
+                found.append(Written(name, path.stat().st_size, file_digest(path)))
+        return tuple(found)
+
+    def put(self, record: Record) -> None:
+        """Write a record, whole or not at all. Raises NotEnoughResources."""
+        write_whole(self.state / f"{record.key}.json", json_bytes(asdict(record)))
+
+    def remove(self, key: str) -> None:
+        """Forget a job."""
+        (self.state / f"{key}.json").unlink(missing_ok=True)
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON for a file."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file that gets its name when it is on the disk. Raises NotEnoughResources."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise NotEnoughResources(f"{path}: cannot be written: {error.strerror}") from error

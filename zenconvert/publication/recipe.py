@@ -1,0 +1,174 @@
+"""A release's recipe: what is made of which model, how it is measured, and where it goes.
+
+A TOML file. The smallest one that works::
+
+    [source]
+    path = "builtin:zen-nano"
+    [output]
+    folder = "release"
+    [[variant]]
+    target = "gguf:q4_k_m"
+
+Relative paths are relative to the recipe's folder. ``recipe_reader`` has every key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from zenconvert.publication.toml_lines import Lines, Place
+from zenconvert.solving import Calibrating, Solver
+from zenconvert.target import Options, Target
+from zenconvert.variants import Variant
+
+THREADS: Final = 4
+"""Threads of a job by default; the same everywhere, since float sums depend on them."""
+SPLIT: Final = 50_000_000_000
+"""Largest GGUF file by default, bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The model that is released."""
+
+    path: str
+    """A folder, a file, a Hub id or ``builtin:NAME``, as the recipe has it."""
+    location: str
+    """The same for whoever is not in the recipe's folder: absolute paths, and the revision."""
+    name: str
+    """What files are called after."""
+    revision: str | None = None
+    base_model: str | None = None
+    licence: str | None = None
+    languages: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where the release goes."""
+
+    folder: Path
+    split: int = SPLIT
+    """Largest GGUF file, bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What the quantizers learn from."""
+
+    enabled: bool = True
+    calibrating: Calibrating = field(default_factory=Calibrating)
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How every variant is measured."""
+
+    engines: tuple[str, ...] = ("all",)
+    """Empty: nothing is measured."""
+    context: int = 512
+    text: Path | None = None
+    """The bundled evaluation texts where None."""
+    languages: tuple[str, ...] | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What judges the measurements."""
+
+    policy: str = "default"
+    """``default`` or an absolute path."""
+    against: Path | None = None
+    """``report.json`` of the release before, judged against too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publishing:
+    """Where a release is uploaded to."""
+
+    hub: str
+    """User or organisation on the Hub; every shelf has a repository of its own."""
+    private: bool = False
+    allow: tuple[str, ...] = ("PASS",)
+    """Verdicts that may be published."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantRecipe:
+    """One artifact to make."""
+
+    name: str
+    target: Target
+    engines: tuple[str, ...]
+    options: Options = field(default_factory=Options)
+    solver: Solver | None = None
+    largest_error: float | None = None
+    exact: bool = False
+    allow_requantize: bool = False
+    calibrate: bool = True
+    """Use the statistics, where there are any."""
+
+    @property
+    def shelf(self) -> str:
+        """The folder below the release's; all GGUF files share one."""
+        return "GGUF" if self.target.format == "gguf" else self.name
+
+    def out(self, release: str) -> str:
+        """The artifact below the release's folder, with ``/``."""
+        return f"GGUF/{release}-{self.name}.gguf" if self.target.format == "gguf" else self.name
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe, its values checked one by one and not yet against the world."""
+
+    path: Path
+    data: bytes
+    """The file as it was read."""
+    source: Source
+    output: Output
+    variants: tuple[VariantRecipe, ...]
+    calibration: Calibration = field(default_factory=Calibration)
+    verification: Verification = field(default_factory=Verification)
+    gate: Gate = field(default_factory=Gate)
+    threads: int = THREADS
+    publishing: Publishing | None = None
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """Variant → its table in the file."""
+    lines: Lines = field(default_factory=lambda: Lines(""), compare=False)
+
+    def variant(self, name: str) -> VariantRecipe:
+        """The variant of a name, which must be there."""
+        return next(v for v in self.variants if v.name == name)
+
+    def path_of(self, variant: VariantRecipe) -> Path:
+        """Where the artifact comes to stand."""
+        return self.output.folder / variant.out(self.source.name)
+
+    def production(self, variant: VariantRecipe) -> Variant:
+        """The variant as those who make it want it."""
+        return Variant(
+            name=variant.name,
+            out=self.path_of(variant),
+            target=variant.target,
+            options=variant.options,
+            solver=variant.solver,
+            largest_error=variant.largest_error,
+            exact=variant.exact,
+            allow_requantize=variant.allow_requantize,
+        )
+
+
+def default_name(target: Target, default_type: str) -> str:
+    """What people call a target: ``Q4_K_M`` of GGUF, ``GPTQ-w4g128`` and the like of others."""
+    kind = target.type or default_type
+    if target.format == "gguf":
+        return kind.upper()
+    title = {"hf": "HF", "gptq": "GPTQ", "awq": "AWQ", "onnx": "ONNX"}
+    return f"{title.get(target.format, target.format)}-{kind}"

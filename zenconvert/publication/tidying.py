@@ -1,0 +1,71 @@
+"""Removes from a release's folder what its recipe no longer says, and what only served its jobs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from zenconvert.publication.ledger import Ledger, Record
+from zenconvert.publication.schedule import Schedule
+from zenconvert.publication.shelf import EVIDENCE, IMATRIX
+from zenconvert.publication.work import RECEIPTS, gathered_folder
+
+
+def tidy(ledger: Ledger, schedule: Schedule) -> None:
+    """Remove what jobs wrote that are not the recipe's any more, and what killed ones left."""
+    gone = [record for record in ledger.all() if not _is_current(record, schedule)]
+    current = [record for record in ledger.all() if record not in gone]
+    kept = {written.path for record in current for written in record.outputs}
+    for record in gone:
+        for written in record.outputs:
+            if written.path not in kept:
+                (ledger.folder / written.path).unlink(missing_ok=True)
+        ledger.remove(record.key)
+    shelves = {variant.shelf for variant in schedule.recipe.variants}
+    for record in gone:
+        for shelf in {written.path.partition("/")[0] for written in record.outputs}:
+            if record.kind == "variant" and shelf not in shelves:
+                _remove_shelf(ledger.folder / shelf)
+    for record in current:
+        if record.kind == "variant" and not ledger.holds(record):  # what stands there is no good
+            (ledger.folder / RECEIPTS / f"{record.name}.json").unlink(missing_ok=True)
+    for folder in ledger.state.glob("gathered-*"):
+        if folder != gathered_folder(ledger.folder, schedule.calibration):
+            shutil.rmtree(folder)
+
+
+def drop_scratch(ledger: Ledger, schedule: Schedule) -> None:
+    """Remove what only serves jobs, once all of the recipe's variants are made."""
+    made = [ledger.get(schedule.making(variant).key) for variant in schedule.recipe.variants]
+    if all(record is not None for record in made):
+        for record in ledger.all():
+            for name in record.scratch:
+                path = ledger.folder / name
+                path.unlink(missing_ok=True)
+                if path.parent.is_dir() and not any(path.parent.iterdir()):
+                    path.parent.rmdir()
+
+
+def _is_current(record: Record, schedule: Schedule) -> bool:
+    if record.kind == "gather":
+        return record.facts.get("calibration") == schedule.calibration
+    return record.key in schedule.keys
+
+
+def _remove_shelf(shelf: Path) -> None:
+    """Remove the evidence on a shelf that has no variant, and the shelf where that is all."""
+    for name in (*EVIDENCE, IMATRIX):
+        path = shelf / name
+        if path.is_file():
+            path.unlink()
+    for folder in _folders(shelf):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _folders(shelf: Path) -> Iterator[Path]:
+    """Deepest first."""
+    if shelf.is_dir():
+        yield from sorted((p for p in shelf.rglob("*") if p.is_dir()), reverse=True)
+        yield shelf
