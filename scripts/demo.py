@@ -1,4 +1,4 @@
-"""The demonstration that ``scripts/demo`` runs: convert, calibrate, quantize, verify, generate."""
+"""The demonstration that ``scripts/demo`` runs: a release over all formats, and what is exact."""
 
 from __future__ import annotations
 
@@ -7,52 +7,74 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from zenconvert import diff
+
 OUT = Path("demo-output")
 SOURCE = "builtin:zen-nano"
-GGUF = {"gguf:q4_k_m": OUT / "zen-nano-Q4_K_M.gguf", "gguf:q8_0": OUT / "zen-nano-Q8_0.gguf"}
-FOLDERS = {"gptq:w4g128": OUT / "zen-nano-GPTQ", "awq:w4g128": OUT / "zen-nano-AWQ"}
-STATISTICS = OUT / "zen-nano.stats"
+RECIPE = "scripts/demo.toml"
+RELEASE = OUT / "release"
 PROMPT = "The weather in the mountains"
 
 
 def run(*arguments: str) -> None:
-    """Show a command and run it; the demonstration ends with its exit code when it fails."""
+    """Show a command and run it; the demonstration stops with its exit code when it fails."""
     print(f"\n$ zenconvert {' '.join(arguments)}", flush=True)
     code = subprocess.run([sys.executable, "-m", "zenconvert", *arguments], check=False).returncode
     if code:
         sys.exit(code)
 
 
-def convert_and_verify_gguf() -> None:
-    """GGUF, measured through transformers and through llama.cpp itself."""
-    for target, path in GGUF.items():
-        run("plan", SOURCE, "--to", target)
-        run("convert", SOURCE, str(path), "--to", target, "--force")
-    engines = ["torch", "llamacpp"] if find_spec("llama_cpp") else ["torch"]
-    for path in GGUF.values():
-        for engine in engines:
-            report = OUT / f"{path.stem}.{engine}.json"
-            run("verify", SOURCE, str(path), "--engine", engine, "--json", str(report))
+def statistics() -> None:
+    """Calibrate once, convert from the file: another way to the same kind of result."""
+    stats, out = OUT / "zen-nano.stats", OUT / "zen-nano-GPTQ-3bit"
+    run(
+        "calibrate", SOURCE, str(stats), "--for", "gptq", "--tokens-per-language", "2000", "--force"
+    )
+    run("convert", SOURCE, str(out), "--to", "gptq:w3g128", "--stats", str(stats), "--force")
+    run("verify", SOURCE, str(out), "--languages", "en,zh,ar")
 
 
-def calibrate_and_quantize() -> None:
-    """GPTQ and AWQ with statistics of ten languages."""
-    purposes = ("--for", "gptq,awq", "--force")
-    run("calibrate", SOURCE, str(STATISTICS), *purposes)
-    for target, path in FOLDERS.items():
-        run("convert", SOURCE, str(path), "--to", target, "--stats", str(STATISTICS), "--force")
-        run("verify", SOURCE, str(path), "--json", str(OUT / f"{path.name}.json"))
+def release() -> None:
+    """Nine variants over all formats, measured in every engine that is installed, with evidence."""
+    run("release", RECIPE, "--dry-run")
+    run("release", RECIPE)
+    run("release", "verify", str(RELEASE))
 
 
-def repack() -> None:
+def same_bytes(first: Path, last: Path) -> None:
+    """Both folders hold the same weights, byte for byte."""
+    one, other = (folder / "model.safetensors" for folder in (first, last))
+    if one.read_bytes() != other.read_bytes():
+        sys.exit(f"{one} and {other} differ")
+    print(f"\n{one} and {other} are the same, byte for byte")
+
+
+def same_numbers(first: Path, last: Path) -> None:
+    """Both hold the same tensors, number by number."""
+    found = diff(first, last)
+    changed = [tensor.name for tensor in found.tensors if not tensor.equal]
+    if wrong := [*found.only_first, *found.only_second, *changed]:
+        sys.exit(f"{first} and {last} differ in {wrong[0]}")
+    print(f"\nall {len(found.tensors)} tensors of {first} and {last} hold the same numbers")
+
+
+def repack_gptq() -> None:
     """GPTQ → AWQ → GPTQ: the same integers in another order, and back."""
-    gptq, awq, again = FOLDERS["gptq:w4g128"], OUT / "repacked-AWQ", OUT / "repacked-GPTQ"
+    gptq, awq, again = RELEASE / "GPTQ-w4g128", OUT / "repacked-AWQ", OUT / "repacked-GPTQ"
     run("convert", str(gptq), str(awq), "--to", "awq:w4g128", "--exact", "--force")
     run("convert", str(awq), str(again), "--to", "gptq:w4g128", "--exact", "--force")
-    first, last = (folder / "model.safetensors" for folder in (gptq, again))
-    if first.read_bytes() != last.read_bytes():
-        sys.exit(f"{first} and {last} differ")
-    print(f"\n{first} and {last} are the same, byte for byte")
+    same_bytes(gptq, again)
+
+
+def repack_onnx() -> None:
+    """ONNX int4 → GPTQ, and → GGUF Q4_0: the same numbers, bit for bit, in every tensor."""
+    onnx = RELEASE / "ONNX-int4"
+    gptq, gguf = OUT / "from-ONNX-GPTQ", OUT / "from-ONNX-Q4_0.gguf"
+    floats = ("--output-type", "f32", "--embedding-type", "f32")
+    run("convert", str(onnx), str(gptq), "--to", "gptq", "--exact", "--force")
+    run("convert", str(onnx), str(gguf), "--to", "gguf:q4_0", *floats, "--exact", "--force")
+    for path in (gptq, gguf):
+        same_numbers(onnx, path)
 
 
 def generate(path: Path) -> None:
@@ -69,14 +91,15 @@ def main() -> None:
     """Run the demonstration."""
     OUT.mkdir(exist_ok=True)
     run("inspect", SOURCE)
-    convert_and_verify_gguf()
-    calibrate_and_quantize()
-    repack()
+    release()
+    repack_gptq()
+    repack_onnx()
+    statistics()
     if find_spec("llama_cpp"):
-        generate(GGUF["gguf:q4_k_m"])
+        generate(RELEASE / "GGUF" / "zen-nano-Q4_K_M.gguf")
     else:
         print("\nllama-cpp-python is not installed: the llama.cpp parts were left out")
-    print(f"\nfiles and reports are in {OUT}/")
+    print(f"\nthe release, with report.html and cards, is in {RELEASE}/")
 
 
 if __name__ == "__main__":

@@ -55,10 +55,12 @@ install_llamacpp() {
 
 # $1: extras to install, e.g. [dev]
 make_environment() {
-    local stamp
-    stamp="$(cat pyproject.toml scripts/constraints.txt | cksum) $1"
-    # an environment with more extras serves as well
-    if [[ "$(cat "$VENV/stamp" 2>/dev/null)" != "$stamp"* ]]; then
+    local stamp known pins
+    pins="$(cat pyproject.toml scripts/constraints.txt | cksum)"
+    stamp="$pins $1"
+    known="$(cat "$VENV/stamp" 2>/dev/null)"
+    # an environment with everything serves as well
+    if [[ "$known" != "$stamp" && "$known" != "$pins [dev]" ]]; then
         echo "setting up $VENV (a few minutes the first time) …" >&2
         [ -x "$PYTHON" ] || "$(find_python)" -m venv "$VENV"
         install_torch
