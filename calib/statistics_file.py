@@ -12,11 +12,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from zenconvert.calib.feeding import Consumer, feed
 from zenconvert.calib.fingerprint import fingerprint
 from zenconvert.calib.inputs import Input, head_input, layer_inputs
 from zenconvert.calib.reference import Reference
@@ -79,7 +81,7 @@ class StatisticsRun:
                 f"{what} are more than the {max_disk} of --max-disk; second moments, which gptq "
                 "and awq ask for, take most of them"
             )
-        begun = _workspace(out) / _DATA
+        begun = workspace_of(out) / _DATA
         free = shutil.disk_usage(out.parent).free
         if self.disk_bytes - (begun.stat().st_size if begun.is_file() else 0) > free:
             raise NotEnoughResources(f"{what} are more than the {free} that are free")
@@ -155,64 +157,51 @@ class StatisticsRun:
         errors of :func:`zenconvert.calib.walk.walk`. Whatever ends it, layers that are done stay
         done.
         """
-        folder = _workspace(out)
+        with self.writing(out, save_seconds=save_seconds) as (writer, workspace):
+            feed(
+                [writer],
+                self.reference,
+                self.selection,
+                self.settings,
+                workspace=workspace,
+                progress=progress,
+            )
+
+    @contextmanager
+    def writing(
+        self, out: Path, *, save_seconds: float = SAVE_SECONDS
+    ) -> Iterator[tuple[Consumer, Workspace]]:
+        """Who takes the parts of a walk, and where a killed one goes on.
+
+        The file gets its name when the block ends without an error. Raises as :meth:`run`, but what
+        a walk raises.
+        """
+        folder = workspace_of(out)
+        states = self.selection if self.final_states else None
         with open_workspace(folder, self.metadata, save_seconds=save_seconds) as workspace:
             try:
-                with _Writer(workspace, self.layout) as writer:
-                    if not writer.is_done(None):
-                        self._walk(writer, workspace, progress)
+                with _Writer(workspace, self.layout, states) as writer:
+                    yield writer, workspace
             except BaseException:
                 if not any(folder.glob(f"*{_MARK}")):
                     shutil.rmtree(folder)
                 raise
             _publish(folder, out)
 
-    def _walk(
-        self,
-        writer: _Writer,
-        workspace: Workspace,
-        progress: Callable[[Progress], None] | None,
-    ) -> None:
-        from zenconvert.calib.walk import walk
-
-        done = {layer for layer in range(self.reference.layers) if writer.is_done(layer)}
-        parts = walk(
-            self.reference,
-            self.selection,
-            self.settings,
-            workspace=workspace,
-            skip=done,
-            progress=progress,
-        )
-        for part in parts:
-            writer.write_part(part)
-            if part.layer is None and self.final_states:
-                self._write_states(writer, part)
-            if part.last:
-                writer.mark_done(part.layer)
-
-    def _write_states(self, writer: _Writer, part: LayerStatistics) -> None:
-        import torch
-
-        windows = self.selection.windows
-        lengths = np.array([len(window.ids) for window in windows], dtype="<i4")
-        begins = np.cumsum(lengths, dtype=np.int64) - lengths
-        numbers = {language: n for n, language in enumerate(self.selection.languages)}
-        ids = np.concatenate([np.array(window.ids, dtype="<i4") for window in windows])
-        writer.write("windows.ids", ids)
-        writer.write("windows.lengths", lengths)
-        languages = [numbers[window.language] for window in windows]
-        writer.write("windows.languages", np.array(languages, dtype="<i4"))
-        for window, rows in part.states():
-            data = rows.contiguous().view(torch.uint8).numpy()
-            writer.write("states", data, offset=int(begins[window]) * data.shape[1])
+    def is_written(self, out: Path) -> bool:
+        """Whether ``out`` is the file that this run would write."""
+        if not out.is_file() or out.stat().st_size != self.layout.size:
+            return False
+        with out.open("rb") as file:
+            return file.read(len(self.layout.header)) == self.layout.header
 
 
 class _Writer:
     """The data file in a workspace, and the marks of the layers that are in it."""
 
-    def __init__(self, workspace: Workspace, layout: Layout) -> None:
-        self.workspace, self.layout = workspace, layout
+    def __init__(self, workspace: Workspace, layout: Layout, states: Selection | None) -> None:
+        """``states`` are the windows whose final hidden states are kept, if any are."""
+        self.workspace, self.layout, self.states = workspace, layout, states
         self.path = workspace.folder / _DATA
         self.descriptor = -1
 
@@ -235,26 +224,29 @@ class _Writer:
     def __exit__(self, *reason: object) -> None:
         os.close(self.descriptor)
 
-    def is_done(self, layer: int | None) -> bool:
+    def has(self, layer: int | None) -> bool:
         """Whether a layer (None: the head, which comes last) is in the file."""
         return self._mark(layer).is_file()
 
-    def mark_done(self, layer: int | None) -> None:
-        """Bring a layer to the disk, and remember that it is there."""
-        os.fsync(self.descriptor)
-        with self.workspace.new_file(self._mark(layer).name) as path:
-            path.touch()
+    def take(self, part: LayerStatistics) -> None:
+        """Write what a part of a layer brings; when it is the last, bring the layer to the disk."""
+        self._write_part(part)
+        if part.layer is None and self.states is not None:
+            self._write_states(part, self.states)
+        if part.last:
+            os.fsync(self.descriptor)
+            with self.workspace.new_file(self._mark(part.layer).name) as path:
+                path.touch()
 
-    def write_part(self, part: LayerStatistics) -> None:
-        """Write what a part of a layer brings."""
+    def _write_part(self, part: LayerStatistics) -> None:
         for name, item in part.inputs.items():
-            self.write(f"{name}.tokens", item.tokens.astype("<i8"))
-            self.write(f"{name}.squares", item.squares.astype("<f4"))
-            self.write(f"{name}.magnitudes", item.magnitudes.astype("<f4"))
-            if item.moments is not None:
+            self._write(f"{name}.tokens", item.tokens.astype("<i8"))
+            self._write(f"{name}.squares", item.squares.astype("<f4"))
+            self._write(f"{name}.magnitudes", item.magnitudes.astype("<f4"))
+            if f"{name}.moments" in self.layout.offsets:  # a walk may gather them for others
                 self._write_moments(item)
         if part.routed is not None:
-            self.write(f"layers.{part.layer}.moe.routed", part.routed.astype("<i8"))
+            self._write(f"layers.{part.layer}.moe.routed", part.routed.astype("<i8"))
 
     def _write_moments(self, item: InputStatistics) -> None:
         assert item.moments is not None
@@ -262,9 +254,25 @@ class _Writer:
             rows = item.moments[begin : begin + _ROWS].cpu().numpy()
             packed = [row[begin + number :] for number, row in enumerate(rows)]
             place = 4 * packed_row(begin, item.columns)
-            self.write(f"{item.name}.moments", np.concatenate(packed), offset=place)
+            self._write(f"{item.name}.moments", np.concatenate(packed), offset=place)
 
-    def write(self, name: str, values: np.ndarray[Any, Any], *, offset: int = 0) -> None:
+    def _write_states(self, part: LayerStatistics, selection: Selection) -> None:
+        import torch
+
+        windows = selection.windows
+        lengths = np.array([len(window.ids) for window in windows], dtype="<i4")
+        begins = np.cumsum(lengths, dtype=np.int64) - lengths
+        numbers = {language: n for n, language in enumerate(selection.languages)}
+        ids = np.concatenate([np.array(window.ids, dtype="<i4") for window in windows])
+        self._write("windows.ids", ids)
+        self._write("windows.lengths", lengths)
+        languages = [numbers[window.language] for window in windows]
+        self._write("windows.languages", np.array(languages, dtype="<i4"))
+        for window, rows in part.states():
+            data = rows.contiguous().view(torch.uint8).numpy()
+            self._write("states", data, offset=int(begins[window]) * data.shape[1])
+
+    def _write(self, name: str, values: np.ndarray[Any, Any], *, offset: int = 0) -> None:
         """Write numbers of a tensor, from a byte of it on."""
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         try:
@@ -286,7 +294,8 @@ class _Writer:
         return NotEnoughResources(f"{self.path}: cannot be written: {error.strerror}")
 
 
-def _workspace(out: Path) -> Path:
+def workspace_of(out: Path) -> Path:
+    """Where a run works before the file has its name."""
     return out.parent / f".{out.name}.partial"
 
 

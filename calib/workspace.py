@@ -62,6 +62,11 @@ class Workspace:
             self._path(number).unlink()
         self.saved = time.monotonic()
 
+    def drop_states(self) -> None:
+        """Forget the saved hidden states: the next walk begins at the first layer."""
+        for number in self._saved_states():
+            self._path(number).unlink()
+
     @contextmanager
     def new_file(self, name: str) -> Iterator[Path]:
         """A path to write to; the file is called ``name`` when the block ends without an error."""

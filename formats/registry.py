@@ -45,6 +45,8 @@ class Format:
     """``(checkpoint, target, choices, options, output name) -> layout``"""
     types: tuple[str, ...]
     """Target types; the first is the default."""
+    is_weighed: bool = True
+    """Some of its types are rounded with importance weights."""
 
 
 FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked first
@@ -83,6 +85,7 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         hf_writer.choose,
         hf_writer.lay_out,
         tuple(hf_writer.DTYPES),
+        is_weighed=False,
     ),
     "gguf": Format(
         "gguf",

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zenconvert.calib.coverage import ExpertCoverage, LanguageCoverage, expert_coverage
 from zenconvert.calib.reference import Reference
 from zenconvert.calib.sample_sources import load_samples
-from zenconvert.calib.selection import select
+from zenconvert.calib.selection import Selection, select
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.statistics_reader import Statistics, open_statistics
 from zenconvert.calib.windows import Cutter
@@ -31,7 +31,8 @@ from zenconvert.recoding import logical_rows
 from zenconvert.sources import open_checkpoint
 
 if TYPE_CHECKING:
-    from zenconvert.calib.walk import Progress
+    from zenconvert.calib.statistics_file import StatisticsRun
+    from zenconvert.calib.walk import Progress, Settings
 
 PURPOSES: Final = ("gguf", "gptq", "awq")
 CONTEXT: Final = 2048
@@ -107,7 +108,6 @@ def calibrate(
     Raises UsageError, OutputExists, NotEnoughResources, MissingDependency, and the errors of
     :func:`zenconvert.open_checkpoint`, of reading samples and of running the model.
     """
-    from zenconvert.calib.statistics_file import StatisticsRun
     from zenconvert.calib.walk import Settings, check_device
 
     target = _Outputs.plan(Path(out), imatrix, force=force)
@@ -131,13 +131,8 @@ def calibrate(
         max_vram=max_vram,
         max_ram=max_ram,
     )
-    name = "bundled" if samples is None else str(samples)
-    run = StatisticsRun(
-        Reference(checkpoint, logical_rows, device=device),
-        selection,
-        settings,
-        final_states=final_states,
-        facts={"name": name, "context": cutter.context, "windows": len(selection.windows)},
+    run = statistics_run(
+        checkpoint, selection, settings, samples, cutter.context, final_states=final_states
     )
     run.check_disk(target.statistics, max_disk)
     if announce is not None:
@@ -150,7 +145,31 @@ def calibrate(
     finally:
         if target.only_imatrix:
             target.statistics.unlink()
-    return Calibration(target.files, selection.coverage, _experts(statistics, checkpoint))
+    return Calibration(target.files, selection.coverage, experts_of(statistics, checkpoint))
+
+
+def statistics_run(
+    checkpoint: Checkpoint,
+    selection: Selection,
+    settings: Settings,
+    samples: str | Path | None,
+    context: int,
+    *,
+    final_states: bool = False,
+) -> StatisticsRun:
+    """Everything about the statistics file of some texts, cut to windows of ``context`` tokens."""
+    from zenconvert.calib.statistics_file import StatisticsRun
+
+    facts = {"name": samples_name(samples), "context": context, "windows": len(selection.windows)}
+    reference = Reference(checkpoint, logical_rows, device=settings.device)
+    return StatisticsRun(reference, selection, settings, final_states=final_states, facts=facts)
+
+
+def samples_name(samples: str | Path | None) -> str:
+    """What texts are called in files that others read: of a path, the last part."""
+    if samples is None:
+        return "bundled"
+    return str(samples) if str(samples).startswith("hub:") else Path(samples).name
 
 
 def text_cutter(checkpoint: Checkpoint, context: int | None = None) -> Cutter:
@@ -158,19 +177,24 @@ def text_cutter(checkpoint: Checkpoint, context: int | None = None) -> Cutter:
 
     Raises UsageError for a context that the model does not take.
     """
-    most = checkpoint.hyperparameters.context
-    if context is not None and context > most:
-        raise UsageError(f"the model's context is {most} tokens; {context} is more")
     tokenizer = checkpoint.tokenizer
     special = {f"{name}_token": tokenizer.tokens[i] for name, i in tokenizer.special.items()}
     prefix = tokenizer.special.get("bos") if tokenizer.add_bos else None
     return Cutter(
         TextEncoder(tokenizer),
-        context or min(CONTEXT, most),
+        window_length(checkpoint, context),
         tokenizer.chat_template,
         special,
         prefix,
     )
+
+
+def window_length(checkpoint: Checkpoint, context: int | None) -> int:
+    """Tokens of the longest window. Raises UsageError for more than the model takes."""
+    most = checkpoint.hyperparameters.context
+    if context is not None and context > most:
+        raise UsageError(f"the model's context is {most} tokens; {context} is more")
+    return context or min(CONTEXT, most)
 
 
 def _needs_moments(purposes: Sequence[str]) -> bool:
@@ -179,7 +203,8 @@ def _needs_moments(purposes: Sequence[str]) -> bool:
     return any(name in {"gptq", "awq"} for name in purposes)
 
 
-def _experts(statistics: Statistics, checkpoint: Checkpoint) -> ExpertCoverage | None:
+def experts_of(statistics: Statistics, checkpoint: Checkpoint) -> ExpertCoverage | None:
+    """Which experts the texts reached; None for a model without experts."""
     layers = range(checkpoint.hyperparameters.layers)
     routed = {n: found for n in layers if (found := statistics.routed(n)) is not None}
     return expert_coverage(routed, statistics.languages) if routed else None

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
+from zenconvert.calib.inputs import by_layer, head_input, layer_inputs
 from zenconvert.calibration import calibrate
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import UsageError
@@ -21,6 +24,20 @@ if TYPE_CHECKING:
 
 _OWN_SOLVERS: Final[dict[str, Solver]] = {"gptq": "gptq", "awq": "awq", "onnx": "gptq"}
 """What a format's grids are solved with where there are statistics."""
+
+
+def solver_for(format_name: str, asked: Solver | None, *, has_statistics: bool) -> Solver:
+    """The solver of a format's grids. Raises UsageError for one that cannot be had."""
+    if asked is not None and asked not in SOLVERS:
+        raise UsageError(f"there is no solver {asked!r}; known are {', '.join(SOLVERS)}")
+    if asked in {"gptq", "awq"}:
+        if format_name not in _OWN_SOLVERS:
+            raise UsageError(f"{format_name} targets have quantizers of their own, not {asked}")
+        if not has_statistics:
+            raise UsageError(f"the solver {asked} needs --stats or --calibrate")
+    if asked is not None or not has_statistics:
+        return asked or "rtn"
+    return _OWN_SOLVERS.get(format_name, "rtn")
 
 
 @dataclass(frozen=True)
@@ -43,16 +60,8 @@ class Knowledge:
         names = [name for name, value in given.items() if value is not None]
         if len(names) > 1:
             raise UsageError(f"{' and '.join(names)} exclude each other")
-        if asked is not None and asked not in SOLVERS:
-            raise UsageError(f"there is no solver {asked!r}; known are {', '.join(SOLVERS)}")
-        if asked in {"gptq", "awq"}:
-            if format_name not in _OWN_SOLVERS:
-                raise UsageError(f"{format_name} targets have quantizers of their own, not {asked}")
-            if self.statistics is None and self.calibrating is None:
-                raise UsageError(f"the solver {asked} needs --stats or --calibrate")
-        if asked is not None or (self.statistics is None and self.calibrating is None):
-            return asked or "rtn"
-        return _OWN_SOLVERS.get(format_name, "rtn")
+        has_statistics = self.statistics is not None or self.calibrating is not None
+        return solver_for(format_name, asked, has_statistics=has_statistics)
 
     @contextmanager
     def weights(
@@ -82,14 +91,16 @@ class Knowledge:
                 **arguments,
                 progress=lambda at: stage("calibrating", at.layer, at.layers),
             )
-        yield _importance(gathered, checkpoint)
+        yield measured_importance(gathered, checkpoint)
         gathered.unlink()
 
     def from_files(self, checkpoint: Checkpoint) -> Importance | None:
         """Importance weights from the file that is given, None where none is."""
         if self.importance is not None:
             return load_importance(self.importance, checkpoint)
-        return None if self.statistics is None else _importance(Path(self.statistics), checkpoint)
+        if self.statistics is None:
+            return None
+        return measured_importance(Path(self.statistics), checkpoint)
 
     def origin(self, checkpoint: Checkpoint) -> Statistics | Calibrating:
         """Where a solver gets its statistics from. Raises as ``open_statistics``."""
@@ -109,7 +120,22 @@ def load_importance(path: str | Path, checkpoint: Checkpoint) -> Importance:
     return read_importance(Path(path), [n for n in names if n.is_weight])
 
 
-def _importance(path: Path, checkpoint: Checkpoint) -> Importance:
+def measured_importance(path: Path, checkpoint: Checkpoint) -> Importance:
+    """Importance weights of a checkpoint's tensors from a statistics file."""
     from zenconvert.calib.statistics_reader import load_importance as from_statistics
 
     return from_statistics(path, checkpoint, logical_rows)
+
+
+def expected_importance(checkpoint: Checkpoint) -> Importance:
+    """Ones for every tensor that a calibration will find weights for, to plan with before it."""
+    names = list(checkpoint.architecture.tensor_names(checkpoint.hyperparameters))
+    inputs = [
+        item
+        for tensors in by_layer(names).values()
+        for item in layer_inputs(checkpoint.architecture, tensors)
+    ]
+    if "head.weight" in checkpoint.tensors:
+        inputs.append(head_input(checkpoint.hyperparameters))
+    ones = {columns: np.ones(columns, np.float32) for columns in {i.columns for i in inputs}}
+    return {f"{module}.weight": ones[item.columns] for item in inputs for module in item.modules}

@@ -54,7 +54,13 @@ _WEIGHTS: Final = (".safetensors", ".onnx")  # every model folder holds such a f
 
 
 class Output:
-    """Open files of one layout under hidden names, written at offsets from any thread."""
+    """Files of one layout under hidden names, written at offsets from any thread.
+
+    :meth:`open`, write, :meth:`publish`, and :meth:`discard` in any case: it does nothing to an
+    output that was published. Until then nothing of it is visible, and what ``force`` would replace
+    is still there; only where removing the replaced files fails, the new ones already have their
+    names.
+    """
 
     def __init__(self, layout: Layout, out: Path) -> None:
         self.layout, self.out, self.parent = layout, out, out.parent
@@ -83,8 +89,14 @@ class Output:
         Raises OutputExists, UsageError, NotEnoughResources, and SourceNotFound or CorruptFile for a
         side file that is not what was planned.
         """
+        if self.out.name in {"", ".."}:
+            raise UsageError(f"{self.out}: the output needs a name of its own")
         if not self.parent.is_dir():
             raise UsageError(f"{self.parent}: the folder of the output does not exist")
+        with _explained(self.out):
+            self._open(force=force)
+
+    def _open(self, *, force: bool) -> None:
         self._acquire()
         self._undo()
         self._clean()
@@ -105,6 +117,10 @@ class Output:
         Raises OutputExists for an output that appeared meanwhile, UsageError, NotEnoughResources
         and ConversionFailed.
         """
+        with _explained(self.out):
+            self._publish(force=force)
+
+    def _publish(self, *, force: bool) -> None:
         for descriptor in self.descriptors.values():
             os.fsync(descriptor)
         self._close()
@@ -213,30 +229,6 @@ class Output:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-
-
-@contextmanager
-def open_output(layout: Layout, out: Path, *, force: bool) -> Iterator[Output]:
-    """Create, fill and publish the files of a layout.
-
-    On leaving the block without an error the files get their final names. After an error nothing
-    of them is left, and what ``force`` would have replaced is still there; only where removing the
-    replaced files fails, the new ones already have their names. Raises OutputExists, UsageError,
-    NotEnoughResources and ConversionFailed, and SourceNotFound or CorruptFile for a side file that
-    is not what was planned.
-    """
-    if out.name in {"", ".."}:
-        raise UsageError(f"{out}: the output needs a name of its own")
-    output = Output(layout, out)
-    try:
-        with _explained(out):
-            output.open(force=force)
-        yield output
-        with _explained(out):
-            output.publish(force=force)
-    except BaseException:
-        output.discard()
-        raise
 
 
 @contextmanager
@@ -356,5 +348,5 @@ def _sync(folder: Path) -> None:
 
 
 def refuse_taken(layout: Layout, out: Path, *, force: bool) -> None:
-    """Refuse names that are taken, before hours of work. Raises OutputExists as open_output."""
+    """Refuse names that are taken, before hours of work. Raises OutputExists."""
     Output(layout, out).refuse(force=force)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -30,6 +30,7 @@ from zenconvert.target import Scheme
 if TYPE_CHECKING:
     from zenconvert.calib.layer import LayerStatistics
     from zenconvert.calib.layer_solver import Found, LayerSolver
+    from zenconvert.calib.reference import Reference
     from zenconvert.calib.selection import Selection
     from zenconvert.calib.statistics_reader import Statistics
     from zenconvert.calib.walk import Settings
@@ -40,6 +41,10 @@ SOLVERS: Final[tuple[Solver, ...]] = ("rtn", "gptq", "awq")
 
 Stage = Callable[[str, int, int], None]
 """Called with (what is being done, done, total)."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ class Job:
         return {
             "version": __version__,
             "model": fingerprint(self.checkpoint, logical_rows),
-            "grids": {name: str(grid) for name, grid in self.grids.items()},
+            "grids": {n: str(grid) for n, grid in self.grids.items() if n.startswith("layers.")},
             "solver": self.solver,
             "device": self.device,
         }
@@ -142,31 +147,51 @@ def solved(
     not hold what the solver needs, ConversionFailed when a module's error is above the job's bound,
     and the errors of reading samples and of running the model.
     """
+    from zenconvert.calib.feeding import feed
+    from zenconvert.calib.reference import Reference
     from zenconvert.calib.workspace import open_workspace
 
+    reference = Reference(job.checkpoint, logical_rows, device=job.device)
     if isinstance(source, Calibrating):
         selection = source.selection(job.checkpoint)
         settings = source.settings(job.device, job.solver)
-        identity = {**job.facts, "samples": selection.digest, "settings": repr(settings)}
-        with open_workspace(folder, identity) as workspace:
-            store = SolvedStore(folder)
-            _walk(job, selection, settings, workspace, store, stage)
-            yield _finished(job, store)
+        with open_solving(job, selection, settings, folder, stage) as solving:
+            feed([solving], reference, selection, settings, workspace=solving.workspace)
+            yield finished(job, solving.store)
     else:
-        identity = {**job.facts, "statistics": source.facts["samples"]}
-        with open_workspace(folder, identity):
+        with open_workspace(folder, {**job.facts, "statistics": source.facts["samples"]}):
             store = SolvedStore(folder)
-            _read(job, source, store, stage)
-            yield _finished(job, store)
+            _read(job, source, reference, store, stage)
+            yield finished(job, store)
     shutil.rmtree(folder)
 
 
-def _read(job: Job, statistics: Statistics, store: SolvedStore, stage: Stage) -> None:
+@contextmanager
+def open_solving(
+    job: Job, selection: Selection, settings: Settings, folder: Path, stage: Stage
+) -> Iterator[Solving]:
+    """Who takes the parts of a walk with ``settings``.
+
+    ``folder`` keeps what is done; what another job left in it goes. Raises as ``open_workspace``.
+    """
+    from zenconvert.calib.workspace import open_workspace
+
+    with open_workspace(folder, identity(job, selection, settings)) as workspace:
+        yield Solving(job, workspace, stage, sequential=settings.sequential != "off")
+
+
+def identity(job: Job, selection: Selection, settings: Settings) -> dict[str, Any]:
+    """All that decides what comes out of a walk."""
+    deciding = replace(settings, max_vram=None, max_ram=None)
+    return {**job.facts, "samples": selection.digest, "settings": repr(deciding)}
+
+
+def _read(
+    job: Job, statistics: Statistics, reference: Reference, store: SolvedStore, stage: Stage
+) -> None:
     """Solve with the statistics of a file."""
     from zenconvert.calib.layer_solver import FileLayer
-    from zenconvert.calib.reference import Reference
 
-    reference = Reference(job.checkpoint, logical_rows, device=job.device)
     for layer in range(job.layers):
         if not store.has(layer):
             found = job.layer_solver().add(FileLayer(layer, statistics, reference))
@@ -174,33 +199,31 @@ def _read(job: Job, statistics: Statistics, store: SolvedStore, stage: Stage) ->
         stage(job.solver, layer + 1, job.layers)
 
 
-def _walk(
-    job: Job,
-    selection: Selection,
-    settings: Settings,
-    workspace: Workspace,
-    store: SolvedStore,
-    stage: Stage,
-) -> None:
-    """Solve with the statistics that a walk over the reference model gathers."""
-    from zenconvert.calib.reference import Reference
-    from zenconvert.calib.walk import walk
+class Solving:
+    """Solves the layers of a walk for one job; made by :func:`open_solving`."""
 
-    sequential = settings.sequential != "off"
-    done = () if sequential else [n for n in range(job.layers) if store.has(n)]
-    reference = Reference(job.checkpoint, logical_rows, device=job.device)
-    solver, solution = job.layer_solver(), LayerSolution()
-    for part in walk(reference, selection, settings, workspace=workspace, skip=done):
+    def __init__(self, job: Job, workspace: Workspace, stage: Stage, *, sequential: bool) -> None:
+        self.job, self.workspace = job, workspace
+        self.stage, self.sequential = stage, sequential
+        self.store = SolvedStore(workspace.folder)
+        self.solver, self.solution = job.layer_solver(), LayerSolution()
+
+    def has(self, layer: int | None) -> bool:
+        """Whether a layer is solved; there is nothing to solve in the head."""
+        return layer is None or self.store.has(layer)
+
+    def take(self, part: LayerStatistics) -> None:
+        """Solve for the modules of a part, and keep the layer when it is the last."""
         if part.layer is None:
-            continue
-        found = solver.add(part)
-        solution |= _solution(job, found)
-        if sequential:
+            return
+        found = self.solver.add(part)
+        self.solution |= _solution(self.job, found)
+        if self.sequential:
             _replace(part, found)
         if part.last:
-            store.put(part.layer, solution)
-            solution = LayerSolution()
-            stage(job.solver, part.layer + 1, job.layers)
+            self.store.put(part.layer, self.solution)
+            self.solution = LayerSolution()
+            self.stage(self.job.solver, part.layer + 1, self.job.layers)
 
 
 def _solution(job: Job, found: Found) -> LayerSolution:
@@ -224,8 +247,11 @@ def _replace(part: LayerStatistics, found: Found) -> None:
             part.replace(name, torch.from_numpy(one.values.dequantize()))
 
 
-def _finished(job: Job, store: SolvedStore) -> tuple[Checkpoint, dict[str, ModuleReport]]:
-    """The source with the solved tensors over it, once every module is within its bound."""
+def finished(job: Job, store: SolvedStore) -> tuple[Checkpoint, dict[str, ModuleReport]]:
+    """The source with the solved tensors over it, once every module is within its bound.
+
+    Raises ConversionFailed where one is not.
+    """
     reports = store.reports(job.layers)
     bound = job.largest_error
     if bound is not None:

@@ -171,14 +171,14 @@ def test_done_layers_are_not_computed_again(tmp_path: Path) -> None:
 
     def passes(**settings: Any) -> int:
         seen: list[int | None] = []
-        original = statistics_file._Writer.write_part
+        original = statistics_file._Writer.take
 
-        def write_part(writer: Any, part: LayerStatistics) -> None:
+        def take(writer: Any, part: LayerStatistics) -> None:
             seen.append(part.layer)
             original(writer, part)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(statistics_file._Writer, "write_part", write_part)
+            patch.setattr(statistics_file._Writer, "take", take)
             write(folder, out, **settings)
         return len(seen)
 

@@ -1,0 +1,128 @@
+"""Many variants of one model: one walk over its layers, and one pass over its weights.
+
+::
+
+    plans = plan_variants(source, variants, calibrated=True)      # headers only
+    gathered = gather(source, variants, Calibrating(), folder)    # one walk; statistics, solves
+    made = produce(source, variants, gathered)                    # one read of the source
+
+What each writes is what :func:`zenconvert.convert` would write alone. Variants fail alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from zenconvert.calib.solution import ModuleReport
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.conversion import Conversion, usable_cores
+from zenconvert.errors import ZenError
+from zenconvert.gathering import Gathered, gather
+from zenconvert.formats.registry import format_named
+from zenconvert.knowledge import expected_importance, measured_importance, solver_for
+from zenconvert.planning import Importance, Plan
+from zenconvert.solving import Solver, Stage, silent
+from zenconvert.sources import open_checkpoint
+from zenconvert.streaming import Making, write_outputs
+from zenconvert.variants import Variant, check_names, grids_of
+
+__all__ = ["Gathered", "Variant", "gather", "plan_variants", "produce"]
+
+
+def plan_variants(
+    source: str | Path,
+    variants: Sequence[Variant],
+    *,
+    calibrated: bool,
+    threads: int | None = None,
+) -> dict[str, Plan | ZenError]:
+    """Plan every variant from headers alone; name → its plan, or why there can be none.
+
+    ``calibrated`` says that there will be statistics: types that need importance weights are
+    allowed, and grids are solved for. Raises UsageError for two variants of one name or output, and
+    the errors of :func:`zenconvert.open_checkpoint`.
+    """
+    check_names(variants)
+    checkpoint = open_checkpoint(source)
+    importance = expected_importance(checkpoint) if calibrated else None
+    found: dict[str, Plan | ZenError] = {}
+    for variant in variants:
+        try:
+            solver = solver_for(variant.target.format, variant.solver, has_statistics=calibrated)
+            weights = _weights(variant, solver, importance)
+            found[variant.name] = variant.plan(checkpoint, weights, threads or usable_cores())
+        except ZenError as error:
+            found[variant.name] = error
+    return found
+
+
+def produce(
+    source: str | Path,
+    variants: Sequence[Variant],
+    gathered: Gathered | None,
+    *,
+    threads: int | None = None,
+    force: bool = False,
+    stage: Stage | None = None,
+) -> dict[str, Conversion | ZenError]:
+    """Write every variant in one pass over the source; name → what was written, or why nothing was.
+
+    Args:
+        source: path, Hub id or ``builtin:NAME``.
+        variants: what to write; those that are solved for must have been with :func:`gather`.
+        gathered: None where nothing was calibrated.
+        threads: workers; by default as many as there are usable cores.
+        force: replace existing outputs.
+        stage: called with (stage, done, total) as the pass proceeds.
+
+    Raises UsageError for two variants of one name or output, and the errors of
+    :func:`zenconvert.open_checkpoint` and of reading the statistics.
+    """
+    check_names(variants)
+    checkpoint = open_checkpoint(source)
+    importance = measured_importance(gathered.statistics, checkpoint) if gathered else None
+    made: dict[str, Conversion | ZenError] = {}
+    makings: dict[str, tuple[Making, Mapping[str, ModuleReport]]] = {}
+    for variant in variants:
+        try:
+            makings[variant.name] = _making(
+                variant, checkpoint, importance, gathered, threads or usable_cores()
+            )
+        except ZenError as error:
+            made[variant.name] = error
+    written = write_outputs(
+        [making for making, _ in makings.values()],
+        force=force,
+        done=partial(stage or silent, "writing"),
+    )
+    for (name, (making, modules)), files in zip(makings.items(), written, strict=True):
+        if isinstance(files, ZenError):
+            made[name] = files
+        else:
+            made[name] = Conversion(making.plan, files, modules)
+    return {variant.name: made[variant.name] for variant in variants}
+
+
+def _making(
+    variant: Variant,
+    checkpoint: Checkpoint,
+    importance: Importance | None,
+    gathered: Gathered | None,
+    threads: int,
+) -> tuple[Making, Mapping[str, ModuleReport]]:
+    """The output of a variant, and what a solver did for it. Raises what stands in its way."""
+    solver = solver_for(variant.target.format, variant.solver, has_statistics=gathered is not None)
+    weights = _weights(variant, solver, importance)
+    planned = variant.plan(checkpoint, weights, threads)
+    if gathered is None or solver == "rtn" or not grids_of(planned):
+        return Making(planned, variant.out, weights or {}), {}
+    over, modules = gathered.over(variant.name, checkpoint), gathered.modules[variant.name]
+    return Making(variant.plan_solved(over, planned, modules), variant.out), modules
+
+
+def _weights(variant: Variant, solver: Solver, importance: Importance | None) -> Importance | None:
+    """The importance weights for a variant that has a use for them."""
+    is_weighed = format_named(variant.target.format).is_weighed
+    return importance if is_weighed and solver == "rtn" else None

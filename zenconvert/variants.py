@@ -1,0 +1,114 @@
+"""What is wanted of a checkpoint: one artifact, and the plans on the way to it.
+
+Without a solver there is one plan, from the source to the output. With one there are two: the first
+says which weights go to which grids; the second, once these are solved, where every byte goes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from zenconvert.calib.solution import ModuleReport
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.encoding import Grouped
+from zenconvert.errors import UsageError
+from zenconvert.planning import Importance, Plan, Step, make_plan
+from zenconvert.recoding import verdict
+from zenconvert.solving import Solver
+from zenconvert.target import Options, Scheme, Target
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One artifact of a production."""
+
+    name: str
+    """Unique in the production."""
+    out: Path
+    """File (GGUF) or folder to write."""
+    target: Target
+    options: Options = field(default_factory=Options)
+    solver: Solver | None = None
+    """By default the target format's own where there are statistics, else ``rtn``."""
+    largest_error: float | None = None
+    """Fail when a module's weighted relative error is larger."""
+    exact: bool = False
+    """Refuse every lossy step."""
+    allow_requantize: bool = False
+    """Quantize weights that are already quantized."""
+
+    def plan(self, checkpoint: Checkpoint, importance: Importance | None, threads: int) -> Plan:
+        """The plan from the source's headers. Raises PlanError and UsageError."""
+        return make_plan(
+            checkpoint,
+            self.target,
+            self.options,
+            name=self.out.name,
+            threads=threads,
+            importance=importance,
+            exact=self.exact,
+            allow_requantize=self.allow_requantize,
+        )
+
+    def plan_solved(
+        self,
+        checkpoint: Checkpoint,
+        planned: Plan,
+        modules: Mapping[str, ModuleReport],
+    ) -> Plan:
+        """The plan from the source with solved tensors over it, after the one from the source.
+
+        Its steps say what happened to the source's own tensors.
+        """
+        given = replace(self, exact=False, allow_requantize=True)
+        final = given.plan(checkpoint, None, planned.threads)
+        return replace(final, steps=_told(planned, final, modules))
+
+
+def check_names(variants: Sequence[Variant]) -> None:
+    """Raise UsageError for two variants of one name or output."""
+    for what, given in (
+        ("are called", [variant.name for variant in variants]),
+        ("are to be written to", [str(variant.out.absolute()) for variant in variants]),
+    ):
+        if twice := [name for name, count in Counter(given).items() if count > 1]:
+            raise UsageError(f"several variants {what} {twice[0]}; each needs its own")
+
+
+def grids_of(plan: Plan) -> dict[str, Scheme]:
+    """Neutral name → grid of every tensor that is not on its grid already."""
+    choices = (slot.choice for file in plan.layout.files for slot in file.slots)
+    return {
+        part.name: choice.scheme
+        for choice in choices
+        if choice.scheme is not None
+        for part in choice.parts
+        if verdict(part, choice).action == "quantize"
+    }
+
+
+def _told(planned: Plan, final: Plan, modules: Mapping[str, ModuleReport]) -> tuple[Step, ...]:
+    """The steps from the source to the output, with what the solver did to each tensor."""
+    before = {step.target: step for step in planned.steps}
+    reports = {
+        slot.choice.name: modules[part.name]
+        for file in final.layout.files
+        for slot in file.slots
+        for part in slot.choice.parts
+        if part.name in modules
+    }
+    return tuple(
+        replace(
+            step,
+            from_=before[step.target].from_,
+            action="quantize",
+            exact=False,
+            why=f"{report.method}, weighted relative error {report.error:.3g}",
+        )
+        if (report := reports.get(step.target)) is not None and isinstance(step.to, Grouped)
+        else step
+        for step in final.steps
+    )
