@@ -60,7 +60,8 @@ class StoredTensor:
     name: str
     """The tensor's name in that file."""
     stride: int | None = None
-    """Bytes from one line of a matrix to the next, where rows of ours are columns of the file."""
+    """Bytes from one line of a matrix to the next, where rows of ours are columns of the file, or
+    rows of other tensors lie in between."""
 
 
 @dataclass(frozen=True, slots=True)

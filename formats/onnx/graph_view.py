@@ -33,7 +33,6 @@ FUSED: Final = frozenset(
         "QAttention",
         "QGemm",
         "QLinearMatMul",
-        "QMoE",
     }
 )
 

@@ -16,6 +16,7 @@ from zenconvert.errors import InvalidInput, SourceNotFound
 from zenconvert.formats.hf.reader import folder_metadata, side_files
 from zenconvert.formats.hf.tokenizer import read_tokenizer
 from zenconvert.formats.onnx import container
+from zenconvert.formats.onnx.experts import check_routing
 from zenconvert.formats.onnx.graph_view import GraphView
 from zenconvert.formats.onnx.naming import name_tensors
 from zenconvert.formats.onnx.recognition import recognise
@@ -58,6 +59,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     architecture = arch.for_model_type(model_type)
     defaults = architecture.defaults_for(model_type)
     hp = from_config(config, defaults, where=str(folder / CONFIG))
+    check_routing(view, hp)
     tensors, warnings = name_tensors(view, found, architecture, hp)
     tied = "head.weight" not in tensors
     if tied != hp.tied:
