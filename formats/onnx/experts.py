@@ -52,6 +52,8 @@ def experts(view: GraphView, node: onnx.NodeProto) -> Iterator[tuple[str, Matrix
     """
     where, given = f"{view.file.path}: node {node.name!r} ({OPERATOR})", attributes(node)
     _refuse_others(node, given, where)
+    if "block_size" not in given:
+        raise Unsupported(f"{where}: it has one scale for every row; only blocks are read")
     first, second = (_arrays(view, node, product, where) for product in _PRODUCTS)
     prefix = _prefix(node, (first[CODES], second[CODES]), where)
     count, rows, _ = first[CODES].shape
@@ -130,14 +132,12 @@ def _matrix(
 ) -> Matrix:
     """The first matrix of a product; the others have its shape and grid."""
     bits = given.get(f"{product}_expert_weight_bits", given.get("expert_weight_bits", 4))
-    block, columns = given.get("block_size", shape[1]), shape[1]
+    block, columns = given["block_size"], shape[1]
     odd = not isinstance(block, int) or block < SMALLEST_BLOCK or block & (block - 1)
-    if bits not in BITS or min(shape) < 1 or (odd and block != columns) or columns % block:
+    if bits not in BITS or min(shape) < 1 or odd or columns % block:
         raise CorruptFile(
             f"{where}: {product} has {bits} bits in blocks of {block}, for rows of {columns}"
         )
-    if ZEROS in arrays and "block_size" not in given:
-        raise Unsupported(f"{where}: zero points of whole rows are not read")
     group = None if block == columns else block
     grid = Grouped(bits, group, ZEROS not in arrays, Dense(arrays[SCALES].dtype))
     return Matrix(shape, arrays, grid, NBitsCodec(columns))
