@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from math import prod
 from typing import Any, Final
 
@@ -130,6 +131,7 @@ def _one_layer(config: Mapping[str, Any], layer: int) -> Any:
     import transformers
 
     fields = {k: v for k, v in config.items() if k != "model_type" and not k.startswith("_")}
+    fields = deepcopy(fields)  # transformers writes into what it is given
     fields |= {
         "vocab_size": _TINY_VOCABULARY,
         "num_hidden_layers": 1,

@@ -11,11 +11,12 @@ from pathlib import Path
 from zenconvert.calib.solution import ModuleReport
 from zenconvert.errors import ZenError
 from zenconvert.knowledge import Knowledge
+from zenconvert.making import Making
 from zenconvert.output import refuse_taken
 from zenconvert.planning import Importance, Plan
 from zenconvert.solving import Calibrating, Job, Solver, Stage, silent, solved
 from zenconvert.sources import open_checkpoint
-from zenconvert.streaming import Making, write_outputs
+from zenconvert.streaming import write_outputs
 from zenconvert.target import Options, Target
 from zenconvert.variants import Variant, grids_of
 

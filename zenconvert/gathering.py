@@ -35,6 +35,7 @@ from zenconvert.calibration import (
 )
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import NotEnoughResources, UsageError, ZenError
+from zenconvert.journal import make_folder
 from zenconvert.knowledge import solver_for
 from zenconvert.solved import SolvedStore
 from zenconvert.solving import (
@@ -138,10 +139,7 @@ def gather(
             f"a sequential walk serves one solve, and these need several: {names}; leave out "
             "--sequential, or make a production of each"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotEnoughResources(f"{folder}: cannot be made: {error.strerror}") from error
+    make_folder(folder)
     work.walk(stage or silent)
     return work.result(imatrix)
 

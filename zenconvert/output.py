@@ -3,6 +3,7 @@
 Everything is first written into a hidden folder beside the output, ``.NAME.partial``::
 
     lock    locked as long as a run writes this output
+    journal what of ``new`` is written, from time to time
     new/    what will stand beside the hidden folder, under the same names: one file, the parts of a
             split one, or one folder
     old/    what had these names before, while the new takes them
@@ -12,7 +13,7 @@ folder is exchanged with one, in a single step. No file system renames several p
 theirs come and go so that the first part, without which no reader opens the others, is the last
 to come and the first to go. What a killed run left is undone by the next run for the same output,
 whatever its options: names that only some of the new files had got are taken away, and the old
-files come back.
+files come back. A run for the same bytes goes on with what the journal says is written.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -38,6 +39,7 @@ from zenconvert.errors import (
     UsageError,
     ZenError,
 )
+from zenconvert.journal import Journal
 from zenconvert.layout import Layout, OutputFile
 
 _LONGEST_NAME: Final = 255  # bytes, on every usual file system
@@ -56,16 +58,19 @@ _WEIGHTS: Final = (".safetensors", ".onnx")  # every model folder holds such a f
 class Output:
     """Files of one layout under hidden names, written at offsets from any thread.
 
-    :meth:`open`, write, :meth:`publish`, and :meth:`discard` in any case: it does nothing to an
-    output that was published. Until then nothing of it is visible, and what ``force`` would replace
-    is still there; only where removing the replaced files fails, the new ones already have their
-    names.
+    :meth:`open`, write, :meth:`publish`, and in any case :meth:`discard` or :meth:`leave`, which do
+    nothing to what was published. Until then nothing is visible, and what ``force`` would replace
+    is still there; only where removing that fails, the new files already have their names.
     """
 
-    def __init__(self, layout: Layout, out: Path) -> None:
+    def __init__(self, layout: Layout, out: Path, identity: Callable[[], str]) -> None:
+        """``identity`` gives what decides the bytes of the output, for the journal."""
         self.layout, self.out, self.parent = layout, out, out.parent
         self.hidden = self.parent / _hidden_name(out.name)
         self.new, self.old = self.hidden / "new", self.hidden / "old"
+        self.journal = Journal(self.hidden / "journal", identity)
+        self.done: frozenset[str] = frozenset()
+        """What the journal says is written."""
         self.lock: int | None = None
         self.descriptors: dict[str, int] = {}
 
@@ -86,19 +91,29 @@ class Output:
     def open(self, *, force: bool) -> None:
         """Lock the output, undo what a killed run left, and create every file at its full size.
 
+        What a journal tells of is gone on with.
+
         Raises OutputExists, UsageError, NotEnoughResources, and SourceNotFound or CorruptFile for a
         side file that is not what was planned.
         """
-        if self.out.name in {"", ".."}:
-            raise UsageError(f"{self.out}: the output needs a name of its own")
-        if not self.parent.is_dir():
-            raise UsageError(f"{self.parent}: the folder of the output does not exist")
         with _explained(self.out):
             self._open(force=force)
 
     def _open(self, *, force: bool) -> None:
+        if self.out.name in {"", ".."}:
+            raise UsageError(f"{self.out}: the output needs a name of its own")
+        if not self.parent.is_dir():
+            raise UsageError(f"{self.parent}: the folder of the output does not exist")
         self._acquire()
         self._undo()
+        self.done = self.journal.read() if self._is_whole() else frozenset()
+        if self.done:
+            self.refuse(force=force)
+            for file in self.layout.files:
+                self.descriptors[file.name] = os.open(
+                    self.folder(final=False) / file.name, os.O_WRONLY
+                )
+            return
         self._clean()
         self.refuse(force=force)
         free = shutil.disk_usage(self.parent).free
@@ -107,9 +122,17 @@ class Output:
                 f"{self.parent}: the output takes {self.layout.size} bytes and {free} are free"
             )
         self.old.mkdir()
-        self._folder().mkdir(parents=True)
+        self.folder(final=False).mkdir(parents=True)
         for file in self.layout.files:
             self._create(file)
+
+    def remember(self, done: Collection[str]) -> None:
+        """Bring what is written to the disk, and put down what that is. Raises as :meth:`write`."""
+        with _explained(self.out):
+            for descriptor in self.descriptors.values():
+                os.fsync(descriptor)
+            self.journal.write(done)
+        self.done = frozenset(done)
 
     def publish(self, *, force: bool) -> None:
         """Bring everything to the disk, give it its final names and remove what it replaces.
@@ -124,14 +147,31 @@ class Output:
         for descriptor in self.descriptors.values():
             os.fsync(descriptor)
         self._close()
-        inner = {(self._folder() / file.name).parent for file in self.layout.files}
-        for folder in (*sorted(inner), self._folder(), self.new, self.hidden):
+        self.journal.forget()  # from here on, what is in ``new`` may be old
+        self.done = frozenset()
+        outer = self.folder(final=False)
+        inner = {(outer / file.name).parent for file in self.layout.files}
+        for folder in (*sorted(inner), outer, self.new, self.hidden):
             _sync(folder)
         self.refuse(force=force)
         self._give_names(force=force)
         _sync(self.parent)
         self._clean()
         self._release()
+
+    def leave(self) -> None:
+        """Let the next run go on where this one is; without a journal, take back what was done."""
+        if not self.done:
+            self.discard()
+        self._close()
+        self._release()
+
+    def tidy(self) -> None:
+        """Remove what a run left that was killed after this output had its name."""
+        if self.hidden.is_dir():
+            with _explained(self.out):
+                self._acquire()
+            self.discard()
 
     def discard(self) -> None:
         """Take back what was done; what cannot be taken back now is left to the next run."""
@@ -144,9 +184,10 @@ class Output:
         finally:
             self._release()
 
-    def _folder(self) -> Path:
-        """Where the files of the layout are written."""
-        return self.new / self.out.name if self.layout.is_folder else self.new
+    def folder(self, *, final: bool) -> Path:
+        """Where the files of the layout stand in the end, or are written."""
+        parent = self.parent if final else self.new
+        return parent / self.out.name if self.layout.is_folder else parent
 
     def _acquire(self) -> None:
         if self.hidden.is_symlink():
@@ -175,8 +216,15 @@ class Output:
             if not self.layout.is_folder and final.exists() and not final.is_file():
                 raise OutputExists(f"{final}: --force replaces files only, and this is none")
 
+    def _is_whole(self) -> bool:
+        """Whether ``new`` has every file at its size, and none has its name already."""
+        named = any(_is_same(path, self.parent / path.name) for path in _children(self.new))
+        files = [(self.folder(final=False) / f.name, f.size) for f in self.layout.files]
+        whole = all(path.is_file() and path.lstat().st_size == size for path, size in files)
+        return whole and not named and not _children(self.old)
+
     def _create(self, file: OutputFile) -> None:
-        path = self._folder() / file.name
+        path = self.folder(final=False) / file.name
         path.parent.mkdir(exist_ok=True)  # some formats have a folder in the folder
         self.descriptors[file.name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         # reserve the space now: a full disk is found before any work is done
@@ -349,4 +397,4 @@ def _sync(folder: Path) -> None:
 
 def refuse_taken(layout: Layout, out: Path, *, force: bool) -> None:
     """Refuse names that are taken, before hours of work. Raises OutputExists."""
-    Output(layout, out).refuse(force=force)
+    Output(layout, out, str).refuse(force=force)

@@ -12,6 +12,7 @@ What each writes is what :func:`zenconvert.convert` would write alone. Variants 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +20,15 @@ from zenconvert.calib.solution import ModuleReport
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.conversion import Conversion, usable_cores
 from zenconvert.errors import ZenError
-from zenconvert.gathering import Gathered, gather
 from zenconvert.formats.registry import format_named
+from zenconvert.gathering import Gathered, gather
+from zenconvert.journal import make_folder
 from zenconvert.knowledge import expected_importance, measured_importance, solver_for
+from zenconvert.making import Making
 from zenconvert.planning import Importance, Plan
 from zenconvert.solving import Solver, Stage, silent
 from zenconvert.sources import open_checkpoint
-from zenconvert.streaming import Making, write_outputs
+from zenconvert.streaming import write_outputs
 from zenconvert.variants import Variant, check_names, grids_of
 
 __all__ = ["Gathered", "Variant", "gather", "plan_variants", "produce"]
@@ -63,6 +66,7 @@ def produce(
     variants: Sequence[Variant],
     gathered: Gathered | None,
     *,
+    folder: Path | None = None,
     threads: int | None = None,
     force: bool = False,
     stage: Stage | None = None,
@@ -73,11 +77,15 @@ def produce(
         source: path, Hub id or ``builtin:NAME``.
         variants: what to write; those that are solved for must have been with :func:`gather`.
         gathered: None where nothing was calibrated.
+        folder: keeps a receipt for every finished variant, so that later calls let it stand; made
+            where it is missing. Without one, an output that is there already is refused.
         threads: workers; by default as many as there are usable cores.
         force: replace existing outputs.
         stage: called with (stage, done, total) as the pass proceeds.
 
-    Raises UsageError for two variants of one name or output, and the errors of
+    Killed at any moment and called again, it goes on about where it was (half a minute of work may
+    be lost), to the same bytes. Raises UsageError for two variants of one name or output,
+    NotEnoughResources for a folder that cannot be made, and the errors of
     :func:`zenconvert.open_checkpoint` and of reading the statistics.
     """
     check_names(variants)
@@ -87,11 +95,15 @@ def produce(
     makings: dict[str, tuple[Making, Mapping[str, ModuleReport]]] = {}
     for variant in variants:
         try:
-            makings[variant.name] = _making(
+            making, modules = _making(
                 variant, checkpoint, importance, gathered, threads or usable_cores()
             )
+            receipt = folder / f"{variant.name}.json" if folder is not None else None
+            makings[variant.name] = replace(making, receipt=receipt), modules
         except ZenError as error:
             made[variant.name] = error
+    if folder is not None:
+        make_folder(folder)
     written = write_outputs(
         [making for making, _ in makings.values()],
         force=force,

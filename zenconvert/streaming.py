@@ -10,13 +10,15 @@ Outputs fail alone: what is wrong with one, or with numbers that it wants, ends 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from math import lcm
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,22 +29,17 @@ from zenconvert.errors import InvalidInput, ZenError
 from zenconvert.formats.gguf import blocks
 from zenconvert.grouped import ROW_UNIT, GroupedRows, Rows
 from zenconvert.layout import Choice, OutputFile, Slot
+from zenconvert.making import Making
 from zenconvert.output import Output
 from zenconvert.planning import PACKED_ROWS, SLAB_ELEMENTS, Importance, Plan
 from zenconvert.recoding import read_rows, recode
 from zenconvert.target import Scheme
 
+REMEMBER_SECONDS: Final = 30.0
+"""Least time between two entries in the journals of the outputs."""
+
 Done = Callable[[int, int], None]
 """Called with (bytes of the source that are done, of all)."""
-
-
-@dataclass(frozen=True)
-class Making:
-    """One output of a pass."""
-
-    plan: Plan
-    out: Path
-    importance: Importance = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +56,11 @@ class _Use:
     offset: int
     """Where the first row belongs."""
     importance: NDArray[np.float32] | None
+
+    @property
+    def key(self) -> str:
+        """What the rows are called in the journal of the output."""
+        return f"{self.file.name}:{self.offset}"
 
     @property
     def choice(self) -> Choice:
@@ -92,26 +94,49 @@ class _Use:
         return isinstance(self.part.encoding, Grouped) or isinstance(self.choice.encoding, Grouped)
 
 
+@dataclass
+class _Source:
+    """A tensor of the source, and what becomes of it."""
+
+    uses: list[_Use]
+    slabs_left: int = 0
+
+    @property
+    def part(self) -> Tensor:
+        """The tensor itself."""
+        return self.uses[0].part
+
+    @cached_property
+    def results(self) -> list[list[_Use]]:
+        """Uses of one result together, and results of one order next to each other."""
+        orders: dict[RowOrder | None, dict[object, list[_Use]]] = {}
+        for use in self.uses:
+            orders.setdefault(use.order, {}).setdefault(use.result, []).append(use)
+        return [group for results in orders.values() for group in results.values()]
+
+    def slabs(self) -> list[_Slab]:
+        """Slabs of rows that cover it."""
+        band = lcm(*(use.band for use in self.uses))
+        fewest = max(use.fewest_rows for use in self.uses)
+        step = max(band, max(fewest, SLAB_ELEMENTS // self.part.columns) // band * band)
+        begins = range(0, self.part.rows, step)
+        self.slabs_left = len(begins)
+        return [_Slab(self, begin, min(begin + step, self.part.rows)) for begin in begins]
+
+
 @dataclass(frozen=True, slots=True)
 class _Slab:
-    """Rows ``[begin, end)`` of a source tensor, and what becomes of them."""
+    """Rows ``[begin, end)`` of a source tensor."""
 
-    part: Tensor
-    results: Sequence[Sequence[_Use]]
-    """Uses of one result together, and results of one order next to each other."""
+    source: _Source
     begin: int
     end: int
 
     @property
-    def uses(self) -> Iterator[_Use]:
-        """All of them."""
-        return (use for uses in self.results for use in uses)
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the source, as many as the whole tensor has for all of its slabs."""
-        size, rows = self.part.nbytes, self.part.rows
-        return size * self.end // rows - size * self.begin // rows
+        part = self.source.part
+        return part.nbytes * self.end // part.rows - part.nbytes * self.begin // part.rows
 
 
 def write_outputs(
@@ -120,19 +145,26 @@ def write_outputs(
     """Carry out plans of one source in one pass; what each wrote, or why it wrote nothing.
 
     An output that fails leaves nothing under its name, and the others get theirs. Errors are those
-    of :func:`zenconvert.convert`; anything else ends the pass, and leaves nothing of any output.
+    of :func:`zenconvert.convert`; anything else ends the pass, and gives no output its name. What a
+    former run of the same making finished or wrote is not written again.
     """
     run = _Pass(makings)
     with ExitStack() as stack:
-        for number, output in enumerate(run.outputs):
-            stack.callback(output.discard)  # does nothing to an output that has its name
+        for number, (making, output) in enumerate(zip(makings, run.outputs, strict=True)):
             with run.failing([number]):
+                if making.is_finished(output):
+                    output.tidy()
+                    continue
+                stack.callback(output.leave)  # does nothing to an output that has its name
                 output.open(force=force)
+                run.live.add(number)
         run.fill(done)
-        for number, output in enumerate(run.outputs):
-            if number not in run.errors:
-                with run.failing([number]):
-                    output.publish(force=force)
+        for number in sorted(run.live):
+            with run.failing([number]):
+                makings[number].sign(run.outputs[number])
+                run.outputs[number].publish(force=force)
+        for number in run.errors:
+            run.outputs[number].discard()
     wrote = enumerate(tuple(output.finals()) for output in run.outputs)
     return [run.errors.get(number, files) for number, files in wrote]
 
@@ -142,8 +174,13 @@ class _Pass:
 
     def __init__(self, makings: Sequence[Making]) -> None:
         self.makings = makings
-        self.outputs = [Output(making.plan.layout, making.out) for making in makings]
+        self.outputs = [making.output() for making in makings]
+        self.live: set[int] = set()
+        """Numbers of the outputs that are being written."""
         self.errors: dict[int, ZenError] = {}
+        self.written: dict[int, set[str]] = {}
+        """Of every output, what is written; the journals have had it at :attr:`remembered`."""
+        self.remembered = time.monotonic()
         self.threads = max((making.plan.threads for making in makings), default=1)
 
     @contextmanager
@@ -154,33 +191,35 @@ class _Pass:
         except ZenError as error:
             for number in numbers:
                 self.errors.setdefault(number, error)
+                self.live.discard(number)
 
     def fill(self, done: Done) -> None:
-        """Process every slab on a pool with a bounded queue."""
-        alive = [m for number, m in enumerate(self.makings) if number not in self.errors]
-        blocks.warm_up(_kernels(making.plan for making in alive))
-        tensors = self._tensors()
-        total, finished = sum(uses[0].part.nbytes for uses in tensors), 0
-        for size in self._run(slab for uses in tensors for slab in _slabs(uses)):
-            finished += size
+        """Process every slab that is not written yet."""
+        self.written = {number: set(self.outputs[number].done) for number in self.live}
+        blocks.warm_up(_kernels(self.makings[number].plan for number in self.live))
+        sources = self._sources()
+        total, finished = sum(source.part.nbytes for source in sources), 0
+        for slab in self._run(slab for source in sources for slab in source.slabs()):
+            self._remember(slab.source)
+            finished += slab.nbytes
             done(finished, total)
 
-    def _tensors(self) -> list[list[_Use]]:
-        """The uses of every source tensor, in the order in which outputs first have it."""
-        found: dict[object, list[_Use]] = {}
-        for number, making in enumerate(self.makings):
-            if number not in self.errors:
-                for use in _uses(number, making):
-                    found.setdefault(_place(use.part), []).append(use)
+    def _sources(self) -> list[_Source]:
+        """Every tensor that is wanted, in the order in which outputs first have it."""
+        found: dict[object, _Source] = {}
+        for number in sorted(self.live):
+            for use in _uses(number, self.makings[number]):
+                if use.key not in self.written[number]:
+                    found.setdefault(_place(use.part), _Source([])).uses.append(use)
         return list(found.values())
 
-    def _run(self, slabs: Iterator[_Slab]) -> Iterator[int]:
-        """The source bytes of every slab as it is done."""
+    def _run(self, slabs: Iterator[_Slab]) -> Iterator[_Slab]:
+        """Every slab as it is done, on a pool with a bounded queue."""
         with ThreadPoolExecutor(self.threads, thread_name_prefix="slab") as pool:
-            running: set[Future[int]] = set()
+            running: set[Future[_Slab]] = set()
             try:
                 for slab in slabs:
-                    if len(self.errors) == len(self.makings):
+                    if not self.live:
                         break
                     running.add(pool.submit(self._convert, slab))
                     if len(running) >= 2 * self.threads:
@@ -192,23 +231,35 @@ class _Pass:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def _alive(self, uses: Iterable[_Use]) -> list[_Use]:
-        return [use for use in uses if use.number not in self.errors]
+    def _remember(self, source: _Source) -> None:
+        """A slab of a tensor is written: put down whole tensors, now and then."""
+        source.slabs_left -= 1
+        if not source.slabs_left:
+            for use in self._alive(source.uses):
+                self.written[use.number].add(use.key)
+        if time.monotonic() - self.remembered >= REMEMBER_SECONDS:
+            for number in sorted(self.live):
+                with self.failing([number]):
+                    self.outputs[number].remember(self.written[number])
+            self.remembered = time.monotonic()
 
-    def _convert(self, slab: _Slab) -> int:
+    def _alive(self, uses: Iterable[_Use]) -> list[_Use]:
+        return [use for use in uses if use.number in self.live]
+
+    def _convert(self, slab: _Slab) -> _Slab:
         """Read a slab, and make of it what the outputs want, one result after the other."""
-        wanted = self._alive(slab.uses)
-        if not wanted:
-            return slab.nbytes
+        source = slab.source
+        if not (wanted := self._alive(source.uses)):
+            return slab
         with self.failing(use.number for use in wanted):
-            stored = read_rows(slab.part, slab.begin, slab.end)
+            stored = read_rows(source.part, slab.begin, slab.end)
             order, rows = None, stored
-            for uses in slab.results:
+            for uses in source.results:
                 if alive := self._alive(uses):
                     if alive[0].order != order:
                         order, rows = alive[0].order, _reordered(stored, alive[0].order)
                     self._make(alive, rows, slab)
-        return slab.nbytes
+        return slab
 
     def _make(self, uses: Sequence[_Use], rows: Rows, slab: _Slab) -> None:
         """Compute one result, and write it to every place that wants it."""
@@ -256,23 +307,6 @@ def _place(part: Tensor) -> object:
     return stored, part.shape, part.encoding
 
 
-def _slabs(uses: Sequence[_Use]) -> Iterator[_Slab]:
-    """The slabs of one source tensor."""
-    part, results = uses[0].part, _results(uses)
-    band = lcm(*(use.band for use in uses))
-    fewest = max(use.fewest_rows for use in uses)
-    step = max(band, max(fewest, SLAB_ELEMENTS // part.columns) // band * band)
-    for begin in range(0, part.rows, step):
-        yield _Slab(part, results, begin, min(begin + step, part.rows))
-
-
-def _results(uses: Sequence[_Use]) -> list[list[_Use]]:
-    orders: dict[RowOrder | None, dict[object, list[_Use]]] = {}
-    for use in uses:
-        orders.setdefault(use.order, {}).setdefault(use.result, []).append(use)
-    return [group for results in orders.values() for group in results.values()]
-
-
 def _combined(stored: RowOrder | None, target: RowOrder | None) -> RowOrder | None:
     """One order that does both: stored → logical → target."""
     if stored is None or target is None:
@@ -292,9 +326,9 @@ def _write(output: Output, use: _Use, rows: Rows, slab: _Slab) -> None:
         _write_pieces(output, use, rows, slab)
     elif choice.transposed:
         lines = np.ascontiguousarray(rows.T)
-        _write_columns(output, use.file, use.offset, lines, slab.begin, slab.part.rows)
+        _write_columns(output, use.file, use.offset, lines, slab.begin, slab.source.part.rows)
     else:
-        row_bytes = choice.encoding.row_bytes(slab.part.columns)
+        row_bytes = choice.encoding.row_bytes(slab.source.part.columns)
         data = rows.reshape(-1).view(np.uint8).data
         output.write(use.file, use.offset + slab.begin * row_bytes, data)
 

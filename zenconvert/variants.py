@@ -6,10 +6,12 @@ says which weights go to which grids; the second, once these are solved, where e
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 from zenconvert.calib.solution import ModuleReport
 from zenconvert.checkpoint import Checkpoint
@@ -20,13 +22,15 @@ from zenconvert.recoding import verdict
 from zenconvert.solving import Solver
 from zenconvert.target import Options, Scheme, Target
 
+_NAME: Final = re.compile(r"\w[\w.+\-]*")  # fits into the name of a file
+
 
 @dataclass(frozen=True)
 class Variant:
     """One artifact of a production."""
 
     name: str
-    """Unique in the production."""
+    """Unique in the production: letters, digits, and ``. _ + -`` after them."""
     out: Path
     """File (GGUF) or folder to write."""
     target: Target
@@ -69,7 +73,11 @@ class Variant:
 
 
 def check_names(variants: Sequence[Variant]) -> None:
-    """Raise UsageError for two variants of one name or output."""
+    """Raise UsageError for two variants of one name or output, and for odd names."""
+    if odd := [variant.name for variant in variants if not _NAME.fullmatch(variant.name)]:
+        raise UsageError(
+            f"{odd[0]!r} is no name for a variant; expected letters, digits, and . _ + - after them"
+        )
     for what, given in (
         ("are called", [variant.name for variant in variants]),
         ("are to be written to", [str(variant.out.absolute()) for variant in variants]),
