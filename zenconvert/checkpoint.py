@@ -161,6 +161,8 @@ class Checkpoint:
     """Every file that holds tensor data."""
     warnings: tuple[str, ...] = ()
     """What is odd about the files, and how it was taken."""
+    named_config: Path | None = None
+    """The ``config.json`` that was named to open files without one."""
     kept: frozenset[str] = frozenset()
     """Weights that a solver could not quantize within its bounds: they stay as they are."""
 
