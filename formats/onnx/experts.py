@@ -133,7 +133,7 @@ def _matrix(
     """The first matrix of a product; the others have its shape and grid."""
     bits = given.get(f"{product}_expert_weight_bits", given.get("expert_weight_bits", 4))
     block, columns = given["block_size"], shape[1]
-    odd = not isinstance(block, int) or block < SMALLEST_BLOCK or block & (block - 1)
+    odd = block < SMALLEST_BLOCK or block & (block - 1)
     if bits not in BITS or min(shape) < 1 or odd or columns % block:
         raise CorruptFile(
             f"{where}: {product} has {bits} bits in blocks of {block}, for rows of {columns}"

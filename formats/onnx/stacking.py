@@ -19,6 +19,8 @@ activations.
 float experts, act-order (the operator has one order of columns), minimums and layers of several
 grids keep a graph of single experts, as does everything in operators of the standard.
 
+Runtimes before mid-2026 do not know ``weights_prepacked``, and refuse a graph with it.
+
 Source: onnxruntime ``contrib_defs.cc`` (QMoE).
 """
 

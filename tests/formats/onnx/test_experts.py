@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from math import nan
 from pathlib import Path
@@ -273,7 +274,9 @@ BAD: dict[str, tuple[Edit, type[ZenError], str]] = {
     "blocks of 48": (with_attribute("block_size", 48), CorruptFile, "blocks of 48"),
     "no blocks": (with_attribute("block_size", 0), CorruptFile, "blocks of 0"),
     "negative blocks": (with_attribute("block_size", -32), CorruptFile, "blocks of -32"),
-    "blocks in words": (with_attribute("block_size", "32"), CorruptFile, "blocks of 32"),
+    "blocks in words": (with_attribute("block_size", "32"), CorruptFile, "should be an integer"),
+    "blocks of a float": (with_attribute("block_size", 32.0), CorruptFile, "be an integer"),
+    "bits of a float": (with_attribute("expert_weight_bits", 4.0), CorruptFile, "be an integer"),
     "larger blocks": (with_attribute("block_size", 64), CorruptFile, "call for"),
     "blocks beyond rows": (with_attribute("block_size", 512), CorruptFile, "blocks of 512"),
     "more experts of a token": (with_attribute("k", 3), InvalidInput, "uses 3 of 4 experts"),
@@ -305,6 +308,25 @@ def test_what_cannot_be_taken_apart_is_refused(name: str, good: Path, tmp_path: 
     edit, error, reason = BAD[name]
     with pytest.raises(error, match=reason):
         open_checkpoint(edited(good, tmp_path, edit))
+
+
+def test_no_damage_escapes_as_another_error(good: Path, tmp_path: Path) -> None:
+    """Bytes of the nodes changed, lost and added at random: a model, or one of our errors."""
+    folder = edited(good, tmp_path, lambda model: None)
+    whole, chance = (good / MODEL).read_bytes(), random.Random(3)
+    begin = whole.index(b"swiglu") - 1000
+    refused = 0
+    for _ in range(80):
+        data = bytearray(whole)
+        for _ in range(chance.randint(1, 3)):
+            at = chance.randrange(begin, begin + 1400)
+            data[at : at + chance.randint(0, 3)] = chance.randbytes(chance.randint(0, 3))
+        (folder / MODEL).write_bytes(bytes(data))
+        try:
+            open_checkpoint(folder)
+        except ZenError:
+            refused += 1
+    assert refused > 40
 
 
 def in_the_names_of_genai(model: Any) -> None:
