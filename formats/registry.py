@@ -47,6 +47,8 @@ class Format:
     """Target types; the first is the default."""
     is_weighed: bool = True
     """Some of its types are rounded with importance weights."""
+    open_with: Callable[[Path, Path], Checkpoint] | None = None
+    """Opens files that may lack a config, with one that is named."""
 
 
 FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked first
@@ -58,6 +60,7 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         onnx_writer.choose,
         onnx_writer.lay_out,
         onnx_writer.TYPES,
+        open_with=onnx_reader.open_checkpoint,
     ),
     "gptq": Format(
         "gptq",

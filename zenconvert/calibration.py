@@ -76,6 +76,7 @@ def calibrate(
     all_experts: bool = False,
     final_states: bool = False,
     imatrix: str | Path | None = None,
+    config: str | Path | None = None,
     max_vram: int | None = None,
     max_ram: int | None = None,
     max_disk: int | None = None,
@@ -100,6 +101,7 @@ def calibrate(
         all_experts: take statistics of every expert over all tokens.
         final_states: keep the final hidden states of all windows, too.
         imatrix: also write an importance matrix for llama.cpp here.
+        config: ``config.json`` of a source that is an ONNX graph without one.
         max_vram, max_ram, max_disk: bytes that may be used.
         force: replace existing outputs.
         announce: called with the size of the statistics file before anything is computed.
@@ -115,7 +117,7 @@ def calibrate(
     target = _Outputs.plan(Path(out), imatrix, force=force)
     moments = _needs_moments(purposes)
     check_device(device)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, config)
     cutter = text_cutter(checkpoint, context)
     selection = select(
         load_samples(samples, languages),

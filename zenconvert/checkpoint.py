@@ -60,7 +60,8 @@ class StoredTensor:
     name: str
     """The tensor's name in that file."""
     stride: int | None = None
-    """Bytes from one line of a matrix to the next, where rows of ours are columns of the file."""
+    """Bytes from one line of a matrix to the next, where rows of ours are columns of the file, or
+    rows of other tensors lie in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,8 @@ class Checkpoint:
     """Every file that holds tensor data."""
     warnings: tuple[str, ...] = ()
     """What is odd about the files, and how it was taken."""
+    named_config: Path | None = None
+    """The ``config.json`` that was named to open files without one."""
     kept: frozenset[str] = frozenset()
     """Weights that a solver could not quantize within its bounds: they stay as they are."""
 

@@ -43,6 +43,7 @@ def convert(
     solver: Solver | None = None,
     device: str = "cpu",
     largest_error: float | None = None,
+    config: str | Path | None = None,
     threads: int | None = None,
     exact: bool = False,
     allow_requantize: bool = False,
@@ -63,6 +64,7 @@ def convert(
             statistics, else ``rtn``.
         device: torch device of the solver and of calibrating.
         largest_error: fail when a module's weighted relative error is larger.
+        config: ``config.json`` of a source that is an ONNX graph without one.
         threads: workers; by default as many as there are usable cores.
         exact: refuse every lossy step.
         allow_requantize: quantize weights that are already quantized.
@@ -77,7 +79,7 @@ def convert(
     variant = Variant(
         out.name, out, target, options or Options(), solver, largest_error, exact, allow_requantize
     )
-    checkpoint, stage = open_checkpoint(source), progress or silent
+    checkpoint, stage = open_checkpoint(source, config), progress or silent
     knowledge = Knowledge(importance, statistics, calibrating)
     chosen = knowledge.solver_for(target.format, solver)
     with knowledge.weights(source, checkpoint, chosen, out, device, stage) as weights:
@@ -103,12 +105,13 @@ def plan(
     importance: str | Path | None = None,
     statistics: str | Path | None = None,
     solver: Solver | None = None,
+    config: str | Path | None = None,
     threads: int | None = None,
     exact: bool = False,
     allow_requantize: bool = False,
 ) -> Plan:
     """Plan a conversion from headers alone; arguments and errors as in :func:`convert`."""
-    checkpoint, target, out = open_checkpoint(source), _target(to), Path(out)
+    checkpoint, target, out = open_checkpoint(source, config), _target(to), Path(out)
     knowledge = Knowledge(importance, statistics, None)
     knowledge.solver_for(target.format, solver)
     variant = Variant(

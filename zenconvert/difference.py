@@ -58,9 +58,12 @@ class Difference:
         return {**asdict(self), "identical": self.identical}
 
 
-def diff(first: str | Path, second: str | Path) -> Difference:
-    """Compare two checkpoints of any formats. Raises the errors of ``open_checkpoint``."""
-    a, b = open_checkpoint(first), open_checkpoint(second)
+def diff(first: str | Path, second: str | Path, *, config: str | Path | None = None) -> Difference:
+    """Compare two checkpoints of any formats; ``config`` is that of a second without one.
+
+    Raises the errors of ``open_checkpoint``.
+    """
+    a, b = open_checkpoint(first), open_checkpoint(second, config)
     shared = [name for name in a.tensors if name in b.tensors]
     return Difference(
         config=_config(a, b),

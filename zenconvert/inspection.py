@@ -56,9 +56,9 @@ class Inspection:
         return {**facts, "bits_per_weight": self.bits_per_weight}
 
 
-def inspect(source: str | Path) -> Inspection:
-    """Open a checkpoint and describe it. Raises the errors of ``open_checkpoint``."""
-    return describe(open_checkpoint(source))
+def inspect(source: str | Path, config: str | Path | None = None) -> Inspection:
+    """Open a checkpoint and describe it; arguments and errors as in ``open_checkpoint``."""
+    return describe(open_checkpoint(source, config))
 
 
 def describe(checkpoint: Checkpoint) -> Inspection:

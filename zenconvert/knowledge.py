@@ -82,6 +82,8 @@ class Knowledge:
             yield self.from_files(checkpoint) if solver == "rtn" else None
             return
         arguments = {**self.calibrating.arguments, "device": device}
+        if checkpoint.named_config is not None:
+            arguments["config"] = checkpoint.named_config
         digest = hashlib.sha256(repr((str(source), arguments)).encode()).hexdigest()[:12]
         gathered = out.with_name(f".{out.name}.{digest}.stats")
         if not gathered.exists():

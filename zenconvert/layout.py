@@ -88,6 +88,8 @@ class Slot:
     """Of the first byte; of the first piece of a grouped tensor."""
     offsets: tuple[int, ...] = ()
     """Of every piece of a grouped tensor."""
+    strides: tuple[int, ...] = ()
+    """Bytes from row to row of every piece, where rows of other tensors lie in between."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,9 +149,9 @@ class Output:
         self._close()
         self.journal.forget()  # from here on, what is in ``new`` may be old
         self.done = frozenset()
-        home = self.folder(final=False)
-        inner = {(home / file.name).parent for file in self.layout.files}
-        for folder in (*sorted(inner), home, self.new, self.hidden):
+        outer = self.folder(final=False)
+        inner = {(outer / file.name).parent for file in self.layout.files}
+        for folder in (*sorted(inner), outer, self.new, self.hidden):
             _sync(folder)
         self.refuse(force=force)
         self._give_names(force=force)

@@ -274,7 +274,8 @@ def _read_piece(place: StoredTensor, piece: Piece, begin: int, end: int) -> NDAr
     first, last = piece.span(begin, end)
     row = piece.shape[-1] * dtype.itemsize if len(piece.shape) > 1 else dtype.itemsize
     if piece.axis != 1:
-        data = _read(place.path, place.offset + first * row, last - first, row)
+        line = place.stride or row
+        data = _read(place.path, place.offset + first * line, last - first, row, stride=line)
         return data.reshape(-1).view(dtype).reshape(last - first, *piece.shape[1:])
     width = (last - first) * dtype.itemsize
     offset = place.offset + first * dtype.itemsize

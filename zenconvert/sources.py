@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.errors import SourceNotFound
+from zenconvert.errors import SourceNotFound, UsageError
 from zenconvert.formats.registry import detect
 from zenconvert.models import builtin_path
 
@@ -15,14 +15,21 @@ _HUB_ID: Final = re.compile(r"(?P<id>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w.\-/]+)
 _WANTED: Final = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*"]
 
 
-def open_checkpoint(source: str | Path) -> Checkpoint:
+def open_checkpoint(source: str | Path, config: str | Path | None = None) -> Checkpoint:
     """Open a checkpoint from its headers; no tensor data is read.
 
+    ``config`` is the ``config.json`` of an ONNX graph whose own files do not say what the model is.
+
     Raises SourceNotFound, Unsupported, UnknownArchitecture, CorruptFile and the other InvalidInput
-    errors.
+    errors, and UsageError for a config of a format that always has its own.
     """
     path = resolve(source)
-    return detect(path).open(path)
+    found = detect(path)
+    if config is None:
+        return found.open(path)
+    if found.open_with is None:
+        raise UsageError(f"{path}: {found.title} files have their own config; leave out --config")
+    return found.open_with(path, Path(config))
 
 
 def resolve(source: str | Path) -> Path:

@@ -338,7 +338,8 @@ def _write_pieces(output: Output, use: _Use, rows: GroupedRows, slab: _Slab) -> 
     choice = use.choice
     assert choice.codec is not None  # every grouped choice has one
     arrays = choice.codec.pack(rows)
-    for piece, offset in zip(choice.pieces, use.slot.offsets, strict=True):
+    strides = use.slot.strides or (None,) * len(choice.pieces)
+    for piece, offset, stride in zip(choice.pieces, use.slot.offsets, strides, strict=True):
         if piece.axis is None and slab.begin:
             continue  # the same for all rows
         array = np.ascontiguousarray(arrays[piece.name])
@@ -347,8 +348,11 @@ def _write_pieces(output: Output, use: _Use, rows: GroupedRows, slab: _Slab) -> 
             _write_columns(output, use.file, offset, array, first, piece.shape[1])
         else:
             row = piece.nbytes // piece.shape[0]
-            data = array.reshape(-1).view(np.uint8).data
-            output.write(use.file, offset + first * row, data)
+            line = stride or row
+            data = array.reshape(-1).view(np.uint8)
+            # rows that lie apart are written one by one
+            for number, run in enumerate([data] if line == row else data.reshape(-1, row)):
+                output.write(use.file, offset + (first + number) * line, run.data)
 
 
 def _write_columns(

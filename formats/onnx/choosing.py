@@ -182,9 +182,9 @@ class _Chooser:
     def _grouped(self, tensor: Tensor, name: TensorName, grid: Grouped, why: str) -> Choice:
         embed = name.module.role == "embed"
         columns = column_order(tensor) if grid.ordered else None
-        scheme = Scheme(grid.bits, grid.group, grid.symmetric)
         if grid.group == tensor.columns:
             grid = replace(grid, group=None)
+        scheme = Scheme(grid.bits, grid.group, grid.symmetric)
         middle = _middle(tensor) if grid.offset is not None else 0
         codec: NBitsCodec | BlockCodec = NBitsCodec(explicit=embed, middle=middle)
         if self.kind.standard and not embed:

@@ -66,6 +66,10 @@ def _canonical(path: str) -> list[str]:
     parts = path.split(".")
     if parts[0] == "attn":
         parts[0] = "self_attn"
+    if parts[0] == "moe":
+        parts[0] = "mlp"
+    if parts[:2] == ["mlp", "router"]:
+        parts[1] = "gate"
     if parts[:2] in (["mlp", "experts"], ["mlp", "gate"]):
         parts[0] = "block_sparse_moe"
     if parts[:2] == ["block_sparse_moe", "experts"] and len(parts) > 3:

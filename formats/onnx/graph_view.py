@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from zenconvert.errors import Unsupported
+from zenconvert.errors import CorruptFile, Unsupported
 from zenconvert.formats.onnx.container import Initializer, ModelFile
 
 if TYPE_CHECKING:
@@ -33,8 +33,25 @@ FUSED: Final = frozenset(
         "QAttention",
         "QGemm",
         "QLinearMatMul",
-        "QMoE",
     }
+)
+# attributes with which sizes are computed, of the operators whose weights are read
+_SIZES: Final = frozenset(
+    {
+        "K",
+        "N",
+        "axis",
+        "bits",
+        "block_size",
+        "expert_weight_bits",
+        "fc1_expert_weight_bits",
+        "fc2_expert_weight_bits",
+        "gather_axis",
+        "quantize_axis",
+    }
+)
+_SIZED: Final = frozenset(
+    {"DequantizeLinear", "Gather", "GatherBlockQuantized", "MatMulNBits", "QMoE"}
 )
 
 
@@ -51,6 +68,7 @@ class GraphView:
                     f"{file.path}: node {node.name!r} is a {node.op_type}, whose weights cannot be "
                     "taken apart again; export the model without that fusion"
                 )
+            _check_sizes(file, node)
             for output in node.output:
                 if output:
                     self.producers[output] = node
@@ -76,6 +94,16 @@ class GraphView:
     def takers(self, value: str, op_type: str) -> Iterator[onnx.NodeProto]:
         """The nodes of one operator that take a value."""
         return (n for n in self.consumers.get(value, ()) if n.op_type == op_type)
+
+
+def _check_sizes(file: ModelFile, node: onnx.NodeProto) -> None:
+    """Raise CorruptFile for a size that is no integer."""
+    for attribute in node.attribute if node.op_type in _SIZED else ():
+        if attribute.name in _SIZES and attribute.type != attribute.INT:
+            raise CorruptFile(
+                f"{file.path}: node {node.name!r} ({node.op_type}): {attribute.name} should be an "
+                "integer"
+            )
 
 
 def attributes(node: onnx.NodeProto) -> Mapping[str, Any]:

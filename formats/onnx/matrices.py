@@ -45,6 +45,10 @@ class Matrix:
     """A dense matrix that is stored ``[in, out]``."""
     output: str = ""
     """The product in the graph, without any bias."""
+    first: int = 0
+    """The line of the arrays that is the first row, where they hold more matrices."""
+    step: int = 1
+    """Lines from row to row."""
 
 
 def linear(view: GraphView, node: onnx.NodeProto) -> Matrix | None:
@@ -236,16 +240,21 @@ def _integers(
     return arrays, INTEGERS[dtype], signed
 
 
-def check_sizes(matrix: Matrix, where: str) -> None:
-    """Raise CorruptFile where an array has not the size that the node calls for."""
+def check_sizes(matrix: Matrix, where: str, count: int = 1) -> None:
+    """Raise CorruptFile where an array has not the size that the node calls for.
+
+    ``count`` is the number of matrices that share the arrays.
+    """
     assert isinstance(matrix.encoding, Grouped)
     assert matrix.codec is not None
     for piece in matrix.codec.pieces(matrix.encoding, matrix.shape):
         array = matrix.arrays[piece.name]
-        if array.nbytes != piece.nbytes:
+        if array.nbytes != count * piece.nbytes:
+            matrices = "a matrix" if count == 1 else f"{count} matrices"
             raise CorruptFile(
-                f"{where}: {array.name!r} has {array.nbytes} bytes; a matrix {list(matrix.shape)} "
-                f"of {matrix.encoding} calls for {piece.nbytes}"
+                f"{where}: {array.name!r} has {array.nbytes} bytes; {matrices} "
+                f"{list(matrix.shape)} of {matrix.encoding} call{'s'[: count == 1]} for "
+                f"{count * piece.nbytes}"
             )
     if matrix.arrays[SCALES].dtype not in {"f32", "f16", "bf16"}:
         raise CorruptFile(f"{where}: its scales are {matrix.arrays[SCALES].dtype}")

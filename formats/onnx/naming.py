@@ -52,7 +52,7 @@ def name_tensors(
         suffix = "bias" if item.role == "bias" else "weight"
         wanted = [known[hf] for m in modules if (hf := f"{m}.{suffix}") in known]
         if not wanted or len(wanted) < len(modules):
-            _refuse_unknown_bias(item, modules, file)
+            used |= _without_effect(item, modules, file)
             continue
         for name, part in zip(wanted, _slices(item, wanted, file), strict=True):
             _add(tensors, name, _tensor(item, name, part), file)
@@ -69,16 +69,17 @@ def name_tensors(
     return dict(sorted(tensors.items(), key=lambda t: order[t[0]])), warnings
 
 
-def _refuse_unknown_bias(item: Found, modules: Sequence[str], file: ModelFile) -> None:
-    """Raise UnexpectedTensor for a bias where the model has none, but for zeros."""
+def _without_effect(item: Found, modules: Sequence[str], file: ModelFile) -> set[str]:
+    """The array of a bias where the model has none: zeros. Raises UnexpectedTensor for others."""
     if item.role != "bias" or not modules:
-        return
+        return set()
     assert item.vector is not None
     if any(item.vector.read()):
         raise UnexpectedTensor(
             f"{file.path}: {item.vector.name!r} is added in {modules[0]}, which has no bias in "
             "models of this kind"
         )
+    return _arrays(item)
 
 
 def _modules(item: Found, names: Names) -> tuple[str, ...]:
@@ -149,8 +150,13 @@ def _grouped(matrix: Matrix, name: TensorName, part: _Slice) -> Tensor:
         if part.first * piece.items % ROW_UNIT:
             raise Unsupported(f"{array.path}: {array.name!r}: {name.hf} begins inside a byte")
         first, line = part.first * piece.items // ROW_UNIT, piece.nbytes // piece.shape[0]
-        step, stride = (line // piece.shape[1], line) if piece.axis == 1 else (line, None)
-        offset = _offset(array) + first * step
+        stride: int | None
+        if piece.axis == 1:
+            step, stride = line // piece.shape[1], line
+        else:
+            step = line * matrix.step
+            stride = step if matrix.step > 1 else None
+        offset = _offset(array) + matrix.first * line + first * step
         places[piece.name] = StoredTensor(array.path, offset, array.name, stride)
     stored = StoredPieces(name.hf, codec, encoding, places)
     return Tensor(name.name, name.shape, encoding, stored)

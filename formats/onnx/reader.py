@@ -13,9 +13,11 @@ from typing import Final
 from zenconvert import architecture as arch
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import InvalidInput, SourceNotFound
+from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.reader import folder_metadata, side_files
 from zenconvert.formats.hf.tokenizer import read_tokenizer
 from zenconvert.formats.onnx import container
+from zenconvert.formats.onnx.experts import check_routing
 from zenconvert.formats.onnx.graph_view import GraphView
 from zenconvert.formats.onnx.naming import name_tensors
 from zenconvert.formats.onnx.recognition import recognise
@@ -40,8 +42,10 @@ def _graphs(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*{SUFFIX}")) or sorted((folder / SUBFOLDER).glob(f"*{SUFFIX}"))
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
     """Open a graph: its nodes and the places of its weights.
+
+    ``config_file`` says what the model is, whatever the graph's own files say.
 
     Raises CorruptFile, UnsafePath, MissingTensor, UnexpectedTensor, Unsupported,
     UnknownArchitecture and InvalidInput.
@@ -51,13 +55,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     file = container.read(graph)
     view = GraphView(file)
     found = list(recognise(view))
-    config = config_of(file, folder, view, found)
+    config = read_json(config_file) if config_file else config_of(file, folder, view, found)
+    where = config_file or folder / CONFIG
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise InvalidInput(f"{folder / CONFIG}: model_type should be a string: {model_type!r}")
+        raise InvalidInput(f"{where}: model_type should be a string: {model_type!r}")
     architecture = arch.for_model_type(model_type)
     defaults = architecture.defaults_for(model_type)
-    hp = from_config(config, defaults, where=str(folder / CONFIG))
+    hp = from_config(config, defaults, where=str(where))
+    check_routing(view, hp)
     tensors, warnings = name_tensors(view, found, architecture, hp)
     tied = "head.weight" not in tensors
     if tied != hp.tied:
@@ -74,6 +80,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         side_files=side_files(folder),
         files=file.files,
         warnings=tuple(warnings),
+        named_config=config_file,
     )
 
 

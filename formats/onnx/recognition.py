@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zenconvert.formats.onnx.container import Initializer
+from zenconvert.formats.onnx.experts import OPERATOR, biases, experts
 from zenconvert.formats.onnx.graph_view import GraphView, inputs, scopes
 from zenconvert.formats.onnx.matrices import FLOATS, Matrix, linear
 from zenconvert.formats.onnx.tables import embedding
@@ -34,11 +35,22 @@ def recognise(view: GraphView) -> Iterator[Found]:
             yield Found(texts, matrix)
             if (bias := _bias(view, node, matrix)) is not None:
                 yield Found((*texts, bias.name), vector=bias, role="bias")
+        elif node.op_type == OPERATOR:
+            yield from _experts(view, node)
         elif (table := embedding(view, node)) is not None:
             yield Found(_texts(node, table), table, role="embed")
         elif (gamma := _gamma(view, node)) is not None:
             texts = (gamma.name, node.name, *scopes(node))
             yield Found(texts, vector=gamma, role="norm")
+
+
+def _experts(view: GraphView, node: onnx.NodeProto) -> Iterator[Found]:
+    """The matrices of a QMoE node, and biases, which no model of ours has there."""
+    name = ""
+    for name, matrix in experts(view, node):
+        yield Found((name,), matrix)
+    for bias in biases(view, node):
+        yield Found((name,), vector=bias, role="bias")
 
 
 def _texts(node: onnx.NodeProto, matrix: Matrix) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from zenconvert.formats.onnx.graph_view import GraphView, attributes, inputs
 from zenconvert.formats.onnx.recognition import Found
 
 CONFIG: Final = "config.json"
-_HINT: Final = f"put the model's {CONFIG} beside it"
+_HINT: Final = f"put the model's {CONFIG} beside it, or name one with --config"
 _SINES: Final = {
     ("com.microsoft", "GroupQueryAttention"): 8,
     ("com.microsoft", "RotaryEmbedding"): 3,

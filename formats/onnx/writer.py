@@ -21,7 +21,8 @@ from zenconvert.errors import Unsupported
 from zenconvert.formats.hf.writer import float_name, folder_config, json_bytes, side_files
 from zenconvert.formats.onnx import layouts
 from zenconvert.formats.onnx.choosing import choose, order_name
-from zenconvert.formats.onnx.placing import Place, place
+from zenconvert.formats.onnx.placing import Place, Stack, place
+from zenconvert.formats.onnx.stacking import stacks_of
 from zenconvert.formats.onnx.target_type import TYPES, TargetType, parse
 from zenconvert.formats.onnx.windows import windows
 from zenconvert.layout import Choice, Layout, OutputFile
@@ -45,8 +46,11 @@ def lay_out(
     kind = parse(target.type)
     found = layouts.names(options.layout, kind, choices)
     limits = [size for size in (options.split_max_size, found.limit) if size is not None]
-    places, files = place(choices, found.data, found.folder, min(limits, default=None))
-    graph = graph_bytes(checkpoint, kind, choices, places)
+    tensors = _by_neutral_name(checkpoint, choices)
+    stacks = stacks_of(checkpoint.hyperparameters, kind, tensors)
+    stacked = [stack for pair in stacks.values() for stack in pair]
+    places, files = place(choices, stacked, found.data, found.folder, min(limits, default=None))
+    graph = graph_bytes(checkpoint, kind, choices, stacks, places)
     config = folder_config(checkpoint.config, float_name(choices))
     if any(c.name == "lm_head.weight" for c in choices):
         config["tie_word_embeddings"] = False
@@ -75,6 +79,7 @@ def graph_bytes(
     checkpoint: Checkpoint,
     kind: TargetType,
     choices: list[Choice],
+    stacks: Mapping[str, tuple[Stack, Stack]],
     places: Mapping[str, Place],
 ) -> bytes:
     """The protobuf of the graph; the same bytes for the same plan."""
@@ -83,15 +88,20 @@ def graph_bytes(
 
     hp = checkpoint.hyperparameters
     facts = Facts(hp, windows(checkpoint.config, hp), str(kind.floats))
-    names = {n.hf: n.name for n in checkpoint.architecture.tensor_names(hp)}
-    tensors = {names[c.name]: c for c in choices if c.derived is None}
+    tensors = _by_neutral_name(checkpoint, choices)
     orders: dict[tuple[int, ...], str] = {}
     for choice in choices:
         if choice.columns is not None:
             orders.setdefault(choice.columns, order_name(choice))
-    model = build_model(facts, kind, tensors, places, orders)
+    model = build_model(facts, kind, tensors, stacks, places, orders)
     model.metadata_props.update(_metadata(checkpoint, choices))
     return serialized(model)
+
+
+def _by_neutral_name(checkpoint: Checkpoint, choices: list[Choice]) -> dict[str, Choice]:
+    names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
+    neutral = {n.hf: n.name for n in names}
+    return {neutral[c.name]: c for c in choices if c.derived is None}
 
 
 def _metadata(checkpoint: Checkpoint, choices: list[Choice]) -> dict[str, str]:

@@ -49,7 +49,7 @@ def write(tmp_path: Path) -> Write:
 @pytest.fixture
 def report(verified: Verified, monkeypatch: pytest.MonkeyPatch) -> Report:
     """A real report whose files are taken for true."""
-    monkeypatch.setattr("zenconvert.verification.gate.check_files", lambda report: ())
+    monkeypatch.setattr("zenconvert.verification.gate.check_files", lambda report, config: ())
     return verified("q4_k_m", "torch")
 
 

@@ -16,6 +16,7 @@ from zenconvert.errors import InvalidInput, Unsupported, UsageError
 from zenconvert.verification.engines import onnxruntime_probe
 from zenconvert.verification.engines.onnxruntime_engine import CHUNK, OnnxruntimeEngine
 from zenconvert.verification.engines.onnxruntime_errors import errors_apart
+from zenconvert.verification.engines.onnxruntime_experts import ExpertLayer
 from zenconvert.verification.engines.onnxruntime_probe import Kind
 
 
@@ -114,6 +115,28 @@ def test_what_we_write_is_computed_rightly(tmp_path: Path) -> None:
 
 
 PLAIN = Kind("MatMulNBits", 4, 32, zeros=True, index=False, level=0, remainder=0)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("block", [16, 32, 128, 512])
+def test_experts_of_four_bits_are_computed_as_they_are_defined(block: int, zeros: bool) -> None:
+    """The ground on which graphs have QMoE: exact at level 0, and so good at level 4."""
+    layer = ExpertLayer.made_up(4, block, zeros=zeros)
+    expected = layer.defined()
+    size = np.linalg.norm(expected)
+    assert np.linalg.norm(layer.computed(0) - expected) < 2e-6 * size
+    assert np.linalg.norm(layer.computed(4) - expected) < 3e-2 * size
+
+
+def test_the_probe_looks_at_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = variant(tmp_path / "source", "mixtral")
+    for kind in ("int4", "int4-asym-g64-f16"):
+        convert(source, tmp_path / kind, f"onnx:{kind}")
+        assert onnxruntime_probe.probe(tmp_path / kind / "model.onnx") == []
+    right = ExpertLayer.defined
+    monkeypatch.setattr(ExpertLayer, "defined", lambda layer: right(layer) * np.float32(1.25))
+    (found,) = onnxruntime_probe.probe(tmp_path / "int4" / "model.onnx")
+    assert found == "QMoE of 4 bits in blocks of 32: off by 20 %"
 
 
 def test_wrong_kernels_are_found_and_their_numbers_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zenconvert.cli.config import config_option
 from zenconvert.cli.printing import echo_json, echo_table, new_bar, size
 from zenconvert.cli.sampling import codes, sampling_options, take_sampling
 from zenconvert.target import parse_size
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="What the statistics are for; gptq and awq take second moments, which are large.",
 )
+@config_option("SRC")
 @sampling_options
 @click.option(
     "--hidden-states", "final_states", is_flag=True, help="Keep the final hidden states, too."

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from zenconvert import conversion
+from zenconvert.cli.config import config_option
 from zenconvert.cli.printing import echo_json, echo_table, size, stages
 from zenconvert.cli.sampling import sampling_options, take_sampling
 from zenconvert.errors import UsageError
@@ -25,6 +26,7 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that plan and convert have in common."""
     options: list[Decorator] = [
         click.option("--to", "target", required=True, help="Target: format[:type]."),
+        config_option("SRC"),
         click.option(
             "--importance",
             type=click.Path(path_type=Path, exists=True, dir_okay=False),

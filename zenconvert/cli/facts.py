@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from zenconvert import difference, inspection
+from zenconvert.cli.config import config_option
 from zenconvert.cli.printing import echo_json, echo_table, size
 
 
 @click.command()
 @click.argument("source", metavar="SRC")
+@config_option("SRC")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def inspect(source: str, as_json: bool) -> None:
+def inspect(source: str, config: Path | None, as_json: bool) -> None:
     """Show what a checkpoint is. Reads headers only."""
-    facts = inspection.inspect(source)
+    facts = inspection.inspect(source, config)
     if as_json:
         echo_json(facts.as_dict())
         return
@@ -38,10 +42,11 @@ def inspect(source: str, as_json: bool) -> None:
 @click.command()
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
+@config_option("B")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def diff(first: str, second: str, as_json: bool) -> None:
+def diff(first: str, second: str, config: Path | None, as_json: bool) -> None:
     """Compare two checkpoints: config, tokenizer and decoded weights."""
-    found = difference.diff(first, second)
+    found = difference.diff(first, second, config=config)
     if as_json:
         echo_json(found.as_dict())
         return

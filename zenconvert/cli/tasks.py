@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from zenconvert.cli.config import config_option
 from zenconvert.cli.printing import echo_json, echo_table, stages
 from zenconvert.verification.engines import ALL, TORCH, engine_names
 
@@ -31,6 +32,7 @@ _ENGINE = click.Choice([name for name in engine_names() if name != ALL])
 )  # fmt: skip
 @click.option("--fewshot", type=click.IntRange(min=0), help="Examples before every question.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many items of every task.")
+@config_option("CANDIDATE")
 @click.option("--device", default="cpu", show_default=True, help="torch device.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def tasks(reference: str, candidate: str, names: str, as_json: bool, **given: Any) -> None:

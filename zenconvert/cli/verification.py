@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zenconvert.cli.config import config_option
 from zenconvert.cli.printing import echo_json, echo_table, size, stages
 from zenconvert.errors import GateFailed, GateInconclusive
 from zenconvert.verification.engines import TORCH, engine_names
@@ -53,6 +54,7 @@ _HTML = click.option("--html", type=_OUT, help="Write a self-contained HTML page
     show_default=True,
     help="Window length, up to the model's context.",
 )
+@config_option("CANDIDATE")
 @click.option("--device", default="cpu", show_default=True, help="torch device.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the native engines.")
 @click.option("--json", "json_file", type=_OUT, help="Write the report here.")
@@ -67,6 +69,7 @@ def verify(
     json_file: Path | None,
     policy: str | None,
     against: Path | None,
+    config: Path | None,
     html: Path | None,
     summary: Path | None,
     **given: Any,
@@ -80,8 +83,12 @@ def verify(
     codes = [c.strip() for c in languages.split(",") if c.strip()] if languages else None
     earlier = Report.from_json(against) if against is not None else None
     with stages() as progress:
-        report = run(reference, candidate, languages=codes, progress=progress, **given)
-    verdict = report.gate(policy, against=earlier) if policy is not None else None
+        report = run(
+            reference, candidate, languages=codes, config=config, progress=progress, **given
+        )
+    verdict = None
+    if policy is not None:
+        verdict = report.gate(policy, against=earlier, config=config)
     _print(report)
     if json_file is not None:
         _write_report(json_file, report, verdict)
@@ -94,6 +101,7 @@ def verify(
 @click.argument("report_file", metavar="REPORT.json", type=_FILE)
 @click.option("--policy", default="default", show_default=True, help="A policy file, or 'default'.")
 @_AGAINST
+@config_option("the report's candidate")
 @_HTML
 @_SUMMARY
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
@@ -101,6 +109,7 @@ def gate(
     report_file: Path,
     policy: str,
     against: Path | None,
+    config: Path | None,
     html: Path | None,
     summary: Path | None,
     as_json: bool,
@@ -113,7 +122,7 @@ def gate(
 
     report = Report.from_json(report_file)
     earlier = Report.from_json(against) if against is not None else None
-    verdict = report.gate(policy, against=earlier)
+    verdict = report.gate(policy, against=earlier, config=config)
     if as_json:
         echo_json(verdict.as_dict())
     _write_pages(report, verdict, html, summary)

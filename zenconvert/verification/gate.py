@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.verification.against import Growth, growth
@@ -126,13 +127,21 @@ class Verdict:
         )
 
 
-def judge(report: Report, policy: Policy, *, against: Report | None = None) -> Verdict:
+def judge(
+    report: Report,
+    policy: Policy,
+    *,
+    against: Report | None = None,
+    config: str | Path | None = None,
+) -> Verdict:
     """Judge a report by a policy, and by the report of an earlier release where there is one.
+
+    ``config`` is the ``config.json`` of a candidate that is an ONNX graph without one.
 
     Raises ReportMismatch when the report is not about the files that it names, and SourceNotFound
     when the candidate is not there.
     """
-    return decide(report, policy, against=against, notes=check_files(report))
+    return decide(report, policy, against=against, notes=check_files(report, config))
 
 
 def decide(

@@ -11,14 +11,16 @@ from zenconvert.verification.facts import Artifact, Facts, artifact, facts_of
 from zenconvert.verification.report import Report
 
 
-def check_files(report: Report) -> tuple[str, ...]:
+def check_files(report: Report, config: str | Path | None = None) -> tuple[str, ...]:
     """Compare the report with its files; returns notes on what could not be compared.
+
+    ``config`` is the ``config.json`` of a candidate that is an ONNX graph without one.
 
     The candidate must be there: at its path, or beside the report. The reference is compared where
     it is at hand: a source on the Hub is not fetched for this. Raises ReportMismatch, and
     SourceNotFound for an absent candidate.
     """
-    _compare(_open_candidate(report), report.candidate, report.candidate_facts)
+    _compare(_open_candidate(report, config), report.candidate, report.candidate_facts)
     label = report.reference.path
     if not label.startswith("builtin:") and not Path(label).exists():
         return (f"the reference {label} is not at hand; its digest was not compared",)
@@ -26,16 +28,16 @@ def check_files(report: Report) -> tuple[str, ...]:
     return ()
 
 
-def _open_candidate(report: Report) -> Checkpoint:
+def _open_candidate(report: Report, config: str | Path | None) -> Checkpoint:
     label = report.candidate.path
     places = [Path(label)]
     if report.place is not None:
         places += [report.place / label, report.place / places[0].name]
     if label.startswith("builtin:"):
-        return open_checkpoint(label)
+        return open_checkpoint(label, config)
     for place in places:
         if place.exists():
-            return open_checkpoint(place)
+            return open_checkpoint(place, config)
     looked = ", ".join(str(place) for place in places)
     raise SourceNotFound(f"{label}: the candidate of the report is not there; looked at {looked}")
 

@@ -58,9 +58,11 @@ class NativeJob:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form for the child."""
+        named = self.candidate.named_config
         return {
             "engine": self.engine,
             "candidate": str(self.candidate.path.resolve()),
+            "config": str(named.resolve()) if named is not None else None,
             "reference": str(self.reference.path.resolve()),
             "states": str(self.states.path),
             "windows": [asdict(w) for w in self.windows],

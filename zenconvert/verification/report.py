@@ -208,12 +208,18 @@ class Report:
             raise CorruptFile(f"{path}: the report is not JSON: {error}") from error
         return replace(cls.from_dict(value, where=str(path)), place=path.resolve().parent)
 
-    def gate(self, policy: str | Path = "default", *, against: Report | None = None) -> Verdict:
+    def gate(
+        self,
+        policy: str | Path = "default",
+        *,
+        against: Report | None = None,
+        config: str | Path | None = None,
+    ) -> Verdict:
         """Judge the report; see :func:`zenconvert.verification.gate.judge`."""
         from zenconvert.verification.gate import judge
         from zenconvert.verification.policy import Policy
 
-        return judge(self, Policy.load(policy), against=against)
+        return judge(self, Policy.load(policy), against=against, config=config)
 
 
 def documents(languages: Sequence[Scores]) -> tuple[Document, ...]:

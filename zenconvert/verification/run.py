@@ -50,6 +50,7 @@ def verify(
     languages: Sequence[str] | None = None,
     text: str | Path | None = None,
     context: int = 512,
+    config: str | Path | None = None,
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,
@@ -66,6 +67,7 @@ def verify(
         text: JSONL with ``language`` and ``text`` (or ``messages``), or plain text; the bundled
             evaluation texts by default.
         context: longest window in tokens, up to the model's context.
+        config: ``config.json`` of a candidate that is an ONNX graph without one.
         device: torch device of the reference, the torch engine and the scoring; other engines use
             the GPU when it is not ``cpu``.
         threads: threads of the native engines; all usable cores by default.
@@ -79,7 +81,7 @@ def verify(
         known = ", ".join(engine_names())
         raise UsageError(f"there is no engine {engine!r}; known are {known}")
     _check_device(device)
-    first, second = open_checkpoint(reference), open_checkpoint(candidate)
+    first, second = open_checkpoint(reference), open_checkpoint(candidate, config)
     names, absent = _choose(engine, second)
     _check_vocabularies(first, second)
     spans = evaluation_windows(first, evaluation_samples(text, languages), context)

@@ -87,6 +87,7 @@ def compare_tasks(
     include: str | Path | None = None,
     fewshot: int | None = None,
     limit: int | None = None,
+    config: str | Path | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> TaskDrift:
@@ -102,6 +103,7 @@ def compare_tasks(
         include: folder with task files of your own (YAML).
         fewshot: examples before every question; the task's own number by default.
         limit: only so many items of every task.
+        config: ``config.json`` of a candidate that is an ONNX graph without one.
         device: torch device.
         progress: called as work proceeds.
 
@@ -113,7 +115,7 @@ def compare_tasks(
         if name is not None and name not in engine_names()[:-1]:
             raise UsageError(f"tasks need one engine of {', '.join(engine_names()[:-1])}: {name!r}")
     ask = _Asking(*_known_tasks(tasks, include), fewshot, limit)
-    first, second = open_checkpoint(reference), open_checkpoint(candidate)
+    first, second = open_checkpoint(reference), open_checkpoint(candidate, config)
 
     def model(checkpoint: Checkpoint, engine: str, stage: str) -> TaskModel:
         def count(done: int, total: int) -> None:

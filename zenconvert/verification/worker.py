@@ -61,7 +61,7 @@ def _run(job: dict[str, Any], folder: Path, count: Any) -> dict[str, Any]:
     states = open_states(Path(job["states"]), windows)
     if states is None:
         raise InvalidInput(f"{job['states']}: the reference's hidden states are gone; run it again")
-    checkpoint = open_checkpoint(Path(job["candidate"]))
+    checkpoint = open_checkpoint(Path(job["candidate"]), job["config"])
     torch.set_num_threads(job["threads"])
     head = output_head(reference, device=job["device"])
     engine = ENGINES[job["engine"]].load()(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from zenconvert.formats.onnx.graph.builder import GraphBuilder
+from zenconvert.encoding import Grouped
+from zenconvert.formats.onnx.graph.builder import CONTRIB, GraphBuilder
 from zenconvert.formats.onnx.graph.weights import Weights
+from zenconvert.formats.onnx.placing import Stack
 from zenconvert.hyperparameters import Hyperparameters
 
 
@@ -26,12 +28,16 @@ def experts(
 ) -> ir.Value:
     """The best ``hp.experts_used`` experts of every token, weighed by the router and summed.
 
-    Every expert computes the tokens that chose it and no others. The sum is kept in f32.
+    One operator computes a layer whose weights are stacked. Else every expert computes the tokens
+    that chose it and no others, and the sum is kept in f32.
     """
     name, path = f"layers.{layer}.moe", f"model.layers.{layer}.block_sparse_moe"
     with builder.inside(path):
         flat = builder.op("Reshape", x, builder.integers(-1, hp.hidden))
     logits = weights.linear(f"{name}.router", flat, rank=2)
+    if name in weights.stacks:
+        with builder.inside(path):
+            return _fused(builder, weights, hp, weights.stacks[name], x, logits)
     with builder.inside(f"{path}.gate"):
         logits = _as(builder, logits, weights.floats, "f32")
         count = builder.integers(hp.experts_used)
@@ -58,6 +64,38 @@ def experts(
     with builder.inside(path):
         total = _as(builder, total, "f32", weights.floats)
         return builder.op("Reshape", total, builder.op("Shape", x))
+
+
+def _fused(
+    builder: GraphBuilder,
+    weights: Weights,
+    hp: Hyperparameters,
+    stacks: tuple[Stack, Stack],
+    x: ir.Value,
+    logits: ir.Value,
+) -> ir.Value:
+    """All experts of a layer in one operator."""
+    (codes, scales, zeros), (codes2, scales2, zeros2) = map(weights.stacked, stacks)
+    grid = stacks[0].members[0].encoding
+    assert isinstance(grid, Grouped)  # as all stacks are
+    arrays = [x, logits, codes, scales, None, codes2, scales2, *[None] * 4, zeros, zeros2]
+    while arrays[-1] is None:
+        arrays.pop()
+    return builder.op(
+        "QMoE",
+        *arrays,
+        domain=CONTRIB,
+        k=hp.experts_used,
+        expert_weight_bits=grid.bits,
+        block_size=grid.group or hp.hidden,
+        weights_prepacked=0,
+        activation_type="swiglu",
+        activation_alpha=1.0,
+        activation_beta=0.0,
+        swiglu_fusion=1,
+        normalize_routing_weights=1,
+        accuracy_level=weights.level,
+    )
 
 
 def _as(builder: GraphBuilder, value: ir.Value, old: str, new: str) -> ir.Value:

@@ -13,7 +13,7 @@ from zenconvert.formats.onnx.graph.decoder import Facts, Profile, build
 from zenconvert.formats.onnx.graph.onnxruntime_profile import OnnxruntimeProfile
 from zenconvert.formats.onnx.graph.standard_profile import StandardProfile
 from zenconvert.formats.onnx.graph.weights import Weights
-from zenconvert.formats.onnx.placing import Place
+from zenconvert.formats.onnx.placing import Place, Stack
 from zenconvert.formats.onnx.target_type import TargetType
 from zenconvert.layout import Choice
 
@@ -28,16 +28,19 @@ def build_model(
     facts: Facts,
     kind: TargetType,
     tensors: Mapping[str, Choice],
+    stacks: Mapping[str, tuple[Stack, Stack]],
     places: Mapping[str, Place],
     orders: Mapping[tuple[int, ...], str],
 ) -> ir.Model:
     """The model of a checkpoint.
 
-    ``tensors`` are by neutral name, ``places`` by array name; ``orders`` names the arrays that hold
-    orders of columns.
+    ``tensors`` are by neutral name, ``stacks`` by that of a layer's experts, ``places`` by array
+    name; ``orders`` names the arrays that hold orders of columns.
     """
     builder = GraphBuilder()
-    weights = Weights(builder, tensors, places, orders, facts.floats, kind.standard, kind.level)
+    weights = Weights(
+        builder, tensors, stacks, places, orders, facts.floats, kind.standard, kind.level
+    )
     profile: Profile
     if kind.standard:
         two_bits = any(

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from zenconvert.encoding import Dense, Grouped
 from zenconvert.formats.onnx.codecs import CODES, SCALES, ZEROS, BlockCodec, NBitsCodec
 from zenconvert.formats.onnx.graph.builder import CONTRIB, DTYPES, GraphBuilder
-from zenconvert.formats.onnx.placing import Place, array_name
+from zenconvert.formats.onnx.placing import Place, Stack, array_name
 from zenconvert.grouped import OFFSETS
 from zenconvert.layout import Choice
 
@@ -27,6 +27,8 @@ class Weights:
     builder: GraphBuilder
     choices: Mapping[str, Choice]
     """Neutral name → the tensor's choice."""
+    stacks: Mapping[str, tuple[Stack, Stack]]
+    """Neutral name of a layer's experts → their weights, where one node computes them all."""
     places: Mapping[str, Place]
     """Name of an array in the graph → its place."""
     orders: Mapping[tuple[int, ...], str]
@@ -36,7 +38,7 @@ class Weights:
     standard: bool
     """Whether only operators of the standard may be used."""
     level: int
-    """``accuracy_level`` of MatMulNBits."""
+    """``accuracy_level`` of MatMulNBits and QMoE."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.choices
@@ -76,6 +78,16 @@ class Weights:
                 shape = (rows, blocks, shape[1] // blocks)
             found[piece.name] = self._array(array_name(choice, piece.name), dtype, shape)
         return found
+
+    def stacked(self, stack: Stack) -> list[ir.Value | None]:
+        """Codes, scales and any zero points ``[experts, rows, …]``, as QMoE wants them."""
+        found: dict[str, ir.Value] = {}
+        for piece in stack.members[0].pieces:
+            rows, width = piece.shape
+            shape = (len(stack.members) // stack.abreast, stack.abreast * rows, width)
+            name = f"{stack.name}.{piece.name}"
+            found[piece.name] = self._array(name, DTYPES[piece.dtype], shape)
+        return [found[CODES], found[SCALES], found.get(ZEROS)]
 
     def linear(self, module: str, x: ir.Value, *, rank: int = 3) -> ir.Value:
         """``x · Wᵀ + b`` of a module, for x ``[…, in]`` of ``rank`` dimensions."""

@@ -164,6 +164,16 @@ def with_attribute(name: str, value: int) -> Edit:
     return edit
 
 
+def with_a_size_that_is(value: str | float) -> Edit:
+    def edit(model: Any, folder: Path) -> None:
+        node = next(n for n in model.graph.node if n.op_type == "MatMulNBits")
+        kept = [a for a in node.attribute if a.name != "block_size"]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute("block_size", value)])
+
+    return edit
+
+
 def with_too_few_scales(model: Any, folder: Path) -> None:
     tensor = first(model, "q_proj.scales")
     tensor.dims[0] //= 2
@@ -257,6 +267,8 @@ CASES: dict[str, tuple[Edit, type[ZenError], str]] = {
     "signed codes": (of_type(TensorProto.INT8), CorruptFile, "codes of type i8"),
     "three bits": (with_attribute("bits", 3), CorruptFile, "bits 3"),
     "blocks of 48": (with_attribute("block_size", 48), CorruptFile, "block_size 48"),
+    "blocks in words": (with_a_size_that_is("32"), CorruptFile, "should be an integer"),
+    "blocks of a float": (with_a_size_that_is(32.0), CorruptFile, "should be an integer"),
     "negative columns": (with_attribute("K", -256), CorruptFile, "K -256"),
     "more columns than codes": (with_attribute("K", 1 << 40), CorruptFile, "calls for"),
     "more rows than codes": (with_attribute("N", 512), CorruptFile, "calls for"),

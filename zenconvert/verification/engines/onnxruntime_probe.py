@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from zenconvert.encoding import F32
 from zenconvert.formats.onnx.packing import pack
 from zenconvert.grouped import GroupedRows
+from zenconvert.verification.engines.onnxruntime_experts import EXPERTS, ExpertLayer
+from zenconvert.verification.engines.onnxruntime_nodes import computed, tensor
 
 if TYPE_CHECKING:
     import onnx
@@ -27,6 +29,8 @@ _TOLERANCE: Final = 0.05
 _BLOCKS: Final = 3
 _ROWS: Final = 24
 _INPUTS: Final = 4
+_LONGEST: Final = 1024
+"""Columns of a block of experts, whose size goes with its square."""
 _TYPES: Final = {21: (4, False), 22: (4, True), 25: (2, False), 26: (2, True), 2: (8, False),
                  3: (8, True)}  # fmt: skip
 """TensorProto data type → bits, signed."""
@@ -74,7 +78,7 @@ def _kinds(model: onnx.ModelProto) -> Iterator[Kind]:
     shapes = {t.name: (t.data_type, tuple(t.dims)) for t in model.graph.initializer}
     for node in model.graph.node:
         given = {a.name: a.i for a in node.attribute}
-        present = [bool(name) for name in node.input] + [False] * 6
+        present = [bool(name) for name in node.input] + [False] * 13
         if node.op_type == "MatMulNBits":
             yield Kind(
                 node.op_type,
@@ -84,6 +88,16 @@ def _kinds(model: onnx.ModelProto) -> Iterator[Kind]:
                 present[4],
                 given.get("accuracy_level", 0),
                 given.get("N", 0) % 4,
+            )
+        if node.op_type == EXPERTS:
+            yield Kind(
+                node.op_type,
+                given.get("expert_weight_bits", 4),
+                min(given.get("block_size", 32), _LONGEST),
+                any(present[11:13]),
+                False,
+                given.get("accuracy_level", 0),
+                0,
             )
         if node.op_type == "DequantizeLinear" and given.get("axis") == 0:
             dtype, shape = shapes.get(node.input[0], (0, ()))
@@ -95,17 +109,24 @@ def _kinds(model: onnx.ModelProto) -> Iterator[Kind]:
 
 def check(kind: Kind) -> str | None:
     """None where the product is right; else what is wrong."""
-    rows, order = made_up(kind)
-    expected = rows.dequantize()
-    shape = (_INPUTS, rows.codes.shape[1])
-    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     try:
-        found = run(kind, rows, order, x)
+        found, wanted = _experts(kind) if kind.op_type == EXPERTS else _product(kind)
     except failures() as error:
         return f"it is refused ({str(error).splitlines()[0]})"
-    wanted = x @ expected.T
     off = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
     return None if off <= _TOLERANCE else f"off by {100 * off:.0f} %"
+
+
+def _product(kind: Kind) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    rows, order = made_up(kind)
+    shape = (_INPUTS, rows.codes.shape[1])
+    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    return run(kind, rows, order, x), x @ rows.dequantize().T
+
+
+def _experts(kind: Kind) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    layer = ExpertLayer.made_up(kind.bits, kind.block, zeros=kind.zeros)
+    return layer.computed(kind.level), layer.defined()
 
 
 def made_up(kind: Kind) -> tuple[GroupedRows, NDArray[np.int32] | None]:
@@ -124,50 +145,31 @@ def run(
     kind: Kind, rows: GroupedRows, index: NDArray[np.int32] | None, x: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """What onnxruntime computes for ``x · Wᵀ``."""
-    import onnx
-    import onnxruntime
+    from onnx.helper import make_node
 
     tensors = list(_tensors(kind, rows, index))
-    helper = onnx.helper
     if kind.op_type == "MatMulNBits":
         names = ["x", "codes", "scales", "zeros" if kind.zeros else ""]
         names += ["index"] if kind.index else []
         given = {"K": x.shape[1], "N": len(rows.codes), "bits": kind.bits}
         given |= {"block_size": kind.block, "accuracy_level": kind.level}
-        nodes = [helper.make_node(kind.op_type, names, ["y"], domain="com.microsoft", **given)]
+        nodes = [make_node(kind.op_type, names, ["y"], domain="com.microsoft", **given)]
     else:
         names = [t.name for t in tensors]
         nodes = [
-            helper.make_node(kind.op_type, names, ["w"], axis=0, block_size=kind.block),
-            helper.make_node("MatMul", ["x", "w"], ["y"]),
+            make_node(kind.op_type, names, ["w"], axis=0, block_size=kind.block),
+            make_node("MatMul", ["x", "w"], ["y"]),
         ]
-    values = [
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, None])
-        for name in ("x", "y")
-    ]
-    graph = helper.make_graph(nodes, "probe", values[:1], values[1:], tensors)
-    opsets = [helper.make_opsetid("", 25), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=13)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    found: NDArray[np.float32] = session.run(None, {"x": x})[0]
-    return found
+    return computed(nodes, tensors, {"x": x})
 
 
 def _tensors(kind: Kind, rows: GroupedRows, index: NDArray[np.int32] | None) -> Iterator[Any]:
-    import onnx
-
-    def tensor(name: str, dtype: int, shape: tuple[int, ...], data: NDArray[Any]) -> Any:
-        raw = np.ascontiguousarray(data).tobytes()
-        return onnx.helper.make_tensor(name, dtype, shape, raw, raw=True)
+    from onnx import TensorProto
 
     count, columns = rows.codes.shape
-    float_type = onnx.TensorProto.FLOAT
+    float_type = TensorProto.FLOAT
     if kind.op_type == "MatMulNBits":
-        byte = onnx.TensorProto.UINT8
+        byte = TensorProto.UINT8
         codes = pack(rows.codes, kind.bits)
         yield tensor("codes", byte, (count, _BLOCKS, codes.shape[1] // _BLOCKS), codes)
         yield tensor("scales", float_type, rows.scales.shape, rows.scales)
@@ -175,7 +177,7 @@ def _tensors(kind: Kind, rows: GroupedRows, index: NDArray[np.int32] | None) -> 
             zeros = pack(rows.zeros, kind.bits)
             yield tensor("zeros", byte, zeros.shape, zeros)
         if index is not None:
-            yield tensor("index", onnx.TensorProto.INT32, index.shape, index)
+            yield tensor("index", TensorProto.INT32, index.shape, index)
         return
     dtype = next(t for t, known in _TYPES.items() if known == (kind.bits, kind.signed))
     flip = np.uint8(rows.midpoint if kind.signed else 0)

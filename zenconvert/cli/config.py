@@ -1,0 +1,19 @@
+"""The option ``--config`` of the commands that open a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def config_option(whose: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--config FILE`` for the model of one argument."""
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        metavar="FILE",
+        help=f"config.json of {whose}, where that is an ONNX graph without one.",
+    )
