@@ -13,7 +13,7 @@ import pytest
 
 from tests.publication.conftest import Made
 from tests.publication.test_signing import make_keys
-from zenconvert.errors import CorruptFile
+from zenconvert.errors import CorruptFile, UnsafePath
 from zenconvert.publication.checking import Finding, check_release
 from zenconvert.publication.checksums import SUMS, hash_files, listed, sums_bytes
 from zenconvert.publication.signing import Signer, sign
@@ -152,6 +152,28 @@ def test_artifacts_that_disagree_are_seen(release: Made) -> None:
     found = [f for f in problems(folder) if "chat template" in f.what]
     assert [f.where for f in found] == ["GPTQ-w4g128"]
     assert "not as Q4_0" in found[0].what
+
+
+def test_a_snapshot_of_the_hubs_cache_holds(whole: Made, tmp_path: Path) -> None:
+    for shelf in ("GGUF", "GPTQ-w4g128", "ONNX-int4"):
+        cache = tmp_path / f"models--zen-lab--{shelf}"
+        snapshot = cache / "snapshots" / ("c" * 40)
+        (cache / "blobs").mkdir(parents=True)
+        snapshot.mkdir(parents=True)
+        for path in (whole[1] / shelf).iterdir():
+            blob = cache / "blobs" / hashlib.sha256(path.name.encode()).hexdigest()
+            shutil.copy(path, blob)
+            (snapshot / path.name).symlink_to(Path("..", "..", "blobs", blob.name))
+        assert problems(snapshot) == []
+        (snapshot / "report.html").resolve().unlink()
+        assert [f.where for f in problems(snapshot)] == ["report.html"]
+
+
+def test_a_folder_that_is_a_link_is_refused(release: Made, tmp_path: Path) -> None:
+    _, folder = release
+    (folder / "GGUF" / "more").symlink_to(tmp_path)
+    with pytest.raises(UnsafePath, match="may not be a link"):
+        check_release(folder)
 
 
 def test_sums_that_leave_the_folder_are_refused(release: Made) -> None:

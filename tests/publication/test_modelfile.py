@@ -193,7 +193,7 @@ def test_trim_marks_and_branches_are_those_of_go() -> None:
 
 
 def commands(text: str) -> dict[str, list[str]]:
-    """Instructions of a Modelfile as Ollama's parser reads them: comments, quotes, triple quotes."""
+    """Instructions of a Modelfile as Ollama's parser reads them."""
     found: dict[str, list[str]] = {}
     pattern = re.compile(
         r'#[^\n]*\n|\s+|(FROM|TEMPLATE|SYSTEM|PARAMETER \w+) ("""(.*?)"""|"([^\n]*)"|([^\n]*))\n',

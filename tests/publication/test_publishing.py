@@ -228,6 +228,30 @@ def test_without_the_signer_a_part_of_a_signed_shelf_has_no_signature(
     assert "model.sig" not in hub.repos[GGUF].at("main")
 
 
+def test_a_variant_that_could_not_be_made_leaves_the_shelf_as_it_is(
+    hub: Hub, release: Made, tmp_path: Path
+) -> None:
+    facts, folder = release
+    facts = replace(facts, hub="zen-lab")
+    assemble(facts, folder)
+    private, public = make_keys(tmp_path)
+    sign(folder / "GGUF", Signer(private))
+    found = publish(folder, only(facts, "GGUF"), to(hub))
+    assert found.shelves[0].left_out["Q2_K"].startswith("it could not be made")
+    assert check_release(lay_out(hub, GGUF, tmp_path / "got"), public_key=public) == ()
+
+
+def test_offline_is_said_at_once(hub: Hub, ready: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    def offline(*_: object, **__: object) -> None:
+        raise OfflineModeIsEnabled("offline mode is enabled")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", offline)
+    with pytest.raises(PublishingFailed, match=r"offline mode is enabled$"):
+        publish(ready[1], ready[0], replace(to(hub), wait_s=60.0))
+
+
 def test_outcomes_can_be_allowed(hub: Hub, ready: Made) -> None:
     facts, folder = ready
     facts = replace(only(facts, "GPTQ-w4g128"), variants=(failed(facts.variants[2]),))

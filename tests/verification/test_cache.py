@@ -58,7 +58,7 @@ def test_a_digest_is_taken_once(
     empty: Path, settled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = digests.file_digest(settled)
-    monkeypatch.setattr(digests, "_read", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr(digests, "read_digest", lambda path: pytest.fail("read again"))
     assert digests.file_digest(settled) == first
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from zenconvert.errors import CorruptFile
+from zenconvert.errors import CorruptFile, UnsafePath
 from zenconvert.machine import usable_cores
 from zenconvert.verification.digests import file_digest, read_digest
 
@@ -39,16 +39,21 @@ def listed(folder: Path) -> tuple[str, ...]:
     """Every file below a folder that its sums name, as paths with ``/``, sorted.
 
     The sums of a shelf are part of the release around it. Hidden names of unfinished outputs
-    (``.NAME.partial``) are not listed.
+    (``.NAME.partial``) are not listed, nor is what is no file. Raises UnsafePath for a folder that
+    is a link.
     """
     found = []
     for place, folders, files in os.walk(folder):
         below = Path(place)
         folders[:] = [n for n in folders if n not in OUTSIDE and not _is_partial(n)]
+        for name in folders:
+            if (below / name).is_symlink():
+                raise UnsafePath(f"{below / name}: a folder of a release may not be a link")
         top = below == folder
         for name in files:
             sums = name == SUMS and not top
-            if (sums or name not in OUTSIDE) and not _is_partial(name):
+            ours = (sums or name not in OUTSIDE) and not _is_partial(name)
+            if ours and (below / name).is_file():
                 found.append((below / name).relative_to(folder).as_posix())
     return tuple(sorted(found))
 
@@ -63,16 +68,21 @@ def hash_files(
     """SHA-256 of files, several at once, each in a stream.
 
     ``fresh`` reads every byte now; otherwise what is remembered of an unchanged file will do.
+    Raises CorruptFile for a file that cannot be read.
     """
     wanted = list(names)
     read = read_digest if fresh else file_digest
     found = {}
     with ThreadPoolExecutor(usable_cores()) as pool:
         digests = pool.map(read, [folder / name for name in wanted])
-        for number, (name, digest) in enumerate(zip(wanted, digests, strict=True), 1):
-            found[name] = digest
-            if progress is not None:
-                progress(number, len(wanted))
+        try:
+            for number, (name, digest) in enumerate(zip(wanted, digests, strict=True), 1):
+                found[name] = digest
+                if progress is not None:
+                    progress(number, len(wanted))
+        except OSError as error:
+            where = error.filename or folder
+            raise CorruptFile(f"{where}: it cannot be read: {error.strerror}") from error
     return found
 
 

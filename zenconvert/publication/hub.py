@@ -126,7 +126,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _wait(error: BaseException, transport: type) -> float | None:
     """Seconds that the server asks to wait, 0 where it says nothing; None where waiting is vain."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     for cause in _chain(error):
+        if isinstance(cause, OfflineModeIsEnabled):
+            return None
         response = getattr(cause, "response", None)
         status = getattr(response, "status_code", None)
         if status is not None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from zenconvert.publication.facts import ReleaseFacts, VariantFacts
+from zenconvert.publication.modelfile import USUAL_CONTEXT
 from zenconvert.publication.names import repository_name
 from zenconvert.verification.figures import parameter_count
 
@@ -30,6 +31,7 @@ def model_yaml(facts: ReleaseFacts, variants: Sequence[VariantFacts]) -> str:
     base: dict[str, Any] = {"key": f"{facts.hub or _LOCAL}/{repository}".lower()}
     if facts.hub is not None:
         base["sources"] = [{"type": "huggingface", "user": facts.hub, "repo": repository}]
+    context = min(source.context, USUAL_CONTEXT)
     value = {
         "model": f"{facts.hub or _LOCAL}/{_OTHER.sub('-', facts.name.lower()).strip('-.')}",
         "base": [base],
@@ -42,8 +44,6 @@ def model_yaml(facts: ReleaseFacts, variants: Sequence[VariantFacts]) -> str:
             "contextLengths": [source.context],
             "vision": False,
         },
-        "config": {
-            "load": {"fields": [{"key": "llm.load.contextLength", "value": source.context}]}
-        },
+        "config": {"load": {"fields": [{"key": "llm.load.contextLength", "value": context}]}},
     }
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

@@ -20,7 +20,8 @@ from zenconvert.publication.facts import ReleaseFacts, SourceFacts, VariantFacts
 from zenconvert.publication.gotemplate import render_go
 
 MODELFILE: Final = "Modelfile"
-_CONTEXT: Final = 8192  # a longer one costs memory that not everybody has
+USUAL_CONTEXT: Final = 8192
+"""Positions that are asked for of models that take more: memory that everybody has."""
 
 _CHATML: Final = (
     "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
@@ -87,9 +88,9 @@ def modelfile(facts: ReleaseFacts, variants: Sequence[VariantFacts]) -> str:
     if len(chosen.files) > 1:
         lines.append("# In parts: should Ollama refuse them, llama-gguf-split --merge joins them.")
     lines += ["", *_template_lines(source), ""]
-    if source.context > _CONTEXT:
+    if source.context > USUAL_CONTEXT:
         lines.append(f"# the model takes up to {source.context}")
-    lines.append(f"PARAMETER num_ctx {min(source.context, _CONTEXT)}")
+    lines.append(f"PARAMETER num_ctx {min(source.context, USUAL_CONTEXT)}")
     return "\n".join(lines) + "\n"
 
 

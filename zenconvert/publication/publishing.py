@@ -173,11 +173,11 @@ def _stage(
     left_out: Mapping[str, str],
     signer: Signer | None,
 ) -> _Staged:
-    """The shelf as it lies there; where files of it are left out, another beside it."""
+    """The shelf as it lies there; where files of it are left out, another one."""
     shelf = chosen[0].shelf
     repository = f"{facts.hub}/{repository_name(facts, shelf)}"
     origin, target = folder / shelf, place / shelf
-    if not left_out:
+    if all(v in chosen for v in facts.shelves[shelf] if v.is_made):
         return _Staged(shelf, repository, origin, left_out, ())
     ours = {name for variant in chosen for name in variant.files}
     foreign = {name for v in facts.shelves[shelf] for name in v.files} - ours
