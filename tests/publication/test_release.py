@@ -12,15 +12,26 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from zenconvert import ReleaseResult, plan_release, release
 from zenconvert.cli import cli
-from zenconvert.errors import GateFailed, NotEnoughResources, ReleaseFailed
+from zenconvert.errors import (
+    GateFailed,
+    InvalidInput,
+    NotEnoughResources,
+    ReleaseFailed,
+    UsageError,
+)
 from zenconvert.publication.checking import check_release
 from zenconvert.publication.jobs import Event, JobDone, JobFailed, JobSkipped, JobStarted
+from zenconvert.publication.publishing import Published
+from zenconvert.publication.signing import Signer
 
 ROOT = Path(__file__).parent.parent.parent
 SUMS = "SHA256SUMS"
@@ -101,10 +112,10 @@ class Made:
         self.result = self.run()
         self.seconds = time.monotonic() - begun
 
-    def run(self, only: Sequence[str] = ()) -> ReleaseResult:
+    def run(self, **options: Any) -> ReleaseResult:
         """Run it again; ``events`` are those of this run."""
         self.events.clear()
-        return release(self.recipe, only=only, tell=self.events.append)
+        return release(self.recipe, tell=self.events.append, **options)
 
     @property
     def done(self) -> list[str]:
@@ -210,6 +221,63 @@ def test_the_gate_decides_anew_without_any_job(made: Made, source: Path, tmp_pat
     assert (made.done, made.sums) == ([], before)
 
 
+def test_a_release_is_signed_once(made: Made, tmp_path: Path) -> None:
+    key, public = tmp_path / "key.pem", tmp_path / "public.pem"
+    secret = ec.generate_private_key(ec.SECP256R1())
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    key.write_bytes(secret.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    info = serialization.PublicFormat.SubjectPublicKeyInfo
+    public.write_bytes(secret.public_key().public_bytes(pem, info))
+    sums = made.sums
+    for signed in (["sign .", "sign GGUF", "sign GPTQ-w4g128"], []):
+        made.run(signer=Signer(key))
+        assert made.done == signed
+    assert check_release(made.folder, public_key=public) == ()
+    checked = CliRunner().invoke(
+        cli, ["release", "verify", str(made.folder), "--public-key", str(public)]
+    )
+    assert (checked.exit_code, checked.stdout.splitlines()[-1]) == (
+        0, f"{made.folder}: everything is what it says"
+    )  # fmt: skip
+    assert made.sums == sums
+
+
+def test_a_release_that_was_changed_is_told(made: Made) -> None:
+    card = made.folder / "GGUF/README.md"
+    text = card.read_text()
+    card.write_text(text + "The best model there is.\n")
+    checked = CliRunner().invoke(cli, ["release", "verify", str(made.folder)])
+    assert isinstance(checked.exception, InvalidInput)
+    assert "GGUF/README.md" in str(checked.exception)
+    card.write_text(text)
+
+
+def test_publishing_is_what_the_recipe_says(
+    made: Made, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"no \[publish\] that says where"):
+        made.run(publish=True)
+    calls: list[tuple[Any, ...]] = []
+
+    def publish(folder: Path, facts: Any, to: Any, **options: Any) -> Published:
+        calls.append((folder, facts.hub, to.namespace, to.private, options["allow"]))
+        options["progress"]("publishing", 1, 1)
+        return Published((), {"GGUF": "Q8_0: UNMEASURED"})
+
+    monkeypatch.setattr("zenconvert.publication.publishing.publish", publish)
+    shutil.copytree(made.recipe.parent, tmp_path / "copy")
+    there = RECIPE + '[publish]\nhub = "me"\nprivate = true\nallow = ["PASS", "UNMEASURED"]\n'
+    recipe = write(tmp_path / "copy", source, there)
+    for more in ([], ["--allow", "fail"]):
+        ended = CliRunner().invoke(cli, ["release", str(recipe), "--publish", *more])
+        assert ended.exit_code == 0, ended.output
+        assert "GGUF: not published: Q8_0: UNMEASURED" in ended.stdout
+    folder = tmp_path / "copy/release"
+    assert calls == [
+        (folder, "me", "me", True, ("PASS", "UNMEASURED")), (folder, "me", "me", True, ["FAIL"])
+    ]  # fmt: skip
+
+
 def test_what_cannot_fit_is_refused_before_hour_zero(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +289,22 @@ def test_what_cannot_fit_is_refused_before_hour_zero(
     with pytest.raises(NotEnoughResources, match="bytes of disk, and 1000000 are free"):
         release(recipe)
     assert not (tmp_path / "release").exists()
+
+
+def test_a_run_that_is_told_to_end_says_so(source: Path, tmp_path: Path) -> None:
+    """Exit code 7, and no worker is left."""
+    recipe = write(tmp_path, source)
+    command = [sys.executable, "-m", "zenconvert", "release", str(recipe)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "gather statistics …\n"
+        process.send_signal(signal.SIGTERM)
+        assert "interrupted" in process.stderr.read()
+    assert process.returncode == 7
+    before = state(tmp_path / "release")
+    time.sleep(1)
+    assert state(tmp_path / "release") == before
 
 
 def test_killed_at_any_moment_and_resumed(made: Made, source: Path, tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def _print_result(result: ReleaseResult) -> None:
                 size(variant.size),
                 "" if drift is None else figure(drift, "kl.mean"),
                 "" if variant.report is None else variant.report.worst_language,
-                f"{variant.shelf}/{variant.files[0]}" if variant.files else "",
+                variant.label if variant.is_made else "",
             )
         )
     echo_table(("variant", "verdict", "size", "KL mean", "worst", "files"), rows)

@@ -39,7 +39,8 @@ class Child:
         self.task = task
         self.log = folder / STATE / "logs" / f"{task.jobs[0][0]}.txt"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        numbers = {name: str(threads) for name in _THREADS}
+        # more threads than cores are no loss as long as none waits in a loop
+        numbers = {**dict.fromkeys(_THREADS, str(threads)), "OMP_WAIT_POLICY": "PASSIVE"}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
