@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -63,17 +64,14 @@ class SolvedStore:
         """Keep a layer. Raises NotEnoughResources when the disk is full."""
         arrays: list[tuple[str, Dense, NDArray[Any]]] = []
         facts: dict[str, Any] = {}
-        for name, solved in solution.quantized.items():
+        with ThreadPoolExecutor() as pool:  # codes by the hundred million: NumPy lets others run
+            packed = list(pool.map(_packed, solution.quantized.values()))
+        for (name, solved), parts in zip(solution.quantized.items(), packed, strict=True):
             facts[name] = {"report": solved.report.as_dict()}
-            if solved.values is not None:
-                rows = replace(solved.values, scales=solved.values.scales.astype(np.float16))
-                grid = rows.encoding
+            if parts is not None:
+                grid, pieces = parts
                 facts[name]["grid"] = [grid.bits, grid.group, grid.symmetric, grid.ordered]
-                packed = _CODEC.pack(rows)
-                arrays += [
-                    (f"{name}.{piece.name}", Dense(piece.dtype), packed[piece.name])
-                    for piece in _CODEC.pieces(grid, rows.codes.shape)
-                ]
+                arrays += [(f"{name}.{part}", dtype, array) for part, dtype, array in pieces]
         arrays += [(name, _dense(values), values) for name, values in solution.changed.items()]
         entries = [(name, dtype, array.shape) for name, dtype, array in arrays]
         header, _ = safetensors_container.pack_header(entries, {_FACTS: json.dumps(facts)})
@@ -120,6 +118,16 @@ class SolvedStore:
 
     def _read(self, layer: int) -> SafetensorsFile:
         return safetensors_container.read(self._path(layer))
+
+
+def _packed(solved: Solved) -> tuple[Grouped, list[tuple[str, Dense, NDArray[Any]]]] | None:
+    """The grid of a weight and its pieces, None where it stays in floats."""
+    if solved.values is None:
+        return None
+    rows = replace(solved.values, scales=solved.values.scales.astype(np.float16))
+    grid, arrays = rows.encoding, _CODEC.pack(rows)
+    pieces = _CODEC.pieces(grid, rows.codes.shape)
+    return grid, [(p.name, Dense(p.dtype), np.ascontiguousarray(arrays[p.name])) for p in pieces]
 
 
 def _dense(values: NDArray[Any]) -> Dense:
