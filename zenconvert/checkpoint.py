@@ -94,6 +94,8 @@ class Tensor:
     stored: StoredTensor | StoredPieces
     order: RowOrder | None = None
     """How the stored rows have to be reordered to be the logical ones."""
+    origin: Encoding | None = None
+    """What a solver made it from; None for a tensor as it was found."""
 
     @property
     def rows(self) -> int:
@@ -109,6 +111,11 @@ class Tensor:
     def elements(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    @property
+    def source_encoding(self) -> Encoding:
+        """What it was before anything was solved."""
+        return self.origin or self.encoding
 
     @property
     def row_bytes(self) -> int:

@@ -137,7 +137,8 @@ def _judged(choice: Choice) -> Choice:
     if choice.sheds_zeros and isinstance(choice.encoding, Grouped):
         choice = _without_zeros(choice, choice.encoding)
     choice = replace(choice, parts=tuple(refined(part, choice) for part in choice.parts))
-    return replace(choice, verdicts=tuple(verdict(part, choice) for part in choice.parts))
+    sources = [replace(part, encoding=part.source_encoding) for part in choice.parts]
+    return replace(choice, verdicts=tuple(verdict(part, choice) for part in sources))
 
 
 def _without_zeros(choice: Choice, encoding: Grouped) -> Choice:
@@ -161,7 +162,7 @@ def _steps(choice: Choice) -> Iterator[Step]:
         yield Step(
             source=part.stored.name,
             target=choice.name,
-            from_=part.encoding,
+            from_=part.source_encoding,
             to=choice.encoding,
             shape=part.shape,
             bytes=choice.nbytes // len(choice.parts),

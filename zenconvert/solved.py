@@ -155,4 +155,5 @@ def _grouped(file: SafetensorsFile, source: Tensor, grid: list[Any]) -> Tensor:
         source.shape,
         encoding,
         StoredPieces(source.stored.name, _CODEC, encoding, pieces),
+        origin=source.source_encoding,
     )

@@ -69,7 +69,7 @@ class Variant:
         """
         given = replace(self, exact=False, allow_requantize=True)
         final = given.plan(checkpoint, None, planned.threads)
-        return replace(final, steps=_told(planned, final, modules))
+        return replace(final, steps=_told(final, modules))
 
 
 def check_names(variants: Sequence[Variant]) -> None:
@@ -98,25 +98,18 @@ def grids_of(plan: Plan) -> dict[str, Scheme]:
     }
 
 
-def _told(planned: Plan, final: Plan, modules: Mapping[str, ModuleReport]) -> tuple[Step, ...]:
-    """The steps from the source to the output, with what the solver did to each tensor."""
-    before = {step.target: step for step in planned.steps}
+def _told(plan: Plan, modules: Mapping[str, ModuleReport]) -> tuple[Step, ...]:
+    """The steps of a plan, with what the solver did to each tensor."""
     reports = {
         slot.choice.name: modules[part.name]
-        for file in final.layout.files
+        for file in plan.layout.files
         for slot in file.slots
         for part in slot.choice.parts
         if part.name in modules
     }
     return tuple(
-        replace(
-            step,
-            from_=before[step.target].from_,
-            action="quantize",
-            exact=False,
-            why=f"{report.method}, weighted relative error {report.error:.3g}",
-        )
+        replace(step, why=f"{report.method}, weighted relative error {report.error:.3g}")
         if (report := reports.get(step.target)) is not None and isinstance(step.to, Grouped)
         else step
-        for step in final.steps
+        for step in plan.steps
     )

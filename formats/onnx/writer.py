@@ -108,7 +108,7 @@ def _metadata(checkpoint: Checkpoint, choices: list[Choice]) -> dict[str, str]:
     """What the model is and what became of every tensor."""
     verdicts: dict[str, Any] = {
         c.name: [
-            {"from": str(p.encoding), "to": str(c.encoding), "exact": v.exact, "why": v.why}
+            {"from": str(p.source_encoding), "to": str(c.encoding), "exact": v.exact, "why": v.why}
             for p, v in zip(c.parts, c.verdicts, strict=True)
         ]
         for c in choices
