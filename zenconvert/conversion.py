@@ -71,7 +71,8 @@ def convert(
 
     Raises PlanError, UsageError, OutputExists, NotEnoughResources, ConversionFailed, and the errors
     of :func:`zenconvert.open_checkpoint` and :func:`zenconvert.calibrate`. After an error nothing
-    stands under the output's name; layers that were solved are kept beside it for the next run.
+    stands under the output's name; layers that were solved are kept beside it for the next run, and
+    so is what a killed or interrupted run wrote, but for its last half minute.
     """
     out, target = Path(out), _target(to)
     variant = Variant(

@@ -77,6 +77,9 @@ class PlanError(ZenError):
         )
         super().__init__(head + ":\n" + "\n".join(f"  - {p}" for p in problems))
 
+    def __reduce__(self) -> tuple[type[PlanError], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)  # errors travel between processes
+
 
 class OutputExists(ZenError, FileExistsError):
     """The output is there already and ``--force`` was not given."""

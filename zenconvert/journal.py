@@ -33,7 +33,7 @@ class Journal:
         known = read_word(self.path)
         if not isinstance(known, dict) or known.get("identity") != self.identity:
             return frozenset()
-        return frozenset(known["done"])
+        return frozenset(known.get("done", ()))
 
     def write(self, done: Collection[str]) -> None:
         """Put down what is done; the journal is on the disk when the call returns."""

