@@ -300,12 +300,12 @@ VALUES = st.sampled_from(
         "{ a = 1 }",
     ]
 )
-TABLES = st.lists(
+TEXTS = st.lists(
     st.tuples(st.booleans(), NAMES, st.dictionaries(NAMES, VALUES, max_size=3)), max_size=4
 )
 
 
-@given(TABLES)
+@given(TEXTS)
 def test_lines_of_keys(tables: list[tuple[bool, str, dict[str, str]]]) -> None:
     """Every key of any text is where it was written."""
     text, places, seen = "", dict[tuple[Any, ...], int](), dict[str, int]()
