@@ -18,7 +18,7 @@ from zenconvert.cli import cli
 from zenconvert.errors import RecipeError, SourceNotFound, UsageError
 from zenconvert.publication.preparation import prepare
 from zenconvert.publication.recipe import SPLIT, THREADS
-from zenconvert.publication.recipe_reader import read
+from zenconvert.publication.recipe_reader import TABLES, VARIANT, read
 from zenconvert.publication.toml_lines import Lines
 from zenconvert.target import Target
 
@@ -300,12 +300,12 @@ VALUES = st.sampled_from(
         "{ a = 1 }",
     ]
 )
-TABLES = st.lists(
+TEXTS = st.lists(
     st.tuples(st.booleans(), NAMES, st.dictionaries(NAMES, VALUES, max_size=3)), max_size=4
 )
 
 
-@given(TABLES)
+@given(TEXTS)
 def test_lines_of_keys(tables: list[tuple[bool, str, dict[str, str]]]) -> None:
     """Every key of any text is where it was written."""
     text, places, seen = "", dict[tuple[Any, ...], int](), dict[str, int]()
@@ -328,3 +328,10 @@ def test_lines_of_keys(tables: list[tuple[bool, str, dict[str, str]]]) -> None:
     lines = Lines(text)
     assert {place: lines.of(place) for place in places} == places
     assert lines.of(("nowhere",)) == 1
+
+
+def test_the_documentation_has_every_key_and_the_smallest_recipe() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs/release.md").read_text()
+    assert SMALLEST in text
+    keys = {key for table in (*TABLES.values(), VARIANT) for key in table}
+    assert {key for key in keys if f"`{key}`" not in text} == set()
