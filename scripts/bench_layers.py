@@ -126,7 +126,7 @@ def main() -> None:
                     f"{peak:7.1f} GiB  {summary(modules)}",
                     flush=True,
                 )
-    for label in TARGETS:
+    for label in ("GPTQ w4g128", "AWQ w4g128"):
         each = (taken[label, more] - taken[label, few]) / (more - few)
         whole = taken[label, few] + (LAYERS - few) * each
         print(f"{label}: {each:.1f} s a layer, {LAYERS} layers {whole / 60:.1f} minutes")

@@ -207,6 +207,18 @@ def test_another_recipe_for_the_same_folder(made: Made, source: Path, tmp_path: 
     assert [f for f in check_release(folder) if f.is_problem] == []
 
 
+def test_a_variant_that_became_another_takes_its_own_place(
+    made: Made, source: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(made.recipe.parent, tmp_path / "copy")
+    changed = RECIPE.replace('"gptq:w4g128"', '"gptq:w4g128"\nsolver = "rtn"')
+    events = list[Event]()
+    result = release(write(tmp_path / "copy", source, changed), tell=events.append)
+    assert result.failures == {}
+    assert done(events) == ["make GPTQ-w4g128", "verify GPTQ-w4g128"]
+    assert result.exit_code == 0
+
+
 def test_the_gate_decides_anew_without_any_job(made: Made, source: Path, tmp_path: Path) -> None:
     before = made.sums
     write(made.recipe.parent, source, limit=1e-7)

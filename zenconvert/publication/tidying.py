@@ -22,10 +22,10 @@ def tidy(ledger: Ledger, schedule: Schedule) -> None:
             if written.path not in kept:
                 (ledger.folder / written.path).unlink(missing_ok=True)
         ledger.remove(record.key)
-    shelves = {variant.shelf for variant in schedule.recipe.variants}
+    shelves = {path.partition("/")[0] for path in kept}
     for record in gone:
-        for shelf in {written.path.partition("/")[0] for written in record.outputs}:
-            if record.kind == "variant" and shelf not in shelves:
+        for shelf in {written.path.partition("/")[0] for written in record.outputs} - shelves:
+            if record.kind == "variant":  # evidence alone is no model folder that may be replaced
                 _remove_shelf(ledger.folder / shelf)
     for record in current:
         if record.kind == "variant" and not ledger.holds(record):  # what stands there is no good
