@@ -58,7 +58,7 @@ make_environment() {
     local stamp known pins
     pins="$(cat pyproject.toml scripts/constraints.txt | cksum)"
     stamp="$pins $1"
-    known="$(cat "$VENV/stamp" 2>/dev/null)"
+    known="$(cat "$VENV/stamp" 2>/dev/null || true)"
     # an environment with everything serves as well
     if [[ "$known" != "$stamp" && "$known" != "$pins [dev]" ]]; then
         echo "setting up $VENV (a few minutes the first time) …" >&2
