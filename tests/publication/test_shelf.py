@@ -54,6 +54,15 @@ def test_pages_show_verdicts_first(whole: Made) -> None:
     assert "<h1>GPTQ-w4g128</h1>" in shelf
 
 
+def test_pages_show_what_could_not_be_made(whole: Made) -> None:
+    facts, folder = whole
+    [lost] = [variant for variant in facts.variants if variant.error is not None]
+    page = (folder / "report.html").read_text()
+    assert f"ERROR</b> {lost.name}</div>" in page
+    assert "256 columns do not hold" in page
+    assert str(folder.parent) not in page
+
+
 def test_an_importance_matrix_is_taken_along(made: Made, tmp_path: Path) -> None:
     facts, weights = made
     folder = Path(shutil.copytree(weights, tmp_path / "release"))

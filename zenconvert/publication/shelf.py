@@ -112,11 +112,12 @@ def _reports(facts: ReleaseFacts, variants: Sequence[VariantFacts]) -> dict[str,
     found = {REPORT: record_bytes(record(facts, variants))}
     measured = [v for v in variants if v.report is not None]
     reports = [v.report for v in measured if v.report is not None]
-    if len(reports) == 1:
+    failures = {v.name: v.error for v in variants if v.error is not None}
+    if len(reports) == 1 and not failures:
         found[PAGE] = report_page(reports[0], measured[0].verdict).encode()
     elif reports:
         verdicts = {v.label: v.verdict for v in measured if v.verdict is not None}
-        found[PAGE] = comparison_page(compare(reports), verdicts).encode()
+        found[PAGE] = comparison_page(compare(reports), verdicts, failures).encode()
     return found
 
 

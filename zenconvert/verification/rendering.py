@@ -43,6 +43,7 @@ def report_page(report: Report, verdict: Verdict | None = None) -> str:
         kind="zenconvert: drift of an artifact from its reference",
         title=Path(report.candidate.path).name,
         verdicts={} if verdict is None else {report.candidate.path: verdict},
+        failures={},
         boards=[],
         runs=[_run(report, run) for run in report.runs],
         noise=_noise(report),
@@ -50,13 +51,18 @@ def report_page(report: Report, verdict: Verdict | None = None) -> str:
     )
 
 
-def comparison_page(comparison: Comparison, verdicts: Mapping[str, Verdict] | None = None) -> str:
-    """The page of several variants; ``verdicts`` by candidate path."""
+def comparison_page(
+    comparison: Comparison,
+    verdicts: Mapping[str, Verdict] | None = None,
+    failures: Mapping[str, str] | None = None,
+) -> str:
+    """The page of several variants; ``verdicts`` by candidate path, ``failures`` of others."""
     reports = comparison.reports
     return _template().render(
         kind="zenconvert: variants of one model",
         title=f"{len(reports)} variants of {Path(reports[0].reference.path).name}",
         verdicts=verdicts or {},
+        failures=failures or {},
         boards=[_board(engine, variants) for engine, variants in comparison.engines.items()],
         runs=[],
         noise=_noise(reports[0]),
