@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from zenconvert.cli import cli
@@ -30,8 +32,16 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "nano.gguf").exists()
 
 
+def _commands(group: click.Group) -> Iterator[click.Command]:
+    """Every command, those in groups too."""
+    for command in group.commands.values():
+        yield command
+        if isinstance(command, click.Group):
+            yield from _commands(command)
+
+
 def test_every_command_and_option_it_names_exists() -> None:
-    options = {o for c in cli.commands.values() for p in c.params for o in p.opts}
+    options = {o for c in _commands(cli) for p in c.params for o in p.opts}
     for script in (ROOT / "scripts").glob("*"):
         if script.is_file():
             options |= set(re.findall(r"--[a-z][a-z-]+", script.read_text(encoding="utf-8")))
