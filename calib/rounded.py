@@ -53,6 +53,22 @@ def groups_of(runs: list[Run], device: torch.device) -> torch.Tensor:
     return numbers.repeat_interleave(counts).to(device)
 
 
+def spread(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """``values[:, groups]``: numbers of groups [rows, groups] for columns, [rows, columns].
+
+    Not to be written to. On the CPU, neighbours in groups of one width are not looked up singly.
+    """
+    if not groups.is_cuda:
+        first, last = int(groups[0]), int(groups[-1])
+        count = last - first + 1
+        if count > 0 and len(groups) % count == 0:
+            width = len(groups) // count
+            if torch.equal(groups, torch.arange(first, last + 1).repeat_interleave(width)):
+                part = values[:, first : last + 1, None].expand(-1, -1, width)
+                return part.reshape(len(values), len(groups))
+    return values[:, groups]
+
+
 @dataclass(frozen=True, eq=False)
 class Rounded:
     """Quantized weights, their columns in the order of the weight."""
@@ -79,11 +95,12 @@ class Rounded:
         codes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
         by_column = torch.empty_like(groups)
         by_column[order] = groups
+        natural = torch.equal(order, torch.arange(len(order), device=order.device))
         for begin in range(0, len(order), _SLAB_COLUMNS):
             columns = slice(begin, begin + _SLAB_COLUMNS)
-            steps = (values[:, columns] / scales[:, groups[columns]]).round_()
-            steps.add_(zeros[:, groups[columns]])
-            codes[:, order[columns]] = steps.to(torch.uint8)
+            steps = (values[:, columns] / spread(scales, groups[columns])).round_()
+            steps.add_(spread(zeros, groups[columns]))
+            codes[:, columns if natural else order[columns]] = steps.to(torch.uint8)
         return cls(codes, scales.half(), zeros.to(torch.uint8), by_column)
 
     @classmethod
@@ -97,8 +114,8 @@ class Rounded:
 
     def dequantize(self) -> torch.Tensor:
         """float32[rows, inputs], exact."""
-        steps = self.codes.float().sub_(self.zeros.float()[:, self.groups])
-        return steps.mul_(self.scales.float()[:, self.groups])
+        steps = self.codes.float().sub_(spread(self.zeros.float(), self.groups))
+        return steps.mul_(spread(self.scales.float(), self.groups))
 
     def headroom(self) -> float:
         """65504 over the largest magnitude of scales and values."""

@@ -40,7 +40,7 @@ def rtn(
     groups, weighting = groups_of(runs, order.device), importance[order].double()
 
     def solve(rows: torch.Tensor) -> tuple[Rounded, torch.Tensor]:
-        ordered = rows.float()[:, order]
+        ordered = rows.float()[:, order] if scheme.act_order else rows.float()
         scales, zeros = search_runs(ordered, importance[order], runs, levels)
         values = round_runs(ordered, scales, zeros, runs, levels)
         squares = [

@@ -35,6 +35,15 @@ sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode
 """
 
 
+LAUNCH = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+open(sys.argv[1], "w").write(str(usage.ru_maxrss))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 @dataclass(frozen=True)
 class Run:
     """One finished command."""
@@ -45,16 +54,19 @@ class Run:
 
 
 def measure(command: list[str]) -> Run:
-    """Run a command to its end; its output is shown only when it fails."""
+    """Run a command to its end; its output is shown only when it fails.
+
+    A child's peak memory is never less than that of the process that begot it, so a small one does.
+    """
     begin = time.monotonic()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
-        _, status, usage = os.wait4(process.pid, 0)
+    with tempfile.TemporaryFile() as log, tempfile.NamedTemporaryFile() as peak:
+        launcher = [sys.executable, "-S", "-c", LAUNCH, peak.name, *command]
+        done = subprocess.run(launcher, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, check=False)
         seconds = time.monotonic() - begin
-        if os.waitstatus_to_exitcode(status):
+        if done.returncode:
             log.seek(0)
             sys.exit(f"{' '.join(command)} failed:\n{log.read()[-4000:].decode()}")
-    return Run(seconds, usage.ru_maxrss * 1024)
+        return Run(seconds, int(Path(peak.name).read_text()) * 1024)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -145,7 +146,8 @@ class _Reader:
         if "path" not in given["source"] or "folder" not in given["output"]:
             lines = [(self.lines.of(place), text) for place, text in self.problems]
             raise RecipeError(str(self.path), lines)
-        output = {**given["output"], "folder": self.folder / given["output"]["folder"]}
+        folder = Path(os.path.normpath(self.folder / given["output"]["folder"]))
+        output = {**given["output"], "folder": folder}
         recipe = Recipe(
             path=self.path.resolve(),
             data=self.data,
