@@ -31,10 +31,11 @@ _running: ContextVar[Run | None] = ContextVar("running", default=None)
 
 
 @contextmanager
-def exact(device: torch.device) -> Iterator[Run]:
+def exact(device: torch.device, *, alone: bool = True) -> Iterator[Run]:
     """Float32 products in full precision; on the CPU, the same for any number of threads.
 
-    Work given to the yielded function must not depend on each other. On CUDA it is done in turn.
+    Work given to the yielded function must not depend on each other. On CUDA it is done in turn, and
+    so it is where the caller is not ``alone`` but one of several workers.
     """
     outer = _running.get()
     if outer is not None:
@@ -45,7 +46,7 @@ def exact(device: torch.device) -> Iterator[Run]:
     pool: ThreadPoolExecutor | None = None
     if device.type == "cpu":
         torch.set_num_threads(1)
-        pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        pool = ThreadPoolExecutor(threads) if threads > 1 and alone else None
 
     def run(work: Callable[[Any], Any], items: Iterable[Any], /) -> list[Any]:
         return list((map if pool is None else pool.map)(work, items))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
 from zenconvert.calib.exact import CPU_ROWS, exact
-from zenconvert.calib.grid import Levels, quantize, search
+from zenconvert.calib.grid import LARGEST_F16, Levels, quantize, search
 from zenconvert.calib.rounded import Rounded, Run, groups_of, runs_of, solved
 from zenconvert.calib.solution import ModuleReport, Solved, keep
 from zenconvert.target import Scheme
+
+if TYPE_CHECKING:
+    from zenconvert.grouped import GroupedRows
 
 _CHUNK_ELEMENTS: Final = 1 << 28
 
@@ -33,6 +36,36 @@ def rtn(
     if not bool(weight.isfinite().all()):
         return keep("the weight is not finite")
     importance, notes = _usable(importance, weight)
+    rounded, sums = _rounded(weight, scheme, importance, lowest_zero, measured=True)
+    error, energy = sums.tolist()
+    share = error / energy if energy else 0.0
+    report = ModuleReport("rtn", share, share, notes=tuple(notes))
+    return solved(rounded, scheme, report, ordered=scheme.act_order)
+
+
+def nearest(
+    weight: torch.Tensor, scheme: Scheme, *, importance: torch.Tensor | None = None
+) -> GroupedRows | None:
+    """:func:`rtn` without its report, for one of several workers; None for what it would keep."""
+    if not bool(weight.isfinite().all()):
+        return None
+    importance, _ = _usable(importance, weight)
+    rounded, _ = _rounded(weight, scheme, importance, 0, measured=False)
+    # no value is larger than all levels of the largest scale
+    if float(rounded.scales.max()) * scheme.levels > LARGEST_F16 and rounded.headroom() < 1:
+        return None
+    return rounded.rows(scheme, scheme.act_order)
+
+
+def _rounded(
+    weight: torch.Tensor,
+    scheme: Scheme,
+    importance: torch.Tensor,
+    lowest_zero: int,
+    *,
+    measured: bool,
+) -> tuple[Rounded, torch.Tensor]:
+    """The weight on its grid; weighted squares float64[2] of errors and weights, if measured."""
     order = torch.arange(weight.shape[1], device=weight.device)
     if scheme.act_order:
         order = importance.argsort(descending=True, stable=True)
@@ -44,18 +77,16 @@ def rtn(
         scales, zeros = search_runs(ordered, importance[order], runs, levels)
         values = round_runs(ordered, scales, zeros, runs, levels)
         squares = [
-            part.square().double().sum(0) @ weighting for part in (ordered - values, ordered)
+            part.square().double().sum(0) @ weighting
+            for part in ((ordered - values, ordered) if measured else ())
         ]
-        return Rounded.of(values, scales, zeros, order, groups), torch.stack(squares)
+        sums = torch.stack(squares) if measured else weighting.new_zeros(2)
+        return Rounded.of(values, scales, zeros, order, groups), sums
 
     count = CPU_ROWS if weight.device.type == "cpu" else _CHUNK_ELEMENTS // weight.shape[1]
-    with exact(weight.device) as run:
+    with exact(weight.device, alone=measured) as run:
         parts = run(solve, torch.split(weight, max(1, count)))
-    error, energy = torch.stack([part[1] for part in parts]).sum(0).tolist()
-    share = error / energy if energy else 0.0
-    report = ModuleReport("rtn", share, share, notes=tuple(notes))
-    rounded = Rounded.stack([part[0] for part in parts])
-    return solved(rounded, scheme, report, ordered=scheme.act_order)
+    return Rounded.stack([part[0] for part in parts]), torch.stack([p[1] for p in parts]).sum(0)
 
 
 def _usable(

@@ -370,10 +370,10 @@ def round_to_nearest(
     """Round rows to the nearest points of a grid that fits them best. Raises InvalidInput."""
     import torch
 
-    from zenconvert.calib.rtn import rtn
+    from zenconvert.calib.rtn import nearest
 
     tensor = None if importance is None else torch.from_numpy(importance)
-    values = rtn(torch.from_numpy(weights), scheme, importance=tensor).values
+    values = nearest(torch.from_numpy(weights), scheme, importance=tensor)
     if values is None:
-        raise InvalidInput("it has weights that are not finite; they cannot be quantized")
+        raise InvalidInput("its weights are not finite or beyond float16; they cannot be quantized")
     return values
