@@ -34,8 +34,8 @@ _running: ContextVar[Run | None] = ContextVar("running", default=None)
 def exact(device: torch.device, *, alone: bool = True) -> Iterator[Run]:
     """Float32 products in full precision; on the CPU, the same for any number of threads.
 
-    Work given to the yielded function must not depend on each other. On CUDA it is done in turn, and
-    so it is where the caller is not ``alone`` but one of several workers.
+    Work given to the yielded function must not depend on each other. It is done in turn on CUDA,
+    and where the caller is not ``alone`` but one of several workers.
     """
     outer = _running.get()
     if outer is not None:
