@@ -130,20 +130,8 @@ class Cutter:
         return [Window(sample.id, sample.language, p) for p in pieces if len(p) >= SHORTEST]
 
 
-def windows(
-    samples: Sequence[Sample],
-    encoder: Encoder,
-    *,
-    context: int,
-    template: str | None,
-    special_tokens: dict[str, str],
-    prefix: int | None,
-) -> list[Window]:
-    """The windows of all samples, cut as :class:`Cutter` says.
-
-    Raises UsageError when nothing is left to measure.
-    """
-    cutter = Cutter(encoder, context, template, special_tokens, prefix)
+def windows(samples: Sequence[Sample], cutter: Cutter) -> list[Window]:
+    """The windows of all samples. Raises UsageError when nothing is left to measure."""
     result = [window for sample in samples for window in cutter.cut(sample)]
     if not result:
         raise UsageError("the texts hold no two tokens in a row; there is nothing to measure")

@@ -27,8 +27,8 @@ import zenconvert
 from tests.oracles.llama_quantize import quantize
 from zenconvert.calib.samples import LANGUAGES
 from zenconvert.calib.statistics_reader import load_importance
+from zenconvert.calibrating import Calibrating
 from zenconvert.recoding import logical_rows
-from zenconvert.solving import Calibrating
 from zenconvert.verification.report import Report
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ from zenconvert import calibrate, convert, open_checkpoint
 from zenconvert.calib.samples import load_bundled
 from zenconvert.calib.selection import Selection, select
 from zenconvert.calib.statistics_reader import load_importance, open_statistics
-from zenconvert.calibration import text_cutter
+from zenconvert.calibrating import text_cutter
 from zenconvert.cli import cli
 from zenconvert.errors import NotEnoughResources, OutputExists, UsageError, ZenError
 from zenconvert.formats.gguf.imatrix import read_importance

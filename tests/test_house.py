@@ -28,7 +28,7 @@ LEVELS = (
     {"architecture", "layout"},
     {"formats", "calib"},
     {"sources"},
-    {"recoding", "solved"},
+    {"recoding", "solved", "calibrating"},
     {"planning", "calibration"},
     {"journal", "solving", "inspection"},
     {"output"},

@@ -20,11 +20,11 @@ from click.testing import CliRunner
 from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
 from zenconvert import calibrate, convert, open_checkpoint, plan
+from zenconvert.calibrating import Calibrating
 from zenconvert.cli import cli
 from zenconvert.encoding import Dense, Grouped
 from zenconvert.errors import ConversionFailed, OutputExists, UsageError
 from zenconvert.recoding import logical_rows
-from zenconvert.solving import Calibrating
 
 SAMPLES: dict[str, Any] = {
     "languages": ["en", "ar"], "tokens_per_language": 400, "context": 64,
@@ -34,7 +34,7 @@ import os, signal, sys
 import torch
 from zenconvert import convert
 from zenconvert.solved import SolvedStore
-from zenconvert.solving import Calibrating
+from zenconvert.calibrating import Calibrating
 put, layers = SolvedStore.put, []
 def dying(self, layer, solution):
     put(self, layer, solution)

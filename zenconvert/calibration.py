@@ -20,15 +20,13 @@ from numpy.typing import NDArray
 
 from zenconvert.calib.coverage import ExpertCoverage, LanguageCoverage, expert_coverage
 from zenconvert.calib.reference import Reference
-from zenconvert.calib.sample_sources import load_samples
-from zenconvert.calib.selection import Selection, select
+from zenconvert.calib.selection import Selection
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.statistics_reader import Statistics, open_statistics
-from zenconvert.calib.windows import Cutter
+from zenconvert.calibrating import TOKENS_PER_LANGUAGE, Calibrating, window_length
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import NotEnoughResources, OutputExists, UsageError
 from zenconvert.formats.gguf.imatrix import ImatrixEntry, Sums, Texts, imatrix_size, write_imatrix
-from zenconvert.formats.hf.tokenizer import TextEncoder
 from zenconvert.recoding import logical_rows
 from zenconvert.sources import open_checkpoint
 
@@ -37,9 +35,6 @@ if TYPE_CHECKING:
     from zenconvert.calib.walk import Progress, Settings
 
 PURPOSES: Final = ("gguf", "gptq", "awq")
-CONTEXT: Final = 2048
-"""Longest window by default, where the model takes that much."""
-TOKENS_PER_LANGUAGE: Final = 25_600
 
 
 @dataclass(frozen=True)
@@ -112,32 +107,19 @@ def calibrate(
     Raises UsageError, OutputExists, NotEnoughResources, MissingDependency, and the errors of
     :func:`zenconvert.open_checkpoint`, of reading samples and of running the model.
     """
-    from zenconvert.calib.walk import Settings, check_device
+    from zenconvert.calib.walk import check_device
 
     target = _Outputs.plan(Path(out), imatrix, force=force)
     moments = _needs_moments(purposes)
     check_device(device)
     checkpoint = open_checkpoint(source, config)
-    cutter = text_cutter(checkpoint, context)
-    selection = select(
-        load_samples(samples, languages),
-        cutter.cut,
-        vocabulary=checkpoint.hyperparameters.vocab,
-        weights=language_weights,
-        tokens_per_language=tokens_per_language,
-        seed=seed,
-    )
-    settings = Settings(
-        device=device,
-        dtype=dtype,
-        moments=moments,
-        all_experts=all_experts,
-        max_vram=max_vram,
-        max_ram=max_ram,
-    )
-    run = statistics_run(
-        checkpoint, selection, settings, samples, cutter.context, final_states=final_states
-    )
+    calibrating = Calibrating(
+        samples, languages, language_weights, tokens_per_language, context, seed, dtype,
+        all_experts, max_vram=max_vram, max_ram=max_ram,
+    )  # fmt: skip
+    selection = calibrating.selection(checkpoint)
+    settings = calibrating.settings(device, moments=moments)
+    run = statistics_run(checkpoint, calibrating, selection, settings, final_states=final_states)
     run.check_disk(target.statistics, max_disk)
     if announce is not None:
         announce(run.layout.size)
@@ -154,51 +136,22 @@ def calibrate(
 
 def statistics_run(
     checkpoint: Checkpoint,
+    calibrating: Calibrating,
     selection: Selection,
     settings: Settings,
-    samples: str | Path | None,
-    context: int,
     *,
     final_states: bool = False,
 ) -> StatisticsRun:
-    """Everything about the statistics file of some texts, cut to windows of ``context`` tokens."""
+    """Everything about the statistics file of some texts."""
     from zenconvert.calib.statistics_file import StatisticsRun
 
-    facts = {"name": samples_name(samples), "context": context, "windows": len(selection.windows)}
+    facts = {
+        "name": calibrating.name,
+        "context": window_length(checkpoint, calibrating.context),
+        "windows": len(selection.windows),
+    }
     reference = Reference(checkpoint, logical_rows, device=settings.device)
     return StatisticsRun(reference, selection, settings, final_states=final_states, facts=facts)
-
-
-def samples_name(samples: str | Path | None) -> str:
-    """What texts are called in files that others read: of a path, the last part."""
-    if samples is None:
-        return "bundled"
-    return str(samples) if str(samples).startswith("hub:") else Path(samples).name
-
-
-def text_cutter(checkpoint: Checkpoint, context: int | None = None) -> Cutter:
-    """How texts become windows under a checkpoint's tokenizer and chat template.
-
-    Raises UsageError for a context that the model does not take.
-    """
-    tokenizer = checkpoint.tokenizer
-    special = {f"{name}_token": tokenizer.tokens[i] for name, i in tokenizer.special.items()}
-    prefix = tokenizer.special.get("bos") if tokenizer.add_bos else None
-    return Cutter(
-        TextEncoder(tokenizer),
-        window_length(checkpoint, context),
-        tokenizer.chat_template,
-        special,
-        prefix,
-    )
-
-
-def window_length(checkpoint: Checkpoint, context: int | None) -> int:
-    """Tokens of the longest window. Raises UsageError for more than the model takes."""
-    most = checkpoint.hyperparameters.context
-    if context is not None and context > most:
-        raise UsageError(f"the model's context is {most} tokens; {context} is more")
-    return context or min(CONTEXT, most)
 
 
 def _needs_moments(purposes: Sequence[str]) -> bool:

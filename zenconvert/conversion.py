@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from zenconvert.calib.solution import ModuleReport
+from zenconvert.calibrating import Calibrating
 from zenconvert.errors import ZenError
 from zenconvert.knowledge import Knowledge
 from zenconvert.machine import usable_cores
 from zenconvert.making import Making
 from zenconvert.output import refuse_taken
 from zenconvert.planning import Importance, Plan
-from zenconvert.solving import Calibrating, Job, Solver, Stage, silent, solved
+from zenconvert.solving import Job, Solver, Stage, silent, solved
 from zenconvert.sources import open_checkpoint
 from zenconvert.streaming import write_outputs
 from zenconvert.target import Options, Target

@@ -26,12 +26,11 @@ from zenconvert.calib.solution import ModuleReport
 from zenconvert.calib.statistics_file import workspace_of
 from zenconvert.calib.statistics_reader import open_statistics
 from zenconvert.calib.workspace import Workspace, open_workspace
+from zenconvert.calibrating import Calibrating
 from zenconvert.calibration import (
     experts_of,
     export_imatrix,
-    samples_name,
     statistics_run,
-    window_length,
 )
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import NotEnoughResources, UsageError, ZenError
@@ -39,7 +38,6 @@ from zenconvert.journal import make_folder
 from zenconvert.knowledge import solver_for
 from zenconvert.solved import SolvedStore
 from zenconvert.solving import (
-    Calibrating,
     Job,
     Solving,
     Stage,
@@ -47,6 +45,7 @@ from zenconvert.solving import (
     identity,
     open_solving,
     silent,
+    walk_settings,
 )
 from zenconvert.sources import open_checkpoint
 from zenconvert.variants import Variant, check_names, grids_of
@@ -169,13 +168,9 @@ class _Gathering:
         self.checkpoint, self.calibrating = checkpoint, calibrating
         self.folder, self.device = folder, device
         self.selection = calibrating.selection(checkpoint)
-        plain = replace(calibrating, sequential=False).settings(device, "gptq")
-        self.plain = replace(plain, moments=False)
+        self.plain = calibrating.settings(device, moments=False)
         self.statistics = folder / _STATISTICS
-        context = window_length(checkpoint, calibrating.context)
-        self.run = statistics_run(
-            checkpoint, self.selection, self.plain, calibrating.samples, context
-        )
+        self.run = statistics_run(checkpoint, calibrating, self.selection, self.plain)
         self.solves: dict[str, _Solve] = {}
         self.failures: dict[str, ZenError] = {}
 
@@ -201,7 +196,7 @@ class _Gathering:
         if not grids:
             return
         job = Job(self.checkpoint, grids, solver, self.device)
-        settings = self.calibrating.settings(self.device, solver)
+        settings = walk_settings(self.calibrating, self.device, solver)
         facts = json.dumps(identity(job, self.selection, settings), sort_keys=True)
         digest = hashlib.sha256(facts.encode()).hexdigest()[:12]
         folder = self.folder / f"{solver}-{digest}.solving"
@@ -287,7 +282,7 @@ class _Gathering:
             statistics=self.statistics,
             statistics_sha256=_sha256(self.statistics),
             imatrix=imatrix,
-            samples=samples_name(self.calibrating.samples),
+            samples=self.calibrating.name,
             samples_sha256=self.selection.digest,
             seed=self.calibrating.seed,
             languages=self.selection.coverage,

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from zenconvert.calib.inputs import by_layer, head_input, layer_inputs
+from zenconvert.calibrating import Calibrating
 from zenconvert.calibration import calibrate
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import UsageError
 from zenconvert.planning import Importance
 from zenconvert.recoding import logical_rows
-from zenconvert.solving import SOLVERS, Calibrating, Solver, Stage
+from zenconvert.solving import SOLVERS, Solver, Stage
 
 if TYPE_CHECKING:
     from zenconvert.calib.statistics_reader import Statistics

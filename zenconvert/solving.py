@@ -8,9 +8,9 @@ the ordinary conversion then writes, in any format.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -19,7 +19,7 @@ import numpy as np
 from zenconvert import __version__
 from zenconvert.calib.fingerprint import fingerprint
 from zenconvert.calib.solution import ModuleReport
-from zenconvert.calibration import TOKENS_PER_LANGUAGE, text_cutter
+from zenconvert.calibrating import Calibrating
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import Dense
 from zenconvert.errors import ConversionFailed
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from zenconvert.calib.reference import Reference
     from zenconvert.calib.selection import Selection
     from zenconvert.calib.statistics_reader import Statistics
-    from zenconvert.calib.walk import Settings
+    from zenconvert.calib.walk import Sequential, Settings
     from zenconvert.calib.workspace import Workspace
 
 Solver = Literal["rtn", "gptq", "awq"]
@@ -45,60 +45,6 @@ Stage = Callable[[str, int, int], None]
 
 def silent(stage: str, done: int, total: int) -> None:
     """Report nothing."""
-
-
-@dataclass(frozen=True)
-class Calibrating:
-    """Texts through the reference model, in the same run as a conversion."""
-
-    samples: str | Path | None = None
-    """File, folder or ``hub:NAME[:SPLIT]``; the bundled texts by default."""
-    languages: Sequence[str] | None = None
-    language_weights: Mapping[str, float] | None = None
-    tokens_per_language: int | None = TOKENS_PER_LANGUAGE
-    context: int | None = None
-    seed: int = 0
-    dtype: str | None = None
-    all_experts: bool = False
-    sequential: bool = False
-    """Every module sees what the quantized modules before it put out."""
-    max_vram: int | None = None
-    max_ram: int | None = None
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """As arguments of :func:`zenconvert.calibrate`."""
-        fields = asdict(self)
-        del fields["sequential"]
-        return fields
-
-    def selection(self, checkpoint: Checkpoint) -> Selection:
-        """The windows that are read. Raises as :func:`zenconvert.calibrate`."""
-        from zenconvert.calib.sample_sources import load_samples
-        from zenconvert.calib.selection import select
-
-        return select(
-            load_samples(self.samples, self.languages),
-            text_cutter(checkpoint, self.context).cut,
-            vocabulary=checkpoint.hyperparameters.vocab,
-            weights=self.language_weights,
-            tokens_per_language=self.tokens_per_language,
-            seed=self.seed,
-        )
-
-    def settings(self, device: str, solver: Solver) -> Settings:
-        """How the walk computes. AWQ solves for a whole layer at once, GPTQ stage by stage."""
-        from zenconvert.calib.walk import Settings
-
-        return Settings(
-            device,
-            self.dtype,
-            True,
-            self.all_experts,
-            "off" if not self.sequential else "layers" if solver == "awq" else "stages",
-            self.max_vram,
-            self.max_ram,
-        )
 
 
 @dataclass(frozen=True)
@@ -154,7 +100,7 @@ def solved(
     reference = Reference(job.checkpoint, logical_rows, device=job.device)
     if isinstance(source, Calibrating):
         selection = source.selection(job.checkpoint)
-        settings = source.settings(job.device, job.solver)
+        settings = walk_settings(source, job.device, job.solver)
         with open_solving(job, selection, settings, folder, stage) as solving:
             feed([solving], reference, selection, settings, workspace=solving.workspace)
             yield finished(job, solving.store)
@@ -164,6 +110,15 @@ def solved(
             _read(job, source, reference, store, stage)
             yield finished(job, store)
     shutil.rmtree(folder)
+
+
+def walk_settings(calibrating: Calibrating, device: str, solver: Solver) -> Settings:
+    """How a walk computes that feeds a solver. AWQ solves for a whole layer at once, GPTQ stage by
+    stage."""
+    steps: Sequential = "layers" if solver == "awq" else "stages"
+    return calibrating.settings(
+        device, moments=True, sequential=steps if calibrating.sequential else "off"
+    )
 
 
 @contextmanager

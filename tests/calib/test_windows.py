@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from zenconvert import open_checkpoint
 from zenconvert.calib.samples import Message, Sample, load_bundled
-from zenconvert.calib.windows import Window, render, windows
+from zenconvert.calib.windows import Cutter, Window, render, windows
 from zenconvert.errors import InvalidInput, UsageError
 from zenconvert.formats.hf.tokenizer import TextEncoder
 from zenconvert.models import builtin_path
@@ -38,9 +38,7 @@ class Characters:
 
 
 def cut(samples: Sequence[Sample], context: int, prefix: int | None = None) -> list[Window]:
-    return windows(
-        samples, Characters(), context=context, template=None, special_tokens={}, prefix=prefix
-    )
+    return windows(samples, Cutter(Characters(), context, None, {}, prefix))
 
 
 def document(name: str, text: str, language: str = "en") -> Sample:
@@ -101,14 +99,8 @@ def test_bundled_texts_are_encoded_as_by_transformers() -> None:
     theirs = AutoTokenizer.from_pretrained(builtin_path("zen-nano"))
     tokenizer = open_checkpoint("builtin:zen-nano").tokenizer
     samples = load_bundled("evaluation", ["en", "de"])
-    found = windows(
-        samples,
-        TextEncoder(tokenizer),
-        context=2048,
-        template=tokenizer.chat_template,
-        special_tokens={},
-        prefix=None,
-    )
+    cutter = Cutter(TextEncoder(tokenizer), 2048, tokenizer.chat_template, {}, None)
+    found = windows(samples, cutter)
     assert len(found) == len(samples)
     for sample, window in zip(samples, found, strict=True):
         assert (window.sample, window.language) == (sample.id, sample.language)

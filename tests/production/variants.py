@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from zenconvert.calibrating import Calibrating
 from zenconvert.production import Gathered, Variant, gather, produce
-from zenconvert.solving import Calibrating
 from zenconvert.target import Target
 
 SAMPLES: dict[str, Any] = {

@@ -11,12 +11,12 @@ from typing import Any
 import click
 
 from zenconvert import conversion
+from zenconvert.calibrating import Calibrating
 from zenconvert.cli.config import config_option
 from zenconvert.cli.printing import echo_json, echo_table, size, stages
 from zenconvert.cli.sampling import sampling_options, take_sampling
 from zenconvert.errors import UsageError
 from zenconvert.planning import Plan
-from zenconvert.solving import Calibrating
 from zenconvert.target import Options, parse_size, parse_tensor_type
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

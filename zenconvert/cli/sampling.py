@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import click
 
+from zenconvert.calibrating import TOKENS_PER_LANGUAGE
 from zenconvert.errors import UsageError
 from zenconvert.target import parse_size
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-_TOKENS_PER_LANGUAGE: Final = 25_600
 
 
 def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,7 +28,7 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--tokens-per-language",
             type=click.IntRange(min=2),
-            help=f"Most tokens to read of each language; {_TOKENS_PER_LANGUAGE} by default.",
+            help=f"Most tokens to read of each language; {TOKENS_PER_LANGUAGE} by default.",
         ),
         click.option(
             "--context", type=click.IntRange(min=4), help="Longest window; 2048 or the model's."

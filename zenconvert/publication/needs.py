@@ -5,11 +5,11 @@ Upper estimates, but for what an engine of its own takes beside the artifact tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Final
 
-from zenconvert.calibration import statistics_run, window_length
+from zenconvert.calibration import statistics_run
 from zenconvert.encoding import Grouped
 from zenconvert.knowledge import solver_for
 from zenconvert.publication.preparation import Prepared
@@ -45,13 +45,8 @@ def statistics(prepared: Prepared) -> StatisticsRun | None:
         return None
     calibration, checkpoint = prepared.recipe.calibration, prepared.checkpoint
     calibrating = calibration.calibrating
-    return statistics_run(
-        checkpoint,
-        prepared.selection,
-        replace(calibrating.settings(calibration.device, "gptq"), moments=False),
-        calibrating.samples,
-        window_length(checkpoint, calibrating.context),
-    )
+    settings = calibrating.settings(calibration.device, moments=False)
+    return statistics_run(checkpoint, calibrating, prepared.selection, settings)
 
 
 def gathering(prepared: Prepared) -> Need:

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from zenconvert.calibrating import Calibrating
 from zenconvert.publication.toml_lines import Lines, Place
-from zenconvert.solving import Calibrating, Solver
+from zenconvert.solving import Solver
 from zenconvert.target import Options, Target
 from zenconvert.variants import Variant
 

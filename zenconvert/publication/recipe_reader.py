@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from zenconvert.calibrating import Calibrating
 from zenconvert.errors import RecipeError, UsageError
 from zenconvert.formats.registry import FORMATS
 from zenconvert.publication import recipe_values as v
@@ -25,7 +26,7 @@ from zenconvert.publication.recipe import (
     default_name,
 )
 from zenconvert.publication.toml_lines import Lines, Place
-from zenconvert.solving import SOLVERS, Calibrating
+from zenconvert.solving import SOLVERS
 from zenconvert.target import Options, Target
 from zenconvert.verification.engines import engine_names
 from zenconvert.verification.gate import Outcome

@@ -11,6 +11,7 @@ from typing import Final
 from zenconvert import __version__
 from zenconvert.calib.samples import Sample, load_bundled, load_file
 from zenconvert.calib.windows import Window, windows
+from zenconvert.calibrating import text_cutter
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import InvalidInput, UsageError
 from zenconvert.machine import usable_cores
@@ -244,23 +245,7 @@ def evaluation_windows(
     checkpoint: Checkpoint, samples: Sequence[Sample], context: int
 ) -> list[Window]:
     """Token ids of the samples under the checkpoint's tokenizer."""
-    from zenconvert.formats.hf.tokenizer import TextEncoder
-
-    if context > checkpoint.hyperparameters.context:
-        raise UsageError(
-            f"the model's context is {checkpoint.hyperparameters.context} tokens; {context} is more"
-        )
-    tokenizer = checkpoint.tokenizer
-    return windows(
-        samples,
-        TextEncoder(tokenizer),
-        context=context,
-        template=tokenizer.chat_template,
-        special_tokens={
-            f"{name}_token": tokenizer.tokens[i] for name, i in tokenizer.special.items()
-        },
-        prefix=next(iter(_prefix(checkpoint)), None),
-    )
+    return windows(samples, text_cutter(checkpoint, context))
 
 
 def _prefix(checkpoint: Checkpoint) -> list[int]:
