@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zenconvert.verification.gate import Verdict
@@ -93,6 +93,21 @@ class VariantFacts:
     def is_file(self) -> bool:
         """Whether a reader opens the first file rather than the shelf's folder."""
         return self.format == "gguf"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form, without report and verdict."""
+        return {
+            "name": self.name,
+            "target": self.target,
+            "format": self.format,
+            "shelf": self.shelf,
+            "files": list(self.files),
+            "size": self.size,
+            "exact": self.exact,
+            "losses": list(self.losses),
+            "outcome": self.outcome,
+            "error": self.error,
+        }
 
     @property
     def outcome(self) -> str:

@@ -115,16 +115,7 @@ def record(facts: ReleaseFacts, variants: Sequence[VariantFacts]) -> dict[str, A
 
 def _variant(variant: VariantFacts) -> dict[str, Any]:
     return {
-        "name": variant.name,
-        "target": variant.target,
-        "format": variant.format,
-        "shelf": variant.shelf,
-        "files": list(variant.files),
-        "size": variant.size,
-        "exact": variant.exact,
-        "losses": list(variant.losses),
-        "outcome": variant.outcome,
-        "error": variant.error,
+        **variant.as_dict(),
         "report": None if variant.report is None else variant.report.as_dict(),
         "verdict": None if variant.verdict is None else variant.verdict.as_dict(),
     }

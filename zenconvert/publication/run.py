@@ -85,20 +85,7 @@ class ReleaseResult:
         return {
             "folder": str(self.folder),
             "exit_code": self.exit_code,
-            "variants": [
-                {
-                    "name": variant.name,
-                    "target": variant.target,
-                    "shelf": variant.shelf,
-                    "files": list(variant.files),
-                    "size": variant.size,
-                    "exact": variant.exact,
-                    "losses": list(variant.losses),
-                    "outcome": variant.outcome,
-                    "error": variant.error,
-                }
-                for variant in self.facts.variants
-            ],
+            "variants": [variant.as_dict() for variant in self.facts.variants],
             "failures": {title: failure.text for title, failure in self.failures.items()},
             "disagreements": [str(one) for one in self.disagreements],
             "published": None if self.published is None else asdict(self.published),

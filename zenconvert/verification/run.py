@@ -17,7 +17,7 @@ from zenconvert.errors import InvalidInput, UsageError
 from zenconvert.machine import usable_cores
 from zenconvert.sources import open_checkpoint
 from zenconvert.verification.drift import summarise
-from zenconvert.verification.engines import ALL, ENGINES, TORCH, engine_names, refusal
+from zenconvert.verification.engines import ALL, ENGINES, TORCH, check, engine_names, refusal
 from zenconvert.verification.engines.torch_engine import TorchEngine
 from zenconvert.verification.facts import artifact, facts_of
 from zenconvert.verification.histogram import histogram
@@ -194,8 +194,7 @@ def _choose(engine: str, candidate: Checkpoint) -> tuple[list[str], dict[str, st
     if engine == TORCH:
         return [TORCH], {}
     if engine != ALL:
-        if (problem := refusal(engine, candidate)) is not None:
-            raise problem
+        check(engine, candidate)
         return [engine], {}
     fitting = [name for name, known in ENGINES.items() if candidate.format in known.formats]
     problems = {name: refusal(name, candidate) for name in fitting}

@@ -18,7 +18,7 @@ from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import UsageError
 from zenconvert.formats.hf.tokenizer import TextEncoder
 from zenconvert.machine import usable_cores
-from zenconvert.verification.engines import ENGINES, TORCH, refusal
+from zenconvert.verification.engines import ENGINES, TORCH, check
 from zenconvert.verification.engines.torch_engine import TorchEngine
 from zenconvert.verification.states import Count
 
@@ -85,8 +85,7 @@ class TaskModel:
             device, progress = self.device, self.progress
             yield TorchEngine(self.checkpoint, windows, device=device, progress=progress)
             return
-        if (problem := refusal(self.engine, self.checkpoint)) is not None:
-            raise problem
+        check(self.engine, self.checkpoint)
         load, threads = ENGINES[self.engine].load(), usable_cores()
         engine = load(self.checkpoint, windows, threads=threads, device=self.device, room=room)
         try:

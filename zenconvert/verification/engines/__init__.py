@@ -157,6 +157,12 @@ def refusal(name: str, checkpoint: Checkpoint) -> ZenError | None:
     return None
 
 
+def check(name: str, checkpoint: Checkpoint) -> None:
+    """Raise UsageError or MissingDependency where a native engine cannot run this artifact here."""
+    if (problem := refusal(name, checkpoint)) is not None:
+        raise problem
+
+
 def _installed(module: str) -> bool:
     try:
         return find_spec(module) is not None

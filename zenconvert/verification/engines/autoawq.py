@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.errors import InvalidInput, MissingDependency, UsageError
+from zenconvert.errors import InvalidInput, MissingDependency
+from zenconvert.verification.engines import check
 from zenconvert.verification.engines.packed_model import (
     PackedModelEngine,
     check_modules,
@@ -42,10 +43,7 @@ class AutoAwqEngine(PackedModelEngine):
         room: int = 0,
     ) -> None:
         """Load. Raises UsageError, MissingDependency, or InvalidInput where AutoAWQ fails."""
-        if checkpoint.format != "awq":
-            raise UsageError(
-                f"the autoawq engine runs AWQ folders; {checkpoint.path} is {checkpoint.format}"
-            )
+        check("autoawq", checkpoint)
         model = _load(checkpoint)
         quantized = {n: m for n, m in model.named_modules() if type(m).__name__ in _WEIGHTS}
         check_modules(checkpoint, list(quantized), "AutoAWQ")

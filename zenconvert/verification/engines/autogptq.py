@@ -15,6 +15,7 @@ from zenconvert.checkpoint import Checkpoint, StoredPieces
 from zenconvert.errors import InvalidInput, MissingDependency, UsageError
 from zenconvert.formats.gptq.codec import GptqCodec
 from zenconvert.formats.gptq.settings import LEGACY
+from zenconvert.verification.engines import check
 from zenconvert.verification.engines.packed_model import (
     PackedModelEngine,
     check_modules,
@@ -44,10 +45,7 @@ class AutoGptqEngine(PackedModelEngine):
         room: int = 0,
     ) -> None:
         """Load. Raises UsageError, MissingDependency, or InvalidInput where AutoGPTQ fails."""
-        if checkpoint.format != "gptq":
-            raise UsageError(
-                f"the auto-gptq engine runs GPTQ folders; {checkpoint.path} is {checkpoint.format}"
-            )
+        check("auto-gptq", checkpoint)
         _check_readable(checkpoint)
         model = _load(checkpoint)
         quantized = [name for name, m in model.named_modules() if type(m).__name__ == "QuantLinear"]

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.errors import InvalidInput, MissingDependency, UsageError
+from zenconvert.errors import InvalidInput
+from zenconvert.verification.engines import check
 
 if TYPE_CHECKING:
     import torch
@@ -31,16 +32,9 @@ class LlamaCppEngine:
         room: int = 0,
     ) -> None:
         """``room`` is the length of the longest sequence that will be generated."""
-        if checkpoint.format != "gguf":
-            raise UsageError(
-                f"the llamacpp engine runs GGUF files; {checkpoint.path} is {checkpoint.format}"
-            )
-        try:
-            import llama_cpp
-        except ImportError as error:
-            raise MissingDependency(
-                "the llamacpp engine needs llama-cpp-python; install zenconvert[llamacpp]"
-            ) from error
+        check("llamacpp", checkpoint)
+        import llama_cpp
+
         self.windows = windows
         self.api: Any = llama_cpp
         longest = max(room, *(len(w.ids) for w in windows), 1)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.errors import InvalidInput, MissingDependency, Unsupported, UsageError
+from zenconvert.errors import InvalidInput, Unsupported
+from zenconvert.verification.engines import check
 from zenconvert.verification.engines.onnxruntime_probe import failures, probe
 
 if TYPE_CHECKING:
@@ -117,16 +118,9 @@ class OnnxruntimeEngine:
         onnxruntime computes an operator of the graph wrongly.
         """
         del room
-        if checkpoint.format != "onnx":
-            raise UsageError(
-                f"the onnxruntime engine runs ONNX files; {checkpoint.path} is {checkpoint.format}"
-            )
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingDependency(
-                "the onnxruntime engine needs onnxruntime; install zenconvert[onnxruntime]"
-            ) from error
+        check("onnxruntime", checkpoint)
+        import onnxruntime
+
         if problems := probe(checkpoint.files[0]):
             raise Unsupported(
                 f"{checkpoint.path}: onnxruntime {onnxruntime.__version__} computes it wrongly: "

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.errors import InvalidInput, MissingDependency, UsageError
+from zenconvert.errors import InvalidInput, MissingDependency
+from zenconvert.verification.engines import check
 
 if TYPE_CHECKING:
     import torch
-
-FORMATS = frozenset({"hf", "gptq", "awq"})
 
 
 class TransformersEngine:
@@ -31,14 +30,10 @@ class TransformersEngine:
         device: str = "cpu",
         room: int = 0,
     ) -> None:
+        check("transformers", checkpoint)
         import torch
         import transformers
 
-        if checkpoint.format not in FORMATS:
-            raise UsageError(
-                "the transformers engine runs HF, GPTQ and AWQ folders; "
-                f"{checkpoint.path} is {checkpoint.format}"
-            )
         torch.set_num_threads(threads)
         self.windows, self.device = windows, device
         where = {"pretrained_model_name_or_path": checkpoint.path, "local_files_only": True}
