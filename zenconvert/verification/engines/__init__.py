@@ -138,7 +138,7 @@ def refusal(name: str, checkpoint: Checkpoint) -> ZenError | None:
     engine = ENGINES[name]
     if checkpoint.format not in engine.formats:
         runs = ", ".join(f.upper() for f in sorted(engine.formats))
-        kind = "files" if engine.formats == {"gguf"} else "folders"
+        kind = "files" if engine.formats <= {"gguf", "onnx"} else "folders"
         return UsageError(
             f"the {name} engine runs {runs} {kind}; {checkpoint.path} is {checkpoint.format}"
         )
