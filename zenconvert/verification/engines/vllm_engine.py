@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import InvalidInput
-from zenconvert.verification.engines import check
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +36,6 @@ class VllmEngine:
         device: str = "cuda",
         room: int = 0,
     ) -> None:
-        check("vllm", checkpoint)
         # the model stays in this process, or is sent functions of ours: no stranger's pickle
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
