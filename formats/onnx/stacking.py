@@ -27,7 +27,7 @@ Source: onnxruntime ``contrib_defs.cc`` (QMoE).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from zenconvert.encoding import Grouped
 from zenconvert.formats.onnx.codecs import NBitsCodec
@@ -38,6 +38,22 @@ from zenconvert.layout import Choice
 
 BITS: Final = 4
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
+
+
+def attributes_of(*, chosen: int, bits: int, block: int, level: int) -> dict[str, Any]:
+    """Attributes of a QMoE node: experts of a token, bits, columns of a block, accuracy level."""
+    return {
+        "k": chosen,
+        "expert_weight_bits": bits,
+        "block_size": block,
+        "weights_prepacked": 0,
+        "activation_type": "swiglu",
+        "activation_alpha": 1.0,
+        "activation_beta": 0.0,
+        "swiglu_fusion": 1,
+        "normalize_routing_weights": 1,
+        "accuracy_level": level,
+    }
 
 
 def stacks_of(

@@ -9,6 +9,7 @@ from zenconvert.encoding import Grouped
 from zenconvert.formats.onnx.graph.builder import CONTRIB, GraphBuilder
 from zenconvert.formats.onnx.graph.weights import Weights
 from zenconvert.formats.onnx.placing import Stack
+from zenconvert.formats.onnx.stacking import attributes_of
 from zenconvert.hyperparameters import Hyperparameters
 
 
@@ -85,16 +86,12 @@ def _fused(
         "QMoE",
         *arrays,
         domain=CONTRIB,
-        k=hp.experts_used,
-        expert_weight_bits=grid.bits,
-        block_size=grid.group or hp.hidden,
-        weights_prepacked=0,
-        activation_type="swiglu",
-        activation_alpha=1.0,
-        activation_beta=0.0,
-        swiglu_fusion=1,
-        normalize_routing_weights=1,
-        accuracy_level=weights.level,
+        **attributes_of(
+            chosen=hp.experts_used,
+            bits=grid.bits,
+            block=grid.group or hp.hidden,
+            level=weights.level,
+        ),
     )
 
 

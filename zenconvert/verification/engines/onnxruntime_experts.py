@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.formats.onnx.packing import pack
+from zenconvert.formats.onnx.stacking import attributes_of
 from zenconvert.grouped import GroupedRows
 from zenconvert.verification.engines.onnxruntime_nodes import computed, tensor
 
@@ -83,16 +84,7 @@ class ExpertLayer:
             [*names, *[""] * 3, *zeros],
             ["y"],
             domain="com.microsoft",
-            k=_CHOSEN,
-            expert_weight_bits=self.down[0].bits,
-            block_size=self.block,
-            weights_prepacked=0,
-            activation_type="swiglu",
-            activation_alpha=1.0,
-            activation_beta=0.0,
-            swiglu_fusion=1,
-            normalize_routing_weights=1,
-            accuracy_level=level,
+            **attributes_of(chosen=_CHOSEN, bits=self.down[0].bits, block=self.block, level=level),
         )
         return computed([node], tensors, {"x": self.x, "logits": self.logits})
 
