@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from tests.packed_folders import Tensors, assert_same, changed, decoded, grids_of, settings_of
 from tests.test_grouped import some_rows
-from tests.tiny import raw_model
 from zenconvert import Options, convert, open_checkpoint, plan
 from zenconvert.encoding import Grouped
 from zenconvert.errors import (
@@ -31,19 +30,6 @@ from zenconvert.formats.awq.codec import AwqCodec, Version, zeros_width
 from zenconvert.grouped import GroupedRows
 
 MODULE = "model.layers.0.mlp.down_proj"
-
-
-@pytest.fixture(scope="module")
-def floats(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Family → folder of a tiny model in float16, without a tokenizer."""
-    home, made = tmp_path_factory.mktemp("floats"), dict[str, Path]()
-
-    def get(family: str) -> Path:
-        if family not in made:
-            made[family] = raw_model(home / family, family, dtype="f16")
-        return made[family]
-
-    return get
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,326 @@
+"""GPTQ folders of other tools, and broken ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.packed_folders import Tensors, assert_same, changed, decoded, grids_of, settings_of
+from zenconvert import convert, open_checkpoint, plan
+from zenconvert.errors import (
+    CorruptFile,
+    InvalidInput,
+    MissingTensor,
+    PlanError,
+    UnexpectedTensor,
+    Unsupported,
+    ZenError,
+)
+from zenconvert.formats import int_packing
+
+Folders = Callable[..., Path]
+MODULE = "model.layers.0.mlp.down_proj"
+
+
+def relabelled(version: str) -> Callable[[dict[str, Any]], None]:
+    return lambda settings: settings.update(checkpoint_format=version)
+
+
+@pytest.mark.parametrize(
+    ("kind", "label"), [("w4g128", "gptq_v2"), ("w4g128-v2", "gptq"), ("w3g32-v2", "gptq")]
+)
+def test_zeros_under_a_wrong_label_are_found(
+    kind: str, label: str, gptq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    wrong = changed(gptq(kind), tmp_path / "wrong", settings=relabelled(label))
+    (warning,) = open_checkpoint(wrong).warnings
+    assert "read so" in warning
+    assert_same(wrong, gptq(kind))
+    convert(wrong, tmp_path / "right", "gptq", exact=True)
+    assert_same(tmp_path / "right", gptq(kind))
+
+
+def test_symmetric_in_name_only(gptq: Callable[[str], Path], tmp_path: Path) -> None:
+    """Zeros are kept, and no symmetric grid takes them."""
+    wrong = changed(gptq("w4g32-asym"), tmp_path / "wrong", settings=lambda s: s.update(sym=True))
+    (warning,) = open_checkpoint(wrong).warnings
+    assert "zeros differ" in warning
+    assert_same(wrong, gptq("w4g32-asym"))
+    with pytest.raises(PlanError, match="zero points"):
+        plan(wrong, "gptq:w4g32", exact=True)
+
+
+def test_a_single_module_that_lies_stops_the_conversion(
+    gptq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Only some modules are looked at when a folder is opened; its data is checked when read."""
+
+    def one_zero(tensors: Tensors) -> None:
+        tensors["model.layers.0.mlp.gate_proj.qzeros"][0, 0] ^= 5
+
+    wrong = changed(gptq("w4g128"), tmp_path / "wrong", tensors=one_zero)
+    assert open_checkpoint(wrong).warnings == ()
+    with pytest.raises(InvalidInput, match="zeros are not all 8"):
+        convert(wrong, tmp_path / "out", "gptq")
+    name = "layers.0.ffn.gate.weight"
+    assert (decoded(wrong)[name] != decoded(gptq("w4g128"))[name]).any()
+
+
+def without_index(tensors: Tensors) -> Tensors:
+    return {n: a for n, a in tensors.items() if not n.endswith(".g_idx")}
+
+
+def test_a_missing_index_is_the_plain_one(gptq: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = changed(gptq("w4g128"), tmp_path / "m", tensors=without_index)
+    assert_same(folder, gptq("w4g128"))
+    convert(folder, tmp_path / "again", "gptq", exact=True)
+    name = "model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (gptq("w4g128") / name).read_bytes()
+
+
+def shuffled(tensors: Tensors) -> None:
+    random = np.random.default_rng(0)
+    for name in [n for n in tensors if n.endswith(".g_idx")]:
+        tensors[name] = random.permutation(tensors[name])
+
+
+def test_act_order_is_kept_or_refused(gptq: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = changed(
+        gptq("w4g32"), tmp_path / "m", tensors=shuffled, settings=lambda s: s.update(desc_act=True)
+    )
+    assert grids_of(folder) == {"w4g32-actorder"}
+    convert(folder, tmp_path / "again", "gptq", exact=True)
+    assert settings_of(tmp_path / "again")["desc_act"] is True
+    assert_same(tmp_path / "again", folder)
+    name = "layers.0.ffn.gate.weight"
+    assert (decoded(folder)[name] != decoded(gptq("w4g32"))[name]).any()
+    for target in ("awq:w4g32", "gguf:q4_0", "gptq:w4g32"):
+        with pytest.raises(PlanError, match="act-order"):
+            plan(folder, target, exact=True)
+
+
+def test_an_order_that_the_settings_deny_is_not_dropped(
+    gptq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = changed(gptq("w4g32-asym"), tmp_path / "m", tensors=shuffled)
+    assert grids_of(folder) == {"w4g32-asym"}
+    with pytest.raises(InvalidInput, match="order of their own"):
+        convert(folder, tmp_path / "out", "awq:w4g32")
+
+
+def mirrored(tensors: Tensors) -> None:
+    """The same weights but for code 0: scales of the other sign and codes mirrored at 8."""
+    for name in [n for n in tensors if n.endswith(".qweight")]:
+        codes = int_packing.unpack(tensors[name], 4, len(tensors[name]) * 8)
+        tensors[name] = int_packing.pack(np.minimum(16 - codes.astype(int), 15).astype("u1"), 4)
+        scales = name.replace("qweight", "scales")
+        tensors[scales] = -tensors[scales]
+
+
+def test_negative_scales_of_auto_round_are_kept(
+    gptq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = changed(gptq("w4g32"), tmp_path / "m", tensors=mirrored)
+    first, second = decoded(gptq("w4g32")), decoded(folder)
+    for name in first:
+        assert (first[name] == second[name]).mean() > 0.9
+    for target in ("gptq", "awq:w4g32", "hf:f32"):
+        out = tmp_path / target.replace(":", "-")
+        convert(folder, out, target, exact=True)
+        assert_same(out, folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "packing"),
+    [
+        ("w4g32", "auto_round:auto_gptq"),
+        ("w4g32", "auto_round:gptq"),
+        ("w4g32-v2", "auto_round:gptqmodel"),
+        ("w3g32-asym", "auto_round"),
+    ],
+)
+def test_auto_rounds_own_folders_are_read(
+    kind: str, packing: str, gptq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    ours = settings_of(gptq(kind))
+    own = {
+        "quant_method": "auto-round",
+        "packing_format": packing,
+        "autoround_version": "0.16.1",
+        **{key: ours[key] for key in ("bits", "group_size", "sym")},
+        "data_type": "int",
+        "block_name_to_quantize": "model.layers",
+        "extra_config": {"lm_head": {"bits": 16, "data_type": "float"}},
+    }
+    folder = changed(gptq(kind), tmp_path / "m", tensors=without_index, settings=lambda _: own)
+    assert open_checkpoint(folder).format == "gptq"
+    assert open_checkpoint(folder).warnings == ()
+    assert_same(folder, gptq(kind))
+
+
+def test_planar_codes_are_read(gptq: Callable[[str], Path], tmp_path: Path) -> None:
+    """GPTQModel's layout: other bits in words of the same shapes."""
+
+    def planar(tensors: Tensors) -> None:
+        for name in [n for n in tensors if n.endswith((".qweight", ".qzeros"))]:
+            array = tensors[name] if name.endswith(".qweight") else tensors[name].T
+            codes = int_packing.unpack(array, 3, len(array) * 32 // 3)
+            packed = int_packing.pack_planar(codes, 3)
+            tensors[name] = packed if name.endswith(".qweight") else packed.T
+
+    folder = changed(
+        gptq("w3g32-v2"), tmp_path / "m", tensors=planar, settings=relabelled("gptq_p")
+    )
+    assert_same(folder, gptq("w3g32-v2"))
+    convert(folder, tmp_path / "again", "gptq:w3g32-v2", exact=True)
+    name = "model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (gptq("w3g32-v2") / name).read_bytes()
+
+
+def test_weights_are_found_under_the_names_of_autogptq(
+    gptq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    name = "gptq_model-4bit-128g.safetensors"
+    assert_same(changed(gptq("w4g128"), tmp_path / "a", weights=name), gptq("w4g128"))
+    folder = changed(
+        gptq("w4g128"),
+        tmp_path / "b",
+        weights="Tiny-GPTQ.safetensors",
+        settings=lambda s: s.update(model_file_base_name="Tiny-GPTQ"),
+    )
+    assert_same(folder, gptq("w4g128"))
+    outside = changed(
+        gptq("w4g128"),
+        tmp_path / "c",
+        weights="elsewhere.safetensors",
+        settings=lambda s: s.update(model_file_base_name="../b/Tiny-GPTQ"),
+    )
+    with pytest.raises(InvalidInput, match=re.escape(name)):
+        open_checkpoint(outside)
+
+
+def test_settings_may_stand_beside_the_config(gptq: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = changed(gptq("w4g128"), tmp_path / "m")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"quantization_config"', '"unused"'))
+    assert open_checkpoint(folder).format == "gptq"
+    assert_same(folder, gptq("w4g128"))
+
+
+def test_biases_of_zeros_that_autogptq_adds_are_left(
+    gptq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def add(tensors: Tensors) -> None:
+        for name in [n for n in tensors if n.endswith(".scales")]:
+            tensors[name.replace("scales", "bias")] = np.zeros(
+                tensors[name].shape[1], dtype=np.float16
+            )
+
+    folder = changed(gptq("w4g128"), tmp_path / "m", tensors=add)
+    (warning,) = open_checkpoint(folder).warnings
+    assert "14 biases of zeros" in warning
+    assert_same(folder, gptq("w4g128"))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "reason"),
+    [
+        (lambda t: t.pop(f"{MODULE}.scales"), MissingTensor, "scales is missing"),
+        (lambda t: t.pop(f"{MODULE}.qzeros"), MissingTensor, "qzeros is missing"),
+        (lambda t: t.update({f"{MODULE}.scales": t[f"{MODULE}.scales"][:3]}), Unsupported, "equal"),
+        (
+            lambda t: t.update({f"{MODULE}.scales": t[f"{MODULE}.scales"][:, :64]}),
+            CorruptFile,
+            "call for f16",
+        ),
+        (
+            lambda t: t.update({f"{MODULE}.scales": t[f"{MODULE}.scales"].astype(np.int32)}),
+            CorruptFile,
+            "scales are i32",
+        ),
+        (
+            lambda t: t.update({f"{MODULE}.qweight": t[f"{MODULE}.qweight"][:63]}),
+            CorruptFile,
+            "do not fit",
+        ),
+        (
+            lambda t: t.update({f"{MODULE}.qzeros": t[f"{MODULE}.qzeros"][:, :-1]}),
+            CorruptFile,
+            "qzeros is i32",
+        ),
+        (
+            lambda t: t.update({f"{MODULE}.g_idx": t[f"{MODULE}.g_idx"][:-1]}),
+            CorruptFile,
+            "g_idx is i32",
+        ),
+        (
+            lambda t: t.update({f"{MODULE}.qweight": t[f"{MODULE}.qweight"].astype(np.int16)}),
+            CorruptFile,
+            "qweight is i16",
+        ),
+        (
+            lambda t: t.update({"model.layers.9.mlp.up_proj.qweight": t[f"{MODULE}.qweight"]}),
+            CorruptFile,
+            "no module",
+        ),
+        (lambda t: t.update({"stray.scales": t[f"{MODULE}.scales"]}), UnexpectedTensor, "stray"),
+        (
+            lambda t: t.pop(f"{MODULE}.qweight"),
+            UnexpectedTensor,
+            "no tensor named",
+        ),
+    ],
+)
+def test_broken_folders_are_told_apart(
+    change: Callable[[Tensors], Any],
+    error: type[ZenError],
+    reason: str,
+    gptq: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    def in_place(tensors: Tensors) -> None:
+        change(tensors)
+
+    folder = changed(gptq("w4g128"), tmp_path / "m", tensors=in_place)
+    with pytest.raises(error, match=reason):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "reason"),
+    [
+        ({"checkpoint_format": "marlin"}, Unsupported, "'marlin' is not read"),
+        ({"checkpoint_format": ["gptq"]}, Unsupported, "is not read"),
+        ({"pack_dtype": "int64"}, Unsupported, "int64"),
+        ({"sym": "yes"}, CorruptFile, "sym should be true or false"),
+        ({"desc_act": 1}, CorruptFile, "desc_act should be true or false"),
+        ({"dynamic": ["lm_head"]}, CorruptFile, "dynamic should map"),
+        ({"dynamic": {"lm_head": 8}}, CorruptFile, "dynamic should map"),
+    ],
+)
+def test_settings_that_make_no_sense_are_told_apart(
+    settings: dict[str, Any],
+    error: type[ZenError],
+    reason: str,
+    gptq: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    folder = changed(gptq("w4g128"), tmp_path / "m", settings=lambda s: {**s, **settings})
+    with pytest.raises(error, match=reason):
+        open_checkpoint(folder)
+
+
+def test_settings_without_a_quantized_weight_are_invalid(
+    floats: Callable[[str], Path], gptq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = changed(gptq("w4g128"), tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(
+        (floats("llama3") / "model.safetensors").read_bytes()
+    )
+    with pytest.raises(InvalidInput, match="no weight is quantized"):
+        open_checkpoint(folder)
