@@ -147,6 +147,8 @@ class ReleaseFacts:
 
 
 def preferred(variants: Sequence[VariantFacts]) -> VariantFacts:
-    """The variant that most people want: the smallest that passed, else the smallest."""
+    """The variant that most people want: the smallest that passed without a warning, else that
+    passed, else the smallest."""
     passed = [variant for variant in variants if variant.outcome == "PASS"]
-    return min(passed or variants, key=lambda variant: variant.size)
+    clean = [variant for variant in passed if variant.verdict and not variant.verdict.warnings]
+    return min(clean or passed or variants, key=lambda variant: variant.size)

@@ -69,6 +69,8 @@ TABLES: Final[Mapping[str, Mapping[str, v.Check]]] = {
     "run": {"threads": v.count(1), "device": v.text},
     "publish": {"hub": v.name, "private": v.flag, "allow": v.some_of(*_OUTCOMES)},
 }
+_FOLDER: Final = "release"
+"""Stands for a folder that a recipe does not name rightly, while it is looked at."""
 _REQUIRED: Final = {"source": ("path",), "output": ("folder",), "publish": ("hub",)}
 VARIANT: Final[Mapping[str, v.Check]] = {
     "target": v.target,
@@ -99,7 +101,7 @@ def read(path: str | Path) -> tuple[Recipe, list[tuple[Place, str]]]:
     """A recipe, and what is wrong with it; what has a mistake is left out.
 
     Raises UsageError when the file cannot be read, RecipeError when it is no TOML or names no
-    source or output: nothing else can be looked at then.
+    source: nothing else can be looked at then.
     """
     path = Path(path)
     try:
@@ -133,7 +135,7 @@ class _Reader:
         self.problems: list[tuple[Place, str]] = []
 
     def recipe(self, table: dict[str, Any]) -> tuple[Recipe, list[tuple[Place, str]]]:
-        """Everything. Raises RecipeError when there is no source or no output."""
+        """Everything. Raises RecipeError when there is no source: nothing can be looked at then."""
         self._unknown((), table, [*TABLES, "variant"])
         given = {name: self._table(name, table.get(name, {})) for name in TABLES}
         for name in ("source", "output", "variant"):
@@ -144,10 +146,11 @@ class _Reader:
         verification = self._verification({"device": device, **given["verify"]})
         places: dict[str, Place] = {}
         variants = self._variants(table.get("variant", []), verification.engines, given, places)
-        if "path" not in given["source"] or "folder" not in given["output"]:
+        if "path" not in given["source"]:
             lines = [(self.lines.of(place), text) for place, text in self.problems]
             raise RecipeError(str(self.path), lines)
-        folder = Path(os.path.normpath(self.folder / given["output"]["folder"]))
+        named = given["output"].get("folder", _FOLDER)  # a mistake there hides no other
+        folder = Path(os.path.normpath(self.folder / named))
         output = {**given["output"], "folder": folder}
         recipe = Recipe(
             path=self.path.resolve(),
