@@ -54,6 +54,7 @@ from zenconvert.calib.selection import Selection
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.workspace import Workspace
 from zenconvert.errors import UsageError
+from zenconvert.machine import take_device
 
 Sequential = Literal["off", "layers", "stages"]
 
@@ -122,7 +123,7 @@ def walk(
     Unsupported for experts that transformers holds in an unknown way, UsageError for a device or
     dtype that makes no sense and NotEnoughResources when one block does not fit.
     """
-    check_device(settings.device)
+    take_device(settings.device)
     if settings.compute not in DTYPES:
         raise UsageError(f"there is no dtype {settings.dtype!r}; choose from {', '.join(DTYPES)}")
     if skip and settings.sequential != "off":
@@ -136,15 +137,6 @@ def walk(
         stack.callback(run.hidden.close)
         yield from run.layers(workspace, skip)
         yield from run.head()
-
-
-def check_device(device: str) -> None:
-    """Raise UsageError when torch cannot use a device."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"torch cannot use the device {device!r}: {reason}") from error
 
 
 class _Walk:

@@ -37,20 +37,115 @@ install_torch() {
         pip_install "$version"
 }
 
-# llama.cpp: the library is built from the source package, whose converter the tests use as well
-install_llamacpp() {
-    "$PYTHON" -c 'import llama_cpp' 2>/dev/null && [ -d "$ZENCONVERT_LLAMACPP_SOURCE" ] && return
+# llama.cpp is built for no processor in particular: what GGML_NATIVE would put into it may trap on the
+# next machine, and on this one where a hypervisor lists what it does not have. (ggml's choice between
+# variants at run time needs GGML_BACKEND_DL, whose libraries llama-cpp-python neither installs nor
+# loads.) `haswell` is x86-64 with AVX2, FMA and F16C; `plain` whatever every machine of a kind has.
+LLAMACPP_COMMON=(-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF)
+# ggml's blocks are the same everywhere without contraction to FMA, which x86-64's baseline lacks
+[ "$(uname -m)" = x86_64 ] || LLAMACPP_COMMON+=(-DCMAKE_C_FLAGS=-ffp-contract=off)
+LLAMACPP_SETS=(SSE42 AVX AVX2 BMI2 FMA F16C)
+WHEELS="${ZENCONVERT_WHEELS:-${XDG_CACHE_HOME:-$HOME/.cache}/zenconvert/wheels}"
+
+# what this processor can run, the faster first
+llamacpp_flavours() {
+    local flags
+    flags=" $(sed -n 's/^flags[^:]*: //p;T;q' /proc/cpuinfo 2>/dev/null) "
+    if [[ "$(uname -m)" = x86_64 && "$flags" = *" avx2 "* && "$flags" = *" fma "* &&
+        "$flags" = *" f16c "* && "$flags" = *" bmi2 "* ]]; then
+        echo haswell
+    fi
+    echo plain
+}
+
+# $1: flavour; the arguments of cmake
+llamacpp_flags() {
+    local switch=OFF name
+    [ "$1" = plain ] || switch=ON
+    echo "${LLAMACPP_COMMON[@]}"
+    if [ "$(uname -m)" = x86_64 ]; then
+        for name in "${LLAMACPP_SETS[@]}"; do echo "-DGGML_$name=$switch"; done
+    fi
+}
+
+# $1: flavour; names a build by all that decides what is in it, so that none serves another machine
+llamacpp_key() {
+    echo "$LLAMACPP $1 $(uname -sm) $(getconf GNU_LIBC_VERSION 2>/dev/null)" \
+        "$(llamacpp_flags "$1" | cksum)" | tr -c 'A-Za-z0-9.\n' '-'
+}
+
+# the source, whose converter the tests use as well
+get_llamacpp_source() {
+    [ -d "$ZENCONVERT_LLAMACPP_SOURCE" ] && return
     local work="$VENV/source"
+    rm -rf "$work"
     mkdir -p "$work"
     "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps \
         --no-binary llama-cpp-python -d "$work" "$LLAMACPP" || return 1
     tar -xzf "$work"/llama_cpp_python-*.tar.gz -C "$work" || return 1
-    rm -rf "$ZENCONVERT_LLAMACPP_SOURCE"
     mv "$work"/llama_cpp_python-*/vendor/llama.cpp "$ZENCONVERT_LLAMACPP_SOURCE"
     rm -rf "$work"
-    # by name, so that pip keeps the built wheel and the next environment has it at once
-    CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" \
-        pip_install --no-binary llama-cpp-python "$LLAMACPP"
+}
+
+# $1: flavour; builds the wheel into a folder of its own where it is not there yet. pip's own cache
+# is left out of it: it would give a wheel that was built on, and for, another processor.
+build_llamacpp() {
+    local folder work
+    folder="$WHEELS/$(llamacpp_key "$1")"
+    compgen -G "$folder/*.whl" >/dev/null && return
+    echo "building llama.cpp ($1), once: some minutes on two cores …" >&2
+    mkdir -p "$WHEELS"
+    work="$(mktemp -d "$WHEELS/.building-XXXXXX")"
+    if CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" \
+        CMAKE_ARGS="$(llamacpp_flags "$1" | tr '\n' ' ')" \
+        "$PYTHON" -m pip wheel --quiet --disable-pip-version-check --no-cache-dir --no-deps \
+        --no-binary llama-cpp-python -w "$work" "$LLAMACPP" >&2; then
+        mkdir -p "$folder"
+        mv "$work"/*.whl "$folder/"
+    fi
+    rm -rf "$work"
+    compgen -G "$folder/*.whl" >/dev/null
+}
+
+# $1: flavour; puts the wheel into the environment where another one, or none, is there
+put_llamacpp() {
+    local key
+    key="$(llamacpp_key "$1")"
+    [[ "$(cat "$VENV/llamacpp" 2>/dev/null)" = "$key" ]] && return
+    build_llamacpp "$1" || return 1
+    pip_install --no-cache-dir --force-reinstall --no-deps "$WHEELS/$key"/*.whl || return 1
+    pip_install "$LLAMACPP" # what it depends on
+    echo "$key" >"$VENV/llamacpp"
+}
+
+# that it loads and computes is shown once on every processor that uses the environment
+prove_llamacpp() {
+    local proof
+    proof="$(cat "$VENV/llamacpp") $(grep -E '^(model name|flags|Features|CPU part)' \
+        /proc/cpuinfo 2>/dev/null | sort -u | cksum)"
+    grep -qxF "$proof" "$VENV/llamacpp-proven" 2>/dev/null && return
+    "$PYTHON" -m zenconvert doctor --engine llamacpp >"$VENV/llamacpp.log" 2>&1 || return 1
+    echo "$proof" >>"$VENV/llamacpp-proven"
+}
+
+# the flavour that was put in last, if this processor can run it, else the fastest that it can
+choose_llamacpp() {
+    local flavour chosen=""
+    for flavour in $(llamacpp_flavours); do
+        if [[ -z "$chosen" || "$(cat "$VENV/llamacpp" 2>/dev/null)" = "$(llamacpp_key "$flavour")" ]]
+        then chosen="$flavour"; fi
+    done
+    echo "$chosen"
+}
+
+install_llamacpp() {
+    get_llamacpp_source || return 1
+    put_llamacpp "$(choose_llamacpp)" || return 1
+    prove_llamacpp && return
+    echo "this build of llama.cpp does not work here: $(tail -1 "$VENV/llamacpp.log")" >&2
+    put_llamacpp plain && prove_llamacpp && return
+    echo "llama.cpp does not work here: $(tail -1 "$VENV/llamacpp.log")" >&2
+    return 1
 }
 
 # $1: extras to install, e.g. [dev]
@@ -64,6 +159,8 @@ make_environment() {
         echo "setting up $VENV (a few minutes the first time) …" >&2
         [ -x "$PYTHON" ] || "$(find_python)" -m venv "$VENV"
         install_torch
+        # before pip would build one for this processor alone
+        [[ "$1" != *dev* ]] || put_llamacpp "$(choose_llamacpp)"
         pip_install -e ".$1"
         echo "$stamp" >"$VENV/stamp"
     fi

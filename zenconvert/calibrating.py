@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import UsageError
 
 if TYPE_CHECKING:
     from zenconvert.calib.selection import Selection
     from zenconvert.calib.walk import Sequential, Settings
     from zenconvert.calib.windows import Cutter
+    from zenconvert.checkpoint import Checkpoint
 
 CONTEXT: Final = 2048
 """Longest window by default, where the model takes that much."""

@@ -27,6 +27,7 @@ from zenconvert.calibrating import TOKENS_PER_LANGUAGE, Calibrating, window_leng
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import NotEnoughResources, OutputExists, UsageError
 from zenconvert.formats.gguf.imatrix import ImatrixEntry, Sums, Texts, imatrix_size, write_imatrix
+from zenconvert.machine import AUTO, take_device
 from zenconvert.recoding import logical_rows
 from zenconvert.sources import open_checkpoint
 
@@ -66,7 +67,7 @@ def calibrate(
     tokens_per_language: int | None = TOKENS_PER_LANGUAGE,
     context: int | None = None,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = AUTO,
     dtype: str | None = None,
     all_experts: bool = False,
     final_states: bool = False,
@@ -91,7 +92,7 @@ def calibrate(
         tokens_per_language: most tokens to read of each; None for all there are.
         context: longest window in tokens.
         seed: decides which documents are read when there are more than enough.
-        device: torch device of the reference model.
+        device: torch device of the reference model; ``auto`` is the GPU where torch has one.
         dtype: ``f32``, ``bf16`` or ``f16``; bf16 on CUDA and f32 elsewhere by default.
         all_experts: take statistics of every expert over all tokens.
         final_states: keep the final hidden states of all windows, too.
@@ -107,11 +108,10 @@ def calibrate(
     Raises UsageError, OutputExists, NotEnoughResources, MissingDependency, and the errors of
     :func:`zenconvert.open_checkpoint`, of reading samples and of running the model.
     """
-    from zenconvert.calib.walk import check_device
 
     target = _Outputs.plan(Path(out), imatrix, force=force)
     moments = _needs_moments(purposes)
-    check_device(device)
+    device = take_device(device)
     checkpoint = open_checkpoint(source, config)
     calibrating = Calibrating(
         samples, languages, language_weights, tokens_per_language, context, seed, dtype,

@@ -11,7 +11,7 @@ from zenconvert.calib.solution import ModuleReport
 from zenconvert.calibrating import Calibrating
 from zenconvert.errors import ZenError
 from zenconvert.knowledge import Knowledge
-from zenconvert.machine import usable_cores
+from zenconvert.machine import AUTO, take_device, usable_cores
 from zenconvert.making import Making
 from zenconvert.output import refuse_taken
 from zenconvert.planning import Importance, Plan
@@ -42,7 +42,7 @@ def convert(
     statistics: str | Path | None = None,
     calibrating: Calibrating | None = None,
     solver: Solver | None = None,
-    device: str = "cpu",
+    device: str = AUTO,
     largest_error: float | None = None,
     config: str | Path | None = None,
     threads: int | None = None,
@@ -63,7 +63,8 @@ def convert(
         calibrating: gather the statistics in this run.
         solver: ``rtn``, ``gptq`` or ``awq``; by default the target format's own where there are
             statistics, else ``rtn``.
-        device: torch device of the solver and of calibrating.
+        device: torch device of the solver and of calibrating; ``auto`` is the GPU where torch has
+            one.
         largest_error: fail when a module's weighted relative error is larger.
         config: ``config.json`` of a source that is an ONNX graph without one.
         threads: workers; by default as many as there are usable cores.
@@ -84,6 +85,8 @@ def convert(
     checkpoint, stage = open_checkpoint(source, config), progress or silent
     knowledge = Knowledge(importance, statistics, calibrating)
     chosen = knowledge.solver_for(target.format, solver)
+    if calibrating is not None or chosen != "rtn":
+        device = take_device(device)
     with knowledge.weights(source, checkpoint, chosen, out, device, stage) as weights:
         planned = variant.plan(checkpoint, weights, threads or usable_cores())
         grids = grids_of(planned)

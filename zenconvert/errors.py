@@ -22,6 +22,7 @@
     │   └── SourceNotFound                 no checkpoint at this path or hub id
     ├── NotEnoughResources             5   memory or disk would not suffice
     ├── MissingDependency              2   an optional package is not installed
+    ├── EngineFailed                   6   an engine does not work on this machine, or hangs
     ├── ConversionFailed               1   an operation that should have worked did not
     ├── ReleaseFailed                  1   a variant of a release could not be made or measured
     ├── PublishingFailed               8   a release could not be put where it should go
@@ -35,6 +36,18 @@ and what to do about it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+
+def several(count: int, one: str, many: str) -> str:
+    """A count and its noun, with what else depends on the number: ``1 tensor is``, ``2 tensors
+    are``."""
+    return f"{count} {one if count == 1 else many}"
+
+
+def first_names(names: Sequence[str], count: int = 3) -> str:
+    """The names themselves, or the first of them where there are more."""
+    head = "" if len(names) == 1 else "the first are " if len(names) > count else ""
+    return head + ", ".join(names[:count])
 
 
 class ZenError(Exception):
@@ -153,6 +166,12 @@ class NotEnoughResources(ZenError):
     """Memory or disk would not suffice."""
 
     exit_code = 5
+
+
+class EngineFailed(ZenError):
+    """An engine does not work on this machine, or hangs: nothing is known of the artifact in it."""
+
+    exit_code = 6
 
 
 class ReleaseFailed(ZenError):

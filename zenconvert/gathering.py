@@ -36,6 +36,7 @@ from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import NotEnoughResources, UsageError, ZenError
 from zenconvert.journal import make_folder
 from zenconvert.knowledge import solver_for
+from zenconvert.machine import AUTO, take_device
 from zenconvert.solved import SolvedStore
 from zenconvert.solving import (
     Job,
@@ -103,7 +104,7 @@ def gather(
     calibrating: Calibrating,
     folder: Path,
     *,
-    device: str = "cpu",
+    device: str = AUTO,
     imatrix: Path | None = None,
     stage: Stage | None = None,
 ) -> Gathered:
@@ -116,7 +117,7 @@ def gather(
             walk of its own.
         folder: keeps the statistics and what is solved, for :func:`produce` and for later calls;
             made where it is missing.
-        device: torch device of the model and the solvers.
+        device: torch device of the model and the solvers; ``auto`` is the GPU where torch has one.
         imatrix: also write an importance matrix for llama.cpp here.
         stage: called with (stage, done, total) as the walk proceeds.
 
@@ -124,10 +125,9 @@ def gather(
     these or other variants, is not done again. A variant that cannot be solved for is among the
     ``failures``. Raises UsageError, and the errors of :func:`zenconvert.calibrate`.
     """
-    from zenconvert.calib.walk import check_device
 
     check_names(variants)
-    check_device(device)
+    device = take_device(device)
     work = _Gathering(open_checkpoint(source), calibrating, folder, device)
     for variant in variants:
         with work.failing(variant.name):

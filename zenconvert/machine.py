@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Final
+
+from zenconvert.errors import UsageError
+
+AUTO: Final = "auto"
+"""As the name of a device: the GPU where torch has one, else the CPU."""
 
 
 def usable_cores() -> int:
@@ -21,6 +27,27 @@ def free_ram() -> int:
     except OSError:
         pass  # not Linux
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def auto_device() -> str:
+    """The torch device that ``auto`` stands for."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def take_device(device: str) -> str:
+    """The torch device that a name stands for. Raises UsageError when torch cannot use it."""
+    import torch
+
+    if device == AUTO:
+        return auto_device()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"torch cannot use the device {device!r}: {reason}") from error
+    return device
 
 
 def free_disk(folder: Path) -> int:

@@ -209,12 +209,12 @@ class Output:
     def refuse(self, *, force: bool) -> None:
         """Refuse names that are taken and may not be replaced. Raises OutputExists."""
         for final in filter(os.path.lexists, self.finals()):
+            folder, odd = self.layout.is_folder, final.exists() and not final.is_file()
+            if not _is_model_folder(final) if folder else odd:
+                what = "a model folder" if folder else "a file"
+                raise OutputExists(f"{final}: it is not {what}, all that --force replaces")
             if not force:
                 raise OutputExists(f"{final}: the output exists; remove it or use --force")
-            if self.layout.is_folder and not _is_model_folder(final):
-                raise OutputExists(f"{final}: --force only replaces a model folder; this is none")
-            if not self.layout.is_folder and final.exists() and not final.is_file():
-                raise OutputExists(f"{final}: --force replaces files only, and this is none")
 
     def _is_whole(self) -> bool:
         """Whether ``new`` has every file at its size, and none has its name already."""

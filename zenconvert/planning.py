@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import Blocks, Dense, Encoding, Grouped
-from zenconvert.errors import PlanError
+from zenconvert.errors import PlanError, several
 from zenconvert.formats.gguf import blocks
 from zenconvert.formats.registry import format_named
 from zenconvert.layout import Action, Choice, Layout
@@ -215,9 +215,10 @@ def _missing_importance(choices: list[Choice], importance: Importance | None) ->
     ]
     if missing:
         yield (
-            f"{len(missing)} tensors need importance weights and have none, the first of them "
-            f"{missing[0].name} ({missing[0].encoding}): at so few bits the result would be "
-            "garbage; give an imatrix file that covers them with --importance"
+            f"{several(len(missing), 'tensor needs', 'tensors need')} importance weights and "
+            f"{'has' if len(missing) == 1 else 'have'} none: {missing[0].name} "
+            f"({missing[0].encoding}){' and so on' if len(missing) > 1 else ''}: at so few bits "
+            "the result would be garbage; give an imatrix file that covers them with --importance"
         )
 
 

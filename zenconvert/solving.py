@@ -22,7 +22,7 @@ from zenconvert.calib.solution import ModuleReport
 from zenconvert.calibrating import Calibrating
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import Dense
-from zenconvert.errors import ConversionFailed
+from zenconvert.errors import ConversionFailed, several
 from zenconvert.recoding import logical_rows
 from zenconvert.solved import LayerSolution, SolvedStore
 from zenconvert.target import Scheme
@@ -214,8 +214,9 @@ def finished(job: Job, store: SolvedStore) -> tuple[Checkpoint, dict[str, Module
         if failed:
             worst = max(failed, key=lambda name: reports[name].error)
             raise ConversionFailed(
-                f"{len(failed)} modules have a weighted error above {bound:g}, the worst is "
-                f"{worst} with {reports[worst].error:.3g} ({reports[worst].method}); use more bits "
-                "or smaller groups, or leave them in floats with --tensor-type"
+                f"{several(len(failed), 'module has', 'modules have')} a weighted error above "
+                f"{bound:g}, the worst is {worst} with {reports[worst].error:.3g} "
+                f"({reports[worst].method}); use more bits or smaller groups, "
+                "or leave them in floats with --tensor-type"
             )
     return store.over(job.checkpoint), reports

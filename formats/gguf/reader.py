@@ -25,6 +25,8 @@ from zenconvert.errors import (
     SourceNotFound,
     UnexpectedTensor,
     UnsupportedEncoding,
+    first_names,
+    several,
 )
 from zenconvert.formats.gguf import container, rope
 from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
@@ -189,7 +191,8 @@ def name_tensors(
     ]
     if missing:
         raise MissingTensor(
-            f"{path}: {len(missing)} tensors are missing, the first are {', '.join(missing[:3])}"
+            f"{path}: {several(len(missing), 'tensor is', 'tensors are')} missing: "
+            f"{first_names(missing)}"
         )
     return tensors
 

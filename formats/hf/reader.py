@@ -32,6 +32,8 @@ from zenconvert.errors import (
     UnexpectedTensor,
     UnsafePath,
     Unsupported,
+    first_names,
+    several,
 )
 from zenconvert.formats import safetensors_container
 from zenconvert.formats.hf.json_file import read_json
@@ -240,8 +242,8 @@ def name_tensors(folder: Folder, packed: Mapping[str, Tensor] | None = None) -> 
     missing = [t.hf for t in known.values() if t.required and t.name not in tensors]
     if missing:
         raise MissingTensor(
-            f"{folder.path}: {len(missing)} tensors are missing, the first are "
-            f"{', '.join(missing[:3])}"
+            f"{folder.path}: {several(len(missing), 'tensor is', 'tensors are')} missing: "
+            f"{first_names(missing)}"
         )
     return tensors
 

@@ -16,6 +16,8 @@ from zenconvert.errors import (
     MissingTensor,
     UnexpectedTensor,
     Unsupported,
+    first_names,
+    several,
 )
 from zenconvert.formats.onnx.container import Initializer, ModelFile
 from zenconvert.formats.onnx.dialects import Names
@@ -211,8 +213,8 @@ def _check_complete(
     missing = [n.hf for n in needed if n.name not in tensors]
     if missing:
         raise MissingTensor(
-            f"{file.path}: {len(missing)} tensors of the model were not found in the graph, the "
-            f"first are {', '.join(missing[:3])}"
+            f"{file.path}: {several(len(missing), 'tensor', 'tensors')} of the model cannot be "
+            f"found in the graph: {first_names(missing)}"
         )
     floats = {"f32", "f16", "bf16", "f64", "u8", "i8", "u4", "i4", "u2", "i2"}
     for array in file.initializers.values():

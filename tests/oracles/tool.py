@@ -61,5 +61,5 @@ class Tool:
         """End the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait()
         self.replies.close()

@@ -31,6 +31,7 @@ from zenconvert.publication.jobs import (
     key,
 )
 from zenconvert.publication.ledger import Ledger
+from zenconvert.verification.watching import family
 
 TOY = (sys.executable, "-m", "tests.publication.toy_worker")
 NAMES = ("A", "B", "C")
@@ -202,18 +203,30 @@ def test_a_killed_run_leaves_no_worker_and_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.publication.test_graph", str(tmp_path / "killed")]
     (tmp_path / "killed").mkdir()
     (tmp_path / "whole").mkdir()
-    for delay in (0.4, 0.9, 1.4):
+    for number in range(3):
         with subprocess.Popen(command) as process:
-            time.sleep(delay)
+            ran_by_now = tmp_path / "killed/.zenconvert/ran.txt"
+            while process.poll() is None and not (
+                ran_by_now.exists() and len(ran_by_now.read_text().splitlines()) > 2 * number
+            ):
+                time.sleep(0.05)
+            below = set(family(process.pid)) - {process.pid}
             process.send_signal(signal.SIGKILL)
+        while any(alive(pid) for pid in below):  # they end by themselves
+            time.sleep(0.05)
         with held(tmp_path / "killed"):  # nobody holds it, nor will write into it
-            time.sleep(0.3)
-            state = digest(tmp_path / "killed")
-            time.sleep(0.3)
-            assert digest(tmp_path / "killed") == state
+            pass
     run(tmp_path / "killed")
     run(tmp_path / "whole")
     assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs; what has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 if __name__ == "__main__":

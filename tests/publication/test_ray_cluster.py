@@ -22,11 +22,13 @@ from zenconvert.publication.jobs import Event, Job, JobDone, JobFailed, Task
 from zenconvert.publication.ledger import Ledger
 
 ROOT = Path(__file__).parent.parent.parent
-QUICK_TO_NOTICE = {  # a node's death, after two seconds
+NOTICES_THE_DEAD = {  # a dead node refuses at once; one that is merely busy has time to answer
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
-    "health_check_timeout_ms": 1000,
-    "health_check_failure_threshold": 3,
+    "health_check_timeout_ms": 120_000,
+    "health_check_failure_threshold": 5,
+    "raylet_start_wait_time_s": 600,
+    "worker_register_timeout_seconds": 600,
 }
 
 
@@ -40,7 +42,7 @@ def cluster() -> Iterator[Any]:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
         small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
-        first = {**small, "include_dashboard": False, "_system_config": QUICK_TO_NOTICE}
+        first = {**small, "include_dashboard": False, "_system_config": NOTICES_THE_DEAD}
         made: Any = Cluster(initialize_head=True, head_node_args=first)
         made.workers = [made.add_node(**small) for _ in range(2)]
         ray.init(address=made.address, log_to_driver=False, logging_level=logging.CRITICAL)
@@ -65,7 +67,7 @@ def run_on(folder: Path, events: list[Event], **orders: Any) -> None:
 
 
 def busy_node(cluster: Any, state: Path) -> Any:
-    """A node, not the first one, that is at work on A or B: there are two, and one core a node."""
+    """A node, not the first one, that holds A or B: there are two, and one core a node."""
     for node in cluster.workers:
         raylet = node.all_processes["raylet"][0].process.pid
         if any((state / f"variant {name} on {raylet}").exists() for name in "AB"):
@@ -77,12 +79,14 @@ def test_the_death_of_a_node_changes_nothing(cluster: Any, tmp_path: Path) -> No
     for name in ("ray", "local"):
         (tmp_path / name).mkdir()
     events: list[Event] = []
-    work = threading.Thread(target=run_on, args=(tmp_path / "ray", events), kwargs={"sleep": 3})
+    orders = {"hold": ["variant A", "variant B"]}
+    work = threading.Thread(target=run_on, args=(tmp_path / "ray", events), kwargs=orders)
     work.start()
     while (node := busy_node(cluster, tmp_path / "ray/.zenconvert")) is None:
         assert work.is_alive(), "no node but the first one makes a variant"
         time.sleep(0.05)
     cluster.remove_node(node, allow_graceful=False)
+    (tmp_path / "ray/.zenconvert/go").touch()
     work.join()
     assert told(events, JobFailed) == []
     assert sorted(told(events, JobDone)) == sorted(job.title for job in jobs())

@@ -311,6 +311,7 @@ def test_a_run_that_is_told_to_end_says_so(source: Path, tmp_path: Path) -> None
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
+        assert process.stderr.readline().startswith("device: ")
         assert process.stderr.readline() == "gather statistics …\n"
         process.send_signal(signal.SIGTERM)
         assert "interrupted" in process.stderr.read()

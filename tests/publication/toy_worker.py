@@ -1,8 +1,8 @@
 """A worker whose jobs take no time: ``python -m tests.publication.toy_worker``.
 
 Every job writes one file and its record. The recipe's text is a JSON object that says otherwise:
-``fail`` lists jobs that fail, ``die`` jobs whose process dies, ``sleep`` how long each takes, and
-``folder`` where the release is.
+``fail`` lists jobs that fail, ``die`` jobs whose process dies, ``hold`` jobs that wait for a file
+``go`` in the state's folder, ``sleep`` how long each takes, and ``folder`` where the release is.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def perform(task: Task, progress: Callable[[str, int, int], None]) -> dict[str, 
         if title in orders.get("crash", ()):
             raise RuntimeError("a bug")
         time.sleep(orders.get("sleep", 0))
+        while title in orders.get("hold", ()) and not (ledger.state / "go").exists():
+            time.sleep(0.05)
         if title in orders.get("fail", ()):
             failures[key] = Failure("NotEnoughResources", "too large")
             continue

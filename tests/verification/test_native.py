@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from transformers import AutoModelForCausalLM
 
 from tests.verification.conftest import SOURCE, Gguf, Verified
@@ -22,6 +23,7 @@ from zenconvert.calib.samples import LANGUAGES
 from zenconvert.calib.windows import Window
 from zenconvert.errors import (
     ConversionFailed,
+    EngineFailed,
     InvalidInput,
     MissingDependency,
     NotEnoughResources,
@@ -29,12 +31,15 @@ from zenconvert.errors import (
     ZenError,
 )
 from zenconvert.models import builtin_path
-from zenconvert.verification import engines, native
+from zenconvert.verification import engines, native, probing
 from zenconvert.verification.engines import ENGINES, refusal
 from zenconvert.verification.engines.llamacpp import LlamaCppEngine
 from zenconvert.verification.engines.transformers_engine import TransformersEngine
 from zenconvert.verification.engines.vllm_engine import VllmEngine
+from zenconvert.verification.probing import Probe
 from zenconvert.verification.proof import Text, prove_generation, prove_tokens
+from zenconvert.verification.rendering import report_page
+from zenconvert.verification.report import SCHEMA
 
 FOLDER = builtin_path("zen-nano")
 
@@ -166,6 +171,8 @@ def test_generation_that_changes_is_told() -> None:
     [
         ("import os; os.abort()", InvalidInput, "died of SIGABRT"),
         ("import os; os.kill(os.getpid(), 9)", NotEnoughResources, "killed"),
+        ("import os; os.kill(os.getpid(), 4)", EngineFailed, "SIGILL.*GGML_NATIVE=OFF"),
+        ("import time; time.sleep(10000)", EngineFailed, "hangs: it has done nothing"),
         ("raise RuntimeError('odd')", ConversionFailed, "odd"),
     ],
 )
@@ -181,10 +188,70 @@ def test_a_runtime_that_dies_takes_only_itself_down(
     (tmp_path / "dying.py").write_text(script)
     monkeypatch.setattr(native, "_MODULE", "dying")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("ZENCONVERT_PATIENCE", "5")
     file = gguf(SOURCE, "q8_0")
     with pytest.raises(error, match=message) as caught:
         verify(SOURCE, file, engine="llamacpp", text=short, threads=1)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "outcome", "reason"),
+    [
+        ("import os; os.kill(os.getpid(), 4)", "EngineFailed", "INCONCLUSIVE", "GGML_NATIVE=OFF"),
+        ("import os; os.kill(os.getpid(), 9)", "NotEnoughResources", "INCONCLUSIVE", "memory"),
+        ("import time; time.sleep(10000)", "EngineFailed", "INCONCLUSIVE", "hangs"),
+        ("raise ImportError('libgone')", "ConversionFailed", "INCONCLUSIVE", "libgone"),
+        ("import os; os.abort()", "InvalidInput", "FAIL", "died of SIGABRT"),
+    ],
+)
+def test_a_dead_engine_costs_its_own_row(
+    script: str, error: str, outcome: str, reason: str,
+    gguf: Gguf, short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "dying.py").write_text(script)
+    monkeypatch.setattr(native, "_MODULE", "dying")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("ZENCONVERT_PATIENCE", "5")
+    # the engine itself is well: it is the file that it dies on
+    monkeypatch.setattr(probing, "probe", lambda engine: Probe(engine, True, True, "1.0"))
+    report = verify(SOURCE, gguf(SOURCE, "q8_0"), engine="all", text=short, threads=1)
+    assert [run.engine for run in report.runs] == ["torch"]
+    assert report.failed["llamacpp"].error == error
+    assert reason in report.failed["llamacpp"].reason
+    whole = json.loads(json.dumps(report.as_dict(), allow_nan=False))
+    Draft202012Validator(json.loads(SCHEMA.read_text())).validate(whole)
+    assert Report.from_dict(whole).failed == report.failed
+    verdict = report.gate()
+    [check] = [check for check in verdict.checks if check.engine == "llamacpp"]
+    assert check.outcome == outcome
+    assert reason in check.reason
+    assert "llamacpp" in report_page(report, verdict)
+
+
+def test_an_engine_that_dies_on_everything_is_to_blame_itself(
+    gguf: Gguf, short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dying.py").write_text("import os; os.abort()")
+    monkeypatch.setattr(native, "_MODULE", "dying")
+    monkeypatch.setattr(probing, "_MODULE", "dying")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    report = verify(SOURCE, gguf(SOURCE, "q8_0"), engine=["torch", "llamacpp"], text=short)
+    failure = report.failed["llamacpp"]
+    assert failure.error == "EngineFailed"
+    assert "not even with the bundled model" in failure.reason
+    assert "pip install" in failure.reason
+    assert any(r.startswith("INCONCLUSIVE: llamacpp") for r in report.gate().reasons)
+
+
+def test_a_missing_engine_among_several_costs_its_own_row(
+    gguf: Gguf, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    report = verify(SOURCE, gguf(SOURCE, "q8_0"), engine=["torch", "llamacpp"], text=short)
+    assert [run.engine for run in report.runs] == ["torch"]
+    assert report.failed["llamacpp"].error == "MissingDependency"
+    assert "zenconvert[llamacpp]" in report.failed["llamacpp"].reason
 
 
 def test_an_interrupted_run_leaves_no_child(

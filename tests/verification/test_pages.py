@@ -150,7 +150,7 @@ def shown(page: str, width: int, tmp_path: Path, *options: str) -> str:
     done = subprocess.run(
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", *options,
          f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1600,1000", file.as_uri()],
-        capture_output=True, text=True, check=True, timeout=120,
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = re.search("<title>(.*?)</title>", done.stdout)
     assert found is not None, done.stderr
@@ -179,7 +179,7 @@ def test_a_screenshot_is_light_or_dark_as_the_reader_likes(ten: Report, tmp_path
             [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={out}",
              f"--blink-settings=preferredColorScheme={scheme}", "--window-size=390,900",
              f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()],
-            capture_output=True, check=True, timeout=120,
+            capture_output=True, check=True,
         )  # fmt: skip
         sizes.append(out.read_bytes())
     assert sizes[0] != sizes[1]

@@ -9,6 +9,7 @@ import click
 from zenconvert import __version__
 from zenconvert.cli.calibration import calibrate
 from zenconvert.cli.conversion import convert, plan
+from zenconvert.cli.doctor import doctor
 from zenconvert.cli.facts import diff, inspect
 from zenconvert.cli.publication import release
 from zenconvert.cli.tasks import tasks
@@ -28,7 +29,9 @@ def cli() -> None:
     """
 
 
-for command in (inspect, plan, convert, calibrate, verify, tasks, gate, compare, diff, release):
+for command in (
+    inspect, plan, convert, calibrate, verify, tasks, gate, compare, diff, release, doctor
+):  # fmt: skip
     cli.add_command(command)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zenconvert.cli.config import config_option
+from zenconvert.cli.devices import taken
 from zenconvert.cli.printing import echo_json, echo_table, new_bar, size
 from zenconvert.cli.sampling import codes, sampling_options, take_sampling
 from zenconvert.target import parse_size
@@ -58,7 +59,7 @@ def calibrate(
             source,
             out,
             purposes=codes(purposes) or [],
-            device=sampling.device,
+            device=taken(sampling.device),
             **sampling.values,
             max_disk=parse_size(max_disk) if max_disk is not None else None,
             announce=None if as_json else lambda count: _announce(out, count),

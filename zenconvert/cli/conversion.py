@@ -6,18 +6,21 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from zenconvert import conversion
 from zenconvert.calibrating import Calibrating
 from zenconvert.cli.config import config_option
+from zenconvert.cli.devices import taken
 from zenconvert.cli.printing import echo_json, echo_table, size, stages
 from zenconvert.cli.sampling import sampling_options, take_sampling
-from zenconvert.errors import UsageError
-from zenconvert.planning import Plan
+from zenconvert.errors import UsageError, several
 from zenconvert.target import Options, parse_size, parse_tensor_type
+
+if TYPE_CHECKING:
+    from zenconvert.conversion import Conversion
+    from zenconvert.planning import Plan
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -97,6 +100,8 @@ def _lower(text: str | None) -> str | None:
 @_shared
 def plan(source: str, target: str, explain: bool, as_json: bool, **given: Any) -> None:
     """Show what a conversion would do. Reads headers only."""
+    from zenconvert import conversion
+
     planned = conversion.plan(source, target, **_options(given))
     if as_json:
         echo_json(planned.as_dict())
@@ -160,9 +165,13 @@ def convert(
 
     A run that was interrupted goes on when it is started again.
     """
+    from zenconvert import conversion
+
     sampling = take_sampling(given)
     if not calibrate and (sampling.given or sequential):
         raise UsageError(f"{(*sampling.given, '--sequential')[0]} goes with --calibrate")
+    solves = calibrate or given["statistics"] is not None
+    device = taken(sampling.device) if solves else sampling.device
     with stages(quiet=as_json) as progress:
         result = conversion.convert(
             source,
@@ -171,7 +180,7 @@ def convert(
             calibrating=Calibrating(**sampling.values, sequential=sequential)
             if calibrate
             else None,
-            device=sampling.device,
+            device=device,
             largest_error=max_module_error,
             force=force,
             progress=progress,
@@ -183,7 +192,7 @@ def convert(
     _print_result(result, as_json=as_json)
 
 
-def _print_result(result: conversion.Conversion, *, as_json: bool) -> None:
+def _print_result(result: Conversion, *, as_json: bool) -> None:
     lossy = sum(not s.exact for s in result.plan.steps)
     if as_json:
         facts = {**result.plan.as_dict(), "written": [str(f) for f in result.files]}
@@ -193,7 +202,8 @@ def _print_result(result: conversion.Conversion, *, as_json: bool) -> None:
     for file in result.files:
         click.echo(str(file))
     click.echo(
-        f"{size(result.plan.output_bytes)}, {len(result.plan.steps)} tensors, "
+        f"{size(result.plan.output_bytes)}, "
+        f"{several(len(result.plan.steps), 'tensor', 'tensors')}, "
         + (f"{lossy} of them by a lossy step" if lossy else "all exact"),
         err=True,
     )
@@ -206,7 +216,7 @@ def _print_result(result: conversion.Conversion, *, as_json: bool) -> None:
         click.echo(f"{names[0]}{others}: {note}", err=True)
 
 
-def _notes(result: conversion.Conversion) -> dict[str, list[str]]:
+def _notes(result: Conversion) -> dict[str, list[str]]:
     """What the solver said, and of which modules."""
     found: dict[str, list[str]] = {}
     for name, module in result.modules.items():

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from zenconvert import difference, inspection
 from zenconvert.cli.config import config_option
 from zenconvert.cli.printing import echo_json, echo_table, size
+from zenconvert.errors import several
 
 
 @click.command()
@@ -17,13 +17,17 @@ from zenconvert.cli.printing import echo_json, echo_table, size
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(source: str, config: Path | None, as_json: bool) -> None:
     """Show what a checkpoint is. Reads headers only."""
+    from zenconvert import inspection
+
     facts = inspection.inspect(source, config)
     if as_json:
         echo_json(facts.as_dict())
         return
     hp = facts.hyperparameters
     click.echo(f"{facts.path}")
-    click.echo(f"format        {facts.format}, {len(facts.files)} weight file(s)")
+    click.echo(
+        f"format        {facts.format}, {several(len(facts.files), 'weight file', 'weight files')}"
+    )
     click.echo(f"architecture  {facts.architecture}")
     click.echo(f"parameters    {facts.parameters:,}")
     click.echo(f"weights       {size(facts.bytes)}, {facts.bits_per_weight:.2f} bits each")
@@ -46,6 +50,8 @@ def inspect(source: str, config: Path | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def diff(first: str, second: str, config: Path | None, as_json: bool) -> None:
     """Compare two checkpoints: config, tokenizer and decoded weights."""
+    from zenconvert import difference
+
     found = difference.diff(first, second, config=config)
     if as_json:
         echo_json(found.as_dict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,11 @@ import click
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
-    from rich.progress import TaskID
+    from rich.progress import Task, TaskID
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+_PREFIXES = ("", " k", " M", " G", " T")
+_LINE_S = 30.0  # between two lines of a stage
 
 
 def echo_json(value: Any) -> None:
@@ -42,19 +45,13 @@ def echo_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 @contextmanager
 def stages(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """Progress of named stages: bars on a terminal, elsewhere a line as each stage begins."""
+    """Progress of named stages with rate and time left: bars on a terminal, elsewhere a line as a
+    stage begins and two a minute while it lasts."""
     if quiet:
         yield lambda name, done, total: None
         return
     if not sys.stderr.isatty():
-        seen: set[str] = set()
-
-        def line(name: str, done: int, total: int) -> None:
-            if name not in seen:
-                seen.add(name)
-                click.echo(f"{name} …", err=True)
-
-        yield line
+        yield _Lines()
         return
     with new_bar() as bar:
         tasks: dict[str, TaskID] = {}
@@ -67,10 +64,60 @@ def stages(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
+class _Lines:
+    """Progress as plain lines."""
+
+    def __init__(self) -> None:
+        self.begun: dict[str, tuple[float, int]] = {}
+        self.told: dict[str, float] = {}
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if name not in self.begun:
+            self.begun[name], self.told[name] = (now, done), now
+            click.echo(f"{name} …", err=True)
+        elif now - self.told[name] >= _LINE_S and done < total:
+            self.told[name] = now
+            begun, before = self.begun[name]
+            line = f"{name}: {done / total:.0%}"
+            if done > before:
+                rate = (done - before) / (now - begun)
+                line += f", {speed(rate)}, {duration((total - done) / rate)} left"
+            click.echo(line, err=True)
+
+
+def speed(rate: float) -> str:
+    """Steps a second, or seconds a step where these are long."""
+    if rate < 1:
+        return f"{1 / rate:.3g} s each"
+    power = 0
+    while rate >= 1000 and power < len(_PREFIXES) - 1:
+        rate /= 1000
+        power += 1
+    return f"{rate:.3g}{_PREFIXES[power]}/s"
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def new_bar() -> Bar:
-    """A progress bar on stderr, with the time that is left."""
+    """A progress bar on stderr, with the rate and the time that is left."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            rate = task.finished_speed or task.speed
+            return Text(speed(rate) if rate else "")
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    console = Console(stderr=True)
+    return Progress(*columns, Rate(), TimeRemainingColumn(), console=console)

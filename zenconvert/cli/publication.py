@@ -97,6 +97,8 @@ def run_release(
         _print_preview(plan_release(recipe, only=wanted), as_json=as_json)
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if not as_json:
+        _say_devices(recipe)
     with stages(quiet=as_json) as progress:
         result = run(
             recipe,
@@ -173,6 +175,17 @@ def write_skypilot(
         encoding="utf-8",
     )
     click.echo(f"{out}: start it with `sky launch {out}`")
+
+
+def _say_devices(recipe: Path) -> None:
+    from zenconvert.publication.recipe_reader import read
+
+    found, _ = read(recipe)
+    click.echo(
+        f"device: {found.calibration.device} for calibration, {found.verification.device} for "
+        "verification",
+        err=True,
+    )
 
 
 def _signer(key: Path | None, *, keyless: bool) -> Signer | None:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from zenconvert.calibrating import TOKENS_PER_LANGUAGE
+from zenconvert.cli.devices import device_option
 from zenconvert.errors import UsageError
 from zenconvert.target import parse_size
 
@@ -34,7 +35,7 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--context", type=click.IntRange(min=4), help="Longest window; 2048 or the model's."
         ),
         click.option("--seed", type=int, help="Draws the documents; 0 by default."),
-        click.option("--device", default="cpu", show_default=True, help="torch device."),
+        device_option(),
         click.option(
             "--dtype",
             type=click.Choice(["f32", "bf16", "f16"]),

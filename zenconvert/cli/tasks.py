@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from zenconvert.cli.config import config_option
+from zenconvert.cli.devices import device_option, taken
 from zenconvert.cli.printing import echo_json, echo_table, stages
 from zenconvert.verification.engines import ALL, TORCH, engine_names
 
@@ -33,7 +34,7 @@ _ENGINE = click.Choice([name for name in engine_names() if name != ALL])
 @click.option("--fewshot", type=click.IntRange(min=0), help="Examples before every question.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many items of every task.")
 @config_option("CANDIDATE")
-@click.option("--device", default="cpu", show_default=True, help="torch device.")
+@device_option()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def tasks(reference: str, candidate: str, names: str, as_json: bool, **given: Any) -> None:
     """Ask both models the same questions and count the answers that changed.
@@ -43,6 +44,7 @@ def tasks(reference: str, candidate: str, names: str, as_json: bool, **given: An
     from zenconvert.verification.tasks import compare_tasks
 
     wanted = [name.strip() for name in names.split(",") if name.strip()]
+    given["device"] = taken(given["device"])
     with stages(quiet=as_json) as progress:
         drift = compare_tasks(reference, candidate, wanted, progress=progress, **given)
     if as_json:

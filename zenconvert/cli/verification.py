@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zenconvert.cli.config import config_option
+from zenconvert.cli.devices import device_option, taken
 from zenconvert.cli.printing import echo_json, echo_table, size, stages
 from zenconvert.errors import GateFailed, GateInconclusive
 from zenconvert.verification.engines import TORCH, engine_names
@@ -55,7 +56,7 @@ _HTML = click.option("--html", type=_OUT, help="Write a self-contained HTML page
     help="Window length, up to the model's context.",
 )
 @config_option("CANDIDATE")
-@click.option("--device", default="cpu", show_default=True, help="torch device.")
+@device_option()
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the native engines.")
 @click.option("--json", "json_file", type=_OUT, help="Write the report here.")
 @_HTML
@@ -74,7 +75,12 @@ def verify(
     summary: Path | None,
     **given: Any,
 ) -> None:
-    """Measure perplexity and logit drift of CANDIDATE from REFERENCE, per language."""
+    """Measure perplexity and logit drift of CANDIDATE from REFERENCE, per language.
+
+    An engine that dies, hangs or is missing costs its own row where several were asked for: the
+    others' figures are printed and written, and the exit code is that of the failure (6 for an
+    engine that does not work here). With --gate it is the verdict's.
+    """
     from zenconvert.verification.report import Report
     from zenconvert.verification.run import verify as run
 
@@ -82,6 +88,7 @@ def verify(
         raise click.UsageError("--against needs --gate")
     codes = [c.strip() for c in languages.split(",") if c.strip()] if languages else None
     earlier = Report.from_json(against) if against is not None else None
+    given["device"] = taken(given["device"])
     with stages() as progress:
         report = run(
             reference, candidate, languages=codes, config=config, progress=progress, **given
@@ -95,6 +102,8 @@ def verify(
     _write_pages(report, verdict, html, summary)
     if verdict is not None:
         _end(verdict)
+    for name, why in report.failed.items():
+        raise why.as_error(name)
 
 
 @click.command()
@@ -176,6 +185,8 @@ def _print(report: Report) -> None:
     )
     for name, reason in report.absent.items():
         click.echo(f"engine {name} did not run: {reason}")
+    for name, why in report.failed.items():
+        click.echo(f"engine {name} failed: {why.reason}")
 
 
 def _print_run(run: Run) -> None:

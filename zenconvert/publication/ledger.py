@@ -21,6 +21,9 @@ from zenconvert.verification.digests import file_digest
 STATE: Final = ".zenconvert"
 """Folder of the job graph's state, below the release's."""
 
+FAILED_ENGINES: Final = "failed_engines"
+"""Among the facts of a measurement: engines that gave no figures; the next run asks them again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Written:

@@ -11,6 +11,7 @@ from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import Blocks, Grouped
 from zenconvert.errors import RecipeError, UsageError, ZenError
 from zenconvert.formats.gguf import blocks
+from zenconvert.machine import take_device
 from zenconvert.planning import Plan
 from zenconvert.production import plan_variants
 from zenconvert.publication.ledger import STATE
@@ -187,10 +188,8 @@ class _Look:
 
     def _device(self, table: str, device: str) -> None:
         if device != "cpu":
-            from zenconvert.calib.walk import check_device
-
             with self.finding(table, "device"):
-                check_device(device)
+                take_device(device)
 
 
 class _Finding:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from zenconvert.calibrating import Calibrating
 from zenconvert.errors import RecipeError, UsageError
 from zenconvert.formats.registry import FORMATS
+from zenconvert.machine import AUTO, auto_device
 from zenconvert.publication import recipe_values as v
 from zenconvert.publication.recipe import (
     Calibration,
@@ -142,8 +143,8 @@ class _Reader:
             if name not in table:
                 self._say((), f"there is no {'[[variant]]' if name == 'variant' else f'[{name}]'}")
         publishing = Publishing(**given["publish"]) if "hub" in given["publish"] else None
-        device = given["run"].get("device", "cpu")
-        verification = self._verification({"device": device, **given["verify"]})
+        device = given["run"].get("device", AUTO)
+        verification = self._verification(_with_device(device, given["verify"]))
         places: dict[str, Place] = {}
         variants = self._variants(table.get("variant", []), verification.engines, given, places)
         if "path" not in given["source"]:
@@ -158,7 +159,7 @@ class _Reader:
             source=self._source(given["source"]),
             output=Output(**output),
             variants=variants,
-            calibration=self._calibration({"device": device, **given["calibration"]}),
+            calibration=self._calibration(_with_device(device, given["calibration"])),
             verification=verification,
             gate=self._gate(given["gate"]),
             publishing=publishing,
@@ -292,6 +293,12 @@ class _Reader:
         return VariantRecipe(
             name, target, given.pop("engines", engines), Options(**options), **given
         )
+
+
+def _with_device(device: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with the device that it means, its own or the run's."""
+    wanted = table.get("device", device)
+    return {**table, "device": auto_device() if wanted == AUTO else wanted}
 
 
 def _shown(place: Place) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zenconvert.errors import CorruptFile
 from zenconvert.publication.facts import ReleaseFacts, VariantFacts
-from zenconvert.verification.gate import Verdict
+from zenconvert.verification.gate import ENGINE, Verdict
 from zenconvert.verification.report import SCHEMA as REPORT_SCHEMA
 from zenconvert.verification.report import Report
 
@@ -58,7 +58,13 @@ def _cleaned_variant(variant: VariantFacts, reference: str) -> VariantFacts:
         if verdict is not None:
             notes = [note.replace(old[0], variant.label) for note in verdict.notes]
             notes = [without_places(note.replace(old[1], reference)) for note in notes]
-            verdict = replace(verdict, notes=tuple(notes))
+            checks = tuple(
+                replace(check, reason=without_places(check.reason))
+                if check.what == ENGINE
+                else check
+                for check in verdict.checks
+            )
+            verdict = replace(verdict, notes=tuple(notes), checks=checks)
         report = replace(
             report,
             candidate=replace(report.candidate, path=variant.label),
@@ -69,6 +75,10 @@ def _cleaned_variant(variant: VariantFacts, reference: str) -> VariantFacts:
                 for run in report.runs
             ),
             absent={engine: without_places(why) for engine, why in report.absent.items()},
+            failed={
+                engine: replace(why, reason=without_places(why.reason))
+                for engine, why in report.failed.items()
+            },
             place=None,
         )
     return replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from zenconvert.errors import several
 from zenconvert.verification.figures import figure, megabytes, span
 from zenconvert.verification.markdown import escape
 
@@ -24,7 +25,8 @@ def summary(result: ReleaseResult) -> str:
 
 
 def _lines(result: ReleaseResult) -> Iterator[str]:
-    yield f"### {escape(result.facts.name)}: {len(result.facts.variants)} variants"
+    count = several(len(result.facts.variants), "variant", "variants")
+    yield f"### {escape(result.facts.name)}: {count}"
     yield ""
     yield f"| {' | '.join(_HEAD)} |"
     yield "|---|---|--:|---|--:|---|--:|---|"

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from zenconvert.publication.ledger import Ledger, Record
+from zenconvert.publication.ledger import FAILED_ENGINES, Ledger, Record
 from zenconvert.publication.schedule import Schedule
 from zenconvert.publication.shelf import EVIDENCE, IMATRIX
 from zenconvert.publication.work import RECEIPTS, gathered_folder
@@ -28,6 +28,8 @@ def tidy(ledger: Ledger, schedule: Schedule) -> None:
             if record.kind == "variant":  # evidence alone is no model folder that may be replaced
                 _remove_shelf(ledger.folder / shelf)
     for record in current:
+        if FAILED_ENGINES in record.facts:
+            ledger.remove(record.key)
         if record.kind == "variant" and not ledger.holds(record):  # what stands there is no good
             (ledger.folder / RECEIPTS / f"{record.name}.json").unlink(missing_ok=True)
     for folder in ledger.state.glob("gathered-*"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +14,14 @@ from zenconvert.planning import Plan
 from zenconvert.production import Gathered, gather, produce
 from zenconvert.publication.executors import Progress
 from zenconvert.publication.jobs import Failure, Task
-from zenconvert.publication.ledger import STATE, Ledger, Record, json_bytes, write_whole
+from zenconvert.publication.ledger import (
+    FAILED_ENGINES,
+    STATE,
+    Ledger,
+    Record,
+    json_bytes,
+    write_whole,
+)
 from zenconvert.publication.preparation import engines_of
 from zenconvert.publication.recipe import Recipe, VariantRecipe
 from zenconvert.publication.recipe_reader import parse
@@ -131,7 +137,9 @@ class _Work:
         report = self._measured(artifact, variant)
         path = self.ledger.folder / REPORTS / f"{key}.json"
         write_whole(path, json_bytes(report.as_dict()))
-        self.ledger.put(Record(key, "verify", name, self.ledger.written([path]), read=made.digest))
+        facts = {FAILED_ENGINES: sorted(report.failed)} if report.failed else {}
+        written = self.ledger.written([path])
+        self.ledger.put(Record(key, "verify", name, written, read=made.digest, facts=facts))
         return {}
 
     def _measured(self, artifact: Path, variant: VariantRecipe) -> Report:
@@ -146,10 +154,7 @@ class _Work:
             "progress": self.progress,
         }
         engines = (ALL,) if ALL in variant.engines else engines_of(variant)
-        reports = [
-            verify(resolve(self.source), artifact, engine=engine, **settings) for engine in engines
-        ]
-        return replace(reports[0], runs=tuple(run for report in reports for run in report.runs))
+        return verify(resolve(self.source), artifact, engine=engines, **settings)
 
 
 def gathered_folder(folder: Path, calibration: str) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from zenconvert.checkpoint import Checkpoint
+from zenconvert.errors import several
 from zenconvert.tokenizer import Tokenizer, TokenType
 
 _MARKED = (TokenType.CONTROL, TokenType.USER_DEFINED)
@@ -82,7 +83,8 @@ def _special(ours: Tokenizer, theirs: Tokenizer) -> Iterator[tuple[str, str, str
         yield (
             "special tokens",
             f"token {first} {words[first in marked[0]]}",
-            f"{words[first in marked[1]]}; {len(only)} tokens differ so",
+            f"{words[first in marked[1]]}; "
+            f"{several(len(only), 'token differs', 'tokens differ')} so",
         )
 
 

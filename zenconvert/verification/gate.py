@@ -2,7 +2,8 @@
 
 * PASS: every interval lies within its limit.
 * FAIL: an interval lies beyond its limit, or the artifact does not work in its engine.
-* INCONCLUSIVE: nothing fails, but an interval straddles its limit, or too little was measured.
+* INCONCLUSIVE: nothing fails, but an interval straddles its limit, too little was measured, or an
+  engine that should have measured does not work here.
 * ANOMALOUS: nothing fails, but the numbers are too good to be true or the baseline is off.
 
 Every language is judged by itself. What is judged is read from the artifact and the report; a
@@ -18,12 +19,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from zenconvert.errors import several
 from zenconvert.verification.against import Growth, growth
 from zenconvert.verification.drift import TO_MEDIAN, Drift
 from zenconvert.verification.identity import check_files
 from zenconvert.verification.intervals import Interval
 from zenconvert.verification.policy import Limit, Policy, Tier
-from zenconvert.verification.report import Report, Run
+from zenconvert.verification.report import EngineFailure, Report, Run
 
 
 class Outcome(StrEnum):
@@ -43,6 +45,8 @@ EXIT_CODES: Final = {
 }
 _WORST_FIRST: Final = (Outcome.FAIL, Outcome.ANOMALOUS, Outcome.INCONCLUSIVE)
 OVERALL: Final = "overall"
+ENGINE: Final = "engine"
+"""What a check is about that says that an engine failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,7 @@ def decide(
     """Judge a report by a policy alone, for those who compared it with its files themselves."""
     tier = policy.tier_of(report.candidate_facts)
     checks = [check for run in report.runs for check in _judge_run(report, run, policy, tier)]
+    checks += [_failure(name, why) for name, why in report.failed.items()]
     if against is not None:
         for run in report.runs:
             checks += [_growth(run.engine, g, policy) for g in growth(report, run, against)]
@@ -164,6 +169,12 @@ def decide(
         checks=tuple(checks),
         notes=(*notes, *(f"{name} did not run: {why}" for name, why in report.absent.items())),
     )
+
+
+def _failure(engine: str, why: EngineFailure) -> Check:
+    """An engine that gave no figures: the artifact does not work in it, or nothing is known."""
+    outcome = Outcome.FAIL if why.of_artifact else Outcome.INCONCLUSIVE
+    return Check(engine, OVERALL, ENGINE, outcome, f"the engine failed: {why.reason}")
 
 
 def _judge_run(report: Report, run: Run, policy: Policy, tier: Tier | None) -> Iterator[Check]:
@@ -177,7 +188,8 @@ def _judge_run(report: Report, run: Run, policy: Policy, tier: Tier | None) -> I
         if drift.tokens < policy.min_tokens or drift.blocks < policy.min_blocks:
             yield check(
                 code, "tokens", Outcome.INCONCLUSIVE,
-                f"{drift.tokens} tokens in {drift.blocks} documents are too few; the policy wants "
+                f"{several(drift.tokens, 'token', 'tokens')} in "
+                f"{several(drift.blocks, 'document', 'documents')} are too few; the policy wants "
                 f"{policy.min_tokens} in {policy.min_blocks}",
             )  # fmt: skip
     if tier is None:

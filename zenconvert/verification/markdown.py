@@ -40,6 +40,10 @@ def _lines(report: Report, verdict: Verdict | None) -> Iterator[str]:
     )
     for run in report.runs:
         yield from engine_table(run)
+    if verdict is None and report.failed:
+        yield ""
+        for engine, why in report.failed.items():
+            yield f"- {escape(f'engine {engine} failed: {why.reason}')}"
 
 
 def engine_table(run: Run) -> Iterator[str]:

@@ -21,10 +21,12 @@ import zenconvert
 from zenconvert import errors
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.errors import ConversionFailed, InvalidInput, NotEnoughResources
+from zenconvert.errors import ConversionFailed, EngineFailed, InvalidInput, NotEnoughResources
+from zenconvert.verification.engines import ENGINES
 from zenconvert.verification.metrics import TokenScores, split
 from zenconvert.verification.proof import Proof, Text
 from zenconvert.verification.states import Count, States
+from zenconvert.verification.watching import Hung, lines_of
 from zenconvert.verification.worker import JOB, RESULT, SCORES
 
 _MODULE: Final = "zenconvert.verification.worker"
@@ -76,13 +78,16 @@ class NativeJob:
 def run_native(job: NativeJob, progress: Count) -> NativeResult:
     """Run the job in a fresh process.
 
-    Raises what the child raised, InvalidInput when the runtime died on the file, and
-    NotEnoughResources when it was killed.
+    Raises what the child raised, RuntimeDied when the runtime died on the file, EngineFailed when
+    it hangs or was built for another processor, and NotEnoughResources when it was killed.
     """
     with tempfile.TemporaryDirectory(prefix="zenconvert-") as name:
         folder = Path(name)
         (folder / JOB).write_text(json.dumps(job.as_dict()), encoding="utf-8")
-        status = _spawn(folder, progress)
+        try:
+            status = _spawn(folder, progress)
+        except Hung as hung:
+            raise EngineFailed(f"{_where(job)} hangs: {hung}") from hung
         if status != 0:
             raise _death(job, status, (folder / "stderr").read_text(errors="replace"))
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
@@ -101,7 +106,7 @@ def _spawn(folder: Path, progress: Count) -> int:
     with (
         (folder / "stdout").open("wb") as out,
         (folder / "stderr").open("wb") as log,
-        os.fdopen(read) as lines,
+        os.fdopen(read, "rb") as pipe,
     ):
         try:
             # -P: the user's working folder is no place to import from
@@ -113,7 +118,7 @@ def _spawn(folder: Path, progress: Count) -> int:
         finally:
             os.close(write)
         try:
-            for line in lines:
+            for line in lines_of(pipe, process.pid):
                 done, total = line.split()
                 progress(int(done), int(total))
             return process.wait()
@@ -123,12 +128,28 @@ def _spawn(folder: Path, progress: Count) -> int:
             raise
 
 
+class RuntimeDied(InvalidInput):
+    """The runtime died on the file: of the file, or of what is wrong with the runtime."""
+
+
+def _where(job: NativeJob) -> str:
+    return f"{job.candidate.path}: the {job.engine} engine"
+
+
 def _death(job: NativeJob, status: int, log: str) -> errors.ZenError:
     last = "\n".join(log.strip().splitlines()[-_LAST_LINES:])
-    where = f"{job.candidate.path}: the {job.engine} engine"
+    where = _where(job)
     if status == -signal.SIGKILL:
         return NotEnoughResources(f"{where} was killed, most likely for want of memory")
+    if status == -signal.SIGILL:
+        return EngineFailed(
+            f"{where} died of SIGILL: it was built for another processor than this one. "
+            f"{ENGINES[job.engine].mend}"
+        )
     if status < 0:
         name = signal.Signals(-status).name
-        return InvalidInput(f"{where} died of {name}; its last words:\n{last}")
+        return RuntimeDied(
+            f"{where} died of {name}; its last words:\n{last}\n`zenconvert doctor` tells "
+            "whether it works on this machine at all"
+        )
     return ConversionFailed(f"{where} failed; its last words:\n{last}")

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from zenconvert.errors import several
 from zenconvert.verification.charts import (
     Point,
     Spot,
@@ -60,7 +61,8 @@ def comparison_page(
     reports = comparison.reports
     return _template().render(
         kind="zenconvert: variants of one model",
-        title=f"{len(reports)} variants of {Path(reports[0].reference.path).name}",
+        title=several(len(reports), "variant", "variants")
+        + f" of {Path(reports[0].reference.path).name}",
         verdicts=verdicts or {},
         failures=failures or {},
         boards=[_board(engine, variants) for engine, variants in comparison.engines.items()],
@@ -248,4 +250,5 @@ def _provenance(report: Report) -> list[tuple[str, str]]:
             f"{CONFIDENCE:.0%}, block bootstrap over documents, {RESAMPLES} resamples, seed {SEED}",
         ),
         *((f"engine {name}", f"did not run: {why}") for name, why in report.absent.items()),
+        *((f"engine {name}", f"failed: {why.reason}") for name, why in report.failed.items()),
     ]

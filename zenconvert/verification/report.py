@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from zenconvert.errors import CorruptFile, UsageError
+from zenconvert import errors
+from zenconvert.errors import CorruptFile, EngineFailed, InvalidInput, UsageError, ZenError
 from zenconvert.verification.drift import Drift, Scores, Summary
 from zenconvert.verification.facts import Artifact, Facts
 from zenconvert.verification.histogram import histogram_as_dict
@@ -89,6 +90,40 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineFailure:
+    """Why an engine that should have run the artifact gave no figures."""
+
+    error: str
+    """Class of ``zenconvert.errors``."""
+    reason: str
+    """What happened, and how to mend it."""
+
+    @classmethod
+    def of(cls, error: ZenError) -> EngineFailure:
+        """The failure that an error is."""
+        known = (c for c in type(error).__mro__ if c.__module__ == errors.__name__)
+        return cls(next(known).__name__, str(error))
+
+    @property
+    def of_artifact(self) -> bool:
+        """Whether the artifact is to blame, rather than the engine or the machine."""
+        return issubclass(self._class, InvalidInput)
+
+    def as_error(self, engine: str) -> ZenError:
+        """The error again, with the engine's name before it."""
+        return self._class(f"engine {engine} failed: {self.reason}")
+
+    @property
+    def _class(self) -> type[ZenError]:
+        found = getattr(errors, self.error, None)
+        return found if isinstance(found, type) and issubclass(found, ZenError) else EngineFailed
+
+    def as_dict(self) -> dict[str, str]:
+        """JSON form."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """What both models read."""
 
@@ -117,6 +152,8 @@ class Report:
     runs: tuple[Run, ...]
     absent: Mapping[str, str] = field(default_factory=dict)
     """Engine for this format → why it did not run, where all were asked for."""
+    failed: Mapping[str, EngineFailure] = field(default_factory=dict)
+    """Engine that was asked for and gave no figures → why."""
     version: str = ""
     """Of zenconvert."""
     place: Path | None = field(default=None, compare=False)
@@ -161,6 +198,7 @@ class Report:
             **first,
             "other_engines": others,
             "absent_engines": dict(self.absent),
+            "failed_engines": {name: why.as_dict() for name, why in self.failed.items()},
         }
 
     def _run(self, run: Run) -> dict[str, Any]:
@@ -188,6 +226,7 @@ class Report:
                 noise=Noise.from_dict(value["noise_floor"]),
                 runs=tuple(Run.from_dict(run) for run in (value, *value["other_engines"])),
                 absent=value["absent_engines"],
+                failed={k: EngineFailure(**v) for k, v in value.get("failed_engines", {}).items()},
                 version=value["zenconvert"],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

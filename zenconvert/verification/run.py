@@ -13,8 +13,8 @@ from zenconvert.calib.samples import Sample, load_bundled, load_file
 from zenconvert.calib.windows import Window, windows
 from zenconvert.calibrating import text_cutter
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.errors import InvalidInput, UsageError
-from zenconvert.machine import usable_cores
+from zenconvert.errors import EngineFailed, InvalidInput, UsageError, ZenError
+from zenconvert.machine import AUTO, take_device, usable_cores
 from zenconvert.sources import open_checkpoint
 from zenconvert.verification.drift import summarise
 from zenconvert.verification.engines import ALL, ENGINES, TORCH, check, engine_names, refusal
@@ -22,11 +22,11 @@ from zenconvert.verification.engines.torch_engine import TorchEngine
 from zenconvert.verification.facts import artifact, facts_of
 from zenconvert.verification.histogram import histogram
 from zenconvert.verification.metrics import TokenScores, concatenate
-from zenconvert.verification.native import NativeJob, run_native
+from zenconvert.verification.native import NativeJob, RuntimeDied, run_native
 from zenconvert.verification.noise import Noise, noise_scores, serving_dtype
 from zenconvert.verification.proof import Proof, prove_tokens, texts_of
 from zenconvert.verification.proof import Text as ProofText
-from zenconvert.verification.report import Report, Run, Text, documents
+from zenconvert.verification.report import EngineFailure, Report, Run, Text, documents
 from zenconvert.verification.scoring import HeadOnStates, by_language, score_windows
 from zenconvert.verification.states import (
     Count,
@@ -47,12 +47,12 @@ def verify(
     reference: str | Path,
     candidate: str | Path,
     *,
-    engine: str = TORCH,
+    engine: str | Sequence[str] = TORCH,
     languages: Sequence[str] | None = None,
     text: str | Path | None = None,
     context: int = 512,
     config: str | Path | None = None,
-    device: str = "cpu",
+    device: str = AUTO,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -62,28 +62,29 @@ def verify(
         reference: the checkpoint to compare with, run in float32 through transformers, layer by
             layer. Its final hidden states are cached: the next candidate needs no reference pass.
         candidate: the artifact, reopened from disk.
-        engine: what runs the candidate: a name of ``engines.engine_names()``; ``all`` for every one
-            that can run it here; the report says which of those for its format could not.
+        engine: what runs the candidate: a name of ``engines.engine_names()``, or several; ``all``
+            for every one that can run it here; the report says which of those for its format could
+            not. Where several were asked for, one that dies, hangs or is missing is in
+            ``Report.failed``, and the others' figures stay.
         languages: evaluate only these; all that the texts hold by default.
         text: JSONL with ``language`` and ``text`` (or ``messages``), or plain text; the bundled
             evaluation texts by default.
         context: longest window in tokens, up to the model's context.
         config: ``config.json`` of a candidate that is an ONNX graph without one.
         device: torch device of the reference, the torch engine and the scoring; other engines use
-            the GPU when it is not ``cpu``.
+            the GPU when it is not ``cpu``. ``auto`` is the GPU where torch has one.
         threads: threads of the native engines; all usable cores by default.
         progress: called as work proceeds.
 
     Raises UsageError for an engine, language, text or device that makes no sense, InvalidInput when
     the models do not share a vocabulary, NotFinite, MissingDependency when the engine is not
-    installed, NotEnoughResources, and the errors of ``open_checkpoint``.
+    installed, EngineFailed when the only one does not work here, NotEnoughResources, and the errors
+    of ``open_checkpoint``.
     """
-    if engine not in engine_names():
-        known = ", ".join(engine_names())
-        raise UsageError(f"there is no engine {engine!r}; known are {known}")
-    _check_device(device)
+    device = take_device(device)
+    asked = _known(engine)
     first, second = open_checkpoint(reference), open_checkpoint(candidate, config)
-    names, absent = _choose(engine, second)
+    names, absent = _choose(asked, second)
     _check_vocabularies(first, second)
     spans = evaluation_windows(first, evaluation_samples(text, languages), context)
     measured = artifact(first, str(reference)), artifact(second, str(candidate))
@@ -94,16 +95,18 @@ def verify(
     key = states_key(first, measured[0].sha256, spans, device)
     states = reference_states(first, spans, key, device=device, progress=stage("reference"))
     work = _Work(first, second, spans, states, key, device, threads or usable_cores(), stage)
+    runs, failed = _run_all(work, names)
     return Report(
         reference=measured[0],
         candidate=measured[1],
         reference_facts=facts_of(first),
         candidate_facts=facts_of(second),
-        context=context,
+        context=min(context, first.hyperparameters.context),
         text=Text(str(text) if text is not None else _BUNDLED, ids_digest(spans), len(spans)),
         noise=work.noise(),
-        runs=tuple(work.run(name) for name in names),
+        runs=runs,
         absent=absent,
+        failed=failed,
         version=__version__,
     )
 
@@ -189,27 +192,54 @@ class _Work:
         )
 
 
-def _choose(engine: str, candidate: Checkpoint) -> tuple[list[str], dict[str, str]]:
+def _known(engine: str | Sequence[str]) -> list[str]:
+    """The engines that were asked for, each once. Raises UsageError for one that there is not."""
+    asked = list(dict.fromkeys([engine] if isinstance(engine, str) else engine))
+    for name in asked or [""]:
+        if name not in engine_names():
+            known = ", ".join(engine_names())
+            raise UsageError(f"there is no engine {name!r}; known are {known}")
+    return asked
+
+
+def _choose(asked: Sequence[str], candidate: Checkpoint) -> tuple[list[str], dict[str, str]]:
     """The engines to run, and why others cannot."""
-    if engine == TORCH:
-        return [TORCH], {}
-    if engine != ALL:
-        check(engine, candidate)
-        return [engine], {}
+    if ALL not in asked:
+        if len(asked) == 1 and asked[0] != TORCH:
+            check(asked[0], candidate)
+        return list(asked), {}
     fitting = [name for name, known in ENGINES.items() if candidate.format in known.formats]
     problems = {name: refusal(name, candidate) for name in fitting}
     able = [name for name, problem in problems.items() if problem is None]
     return [TORCH, *able], {name: str(p) for name, p in problems.items() if p is not None}
 
 
-def _check_device(device: str) -> None:
-    import torch
+def _run_all(work: _Work, names: Sequence[str]) -> tuple[tuple[Run, ...], dict[str, EngineFailure]]:
+    """What every engine measured, and why others did not; raises where none did."""
+    runs, problems = [], dict[str, ZenError]()
+    for name in names:
+        try:
+            if name != TORCH:
+                check(name, work.candidate)
+            runs.append(work.run(name))
+        except RuntimeDied as died:
+            alone = len(names) == 1
+            problems[name] = died if alone else _engine_or_artifact(name, died)
+        except ZenError as error:
+            problems[name] = error
+    if not runs:
+        raise next(iter(problems.values()))
+    return tuple(runs), {name: EngineFailure.of(error) for name, error in problems.items()}
 
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"torch cannot use the device {device!r}: {reason}") from error
+
+def _engine_or_artifact(engine: str, died: RuntimeDied) -> ZenError:
+    """An engine that dies on the bundled model as well is to blame itself."""
+    from zenconvert.verification.probing import probe
+
+    found = probe(engine)
+    if found.works:
+        return died
+    return EngineFailed(f"{died}: it does not, not even with the bundled model. {found.mend}")
 
 
 def evaluation_samples(text: str | Path | None, languages: Sequence[str] | None) -> list[Sample]:
@@ -243,8 +273,11 @@ def _check_vocabularies(reference: Checkpoint, candidate: Checkpoint) -> None:
 def evaluation_windows(
     checkpoint: Checkpoint, samples: Sequence[Sample], context: int
 ) -> list[Window]:
-    """Token ids of the samples under the checkpoint's tokenizer."""
-    return windows(samples, text_cutter(checkpoint, context))
+    """Token ids of the samples under the checkpoint's tokenizer, in windows of at most ``context``
+    tokens, and no more than the model takes."""
+    return windows(
+        samples, text_cutter(checkpoint, min(context, checkpoint.hyperparameters.context))
+    )
 
 
 def _prefix(checkpoint: Checkpoint) -> list[int]:

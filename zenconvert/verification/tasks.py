@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import MissingDependency, SourceNotFound, UsageError
+from zenconvert.machine import AUTO, take_device
 from zenconvert.sources import open_checkpoint
 from zenconvert.verification.engines import TORCH, engine_names
 from zenconvert.verification.engines.packed_model import quiet, replaced
@@ -88,7 +89,7 @@ def compare_tasks(
     fewshot: int | None = None,
     limit: int | None = None,
     config: str | Path | None = None,
-    device: str = "cpu",
+    device: str = AUTO,
     progress: Progress | None = None,
 ) -> TaskDrift:
     """Ask both models the same tasks.
@@ -104,7 +105,7 @@ def compare_tasks(
         fewshot: examples before every question; the task's own number by default.
         limit: only so many items of every task.
         config: ``config.json`` of a candidate that is an ONNX graph without one.
-        device: torch device.
+        device: torch device; ``auto`` is the GPU where torch has one.
         progress: called as work proceeds.
 
     Raises UsageError for unknown tasks and engines, MissingDependency without the harness,
@@ -114,6 +115,7 @@ def compare_tasks(
     for name in (engine, reference_engine):
         if name is not None and name not in engine_names()[:-1]:
             raise UsageError(f"tasks need one engine of {', '.join(engine_names()[:-1])}: {name!r}")
+    device = take_device(device)
     ask = _Asking(*_known_tasks(tasks, include), fewshot, limit)
     first, second = open_checkpoint(reference), open_checkpoint(candidate, config)
 

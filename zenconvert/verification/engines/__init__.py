@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Protocol
 
-from zenconvert.calib.windows import Window
-from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import MissingDependency, UsageError, ZenError
 
 if TYPE_CHECKING:
     import torch
+
+    from zenconvert.calib.windows import Window
+    from zenconvert.checkpoint import Checkpoint
 
 
 class Engine(Protocol):
@@ -60,6 +61,13 @@ class NativeEngine:
     install: str
     load: Callable[[], Load]
     gpu_only: bool = False
+    build: str = ""
+    """How to install it so that it runs on any processor, where the wheel's build decides that."""
+
+    @property
+    def mend(self) -> str:
+        """What to do when it does not work on this machine."""
+        return f"Build it anew: {self.build}" if self.build else f"Install {self.install} anew"
 
 
 def _llamacpp() -> Load:
@@ -105,7 +113,15 @@ ALL: Final = "all"
 
 ENGINES: Final[dict[str, NativeEngine]] = {
     "llamacpp": NativeEngine(
-        "llama.cpp", frozenset({"gguf"}), "llama_cpp", "zenconvert[llamacpp]", _llamacpp
+        "llama.cpp",
+        frozenset({"gguf"}),
+        "llama_cpp",
+        "zenconvert[llamacpp]",
+        _llamacpp,
+        build=(
+            'CMAKE_ARGS="-DGGML_NATIVE=OFF" pip install --force-reinstall --no-cache-dir '
+            "--no-binary llama-cpp-python llama-cpp-python"
+        ),
     ),
     "transformers": NativeEngine(
         "transformers", _FOLDERS, "transformers", "transformers", _transformers
@@ -142,15 +158,23 @@ def refusal(name: str, checkpoint: Checkpoint) -> ZenError | None:
         return UsageError(
             f"the {name} engine runs {runs} {kind}; {checkpoint.path} is {checkpoint.format}"
         )
-    if not _installed(engine.package):
-        return MissingDependency(
-            f"the {name} engine needs {engine.package}; install {engine.install}"
-        )
+    if (missing := requirement(name)) is not None:
+        return missing
     kernels = _KERNELS.get(checkpoint.format, ()) if name == "transformers" else ()
     if kernels and not any(_installed(module) for module in kernels):
         return MissingDependency(
             f"the transformers engine needs kernels for {checkpoint.format}: install "
             + " or ".join(kernels)
+        )
+    return None
+
+
+def requirement(name: str) -> ZenError | None:
+    """What this machine lacks for a native engine, None where nothing is known to be missing."""
+    engine = ENGINES[name]
+    if not _installed(engine.package):
+        return MissingDependency(
+            f"the {name} engine needs {engine.package}; install {engine.install}"
         )
     if engine.gpu_only and not _has_gpu():
         return UsageError(f"the {name} engine needs a GPU, and torch sees none here")

@@ -1,0 +1,30 @@
+"""The option ``--device``, and which one was taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from zenconvert.machine import AUTO, take_device
+
+
+def device_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--device``."""
+    return click.option(
+        "--device",
+        default=AUTO,
+        show_default=True,
+        help="torch device; auto: the GPU where torch has one, else the CPU.",
+    )
+
+
+def taken(device: str) -> str:
+    """The device that is meant, told to people. Raises UsageError when torch cannot use it."""
+    found = take_device(device)
+    why = ""
+    if device == AUTO:
+        why = " (torch sees no GPU)" if found == "cpu" else " (the GPU that torch sees)"
+    click.echo(f"device: {found}{why}", err=True)
+    return found
