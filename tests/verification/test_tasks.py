@@ -76,9 +76,15 @@ def test_a_model_does_not_drift_from_itself(folder: Path) -> None:
     assert all(r.items == 4 and r.flips == 0 and r.p_value == 1 for r in drift.results)
 
 
-def test_likelihoods_and_answers_through_a_native_engine(folder: Path, candidate: Path) -> None:
+def test_likelihoods_and_answers_through_a_native_engine(
+    folder: Path, candidate: Path, tmp_path: Path
+) -> None:
+    # the same weights in floats: with integers llama.cpp rounds activations as well, each build in
+    # its own way, and an answer that is nearly a tie goes either way
+    floats = tmp_path / "floats.gguf"
+    convert(candidate, floats, "gguf:f32")
     found = compare_tasks(
-        SOURCE, candidate, ["zen_*"], engine="llamacpp", include=folder, limit=8
+        SOURCE, floats, ["zen_*"], engine="llamacpp", include=folder, limit=8
     )  # fmt: skip
     by_metric = {(r.task, r.metric): r for r in found.results}
     assert set(by_metric) == {

@@ -107,17 +107,25 @@ def test_the_candidates_perplexity_is_that_of_its_weights(
     assert drift.perplexity_ratio == drift.candidate_perplexity / drift.reference_perplexity
 
 
-@pytest.mark.parametrize(("file_type", "most"), [("q8_0", 4.0), ("q4_k_m", 1.15)])
-def test_both_engines_agree(file_type: str, most: float, verified: Verified) -> None:
-    """llama.cpp quantizes activations as well, which adds drift of its own, seen at q8_0."""
+@pytest.mark.parametrize("file_type", ["q8_0", "q4_k_m"])
+def test_both_engines_agree(file_type: str, verified: Verified) -> None:
+    """llama.cpp rounds activations to 8 bits as well, each build in its own way.
+
+    How far that moves it is measured: no further than all of its drift at q8_0, whose weights and
+    activations are rounded alike. The square root of the divergence is a distance to first order,
+    so two engines on one file are apart by that at most.
+    """
     ours, theirs = (verified(file_type, engine).overall for engine in ("torch", "llamacpp"))
+    noise = verified("q8_0", "llamacpp").overall
     assert ours.tokens == theirs.tokens
     assert ours.reference_perplexity == theirs.reference_perplexity
-    assert theirs.candidate_perplexity == pytest.approx(ours.candidate_perplexity, rel=0.01)
-    for key in ("mean", "median", "p99"):
-        ratio = theirs.figures[f"kl.{key}"] / ours.figures[f"kl.{key}"]
-        assert 0.85 < ratio < most, key
-    assert theirs.top1 == pytest.approx(ours.top1, abs=0.02)
+    for key in ("kl.mean", "kl.median", "kl.p99"):
+        distance = abs(theirs.figures[key] ** 0.5 - ours.figures[key] ** 0.5)
+        assert distance < noise.figures[key] ** 0.5, key
+    # by Pinsker's inequality a mean log-probability moves by less than the distance
+    moved = np.log(theirs.candidate_perplexity / ours.candidate_perplexity)
+    assert abs(moved) < (2 * noise.kl_mean) ** 0.5
+    assert abs(theirs.top1 - ours.top1) <= max(2 * (1 - noise.top1), 2 / ours.tokens)
 
 
 @pytest.mark.parametrize("file_type", ["f32", "bf16"])

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import IO, Final
 
 from zenconvert.errors import UsageError
 
@@ -36,7 +36,7 @@ class Hung(Exception):
     """The process hangs; the message says how it was told. It has been killed."""
 
 
-def lines_of(pipe: BinaryIO, pid: int) -> Iterator[bytes]:
+def lines_of(pipe: IO[bytes], pid: int) -> Iterator[bytes]:
     """The lines that a process writes, until it closes the pipe.
 
     Raises Hung, after killing the process and its children, and UsageError for a patience that is
