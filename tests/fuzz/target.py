@@ -1,0 +1,83 @@
+"""A reader and how its inputs are made; one input at a time in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.fuzz import guard
+from tests.fuzz.choices import Choices
+from tests.fuzz.guard import Fault
+from tests.fuzz.models import Files
+
+SECONDS = 2.0
+"""Of the processor, for one input."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One reader under one kind of input."""
+
+    name: str
+    base: Callable[[], Files]
+    """What lies in the folder before anything is changed."""
+    mutate: Callable[[Choices, Files], Files]
+    """The files that an input changes; their names are always the same."""
+    read: Callable[[Path], object]
+    cheap: bool = False
+    """Thousands of inputs a second."""
+
+
+def _place() -> str | None:
+    """Memory rather than a disk, where there is such a place."""
+    memory = Path("/dev/shm")
+    return str(memory) if os.access(memory, os.W_OK) else None
+
+
+class Bench:
+    """A folder in which the inputs of a target are laid out, one after another."""
+
+    def __init__(self, target: Target, seconds: float = SECONDS) -> None:
+        self.target, self.seconds = target, seconds
+        self._place = TemporaryDirectory(prefix=f"fuzz-{target.name}-", dir=_place())
+        self.folder = Path(self._place.name) / "input"
+        self.base = target.base()
+        self._now: Files = {}
+        self._lay(self.base)
+        self._start = guard.forget_peak()
+
+    def close(self) -> None:
+        """Remove the folder."""
+        self._place.cleanup()
+
+    def run(self, choices: Choices) -> Fault | None:
+        """One input."""
+        self._lay({**self.base, **self.target.mutate(choices, self.base)})
+        return self._read(self.seconds)
+
+    def plain(self) -> Fault | None:
+        """The input that nothing was changed in."""
+        self._lay(self.base)
+        fault = self._read(10 * self.seconds)
+        self._start = guard.forget_peak()  # what the reader loads once
+        return fault
+
+    def _read(self, seconds: float) -> Fault | None:
+        return guard.run(self.target.read, self.folder, seconds=seconds, start=self._start)
+
+    def keep(self, where: Path) -> None:
+        """Copy the input of the last run."""
+        shutil.copytree(self.folder, where, dirs_exist_ok=True)
+
+    def _lay(self, files: Files) -> None:
+        for name, data in files.items():
+            if self._now.get(name) != data:
+                path = self.folder / name
+                if name not in self._now:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+                self._now[name] = data
