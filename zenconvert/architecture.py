@@ -8,20 +8,25 @@ format keeps in another row order names a reversible operation from :data:`ROW_O
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from zenconvert.checkpoint import RowOrder
-from zenconvert.errors import InvalidInput, UnknownArchitecture
+from zenconvert.errors import InvalidInput, MissingTensor, UnknownArchitecture
 from zenconvert.hyperparameters import Hyperparameters
 
 Role = Literal["embed", "linear", "norm", "router", "head"]
 BiasRule = Literal["none", "optional", "required"]
 Vocabulary = Literal["hf", "gguf"]
 
+_STACK: Final = 3
+"""Dimensions of a tensor that holds the experts of a layer."""
+_FUSED: Final = 3
+"""Modules at most that a file may keep in one tensor."""
+_MOST_EXPERTS: Final = 1 << 16
 _FOLDER: Final = Path(__file__).parent / "architectures"
 
 
@@ -95,6 +100,26 @@ class Architecture:
     def defaults_for(self, model_type: str) -> dict[str, Any]:
         """Config defaults of one model type of the family."""
         return {**self.defaults, **self.defaults_of.get(model_type, {})}
+
+    def check_counts(
+        self, hp: Hyperparameters, shapes: Iterable[tuple[int, ...]], where: str
+    ) -> None:
+        """Raise MissingTensor for more layers or experts than tensors of these shapes can hold.
+
+        To be called before :meth:`tensor_names`, which takes as long as there are names.
+        """
+        one = replace(hp, layers=1, experts=min(hp.experts, 1))
+        needed = [n for n in self.tensor_names(one) if n.required and "{layer}" in n.module.name]
+        of_experts = sum(n.expert is not None for n in needed)
+        least = hp.layers * (len(needed) - of_experts + of_experts * hp.experts)
+        stored = [shape for shape in shapes if 0 not in shape]
+        room = len(stored) + sum(shape[0] for shape in stored if len(shape) == _STACK)
+        if least > _FUSED * room or hp.experts > _MOST_EXPERTS:
+            experts = f" of {hp.experts} experts" if hp.experts else ""
+            raise MissingTensor(
+                f"{where}: {hp.layers} layers{experts} call for at least {least} tensors, and "
+                f"{len(stored)} are stored; the counts are wrong, or files are missing"
+            )
 
     def tensor_names(self, hp: Hyperparameters) -> Iterator[TensorName]:
         """Every tensor that a model of this size may have, layer by layer."""

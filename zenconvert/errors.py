@@ -36,6 +36,10 @@ and what to do about it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
+
+_LONGEST: Final = 1200
+_MOST_LINES: Final = 300
 
 
 def several(count: int, one: str, many: str) -> str:
@@ -54,6 +58,20 @@ class ZenError(Exception):
     """Base of all errors raised on purpose. ``exit_code`` is what the CLI ends with."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message; what input made longer than anybody reads is cut in the middle."""
+        lines = super().__str__().split("\n")
+        if len(lines) > _MOST_LINES:
+            left = len(lines) - _MOST_LINES
+            lines[_MOST_LINES:] = [f"  … and {left} lines more"]
+        return "\n".join(_cut(line) for line in lines)
+
+
+def _cut(line: str) -> str:
+    if len(line) <= _LONGEST:
+        return line
+    return f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 4 :]}"
 
 
 class ConversionFailed(ZenError):

@@ -31,6 +31,10 @@ MAGIC: Final = b"GGUF"
 DEFAULT_ALIGNMENT: Final = 32
 MAX_DIMENSIONS: Final = 4
 _MAX_NAME: Final = 64 * 1024
+_MAX_TEXT: Final = 32 * 1024 * 1024
+_MAX_ARRAY: Final = 64 * 1024 * 1024
+"""Bytes of one array; the texts of all tokens of the largest vocabularies take a tenth."""
+_MAX_STRINGS: Final = 4_000_000
 _MAX_ELEMENTS: Final = 1 << 50
 
 SCALARS: Final[dict[int, tuple[str, struct.Struct]]] = {
@@ -175,7 +179,7 @@ def _parse_metadata(cursor: _Cursor, count: int) -> dict[str, KeyValue]:
 
 def _parse_value(cursor: _Cursor, key: str, type_id: int) -> KeyValue:
     if type_id == STRING:
-        return "str", cursor.text(f"the value of {key!r}", cursor.size)
+        return "str", cursor.text(f"the value of {key!r}", _MAX_TEXT)
     if type_id == ARRAY:
         return _parse_array(cursor, key)
     if type_id not in SCALARS:
@@ -199,8 +203,8 @@ def _parse_array(cursor: _Cursor, key: str) -> KeyValue:
         kind = "nested arrays" if element == ARRAY else f"elements of the unknown type {element}"
         raise cursor.fail(f"{what} has {kind}, which GGUF readers do not support")
     name, scalar = SCALARS[element]
-    if count > cursor.size:
-        raise cursor.fail(f"{what} claims {count} elements, more than the file has bytes")
+    if count * scalar.size > _MAX_ARRAY:
+        raise cursor.fail(f"{what} claims {count} elements; at most {_MAX_ARRAY} bytes are read")
     begin = cursor.need(count * scalar.size, what)
     # a copy, so that nothing refers to the mapping after it is closed
     values = np.frombuffer(cursor.data[begin : cursor.at], dtype=ARRAY_DTYPES[name])
@@ -208,9 +212,12 @@ def _parse_array(cursor: _Cursor, key: str) -> KeyValue:
 
 
 def _parse_strings(cursor: _Cursor, what: str, count: int) -> list[str]:
-    if count * 8 > cursor.size - cursor.at:
-        raise cursor.fail(f"{what} claims {count} strings, more than the file can hold")
+    if count * 8 > cursor.size - cursor.at or count > _MAX_STRINGS:
+        raise cursor.fail(
+            f"{what} claims {count} strings, more than the file can hold or {_MAX_STRINGS}"
+        )
     data, at, size, unpack = cursor.data, cursor.at, cursor.size, _U64.unpack_from
+    size = min(size, at + _MAX_ARRAY)
     strings: list[str] = []
     append = strings.append
     try:

@@ -173,6 +173,7 @@ def name_tensors(
     path: Path, architecture: Architecture, hp: Hyperparameters, infos: Mapping[str, TensorInfo]
 ) -> dict[str, Tensor]:
     """Neutral tensors of GGUF tensors, in file order; names, types and shapes checked."""
+    architecture.check_counts(hp, (info.shape for info in infos.values()), str(path))
     known: dict[str, list[TensorName]] = {}
     for name in architecture.tensor_names(hp):
         known.setdefault(name.gguf, []).append(name)

@@ -145,6 +145,8 @@ def open_folder(path: Path, stems: Sequence[str] = ("model",)) -> Folder:
             entries = _entries(files)
         else:
             continue
+        shapes = (entry.shape for entry in entries.values())
+        architecture.check_counts(hp, shapes, str(path))
         entries = _with_first_names(entries, architecture.tensor_names(hp))
         return Folder(path, config, architecture, hp, tuple(files), entries)
     raise _no_weights(path, stems)

@@ -22,6 +22,8 @@ from zenconvert.layout import Choice
 from zenconvert.target import Options, Scheme, Target
 
 ORDER: Final = "input_order"
+_MOST_TABLES: Final = 512 * 1024 * 1024
+"""Bytes of the tables of cosines and sines: a million positions of heads of 128 in f32."""
 _FLOATS: Final = {"f32": F32, "f16": F16}
 
 
@@ -56,12 +58,18 @@ def _middle(tensor: Tensor) -> int:
 def _tables(checkpoint: Checkpoint, kind: TargetType) -> list[Choice]:
     if kind.standard:
         return []
+    hp = checkpoint.hyperparameters
+    size = hp.context * hp.head_dim * kind.floats.numpy.itemsize
+    if size > _MOST_TABLES:
+        raise UsageError(
+            f"{checkpoint.path}: the cosines and sines of {hp.context} positions "
+            f"(max_position_embeddings) take {size / 1e9:.1f} GB; lower that number to the "
+            f"positions that will be used, or convert to a -standard type, which computes them"
+        )
     why = "computed from the config's rotary embedding"
     return [
         Choice(name, (), values.shape, kind.floats, why=why, derived=values.tobytes())
-        for name, values in zip(
-            rotary.TABLES, rotary.tables(checkpoint.hyperparameters, kind.floats), strict=True
-        )
+        for name, values in zip(rotary.TABLES, rotary.tables(hp, kind.floats), strict=True)
     ]
 
 

@@ -47,6 +47,8 @@ TYPES: Final = {
 
 _MAX_DIMENSIONS: Final = 16
 _MAX_ELEMENTS: Final = 1 << 48
+_MOST: Final = 64 * 1024 * 1024
+"""Bytes of a tensor that is read whole: a bias, an order or an index, of a size that exists."""
 _KEYS: Final = frozenset({"location", "offset", "length", "checksum", "basepath"})
 _HUB_FOLDERS: Final = ("snapshots", "blobs")
 
@@ -66,14 +68,17 @@ class Initializer:
     data: bytes | None = None
     """The data itself where it has no offset."""
 
-    def read(self) -> bytes:
-        """All of the data; for small tensors. Raises CorruptFile."""
+    def read(self, count: int | None = None) -> bytes:
+        """All of the data, or its first ``count`` bytes; for small tensors. Raises CorruptFile."""
+        count = self.nbytes if count is None else min(count, self.nbytes)
         if self.data is not None or self.offset is None:
-            return self.data or b""
+            return (self.data or b"")[:count]
+        if count > _MOST:
+            raise CorruptFile(f"{self.path}: {self.name} has {count} bytes, too many for its use")
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            data = file.read(self.nbytes)
-        if len(data) < self.nbytes:
+            data = file.read(count)
+        if len(data) < count:
             raise CorruptFile(f"{self.path}: ends within {self.name}")
         return data
 

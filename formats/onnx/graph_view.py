@@ -54,6 +54,25 @@ _SIZED: Final = frozenset(
     {"DequantizeLinear", "Gather", "GatherBlockQuantized", "MatMulNBits", "QMoE"}
 )
 
+_INPUTS: Final = {
+    "Add": 2,
+    "Cast": 1,
+    "DequantizeLinear": 2,
+    "Gather": 2,
+    "GatherBlockQuantized": 3,
+    "Gemm": 2,
+    "Identity": 1,
+    "MatMul": 2,
+    "MatMulNBits": 3,
+    "Mul": 2,
+    "QMoE": 3,
+    "ReduceSum": 1,
+    "Reshape": 1,
+    "Transpose": 1,
+    "Unsqueeze": 1,
+}
+"""Operators that are looked through → the inputs that each has to have."""
+
 
 class GraphView:
     """The main graph of a model file, indexed by value."""
@@ -69,9 +88,11 @@ class GraphView:
                     "taken apart again; export the model without that fusion"
                 )
             _check_sizes(file, node)
-            for output in node.output:
-                if output:
-                    self.producers[output] = node
+            _check_values(file, node)
+            for output in filter(None, node.output):
+                if output in self.producers:
+                    raise CorruptFile(f"{file.path}: two nodes make the value {output!r:.100}")
+                self.producers[output] = node
             for value in node.input:
                 self.consumers.setdefault(value, []).append(node)
 
@@ -104,6 +125,20 @@ def _check_sizes(file: ModelFile, node: onnx.NodeProto) -> None:
                 f"{file.path}: node {node.name!r} ({node.op_type}): {attribute.name} should be an "
                 "integer"
             )
+
+
+def _check_values(file: ModelFile, node: onnx.NodeProto) -> None:
+    """Raise CorruptFile for a node without the inputs and the output that its operator has."""
+    least = _INPUTS.get(node.op_type)
+    if least is None:
+        return
+    if not (len(node.input) >= least and all(node.input[:least]) and any(node.output[:1])):
+        raise CorruptFile(
+            f"{file.path}: node {node.name!r:.100} ({node.op_type}) has {len(node.input)} inputs "
+            f"and {len(node.output)} outputs; {least} inputs or more and one output are expected"
+        )
+    if node.op_type == "Add" and len(node.input) > least:
+        raise CorruptFile(f"{file.path}: node {node.name!r:.100} adds {len(node.input)} values")
 
 
 def attributes(node: onnx.NodeProto) -> Mapping[str, Any]:

@@ -248,7 +248,9 @@ def check_sizes(matrix: Matrix, where: str, count: int = 1) -> None:
     assert isinstance(matrix.encoding, Grouped)
     assert matrix.codec is not None
     for piece in matrix.codec.pieces(matrix.encoding, matrix.shape):
-        array = matrix.arrays[piece.name]
+        array = matrix.arrays.get(piece.name)
+        if array is None:
+            raise CorruptFile(f"{where}: it has no {piece.name}")
         if array.nbytes != count * piece.nbytes:
             matrices = "a matrix" if count == 1 else f"{count} matrices"
             raise CorruptFile(

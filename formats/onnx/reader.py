@@ -63,6 +63,8 @@ def open_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
     architecture = arch.for_model_type(model_type)
     defaults = architecture.defaults_for(model_type)
     hp = from_config(config, defaults, where=str(where))
+    shapes = (array.shape for array in file.initializers.values())
+    architecture.check_counts(hp, shapes, str(where))
     check_routing(view, hp)
     tensors, warnings = name_tensors(view, found, architecture, hp)
     tied = "head.weight" not in tensors

@@ -31,6 +31,10 @@ _SINES: Final = {
 """Operators → the input that is their table of sines."""
 _TOLERANCE: Final = {"f32": 2e-6, "f16": 1e-3}
 """Of cosines and sines."""
+_ROWS: Final = 1 << 12
+"""Rows of a table of sines that are looked at."""
+_SIZES: Final = ("hidden_size", "head_size", "num_hidden_layers", "num_attention_heads",
+                 "num_key_value_heads")  # fmt: skip
 _NORMS: Final = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization",
                  "RMSNormalization")  # fmt: skip
 
@@ -58,11 +62,17 @@ def _rebuilt(
         raise InvalidInput(f"{file.path.parent / GENAI_CONFIG}: there is no model.decoder; {_HINT}")
     model_type = model.get("type")
     known = {t: a for a in architectures().values() for t in a.model_types}
-    if model_type not in known:
+    if not isinstance(model_type, str) or model_type not in known:
         raise Unsupported(
-            f"{file.path.parent / GENAI_CONFIG}: from the type {model_type!r} alone the model "
+            f"{file.path.parent / GENAI_CONFIG}: from the type {model_type!r:.100} alone the model "
             f"cannot be told; {_HINT}"
         )
+    for key in _SIZES:
+        if not isinstance(decoder.get(key), int):
+            raise InvalidInput(
+                f"{file.path.parent / GENAI_CONFIG}: model.decoder.{key} should be an integer, "
+                f"found {decoder.get(key)!r:.100}"
+            )
     theta = _rotation(file, view, decoder.get("head_size"))
     config: dict[str, Any] = {
         "architectures": [known[model_type].hf_class],
@@ -96,9 +106,10 @@ def _rows(found: list[Found], part: str) -> int | None:
 
 def _epsilon(file: ModelFile, view: GraphView) -> float:
     for node in view.nodes:
-        if node.op_type in _NORMS and "epsilon" in attributes(node):
+        epsilon = attributes(node).get("epsilon") if node.op_type in _NORMS else None
+        if isinstance(epsilon, float):
             # the attribute is a float32; the config has the decimal that it came from
-            return float(str(np.float32(attributes(node)["epsilon"])))
+            return float(str(np.float32(epsilon)))
     raise Unsupported(f"{file.path}: no norm says what its epsilon is; {_HINT}")
 
 
@@ -108,6 +119,8 @@ def _window(view: GraphView, decoder: Mapping[str, Any]) -> dict[str, Any]:
         for node in view.nodes
         if node.op_type == "GroupQueryAttention"
     ]
+    if not all(isinstance(size, int) for size in sizes):
+        raise InvalidInput(f"{view.file.path}: local_window_size should be an integer everywhere")
     kinds = set(sizes)
     if not kinds or kinds == {-1}:
         declared = decoder.get("sliding_window")
@@ -130,8 +143,10 @@ def _rotation(file: ModelFile, view: GraphView, head: Any) -> float:
             break
         if not isinstance(head, int) or table.shape[1] * 2 != head or table.shape[0] < 2:
             break
-        sines = np.frombuffer(table.read(), dtype=Dense(table.dtype).numpy).reshape(table.shape)
-        return _theta(file, sines[: 1 << 12].astype(np.float64), _TOLERANCE[table.dtype])
+        dtype, width = Dense(table.dtype).numpy, table.shape[1]
+        data = table.read(_ROWS * width * dtype.itemsize)
+        sines = np.frombuffer(data, dtype=dtype).reshape(-1, width).astype(np.float64)
+        return _theta(file, sines, _TOLERANCE[table.dtype])
     raise Unsupported(f"{file.path}: the graph does not show how it rotates positions; {_HINT}")
 
 
@@ -141,7 +156,10 @@ def _theta(file: ModelFile, sines: np.ndarray, tolerance: float) -> float:
     # rotations by one position: small angles, where the sine tells them well
     angles = np.arcsin(np.clip(sines[1], -1, 1))
     rates = angles[1:] if half > 1 else angles
-    theta = float(np.exp(-np.median(np.log(np.abs(rates)) / exponents[1:])))
+    with np.errstate(all="ignore"):  # whatever the file holds
+        theta = float(np.exp(-np.median(np.log(np.abs(rates)) / exponents[1:])))
+    if not 0 < theta < float("inf"):
+        raise Unsupported(f"{file.path}: its table of sines is none; {_HINT}")
     for candidate in (float(f"{theta:.2g}"), float(f"{theta:.4g}"), round(theta), theta):
         expected = np.sin(np.arange(len(sines))[:, None] * candidate**-exponents)
         # angles were rounded to float32 before their sine was taken

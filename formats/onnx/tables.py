@@ -68,8 +68,15 @@ def _quantized_table(view: GraphView, node: onnx.NodeProto) -> Matrix:
     dtype, block = arrays[CODES].dtype, given.get("block_size", 128)
     bits = given.get("bits", 4) if dtype == "u8" else INTEGERS.get(dtype, 0)
     axes = (given.get("gather_axis", 0), given.get("quantize_axis", 1))
-    if bits not in BITS or axes not in {(0, 1), (0, -1)} or len(arrays[SCALES].shape) != 2:
-        raise Unsupported(f"{where}: {dtype} of {bits} bits along axes {axes} are not read")
+    if (
+        bits not in BITS
+        or block < 1
+        or axes not in {(0, 1), (0, -1)}
+        or len(arrays[SCALES].shape) != 2
+    ):
+        raise Unsupported(
+            f"{where}: {dtype} of {bits} bits in blocks of {block}, axes {axes}, are not read"
+        )
     signed = dtype.startswith("i")
     if ZEROS not in arrays and dtype.startswith("u") and dtype != "u8":
         raise Unsupported(f"{where}: unsigned codes without zero points are not read")

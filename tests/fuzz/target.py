@@ -62,6 +62,7 @@ class Bench:
     def plain(self) -> Fault | None:
         """The input that nothing was changed in."""
         self._lay(self.base)
+        self.target.read(self.folder)  # what is loaded once is nobody's fault
         fault = self._read(10 * self.seconds)
         self._start = guard.forget_peak()  # what the reader loads once
         return fault
