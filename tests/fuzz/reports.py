@@ -99,7 +99,10 @@ def report(path: Path) -> Report:
     named = artifact(checkpoint, GGUF_FILE)
     facts = facts_of(checkpoint)
     text = Text("bundled evaluation texts", "c" * 64, 6)
-    return Report(named, named, facts, facts, 64, text, noise, (run,), {"vllm": "absent"}, "0.1.0")
+    return Report(
+        named, named, facts, facts, 64, text, noise, (run,), absent={"vllm": "absent"},
+        version="0.1.0",
+    )  # fmt: skip
 
 
 @cache
