@@ -15,6 +15,7 @@ from zenconvert.errors import CorruptFile, MissingTensor, UsageError
 from zenconvert.formats.gguf import integer_grids
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.reader import QUANTIZATION, Folder
+from zenconvert.formats.hf.tensor_names import foreign
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.grouped import GroupedCodec
 from zenconvert.layout import Choice
@@ -45,16 +46,15 @@ def settings_of(path: Path, legacy: str) -> dict[str, Any]:
 def modules(folder: Folder) -> dict[str, TensorName]:
     """HF module name → weight, for every module that is stored in pieces."""
     known = {t.hf: t for t in folder.architecture.tensor_names(folder.hyperparameters)}
-    found = {}
-    for name, entry in folder.entries.items():
-        if name.endswith(CODES):
-            module = name.removesuffix(CODES)
-            if f"{module}.weight" not in known:
-                raise CorruptFile(
-                    f"{entry.path}: {folder.architecture.id} models have no module {module!r}"
-                )
-            found[module] = known[f"{module}.weight"]
-    return found
+    packed = [name.removesuffix(CODES) for name in folder.entries if name.endswith(CODES)]
+    if unknown := [module for module in packed if f"{module}.weight" not in known]:
+        raise foreign(
+            str(folder.path),
+            folder.architecture.id,
+            folder.hyperparameters.layers,
+            [module + CODES for module in unknown],
+        )
+    return {module: known[f"{module}.weight"] for module in packed}
 
 
 def entry_of(folder: Folder, module: str, piece: str) -> Entry:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.errors import SourceNotFound, Unsupported, UsageError
+from zenconvert.errors import InvalidInput, Unsupported, UsageError
 from zenconvert.formats.awq import reader as awq_reader
 from zenconvert.formats.awq import writer as awq_writer
 from zenconvert.formats.gguf import mixtures
@@ -18,9 +18,11 @@ from zenconvert.formats.gptq import reader as gptq_reader
 from zenconvert.formats.gptq import writer as gptq_writer
 from zenconvert.formats.hf import reader as hf_reader
 from zenconvert.formats.hf import writer as hf_writer
+from zenconvert.formats.hf.weights import ADAPTER, adapter_problem
 from zenconvert.formats.onnx import reader as onnx_reader
 from zenconvert.formats.onnx import writer as onnx_writer
 from zenconvert.layout import Choice, Layout
+from zenconvert.source_files import is_there, size_of, what_it_is
 from zenconvert.target import Options, Target
 
 
@@ -110,11 +112,38 @@ def format_named(name: str) -> Format:
 
 
 def detect(path: Path) -> Format:
-    """The format of a checkpoint on disk. Raises SourceNotFound or Unsupported."""
-    if not path.exists():
-        raise SourceNotFound(f"{path}: there is no such file or folder")
+    """The format of a checkpoint on disk. Raises SourceNotFound, InvalidInput or Unsupported."""
+    if not path.is_dir():
+        size_of(path)
     for candidate in FORMATS.values():
         if candidate.detect(path):
             return candidate
-    hint = "a folder with config.json, or a .gguf file"
-    raise Unsupported(f"{path}: no format that zenconvert reads; expected {hint}")
+    if path.is_dir():
+        raise _unknown_folder(path)
+    raise _unknown_file(path)
+
+
+_HINT: Final = "expected a folder with config.json, or a .gguf or .onnx file"
+
+
+def _unknown_folder(path: Path) -> Unsupported | InvalidInput:
+    if is_there(path / ADAPTER):
+        return adapter_problem(path)
+    if any(path.glob("*.safetensors")):
+        return Unsupported(f"{path}: there are weights and no config.json beside them; add it")
+    if snapshots := sorted(path.glob("snapshots/*/config.json")):
+        return Unsupported(f"{path}: a folder of the Hub cache; name {snapshots[-1].parent}")
+    if ggufs := sorted(path.glob("*.gguf")):
+        names = ", ".join(str(file) for file in ggufs[:3])
+        return Unsupported(f"{path}: a folder of GGUF files; name one of them: {names}")
+    return Unsupported(f"{path}: no format that zenconvert reads; {_HINT}")
+
+
+def _unknown_file(path: Path) -> Unsupported | InvalidInput:
+    if path.suffix == ".incomplete":
+        return Unsupported(f"{path}: half a download; get the rest of it")
+    if (other := what_it_is(path)) is not None:
+        return Unsupported(f"{path}: it is {other}")
+    if path.suffix in {".safetensors", ".json"}:
+        return Unsupported(f"{path}: one file of a model; name its folder {path.parent} instead")
+    return Unsupported(f"{path}: no format that zenconvert reads; {_HINT}")

@@ -12,6 +12,7 @@ without holes or overlaps. A header may be padded with spaces; ours is padded to
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 from zenconvert.encoding import DENSE_DTYPES, Dense
 from zenconvert.errors import CorruptFile, SourceNotFound, UnsupportedEncoding
+from zenconvert.source_files import broken, size_of
 
 MAX_HEADER: Final = 100_000_000
 """The limit of the reference implementation."""
@@ -67,19 +69,20 @@ class SafetensorsFile:
 
 
 def read(path: Path) -> SafetensorsFile:
-    """Read one header. Raises SourceNotFound, CorruptFile or UnsupportedEncoding."""
+    """Read one header. Raises SourceNotFound, InvalidInput, CorruptFile or UnsupportedEncoding."""
+    size = size_of(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
             head = file.read(8)
             length = int.from_bytes(head, "little")
             if len(head) < 8 or length > size - 8:
-                raise CorruptFile(
-                    f"{path}: the header should take {length} bytes and the file has {size}; "
-                    "it is truncated or no safetensors file"
+                raise broken(
+                    path,
+                    f"the header should take {length} bytes and the file has {size}; it is "
+                    "truncated or no safetensors file",
                 )
             if length > MAX_HEADER:
-                raise CorruptFile(f"{path}: a header of {length} bytes exceeds {MAX_HEADER}")
+                raise broken(path, f"a header of {length} bytes exceeds {MAX_HEADER}")
             header = _parse_json(path, file.read(length))
     except OSError as error:
         raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
@@ -96,17 +99,20 @@ def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = sorted({n for n in names if names.count(n) > 1})
-            raise CorruptFile(f"{path}: the header names {twice} twice")
+            counts = Counter(name for name, _ in pairs)
+            twice = [name for name, count in counts.items() if count > 1]
+            raise CorruptFile(
+                f"{path}: the header has {len(twice)} of {len(table)} names twice, the first: "
+                f"{', '.join(map(repr, sorted(twice)[:3]))}"
+            )
         return table
 
     try:
         header = json.loads(data.decode("utf-8"), object_pairs_hook=no_duplicates)
     except UnicodeDecodeError as error:
-        raise CorruptFile(f"{path}: the header is not UTF-8: {error.reason}") from error
-    except json.JSONDecodeError as error:
-        raise CorruptFile(f"{path}: the header is no valid JSON: {error}") from error
+        raise broken(path, f"the header is not UTF-8: {error.reason}") from error
+    except ValueError as error:  # no JSON, or a number of more digits than Python reads
+        raise broken(path, f"the header is no valid JSON: {error}") from error
     except RecursionError as error:
         raise CorruptFile(f"{path}: the header is nested too deeply") from error
     if not isinstance(header, dict):

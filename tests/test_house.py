@@ -22,6 +22,7 @@ ROOMS = {"zenconvert": ROOT / "zenconvert", "formats": ROOT / "formats", "calib"
 # Every module may import from its own level and from those before it.
 LEVELS = (
     {"errors"},
+    {"source_files"},
     {"encoding", "hyperparameters", "tokenizer", "pretokenizer", "models", "machine"},
     {"grouped"},
     {"checkpoint", "target"},

@@ -46,6 +46,11 @@ class Module:
     """Row operation between the HF (neutral) and the GGUF row order."""
     hf_also: str | None = None
     """Another name that tools give it which keep transformers' names of today."""
+    hf_stack: str | None = None
+    """The tensor that has all experts of a layer where transformers keeps them in one,
+    ``[experts, parts · out, in]``."""
+    hf_stack_part: tuple[int, int] = (0, 1)
+    """Which part of the rows of an expert there it is, and of how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,8 @@ class TensorName:
     """Position in the stack where a vocabulary stacks experts."""
     hf_also: str | None = None
     """Its other name in HF files, where there is one."""
+    hf_stack: str | None = None
+    """The tensor of all experts in HF files that have one."""
 
     @property
     def is_weight(self) -> bool:
@@ -141,12 +148,14 @@ def _expand(module: Module, hp: Hyperparameters, layer: int | None) -> Iterator[
         values = {"layer": layer, "expert": expert}
         name, hf, gguf = (t.format(**values) for t in (module.name, module.hf, module.gguf))
         also = f"{module.hf_also.format(**values)}.weight" if module.hf_also is not None else None
+        stack = module.hf_stack.format(**values) if module.hf_stack is not None else None
         shape = tuple(int(getattr(hp, size)) for size in module.shape)
         tied_head = module.role == "head" and hp.tied
         weight = (f"{name}.weight", f"{hf}.weight", f"{gguf}.weight")
         yield TensorName(
-            *weight, module, shape, required=not tied_head, expert=expert, hf_also=also
-        )
+            *weight, module, shape, required=not tied_head, expert=expert, hf_also=also,
+            hf_stack=stack,
+        )  # fmt: skip
         if module.bias != "none":
             bias = (f"{name}.bias", f"{hf}.bias", f"{gguf}.bias")
             required = module.bias == "required"
@@ -226,7 +235,8 @@ def _module(path: Path, row: dict[str, Any]) -> Module:
     known = {f.name for f in fields(Module)}
     if unknown := set(row) - known:
         raise InvalidInput(f"{path}: module {row.get('name')}: unknown keys {sorted(unknown)}")
-    module = Module(**{**row, "shape": tuple(row["shape"])})
+    lists: dict[str, Any] = {k: tuple(row[k]) for k in ("shape", "hf_stack_part") if k in row}
+    module = Module(**{**row, **lists})
     for value, allowed in ((module.role, get_args(Role)), (module.bias, get_args(BiasRule))):
         if value not in allowed:
             raise InvalidInput(f"{path}: module {module.name}: {value!r} is none of {allowed}")

@@ -41,6 +41,8 @@ class Difference:
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
     tensors: tuple[TensorDifference, ...]
+    warnings: tuple[str, ...] = ()
+    """What is odd about the files, and how it was taken."""
 
     @property
     def identical(self) -> bool:
@@ -71,6 +73,7 @@ def diff(first: str | Path, second: str | Path, *, config: str | Path | None = N
         only_first=tuple(n for n in a.tensors if n not in b.tensors),
         only_second=tuple(n for n in b.tensors if n not in a.tensors),
         tensors=tuple(compare_tensors(a.tensors[n], b.tensors[n]) for n in shared),
+        warnings=tuple(dict.fromkeys([*a.warnings, *b.warnings])),
     )
 
 

@@ -54,6 +54,10 @@ def first_names(names: Sequence[str], count: int = 3) -> str:
     return head + ", ".join(names[:count])
 
 
+class InputWarning(UserWarning):
+    """What is odd about an input, and how it was taken."""
+
+
 class ZenError(Exception):
     """Base of all errors raised on purpose. ``exit_code`` is what the CLI ends with."""
 

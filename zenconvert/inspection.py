@@ -38,6 +38,8 @@ class Inspection:
     """Encoding → (tensors, bytes)."""
     files: tuple[Path, ...]
     tensors: tuple[TensorFacts, ...]
+    warnings: tuple[str, ...] = ()
+    """What is odd about the files, and how it was taken."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -81,4 +83,5 @@ def describe(checkpoint: Checkpoint) -> Inspection:
         encodings={name: (counts[name], sizes[name]) for name in sorted(counts)},
         files=checkpoint.files,
         tensors=tensors,
+        warnings=checkpoint.warnings,
     )

@@ -74,6 +74,8 @@ class Plan:
     steps: tuple[Step, ...]
     layout: Layout
     threads: int
+    warnings: tuple[str, ...] = ()
+    """What is odd about the source, and how it was taken."""
 
     @property
     def output_bytes(self) -> int:
@@ -102,6 +104,7 @@ class Plan:
             "exact": self.exact,
             "files": [{"name": f.name, "bytes": f.size} for f in self.layout.files],
             "steps": [step.as_dict() for step in self.steps],
+            "warnings": list(self.warnings),
         }
 
 
@@ -129,7 +132,7 @@ def make_plan(
     if problems:
         raise PlanError(problems)
     layout = writer.lay_out(checkpoint, target, choices, options, name)
-    return Plan(target, steps, layout, threads)
+    return Plan(target, steps, layout, threads, checkpoint.warnings)
 
 
 def _judged(choice: Choice) -> Choice:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Final
 
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.errors import SourceNotFound, UsageError
+from zenconvert.errors import InputWarning, SourceNotFound, UsageError
 from zenconvert.formats.registry import detect
 from zenconvert.models import builtin_path
+from zenconvert.source_files import is_there, shown
 
-_HUB_ID: Final = re.compile(r"(?P<id>[\w.\-]+/[\w.\-]+)(@(?P<revision>[\w.\-/]+))?")
+_LOOKS_LIKE_ID: Final = re.compile(r"(?P<id>[^/\s@\\]+/[^/\s@\\]+)(@(?P<revision>\S+))?")
+_HUB_ID: Final = re.compile(r"(?=.{1,96}$)[A-Za-z0-9_][\w.\-]*/[A-Za-z0-9_]([\w.\-]*\w)?", re.ASCII)
+_REVISION: Final = re.compile(r"\w[\w.\-/]{0,254}", re.ASCII)
 _WANTED: Final = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*"]
 
 
@@ -20,16 +24,22 @@ def open_checkpoint(source: str | Path, config: str | Path | None = None) -> Che
 
     ``config`` is the ``config.json`` of an ONNX graph whose own files do not say what the model is.
 
+    What is odd about the files is in ``warnings``, and is warned of (InputWarning).
+
     Raises SourceNotFound, Unsupported, UnknownArchitecture, CorruptFile and the other InvalidInput
     errors, and UsageError for a config of a format that always has its own.
     """
     path = resolve(source)
     found = detect(path)
     if config is None:
-        return found.open(path)
-    if found.open_with is None:
+        checkpoint = found.open(path)
+    elif found.open_with is None:
         raise UsageError(f"{path}: {found.title} files have their own config; leave out --config")
-    return found.open_with(path, Path(config))
+    else:
+        checkpoint = found.open_with(path, Path(config))
+    for text in checkpoint.warnings:
+        warnings.warn(InputWarning(text), stacklevel=2)
+    return checkpoint
 
 
 def resolve(source: str | Path) -> Path:
@@ -41,12 +51,26 @@ def resolve(source: str | Path) -> Path:
     if text.startswith("builtin:"):
         return builtin_path(text.removeprefix("builtin:"))
     path = Path(source)
-    match = _HUB_ID.fullmatch(text)
-    if path.exists() or match is None or isinstance(source, Path):
-        if not path.exists():
-            raise SourceNotFound(f"{path}: there is no such file or folder")
+    if is_there(path):
         return path
+    match = _LOOKS_LIKE_ID.fullmatch(text)
+    if match is None or isinstance(source, Path) or text.startswith((".", "~")):
+        raise SourceNotFound(f"{shown(path)}: there is no such file or folder")
+    _check_id(match["id"], match["revision"])
     return _download(match["id"], match["revision"])
+
+
+def _check_id(name: str, revision: str | None) -> None:
+    """Raise SourceNotFound for what can be no model of the Hub."""
+    good = _HUB_ID.fullmatch(name) and not re.search(r"\.\.|--|\.git$", name)
+    if not good:
+        raise SourceNotFound(
+            f"{name!r:.120}: there is no such file or folder, and it is no Hub id: these are "
+            "organisation/name of at most 96 letters (A-Z a-z), digits and . _ -, without .. or -- "
+            "in them or .git at the end"
+        )
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise SourceNotFound(f"{name}: {revision!r:.80} is no revision: a branch, tag or commit")
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
@@ -56,6 +80,7 @@ def _download(repo_id: str, revision: str | None) -> Path:
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     try:
@@ -67,6 +92,8 @@ def _download(repo_id: str, revision: str | None) -> Path:
             f"{repo_id}: no such folder here and no such model on the Hub (or it is private: set "
             "HF_TOKEN)"
         ) from error
+    except RevisionNotFoundError as error:
+        raise SourceNotFound(f"{repo_id}: the Hub has no revision {revision!r} of it") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         raise SourceNotFound(
             f"{repo_id}: no such folder here, and the Hub cannot be reached to look for a model of "

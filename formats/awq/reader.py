@@ -15,6 +15,10 @@ from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder
 
 LEGACY: Final = "quant_config.json"
 _AUTO_ROUND: Final = "auto_round:auto_awq"
+_KERNELS: Final = frozenset(
+    {"exllama", "exllama_v1", "exllama_v2", "exllamav2", "gemm_triton", "ipex", "torch_awq"}
+)
+"""Names of kernels where a layout should stand: they read GEMM."""
 
 
 def detect(path: Path) -> bool:
@@ -46,8 +50,8 @@ def _version(path: Path, settings: dict[str, Any]) -> Version:
     bits = settings.get("bits", settings.get("w_bit", BITS))
     if bits != BITS:
         raise Unsupported(f"{path}: AWQ of {bits} bits is not read; only {BITS}")
-    version = str(settings.get("version", "gemm")).lower()
-    if version == "gemm":
+    version = str(settings.get("version") or settings.get("format") or "gemm").lower()
+    if version == "gemm" or version in _KERNELS:
         return "gemm"
     if version == "gemv":
         return "gemv"

@@ -26,6 +26,7 @@ import numpy as np
 
 from zenconvert.errors import CorruptFile, SourceNotFound
 from zenconvert.formats.gguf.ggml_types import BY_ID, REMOVED_IDS, GgmlType
+from zenconvert.source_files import broken, size_of
 
 MAGIC: Final = b"GGUF"
 DEFAULT_ALIGNMENT: Final = 32
@@ -130,11 +131,15 @@ class _Cursor:
 def read(path: Path) -> GgufFile:
     """Read the header of one GGUF file; no tensor data is touched.
 
-    Raises SourceNotFound when the file cannot be opened and CorruptFile when it breaks a rule.
+    Raises SourceNotFound when the file cannot be opened, CorruptFile when it breaks a rule, and
+    InvalidInput for what is no plain file.
     """
+    size = size_of(path)
     try:
         with path.open("rb") as file:
-            size = path.stat().st_size
+            if (head := file.read(4)) != MAGIC:
+                found = f"expected it to begin with {MAGIC!r}, found {head!r} (at byte 0 of {size})"
+                raise broken(path, f"no GGUF file: {found}")
             if size < 24:
                 raise CorruptFile(f"{path}: {size} bytes are too few for a GGUF header (24)")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -144,10 +149,6 @@ def read(path: Path) -> GgufFile:
 
 
 def _parse(cursor: _Cursor) -> GgufFile:
-    if cursor.data[:4] != MAGIC:
-        raise cursor.fail(
-            f"no GGUF file: expected it to begin with {MAGIC!r}, found {cursor.data[:4]!r}"
-        )
     cursor.at = 4
     version = cursor.u32("the version")
     if version not in (2, 3):

@@ -15,7 +15,8 @@ Source: ``llama-imatrix``, and ``load_imatrix`` in llama.cpp's quantize.cpp.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -24,7 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.architecture import TensorName
-from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UsageError
+from zenconvert.errors import (
+    CorruptFile,
+    InputWarning,
+    InvalidInput,
+    SourceNotFound,
+    UsageError,
+)
 from zenconvert.formats.gguf import container
 from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
 from zenconvert.formats.gguf.ggml_types import BY_NAME
@@ -58,7 +65,21 @@ def read_importance(path: Path, names: Sequence[TensorName]) -> dict[str, NDArra
         importance[name.name] = values.reshape(-1, columns)[name.expert or 0]
     if not importance:
         raise InvalidInput(f"{path}: none of its tensors is in this model")
+    for text in _misfits(found, names):
+        warnings.warn(InputWarning(f"{path}: {text}"), stacklevel=2)
     return importance
+
+
+def _misfits(found: Values, names: Sequence[TensorName]) -> Iterator[str]:
+    """Which matrices the file does not cover, and which of its entries are no matrix's."""
+    matrices = dict.fromkeys(n.gguf for n in names if n.module.role == "linear")
+    for text, odd, of in (
+        ("of the model's {of} matrices have no importance weights in it", matrices, found),
+        ("of its {of} entries belong to no tensor of the model", found, {n.gguf for n in names}),
+    ):
+        if missing := [name for name in odd if name not in of]:
+            first = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+            yield f"{len(missing)} {text.format(of=len(odd))}: {first}"
 
 
 def _is_gguf(path: Path) -> bool:

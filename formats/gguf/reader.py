@@ -8,7 +8,7 @@ order carry that order.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from zenconvert.errors import (
     MissingTensor,
     SourceNotFound,
     UnexpectedTensor,
+    Unsupported,
     UnsupportedEncoding,
     first_names,
     several,
@@ -37,6 +38,15 @@ from zenconvert.hyperparameters import Hyperparameters, from_config
 
 SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _MAX_SPLITS: Final = 99_999
+_OTHER_KINDS: Final = {
+    "adapter": "an adapter (LoRA) and no model; merge it first (llama-export-lora)",
+    "mmproj": "the image encoder of a model (mmproj); only language models are read",
+    "clip": "an image encoder (CLIP); only language models are read",
+    "imatrix": "an importance matrix and no model; give it with --importance",
+    "controlvector": "a control vector and no model",
+    "vocab": "a vocabulary and no model",
+}
+_STACK: Final = "_exps."
 
 
 def detect(path: Path) -> bool:
@@ -93,18 +103,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
     infos = _all_tensors(files)
     metadata = files[0].metadata
     keys = KeyReader(str(path), metadata)
+    _refuse_other_kinds(path, metadata)
     name = keys.text("general.architecture")
     keys.prefix = f"{name}."
     architecture = arch.for_gguf(name, experts=keys.integer("expert_count", 0) > 0)
     config = _config(architecture, keys, infos, metadata)
     hp = from_config(config, architecture.defaults_for(config["model_type"]), where=str(path))
+    tensors, warnings = name_tensors(path, architecture, hp, infos)
     return Checkpoint(
         path=path,
         format="gguf",
         architecture=architecture,
         hyperparameters=hp,
         config=config,
-        tensors=name_tensors(path, architecture, hp, infos),
+        tensors=tensors,
         load_tokenizer=lambda: tokenizer_from_metadata(metadata, where=str(path)),
         metadata=Metadata(
             label=path.stem,
@@ -112,7 +124,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
             carried=_carried(metadata, architecture),
         ),
         files=tuple(f.path for f in files),
+        warnings=tuple(warnings),
     )
+
+
+def _refuse_other_kinds(path: Path, metadata: Mapping[str, KeyValue]) -> None:
+    """Raise Unsupported for GGUF files that hold no model."""
+    for key in ("general.type", "general.architecture"):
+        _, kind = metadata.get(key, ("", None))
+        if isinstance(kind, str) and kind in _OTHER_KINDS:
+            raise Unsupported(f"{path}: it is {_OTHER_KINDS[kind]}")
 
 
 def _all_tensors(files: list[GgufFile]) -> dict[str, TensorInfo]:
@@ -171,36 +192,71 @@ def _scaling_from_tensor(info: TensorInfo, hp: Hyperparameters) -> dict[str, Any
 
 def name_tensors(
     path: Path, architecture: Architecture, hp: Hyperparameters, infos: Mapping[str, TensorInfo]
-) -> dict[str, Tensor]:
-    """Neutral tensors of GGUF tensors, in file order; names, types and shapes checked."""
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Neutral tensors of GGUF tensors, in file order, and what is odd about them.
+
+    Names, types and shapes are checked.
+    """
     architecture.check_counts(hp, (info.shape for info in infos.values()), str(path))
     known: dict[str, list[TensorName]] = {}
     for name in architecture.tensor_names(hp):
         known.setdefault(name.gguf, []).append(name)
+    single = _single_experts(known) if any(n not in known for n in infos) else {}
+    unknown = [n for n in infos if n not in known and n not in single and n != rope.FREQS]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UnexpectedTensor(
+            f"{infos[unknown[0]].path}: {architecture.id} models of {hp.layers} layers have no "
+            f"tensor named {unknown[0]!r}{more}{_layout_hint(unknown)}"
+        )
     tensors: dict[str, Tensor] = {}
     for info in infos.values():
-        if info.name == rope.FREQS:
-            continue
-        if info.name not in known:
-            raise UnexpectedTensor(
-                f"{info.path}: {architecture.id} models of {hp.layers} layers have no tensor "
-                f"named {info.name!r}"
-            )
-        tensors.update((t.name, t) for t in _split(info, known[info.name], hp))
+        if info.name != rope.FREQS:
+            names = known[info.name] if info.name in known else [single[info.name]]
+            for tensor in _split(info, names, hp):
+                if tensor.name in tensors:
+                    raise CorruptFile(f"{info.path}: the data of {info.name!r} is there twice")
+                tensors[tensor.name] = tensor
     missing = [
-        g for g, names in known.items() if names[0].required and names[0].name not in tensors
+        n.gguf for names in known.values() for n in names if n.required and n.name not in tensors
     ]
     if missing:
         raise MissingTensor(
             f"{path}: {several(len(missing), 'tensor is', 'tensors are')} missing: "
-            f"{first_names(missing)}"
+            f"{first_names(list(dict.fromkeys(missing)))}"
         )
-    return tensors
+    old = sum(name in single for name in infos)
+    text = f"{path}: {old} tensors of single experts are read, as files before April 2024 have them"
+    return tensors, [text] if old else []
+
+
+def _single_experts(known: Mapping[str, list[TensorName]]) -> dict[str, TensorName]:
+    """``blk.0.ffn_up.3.weight`` …: the tensors of experts before llama.cpp stacked them."""
+    return {
+        name.gguf.replace(_STACK, f".{name.expert}."): name
+        for names in known.values()
+        for name in names
+        if name.expert is not None and _STACK in name.gguf
+    }
+
+
+def _layout_hint(names: Sequence[str]) -> str:
+    """What layout tensors belong to that is known and not read."""
+    for piece, what in (
+        (".attn_qkv.", "q, k and v are kept in one tensor"),
+        ("_exps.", "it has experts, and the metadata count none"),
+        (".lora_", "an adapter (LoRA) is in the file; merge it first"),
+        ("v.blk.", "an image encoder is in the file"),
+        (".nextn.", "layers that predict further tokens (MTP) are in the file"),
+    ):
+        if any(piece in name for name in names):
+            return f": {what}, which is not read"
+    return ""
 
 
 def _split(info: TensorInfo, names: list[TensorName], hp: Hyperparameters) -> Iterator[Tensor]:
     """One tensor, or one per expert of a stack."""
-    stacked = names[0].expert is not None
+    stacked = names[0].expert is not None and info.name == names[0].gguf
     expected = (len(names), *names[0].shape) if stacked else names[0].shape
     if info.shape != expected:
         raise InvalidInput(

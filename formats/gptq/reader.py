@@ -49,6 +49,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise InvalidInput(f"{path}: the config speaks of GPTQ and no weight is quantized")
     tensors = {m: _tensor(folder, m, name, said) for m, name in modules.items()}
     tensors, warnings = _with_true_zeros(path, tensors, said)
+    warnings += _other_labels(path, table, said, tensors)
     spare = _spare_biases(folder, modules)
     folder = replace(folder, entries={k: v for k, v in folder.entries.items() if k not in spare})
     named = name_tensors(folder, packed_folder.by_entry(folder, tensors))
@@ -75,10 +76,35 @@ def _tensor(folder: Folder, module: str, name: TensorName, said: Settings) -> Te
         _group(columns, groups, codes),
         said.symmetric,
         Dense(scales.dtype),
-        ordered=said.act_order and index is not None and _is_ordered(index, columns, groups),
+        ordered=index is not None and _is_ordered(index, columns, groups),
     )
     codec = GptqCodec(said.rule, index is not None, said.version == settings.PLANAR)
     return packed_folder.packed_tensor(folder, module, name, encoding, codec)
+
+
+def _other_labels(
+    path: Path, table: Mapping[str, Any], said: Settings, tensors: Mapping[str, Tensor]
+) -> list[str]:
+    """What the config says of the grids, and the data does not."""
+    found = [f"{path}: {text}" for text in said.warnings]
+    grids = [t.encoding for t in tensors.values() if isinstance(t.encoding, Grouped)]
+    ordered = sum(grid.ordered for grid in grids)
+    if ordered and not said.act_order:
+        label = "is false" if table.get("desc_act") is False else "is not there"
+        found.append(
+            f"{path}: desc_act {label}, and the g_idx of {ordered} of {len(grids)} modules has the "
+            "columns in an order of their own (act-order): read so"
+        )
+    widths = [tensor.shape[1] for tensor in tensors.values()]
+    for key, actual in (
+        ("bits", {grid.bits for grid in grids}),
+        ("group_size", {g.group or w for g, w in zip(grids, widths, strict=True)}),
+    ):
+        wanted = table.get(key)
+        if type(wanted) is int and wanted > 0 and wanted not in actual and key not in said.varied:
+            shown = ", ".join(map(str, sorted(actual)[:4]))
+            found.append(f"{path}: labelled {key} {wanted}, and the data has {shown}: read so")
+    return found
 
 
 def _group(columns: int, groups: int, entry: Entry) -> int | None:

@@ -39,6 +39,10 @@ class Settings:
     version: str
     by_word: bool
     """Version 1 zeros were made by subtracting from whole words (GPTQModel)."""
+    varied: frozenset[str] = frozenset()
+    """What some modules have of their own."""
+    warnings: tuple[str, ...] = ()
+    """Where the settings contradict themselves."""
 
     @property
     def rule(self) -> ZeroRule:
@@ -58,8 +62,10 @@ def table_of(path: Path) -> dict[str, Any] | None:
 
 def parse(path: Path, table: Mapping[str, Any]) -> Settings:
     """Understand the settings. Raises Unsupported for layouts that cannot be read, CorruptFile."""
-    named = str(table.get("checkpoint_format", table.get("format", VERSION_1)))
+    names = [table[key] for key in ("checkpoint_format", "format") if table.get(key) is not None]
+    named = str(names[0]) if names else VERSION_1
     version = _AUTO_ROUND.get(str(table.get("packing_format")), named)
+    others = [str(name) for name in names if name != version]
     if version not in {VERSION_1, VERSION_2, PLANAR}:
         raise Unsupported(
             f"{path}: the GPTQ layout {version!r} is not read; known are {VERSION_1}, {VERSION_2} "
@@ -67,19 +73,28 @@ def parse(path: Path, table: Mapping[str, Any]) -> Settings:
         )
     if table.get("pack_dtype", "int32") != "int32":
         raise Unsupported(f"{path}: codes packed as {table['pack_dtype']} are not read; only int32")
-    own = [table, *_overrides(path, table)]
+    overrides = list(_overrides(path, table))
+    own = [table, *overrides]
     symmetric = [_flag(path, each, "sym", default=True) for each in own]
     act_order = [_flag(path, each, "desc_act", default=False) for each in own]
     by_word = "gptqmodel" in str(table.get("meta", ""))
-    return Settings(all(symmetric), any(act_order), version, by_word)
+    return Settings(
+        all(symmetric),
+        any(act_order),
+        version,
+        by_word,
+        frozenset(key for rules in overrides for key in rules),
+        (f"called both {version} and {others[0]}: read as {version}",) if others else (),
+    )
 
 
 def stems(table: Mapping[str, Any]) -> tuple[str, ...]:
     """Names that the weights may have before ``.safetensors``."""
     own = table.get("model_file_base_name")
-    names = ["model", f"gptq_model-{table.get('bits')}bit-{table.get('group_size')}g"]
+    names = ["model"]  # the only one that transformers looks for
     if isinstance(own, str) and own and not set(own) & set("/\\\0"):
-        names.insert(0, own)
+        names.append(own)
+    names.append(f"gptq_model-{table.get('bits')}bit-{table.get('group_size')}g")
     return tuple(dict.fromkeys(names))
 
 

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from zenconvert.errors import CorruptFile, SourceNotFound
+from zenconvert.errors import CorruptFile
+from zenconvert.source_files import MAX_JSON, parse_json
 
-_MAX_JSON: Final = 256 * 1024 * 1024
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON object. Raises SourceNotFound or CorruptFile."""
-    try:
-        if path.stat().st_size > _MAX_JSON:
-            raise CorruptFile(f"{path}: {path.stat().st_size} bytes of JSON exceed {_MAX_JSON}")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CorruptFile(f"{path}: no valid JSON: {error}") from error
+def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """Parse a JSON object. Raises SourceNotFound, CorruptFile, and InvalidInput for no file."""
+    value = parse_json(path, limit)
     if not isinstance(value, dict):
         raise CorruptFile(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

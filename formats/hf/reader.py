@@ -8,17 +8,15 @@
     generation_config.json, tokenizer*.json, tokenizer.model, chat_template.jinja, README.md, …
 
 Source: transformers' from_pretrained. A weight map may only name files of the folder itself (which
-may be links, as in the Hub cache). Pickled weights are never opened.
+may be links, as in the Hub cache); side files that are links out of the folder are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
-
-import yaml
 
 from zenconvert import architecture as arch
 from zenconvert.architecture import Architecture, TensorName
@@ -28,20 +26,25 @@ from zenconvert.errors import (
     CorruptFile,
     InvalidInput,
     MissingTensor,
-    SourceNotFound,
-    UnexpectedTensor,
-    UnsafePath,
     Unsupported,
     first_names,
     several,
 )
-from zenconvert.formats import safetensors_container
 from zenconvert.formats.hf.json_file import read_json
+from zenconvert.formats.hf.side_facts import (
+    CARD,
+    GENERATION,
+    is_carried,
+    read_card,
+    read_generation,
+)
+from zenconvert.formats.hf.tensor_names import Renaming, foreign
 from zenconvert.formats.hf.tokenizer import read_tokenizer
+from zenconvert.formats.hf.weights import find_weights
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.hyperparameters import Hyperparameters, from_config
+from zenconvert.source_files import hub_id, is_there, refuse_links_out, size_of
 
-INDEX: Final = "model.safetensors.index.json"
 QUANTIZATION: Final = "quantization_config"
 """Key of config.json that says how weights are quantized."""
 CARRIED: Final = "zenconvert.json"
@@ -65,6 +68,8 @@ _SIDE_FILES: Final = (
     "NOTICE",
     CARRIED,
 )
+_OPTIONAL: Final = (CARD, GENERATION)
+"""Side files that nothing depends on, whatever they are."""
 # buffers that old checkpoints stored and that are computed from the config
 _IGNORED: Final = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 
@@ -79,12 +84,15 @@ class Folder:
     hyperparameters: Hyperparameters
     files: tuple[Path, ...]
     entries: dict[str, Entry]
+    warnings: tuple[str, ...] = ()
 
     def checkpoint(
         self, format_name: str, tensors: dict[str, Tensor], warnings: Sequence[str] = ()
     ) -> Checkpoint:
         """The checkpoint that the folder holds; its config says nothing of how it is stored."""
         path, vocab = self.path, self.hyperparameters.vocab
+        carried = side_files(path)
+        metadata, odd = folder_metadata(path)
         config = {key: value for key, value in self.config.items() if key != QUANTIZATION}
         return Checkpoint(
             path=path,
@@ -94,10 +102,10 @@ class Folder:
             config=config,
             tensors=tensors,
             load_tokenizer=lambda: read_tokenizer(path, vocab_size=vocab),
-            metadata=folder_metadata(path),
-            side_files=side_files(path),
+            metadata=metadata,
+            side_files=carried,
             files=self.files,
-            warnings=tuple(warnings),
+            warnings=(*self.warnings, *warnings, *odd),
         )
 
 
@@ -134,88 +142,15 @@ def open_folder(path: Path, stems: Sequence[str] = ("model",)) -> Folder:
     architecture = arch.for_model_type(model_type)
     defaults = architecture.defaults_for(model_type)
     hp = from_config(config, defaults, where=str(path / "config.json"))
-    for stem in stems:
-        weights, index = path / f"{stem}.safetensors", path / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            files = _indexed_files(path, index)
-            entries = _entries(files)
-            _check_index(index, entries)
-        elif weights.is_file():
-            files = [weights]
-            entries = _entries(files)
-        else:
-            continue
-        shapes = (entry.shape for entry in entries.values())
-        architecture.check_counts(hp, shapes, str(path))
-        entries = _with_first_names(entries, architecture.tensor_names(hp))
-        return Folder(path, config, architecture, hp, tuple(files), entries)
-    raise _no_weights(path, stems)
-
-
-def _with_first_names(entries: dict[str, Entry], names: Iterable[TensorName]) -> dict[str, Entry]:
-    """Entries under the first of the names that their modules may have."""
-    first = {
-        n.hf_also.removesuffix("weight"): n.hf.removesuffix("weight") for n in names if n.hf_also
-    }
-    if not any(name[: name.rfind(".") + 1] in first for name in entries):
-        return entries
-    renamed: dict[str, Entry] = {}
-    for name, entry in entries.items():
-        module = name[: name.rfind(".") + 1]
-        fresh = first.get(module, module) + name.removeprefix(module)
-        if fresh in renamed:
-            raise CorruptFile(f"{entry.path}: {fresh!r} is there under two names")
-        renamed[fresh] = entry
-    return dict(sorted(renamed.items()))
-
-
-def _indexed_files(path: Path, index: Path) -> list[Path]:
-    """The safetensors files of an index in the order in which tensors are listed."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CorruptFile(f"{index}: weight_map should map tensors to files")
-    return [_contained(path, index, name) for name in sorted(set(map(str, weight_map.values())))]
-
-
-def _no_weights(path: Path, stems: Sequence[str]) -> Unsupported | SourceNotFound:
-    if any(path.glob("pytorch_model*.bin")):
-        return Unsupported(
-            f"{path}: only pickled weights (pytorch_model*.bin) are there, which may run code when "
-            "opened; convert them to safetensors with transformers first"
-        )
-    names = " nor ".join(f"{stem}.safetensors[.index.json]" for stem in stems)
-    return SourceNotFound(f"{path}: there is no {names}")
-
-
-def _contained(folder: Path, index: Path, name: str) -> Path:
-    if not name or name in {".", ".."} or "/" in name or "\\" in name or "\0" in name:
-        raise UnsafePath(f"{index}: {name!r} does not name a file of the folder")
-    file = folder / name
-    if not file.is_file():
-        raise SourceNotFound(f"{index}: the weight file {name} is missing from {folder}")
-    return file
-
-
-def _entries(files: Iterable[Path]) -> dict[str, Entry]:
-    entries: dict[str, Entry] = {}
-    for file in files:
-        # by name, as the safetensors library lists them
-        for name, entry in sorted(safetensors_container.read(file).tensors.items()):
-            if name in entries:
-                raise CorruptFile(f"{file}: tensor {name!r} is also in {entries[name].path.name}")
-            entries[name] = entry
-    return entries
-
-
-def _check_index(index: Path, entries: Mapping[str, Entry]) -> None:
-    weight_map: dict[str, str] = read_json(index)["weight_map"]
-    for name, file in weight_map.items():
-        if name not in entries or entries[name].path.name != file:
-            raise MissingTensor(f"{index}: tensor {name!r} should be in {file} and is not")
-    if extra := sorted(set(entries) - set(weight_map)):
-        raise UnexpectedTensor(
-            f"{index}: tensors {extra[:5]} are in the files and not in the index"
-        )
+    weights = find_weights(path, stems, config.get("transformers_weights"))
+    shapes = (entry.shape for entry in weights.entries.values())
+    architecture.check_counts(hp, shapes, str(path))
+    renaming = Renaming(weights.entries, architecture, hp)
+    entries = renaming.run()
+    if renaming.untied:
+        config, hp = {**config, "tie_word_embeddings": False}, replace(hp, tied=False)
+    warnings = (*weights.warnings, *(f"{path}: {text}" for text in renaming.warnings))
+    return Folder(path, config, architecture, hp, weights.files, entries, warnings)
 
 
 def name_tensors(folder: Folder, packed: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -226,26 +161,24 @@ def name_tensors(folder: Folder, packed: Mapping[str, Tensor] | None = None) -> 
     hp, packed = folder.hyperparameters, packed or {}
     known = {t.hf: t for t in folder.architecture.tensor_names(hp)}
     tensors: dict[str, Tensor] = {}
-    for name, entry in folder.entries.items():
+    entries = {n: e for n, e in folder.entries.items() if n in packed or not n.endswith(_IGNORED)}
+    if unknown := [name for name in entries if name not in known and name not in packed]:
+        raise foreign(str(folder.path), folder.architecture.id, hp.layers, unknown)
+    for name, entry in entries.items():
         if name in packed:
             tensors[packed[name].name] = packed[name]
             continue
-        if name.endswith(_IGNORED):
-            continue
-        if name not in known:
-            raise UnexpectedTensor(
-                f"{entry.path}: {folder.architecture.id} models of {hp.layers} layers have no "
-                f"tensor named {name!r}"
-            )
         tensor = known[name]
         _check_shape(entry, tensor)
-        stored = StoredTensor(entry.path, entry.offset, name)
+        stored = StoredTensor(entry.path, entry.offset, entry.name)
         tensors[tensor.name] = Tensor(tensor.name, entry.shape, Dense(entry.dtype), stored)
-    missing = [t.hf for t in known.values() if t.required and t.name not in tensors]
+    missing = [t for t in known.values() if t.required and t.name not in tensors]
     if missing:
+        hint = ": the folder holds a base model, and its output head would be random"
         raise MissingTensor(
             f"{folder.path}: {several(len(missing), 'tensor is', 'tensors are')} missing: "
-            f"{first_names(missing)}"
+            + first_names([t.hf for t in missing])
+            + (hint if [t.module.role for t in missing] == ["head"] else "")
         )
     return tensors
 
@@ -261,35 +194,32 @@ def _check_shape(entry: Entry, tensor: TensorName) -> None:
 
 
 def side_files(path: Path) -> dict[str, Path]:
-    """The small files of a folder that travel with its model."""
-    return {name: path / name for name in _SIDE_FILES if (path / name).is_file()}
+    """The small files of a folder that travel with its model.
+
+    Raises UnsafePath for one that is a link out of the folder, InvalidInput for what is no file.
+    """
+    found = {name: path / name for name in _SIDE_FILES if is_there(path / name)}
+    for name, file in found.items():
+        refuse_links_out(path, file)
+        if name not in _OPTIONAL:
+            size_of(file)
+    if GENERATION in found and not is_carried(found[GENERATION]):
+        del found[GENERATION]
+    return {name: file for name, file in found.items() if file.is_file()}
 
 
-def folder_metadata(path: Path) -> Metadata:
-    """What a folder says of its model beside the config."""
-    generation = path / "generation_config.json"
+def folder_metadata(path: Path) -> tuple[Metadata, list[str]]:
+    """What a folder says of its model beside the config, and what is odd about it."""
     carried = path / CARRIED
-    return Metadata(
-        label=path.resolve().name,
-        card=_card(path / "README.md"),
-        generation=read_json(generation) if generation.is_file() else {},
+    card, odd_card = read_card(path)
+    generation, odd_generation = read_generation(path)
+    metadata = Metadata(
+        label=hub_id(path) or path.resolve().name,
+        card=card,
+        generation=generation,
         carried=_carried(carried) if carried.is_file() else {},
     )
-
-
-def _card(path: Path) -> dict[str, Any]:
-    """The YAML front matter of a model card, {} where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        if not lines or lines[0].rstrip() != "---" or "---" not in (s.rstrip() for s in lines[1:]):
-            return {}
-        end = next(i for i, line in enumerate(lines[1:], 1) if line.rstrip() == "---")
-        card = yaml.safe_load("\n".join(lines[1:end]))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CorruptFile(f"{path}: the model card cannot be read: {error}") from error
-    return card if isinstance(card, dict) else {}
+    return metadata, [*odd_card, *odd_generation]
 
 
 def _carried(path: Path) -> dict[str, tuple[str, Any]]:

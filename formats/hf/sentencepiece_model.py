@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from zenconvert.errors import CorruptFile, SourceNotFound
+from zenconvert.source_files import broken, read_bytes
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 BPE: Final = 2
@@ -48,12 +48,7 @@ class SentencePieceModel:
 
 def read(path: Path) -> SentencePieceModel:
     """Parse ``tokenizer.model``. Raises SourceNotFound or CorruptFile."""
-    try:
-        if path.stat().st_size > _MAX_SIZE:
-            raise CorruptFile(f"{path}: {path.stat().st_size} bytes exceed {_MAX_SIZE}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
+    data = read_bytes(path, _MAX_SIZE)
     try:
         pieces, model_type = [], _UNIGRAM
         for number, value in _fields(data):
@@ -63,9 +58,9 @@ def read(path: Path) -> SentencePieceModel:
                 found = [v for n, v in _fields(value) if n == 3 and isinstance(v, int)]
                 model_type = found[-1] if found else model_type
     except (IndexError, struct.error, UnicodeDecodeError, ValueError) as error:
-        raise CorruptFile(f"{path}: no SentencePiece model: {error}") from error
+        raise broken(path, f"no SentencePiece model: {error}") from error
     if not pieces:
-        raise CorruptFile(f"{path}: the SentencePiece model has no pieces")
+        raise broken(path, "the SentencePiece model has no pieces")
     return SentencePieceModel(tuple(pieces), model_type)
 
 

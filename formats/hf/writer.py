@@ -11,8 +11,9 @@ from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import BF16, F16, F32, Dense
 from zenconvert.errors import UsageError
 from zenconvert.formats import safetensors_container
-from zenconvert.formats.hf.reader import CARRIED, INDEX
+from zenconvert.formats.hf.reader import CARRIED
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
+from zenconvert.formats.hf.weights import INDEX
 from zenconvert.layout import Choice, Layout, OutputFile, Slot
 from zenconvert.target import Options, Target
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from zenconvert.errors import CorruptFile, SourceNotFound
+from zenconvert.source_files import size_of, what_it_is
 
 MAX_FILE: Final = (1 << 31) - 1
 """Protobuf messages are smaller than 2 GiB."""
@@ -50,12 +51,12 @@ class _Field:
 
 def scan(path: Path) -> Scan:
     """Walk through a model file. Raises CorruptFile and SourceNotFound."""
+    size = size_of(path)
+    if size > MAX_FILE:
+        raise CorruptFile(f"{path}: {size} bytes; ONNX files are smaller than 2 GiB")
+    if (other := what_it_is(path)) is not None:
+        raise CorruptFile(f"{path}: it is {other}")
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise CorruptFile(f"{path}: {size} bytes; ONNX files are smaller than 2 GiB")
-        if not size:
-            raise CorruptFile(f"{path}: the file is empty")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             return _model(view, path)
     except OSError as error:

@@ -67,6 +67,7 @@ def open_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
     architecture.check_counts(hp, shapes, str(where))
     check_routing(view, hp)
     tensors, warnings = name_tensors(view, found, architecture, hp)
+    metadata, odd = folder_metadata(folder)
     tied = "head.weight" not in tensors
     if tied != hp.tied:
         config, hp = {**config, "tie_word_embeddings": tied}, replace(hp, tied=tied)
@@ -78,10 +79,10 @@ def open_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
         config=config,
         tensors=tensors,
         load_tokenizer=lambda: read_tokenizer(folder, vocab_size=hp.vocab),
-        metadata=folder_metadata(folder),
+        metadata=metadata,
         side_files=side_files(folder),
         files=file.files,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *odd),
         named_config=config_file,
     )
 

@@ -14,6 +14,7 @@ from tests.packed_folders import Tensors, assert_same, changed, decoded, grids_o
 from zenconvert import convert, open_checkpoint, plan
 from zenconvert.errors import (
     CorruptFile,
+    InputWarning,
     InvalidInput,
     MissingTensor,
     PlanError,
@@ -104,13 +105,27 @@ def test_act_order_is_kept_or_refused(gptq: Callable[[str], Path], tmp_path: Pat
             plan(folder, target, exact=True)
 
 
-def test_an_order_that_the_settings_deny_is_not_dropped(
-    gptq: Callable[[str], Path], tmp_path: Path
+@pytest.mark.parametrize("label", [False, None])
+def test_an_order_that_the_settings_deny_is_the_data_s(
+    label: bool | None, gptq: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    folder = changed(gptq("w4g32-asym"), tmp_path / "m", tensors=shuffled)
-    assert grids_of(folder) == {"w4g32-asym"}
-    with pytest.raises(InvalidInput, match="order of their own"):
-        convert(folder, tmp_path / "out", "awq:w4g32")
+    def labelled(value: bool | None) -> Path:
+        return changed(
+            gptq("w4g32-asym"), tmp_path / str(value), tensors=shuffled,
+            settings=lambda own: {**own, "desc_act": value},
+        )  # fmt: skip
+
+    right, wrong = labelled(True), labelled(label)
+    assert not open_checkpoint(right).warnings
+    with pytest.warns(InputWarning, match=r"desc_act is .*14 of 14 modules"):
+        assert grids_of(wrong) == grids_of(right)
+    for target in ("hf:f32", "gptq"):
+        convert(right, tmp_path / f"{target}-right", target)
+        convert(wrong, tmp_path / f"{target}-wrong", target)
+        assert_same(tmp_path / f"{target}-right", tmp_path / f"{target}-wrong")
+    for folder in (right, wrong):
+        with pytest.raises(PlanError, match="second time"):
+            plan(folder, "awq:w4g32")
 
 
 def mirrored(tensors: Tensors) -> None:
@@ -265,8 +280,8 @@ def test_biases_of_zeros_that_autogptq_adds_are_left(
         ),
         (
             lambda t: t.update({"model.layers.9.mlp.up_proj.qweight": t[f"{MODULE}.qweight"]}),
-            CorruptFile,
-            "no module",
+            UnexpectedTensor,
+            "no tensor named",
         ),
         (lambda t: t.update({"stray.scales": t[f"{MODULE}.scales"]}), UnexpectedTensor, "stray"),
         (

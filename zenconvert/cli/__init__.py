@@ -11,6 +11,7 @@ from zenconvert.cli.calibration import calibrate
 from zenconvert.cli.conversion import convert, plan
 from zenconvert.cli.doctor import doctor
 from zenconvert.cli.facts import diff, inspect
+from zenconvert.cli.printing import hearing_warnings
 from zenconvert.cli.publication import release
 from zenconvert.cli.tasks import tasks
 from zenconvert.cli.verification import compare, gate, verify
@@ -21,12 +22,14 @@ EXIT_INTERRUPTED = 7
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="zenconvert")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Convert, quantize and verify language-model checkpoints.
 
     SRC is a folder, a .gguf file, a Hub id (organisation/name) or builtin:zen-nano.
     TARGET is format[:type], e.g. gguf:q4_k_m, gguf:f16, hf:bf16.
     """
+    context.with_resource(hearing_warnings())
 
 
 for command in (

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+
+from zenconvert.errors import InputWarning
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -20,9 +23,46 @@ _PREFIXES = ("", " k", " M", " G", " T")
 _LINE_S = 30.0  # between two lines of a stage
 
 
+_heard: dict[str, None] = {}
+"""What this command was warned of."""
+
+
+@contextmanager
+def hearing_warnings() -> Iterator[None]:
+    """Print every warning about an input once, as it comes, and keep it for JSON."""
+    _heard.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", InputWarning)
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not issubclass(category, InputWarning):
+                usual(message, category, filename, lineno, file, line)
+            elif (text := str(message)) not in _heard:
+                _heard[text] = None
+                click.echo(f"warning: {text}", err=True)
+
+        warnings.showwarning = show
+        yield
+
+
 def echo_json(value: Any) -> None:
-    """Print a value as JSON."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Print a value as JSON; a table has the warnings about the inputs, too."""
+    click.echo(json.dumps(with_warnings(value), indent=2, ensure_ascii=False, default=str))
+
+
+def with_warnings(value: Any) -> Any:
+    """A table with what the command was warned of; anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    return {**value, "warnings": list(dict.fromkeys([*value.get("warnings", ()), *_heard]))}
 
 
 def size(count: float) -> str:

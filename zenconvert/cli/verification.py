@@ -11,7 +11,7 @@ import click
 
 from zenconvert.cli.config import config_option
 from zenconvert.cli.devices import device_option, taken
-from zenconvert.cli.printing import echo_json, echo_table, size, stages
+from zenconvert.cli.printing import echo_json, echo_table, size, stages, with_warnings
 from zenconvert.errors import GateFailed, GateInconclusive
 from zenconvert.verification.engines import TORCH, engine_names
 
@@ -241,7 +241,7 @@ def _print_comparison(comparison: Comparison) -> None:
 
 
 def _write_report(path: Path, report: Report, verdict: Verdict | None) -> None:
-    value = report.as_dict()
+    value = with_warnings(report.as_dict())
     if verdict is not None:
         value["verdict"] = verdict.as_dict()
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,200 @@
+"""What tensors are called in HF folders → the names that transformers gives them in memory.
+
+transformers loads more than its own names: a base model without its head's prefix, experts in one
+tensor, a tied pair under either name. Those are read here, too. For names that it would not load,
+:func:`foreign` says whose they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from zenconvert.architecture import Architecture, TensorName
+from zenconvert.errors import CorruptFile, InvalidInput, UnexpectedTensor
+from zenconvert.formats.safetensors_container import Entry
+from zenconvert.hyperparameters import Hyperparameters
+
+_BLOCK: Final = 1 << 24
+_VALUE_HEADS: Final = ("v_head.", "value_head.")
+"""Heads that training adds to a language model, and that transformers leaves out."""
+_WRAPPERS: Final = {
+    "_orig_mod.": "that of torch.compile; save the module that was compiled (._orig_mod)",
+    "_fsdp_wrapped_module.": "that of FSDP; save a full state dict",
+    "module.": "that of DataParallel or DeepSpeed; save the module inside of it (.module)",
+    "pretrained_model.": "that of TRL; save the model inside of it (.pretrained_model)",
+    "base_model.model.": (
+        "that of PEFT: an adapter is in the model; merge it (merge_and_unload()) and save again"
+    ),
+}
+_PIECES: Final = {
+    ".lora_": "it belongs to an adapter (LoRA); merge that into its model and save again",
+    ".base_layer.": "an adapter is in the model; merge it (merge_and_unload()) and save again",
+    ".absmax": "it is of bitsandbytes' quantization, which is not read; take the original weights",
+    ".weight_scale": "it is of a quantization that is not read; take the original weights",
+    ".weight_packed": "it is of a quantization that is not read; take the original weights",
+}
+_HEADS: Final = {
+    "score.weight": "a classifier or reward model (…ForSequenceClassification)",
+    "classifier.weight": "a classifier (…ForTokenClassification)",
+    "qa_outputs.weight": "a question answerer (…ForQuestionAnswering)",
+}
+
+
+class Renaming:
+    """Entries of a folder on their way to the names of its architecture."""
+
+    def __init__(
+        self,
+        entries: Mapping[str, Entry],
+        architecture: Architecture,
+        hyperparameters: Hyperparameters,
+    ) -> None:
+        self.entries = dict(entries)
+        self.hp = hyperparameters
+        self.untied = False
+        """The config ties two matrices that differ."""
+        self.names = list(architecture.tensor_names(hyperparameters))
+        written = (name for n in self.names for name in (n.hf, n.hf_also, n.hf_stack) if name)
+        self.modules = {_module(name) for name in written}
+        self.warnings: list[str] = []
+
+    def run(self) -> dict[str, Entry]:
+        """The entries under their modules' first names. Raises InvalidInput or CorruptFile."""
+        self._fix_prefix()
+        self._split_stacks()
+        self._take_first_names()
+        self._leave_heads()
+        self._look_at_pair()
+        return self.entries
+
+    def _rename(self, fresh: Mapping[str, str]) -> None:
+        if not fresh:
+            return
+        renamed: dict[str, Entry] = {}
+        for name, entry in self.entries.items():
+            new = fresh.get(name, name)
+            if new in renamed:
+                raise CorruptFile(f"{entry.path}: {new!r} is there under two names")
+            renamed[new] = entry
+        self.entries = dict(sorted(renamed.items()))
+
+    def _split_stacks(self) -> None:
+        """Experts that are kept in one tensor: an entry for each."""
+        wanted: dict[str, list[TensorName]] = {}
+        for name in self.names:
+            if name.hf_stack is not None and name.hf_stack in self.entries:
+                wanted.setdefault(name.hf_stack, []).append(name)
+        for stack, names in wanted.items():
+            for name, part in _slices(self.entries.pop(stack), names):
+                if name.hf in self.entries:
+                    raise CorruptFile(f"{part.path}: {name.hf!r} is in {stack!r} and beside it")
+                self.entries[name.hf] = part
+        if wanted:
+            self.entries = dict(sorted(self.entries.items()))
+
+    def _take_first_names(self) -> None:
+        """The first of the names that modules may have."""
+        first = {_module(n.hf_also): _module(n.hf) for n in self.names if n.hf_also}
+        self._rename(
+            {
+                name: first[module] + name.removeprefix(module)
+                for name in self.entries
+                if (module := _module(name)) in first
+            }
+        )
+
+    def _fix_prefix(self) -> None:
+        """A base model saved alone lacks the prefix that it has inside of a language model."""
+        embed = next(n.hf for n in self.names if n.module.role == "embed")
+        prefix = f"{embed.partition('.')[0]}."
+        fresh = {}
+        for name in self.entries:
+            module = _module(name)
+            if module.startswith(prefix) and module.removeprefix(prefix) in self.modules:
+                fresh[name] = name.removeprefix(prefix)
+            elif prefix + module in self.modules:
+                fresh[name] = prefix + name
+        self._rename(fresh)
+
+    def _leave_heads(self) -> None:
+        """Value heads that training added."""
+        left = [name for name in self.entries if name.startswith(_VALUE_HEADS)]
+        for name in left:
+            del self.entries[name]
+        if left:
+            self.warnings.append(
+                f"{left[0]}: a value head is left out, as transformers leaves it out of the model"
+            )
+
+    def _look_at_pair(self) -> None:
+        """A tied pair that is stored once is the embedding, whatever it is called."""
+        if not self.hp.tied:
+            return
+        roles = {n.module.role: n.hf for n in self.names if n.is_weight}
+        embed, head = roles["embed"], roles["head"]
+        if head in self.entries and embed not in self.entries:
+            self._rename({head: embed})
+        elif head in self.entries and not same_data(self.entries[head], self.entries[embed]):
+            self.untied = True
+            self.warnings.append(
+                f"the config ties {head} to {embed}, and both are stored and differ: read as two, "
+                "as transformers does"
+            )
+
+
+def _slices(stack: Entry, names: Sequence[TensorName]) -> Iterator[tuple[TensorName, Entry]]:
+    """The experts of a stack ``[experts, parts · rows, columns]``."""
+    _, parts = names[0].module.hf_stack_part
+    rows, columns = names[0].shape
+    experts = 1 + max(name.expert or 0 for name in names)
+    expected = (experts, parts * rows, columns)
+    if stack.shape != expected:
+        raise InvalidInput(
+            f"{stack.path}: tensor {stack.name!r} has shape {list(stack.shape)}, the config calls "
+            f"for {list(expected)}"
+        )
+    size = stack.nbytes // (experts * parts)
+    for name in names:
+        part, _ = name.module.hf_stack_part
+        begin = stack.offset + ((name.expert or 0) * parts + part) * size
+        yield name, replace(stack, shape=name.shape, offset=begin, nbytes=size)
+
+
+def _module(name: str) -> str:
+    """Module of a tensor, with the dot."""
+    return name[: name.rfind(".") + 1]
+
+
+def same_data(a: Entry, b: Entry) -> bool:
+    """Whether two entries hold the same bytes."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    with a.path.open("rb") as first, b.path.open("rb") as second:
+        first.seek(a.offset)
+        second.seek(b.offset)
+        for at in range(0, a.nbytes, _BLOCK):
+            count = min(_BLOCK, a.nbytes - at)
+            if first.read(count) != second.read(count):
+                return False
+    return True
+
+
+def foreign(folder: str, architecture: str, layers: int, names: Sequence[str]) -> UnexpectedTensor:
+    """The error for tensors that an architecture does not have, and whose they are."""
+    first = names[0]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    text = (
+        f"{folder}: {architecture} models of {layers} layers have no tensor named {first!r}{more}"
+    )
+    for name in names:
+        for piece, advice in _PIECES.items():
+            if piece in name:
+                return UnexpectedTensor(f"{text}: {advice}")
+        for prefix, advice in _WRAPPERS.items():
+            if name.startswith(prefix):
+                return UnexpectedTensor(f"{text}: the prefix {prefix!r} is {advice}")
+        if name in _HEADS:
+            return UnexpectedTensor(f"{text}: the model is {_HEADS[name]} and writes no text")
+    return UnexpectedTensor(text)
