@@ -15,6 +15,11 @@ from typing import Any, Final
 
 from zenconvert.errors import CorruptFile
 
+Fields = Mapping[str, "Fields | None"]
+"""Names of fields → the fields of their items, None for a text."""
+
+_FIELDS: Final[Fields] = {"System": None, "Messages": {"Role": None, "Content": None}}
+_DEEPEST: Final = 50
 _ACTION: Final = re.compile(r"\{\{(-\s)?\s*(.*?)\s*(\s-)?\}\}", re.DOTALL)
 _FIELD: Final = re.compile(r"\.[A-Z]\w*")
 _TEST: Final = re.compile(r'(?:eq (\.[A-Z]\w*) "([^"\\]*)"|(\.[A-Z]\w*))')
@@ -46,6 +51,7 @@ class _If:
 
 
 _Node = _Text | _Field | _Range | _If
+_Parts = Iterator[tuple[bool, str]]
 
 
 def render_go(template: str, messages: Sequence[Mapping[str, str]]) -> str:
@@ -53,10 +59,9 @@ def render_go(template: str, messages: Sequence[Mapping[str, str]]) -> str:
 
     Raises CorruptFile for a template beyond this part of the language.
     """
-    parts = list(_parts(template))
-    nodes, _, ended = _block(parts)
+    nodes, ended = _block(_parts(template), _FIELDS, 0)
     if ended:
-        raise CorruptFile(f"the Go template has an {{{{ {ended} }}}} too many")
+        raise CorruptFile(f"the Go template has an {{{{ {ended:.100} }}}} too many")
     system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
     turns = [{"Role": m["role"], "Content": m["content"]} for m in messages]
     return "".join(_written(nodes, {"System": system, "Messages": turns}))
@@ -75,48 +80,60 @@ def _parts(template: str) -> Iterator[tuple[bool, str]]:
     yield False, text.lstrip() if trim else text
 
 
-def _block(parts: list[tuple[bool, str]]) -> tuple[tuple[_Node, ...], list[tuple[bool, str]], str]:
-    """Nodes up to ``end`` or ``else``; what follows; and which of these it was."""
+def _block(parts: _Parts, fields: Fields, depth: int) -> tuple[tuple[_Node, ...], str]:
+    """Nodes up to ``end`` or ``else``, and which of these it was."""
+    if depth > _DEEPEST:
+        raise CorruptFile(f"the Go template is nested more than {_DEEPEST} times")
     nodes: list[_Node] = []
-    while parts:
-        (is_action, text), *parts = parts
+    for is_action, text in parts:
         if not is_action:
             nodes.append(_Text(text))
         elif text == "end" or text.split(" ")[0] == "else":
-            return tuple(nodes), parts, text
-        elif text.startswith("range ") and _FIELD.fullmatch(text[6:]):
-            body, parts, ended = _block(parts)
-            _expect_end(ended, text)
-            nodes.append(_Range(text[7:], body))
+            return tuple(nodes), text
+        elif text.startswith("range "):
+            nodes.append(_loop(text[6:], parts, fields, depth))
         elif text.startswith("if "):
-            node, parts = _branch(text[3:], parts)
-            nodes.append(node)
-        elif _FIELD.fullmatch(text):
-            nodes.append(_Field(text[1:]))
+            nodes.append(_branch(text[3:], parts, fields, depth))
         else:
-            raise CorruptFile(f"the Go template's {{{{ {text} }}}} is not understood here")
-    return tuple(nodes), [], ""
+            nodes.append(_Field(_known(text, fields)))
+    return tuple(nodes), ""
 
 
-def _branch(test: str, parts: list[tuple[bool, str]]) -> tuple[_If, list[tuple[bool, str]]]:
+def _known(text: str, fields: Fields) -> str:
+    """The name of a field that is there. Raises CorruptFile."""
+    name = text[1:] if _FIELD.fullmatch(text) else ""
+    if name not in fields:
+        raise CorruptFile(f"the Go template's {{{{ {text:.100} }}}} is not understood here")
+    return name
+
+
+def _loop(text: str, parts: _Parts, fields: Fields, depth: int) -> _Range:
+    name = _known(text, fields)
+    if fields[name] is None:
+        raise CorruptFile(f"the Go template's {{{{ range {text:.100} }}}} goes through no list")
+    body, ended = _block(parts, fields[name] or {}, depth + 1)
+    _expect_end(ended, f"range {text}")
+    return _Range(name, body)
+
+
+def _branch(test: str, parts: _Parts, fields: Fields, depth: int) -> _If:
     match = _TEST.fullmatch(test)
     if match is None:
-        raise CorruptFile(f"the Go template's condition {test!r} is not understood here")
-    body, parts, ended = _block(parts)
+        raise CorruptFile(f"the Go template's condition {test!r:.100} is not understood here")
+    name = _known(match[1] or match[3], fields)
+    body, ended = _block(parts, fields, depth + 1)
     other: tuple[_Node, ...] = ()
     if ended.startswith("else if "):
-        node, parts = _branch(ended.removeprefix("else if "), parts)
-        other = (node,)
-        return _If((match[1] or match[3])[1:], match[2], body, other), parts
+        return _If(name, match[2], body, (_branch(ended[8:], parts, fields, depth + 1),))
     if ended == "else":
-        other, parts, ended = _block(parts)
+        other, ended = _block(parts, fields, depth + 1)
     _expect_end(ended, f"if {test}")
-    return _If((match[1] or match[3])[1:], match[2], body, other), parts
+    return _If(name, match[2], body, other)
 
 
 def _expect_end(ended: str, opened: str) -> None:
     if ended != "end":
-        raise CorruptFile(f"the Go template's {{{{ {opened} }}}} does not end")
+        raise CorruptFile(f"the Go template's {{{{ {opened:.100} }}}} does not end")
 
 
 def _written(nodes: Sequence[_Node], dot: Mapping[str, Any]) -> Iterator[str]:

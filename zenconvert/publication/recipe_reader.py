@@ -124,6 +124,8 @@ def parse(path: Path, data: bytes) -> tuple[Recipe, list[tuple[Place, str]]]:
         found = re.search(r"line (\d+)", str(error))
         line = int(found[1]) if found else data.count(b"\n") + 1
         raise RecipeError(str(path), [(line, f"this is not TOML: {error}")]) from error
+    except (ValueError, RecursionError) as error:  # endless digits or brackets
+        raise RecipeError(str(path), [(1, f"this is not TOML: {error}")]) from error
     return _Reader(path, data, Lines(text)).recipe(table)
 
 
@@ -210,7 +212,7 @@ class _Reader:
         location = path
         if not path.startswith("builtin:"):
             here = self.folder / path
-            local = here.exists() or path.startswith((".", "/"))
+            local = _is_there(here) or path.startswith((".", "/"))
             location = str(here) if local else f"{path}@{revision}" if revision else path
             if local and revision:
                 self._say(("source", "revision"), "a revision is for models on the Hub")
@@ -299,6 +301,13 @@ def _with_device(device: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """A table with the device that it means, its own or the run's."""
     wanted = table.get("device", device)
     return {**table, "device": auto_device() if wanted == AUTO else wanted}
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def _shown(place: Place) -> str:

@@ -23,6 +23,8 @@ _FOLDER: Final = Path(__file__).parent / "policies"
 _SCOPES: Final[tuple[Scope, ...]] = ("overall", "language")
 _WHEN: Final = ("format", "encoding", "architecture", "engine", "language")
 _GROUPS: Final = ("perplexity.", "bits_per_byte.", "kl.", "flips.", "dp.", "top1")
+_MOST: Final = 1 << 53
+"""The largest whole number; beyond it floats are not exact."""
 _LIMIT: Final = frozenset({"at_most", "at_least", "warn_above", "warn_below", "above_noise"})
 
 
@@ -115,7 +117,7 @@ class Policy:
             table = tomllib.loads(data.decode("utf-8"))
         except OSError as error:
             raise UsageError(f"{path}: the policy cannot be read: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{path}: the policy is not TOML: {error}") from error
         return _Reader(path).policy(table, hashlib.sha256(data).hexdigest())
 
@@ -146,10 +148,10 @@ class _Reader:
         policy = Policy(
             name=str(table.get("name", self.path.stem)),
             sha256=sha256,
-            min_tokens=int(self._number(table, "min_tokens", 0, "the policy")),
-            min_blocks=int(self._number(table, "min_blocks", 2, "the policy")),
+            min_tokens=self._count(table, "min_tokens", 0, "the policy"),
+            min_blocks=self._count(table, "min_blocks", 2, "the policy"),
             lowest_ratio=self._number(anomaly, "lowest_ratio", 0.0, "[anomaly]"),
-            moving_bits=int(self._number(anomaly, "moving_bits", 0, "[anomaly]")),
+            moving_bits=self._count(anomaly, "moving_bits", 0, "[anomaly]"),
             baseline=self._number(anomaly, "baseline", float("inf"), "[anomaly]"),
             regression=self._number(against, "regression", 0.0, "[against]"),
             tiers=tuple(self._tier(name, value) for name, value in tiers.items()),
@@ -221,7 +223,15 @@ class _Reader:
 
     def _number(self, table: Mapping[str, Any], key: str, default: float, where: str) -> float:
         value = table.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            self.problems.append(f"{where}: {key!r} must be a number from 0, found {value!r}")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not value >= 0 or (isinstance(value, int) and value > _MOST):
+            self.problems.append(f"{where}: {key!r} must be a number from 0, found {value!r:.100}")
             return default
         return float(value)
+
+    def _count(self, table: Mapping[str, Any], key: str, default: int, where: str) -> int:
+        value = self._number(table, key, default, where)
+        if not value <= _MOST:
+            self.problems.append(f"{where}: {key!r} must be finite, found {value!r}")
+            return default
+        return int(value)
