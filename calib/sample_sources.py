@@ -6,7 +6,8 @@
 
 Rows hold ``text`` or ``messages`` and, if known, ``language``. Where a row names no language, the
 file does: ``de.jsonl`` and ``de.train.txt`` are German, other files ``und`` (undetermined). Of a
-table or data set, the first :data:`MOST_ROWS` rows with text in them are read.
+table or data set, the first :data:`MOST_ROWS` rows with text in them are read, or as many of them
+as hold 256 MB of text.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from typing import Any, Final
 
 from zenconvert.calib.samples import Sample, load_bundled, load_file, sample_of_row
 from zenconvert.errors import CorruptFile, MissingDependency, SourceNotFound, UsageError
+from zenconvert.source_files import size_of
 
 MOST_ROWS: Final = 20_000
+_MOST_BYTES: Final = 256 * 1024 * 1024
+"""Of the text of one table, and of what is unfolded at a time."""
+_BATCH: Final = 64
 
 _SUFFIXES: Final = frozenset({".txt", ".md", ".jsonl", ".ndjson", ".parquet"})
 _COLUMNS: Final = ("id", "language", "kind", "text", "messages")
@@ -80,7 +85,10 @@ def _samples(source: str | Path) -> Iterator[Sample]:
 
 def _rows(rows: Iterable[Mapping[str, Any]], where: str, language: str) -> Iterator[Sample]:
     """Rows of a table, whose absent values are None; rows without text are left out."""
+    read = 0
     for number, row in enumerate(rows, 1):
+        if read > _MOST_BYTES:
+            return
         given = {key: row[key] for key in _COLUMNS if row.get(key) is not None}
         text = given.get("text")
         if isinstance(text, str) and not text.strip():
@@ -88,7 +96,9 @@ def _rows(rows: Iterable[Mapping[str, Any]], where: str, language: str) -> Itera
         if isinstance(given.get("id"), int):
             given["id"] = str(given["id"])
         if "text" in given or "messages" in given:
-            yield sample_of_row(given, f"{where}:{number}", language)
+            sample = sample_of_row(given, f"{where}:{number}", language)
+            read += len(sample.content)
+            yield sample
 
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -96,13 +106,41 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise _missing(path) from error
+    size_of(path)
     try:
-        with parquet.ParquetFile(path) as file:
+        metadata = parquet.read_metadata(path)
+        with parquet.ParquetFile(path, read_dictionary=_texts(metadata.schema)) as file:
             columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
-            batches = file.iter_batches(batch_size=1000, columns=columns)
-            yield from islice((row for batch in batches for row in batch.to_pylist()), MOST_ROWS)
-    except (ArrowException, OSError) as error:
+            _check_groups(path, metadata, columns)
+            batches = file.iter_batches(batch_size=_BATCH, columns=columns)
+            yield from islice((row for batch in batches for row in _rows_of(batch)), MOST_ROWS)
+    except (ArrowException, OSError, ValueError) as error:
         raise CorruptFile(f"{path}: it cannot be read as parquet: {error}") from error
+
+
+def _texts(schema: Any) -> list[str]:
+    """Columns that stay dictionaries when they are read: what is there often is there once."""
+    columns = map(schema.column, range(len(schema)))
+    return [c.path for c in columns if c.path in _COLUMNS and c.physical_type == "BYTE_ARRAY"]
+
+
+def _check_groups(path: Path, metadata: Any, columns: Sequence[str]) -> None:
+    """Raise CorruptFile for columns of a row group that are read whole and too large for that."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            size = column.total_uncompressed_size
+            if column.path_in_schema.split(".")[0] in columns and size > _MOST_BYTES:
+                raise CorruptFile(
+                    f"{path}: {column.path_in_schema} of row group {number} unfolds to {size} "
+                    f"bytes, more than {_MOST_BYTES}; write the table in smaller row groups"
+                )
+
+
+def _rows_of(batch: Any) -> Iterator[Mapping[str, Any]]:
+    """Rows one by one, so that no more than one text of a batch is unfolded at a time."""
+    for number in range(batch.num_rows):
+        yield from batch.slice(number, 1).to_pylist()
 
 
 def _hub_rows(name: str, split: str) -> Iterator[Mapping[str, Any]]:

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from zenconvert.errors import CorruptFile, UsageError
+from zenconvert.errors import CorruptFile, SourceNotFound, UsageError
+from zenconvert.source_files import read_bytes
 
 Split = Literal["calibration", "evaluation"]
 
 LANGUAGES: Final[tuple[str, ...]] = ("en", "zh", "fr", "es", "de", "ru", "ko", "ja", "vi", "ar")
 
 _DATA: Final = Path(__file__).parent / "data"
+_MOST_TEXT: Final = 256 * 1024 * 1024
+"""Bytes of a file."""
 _JSON_LINES: Final = frozenset({".jsonl", ".ndjson"})
 
 
@@ -101,8 +104,8 @@ def _load_rows(path: Path, default_language: str) -> list[Sample]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError) as error:
+        return read_bytes(path, _MOST_TEXT).decode("utf-8-sig")
+    except SourceNotFound as error:
         raise UsageError(f"{path}: there is no such text file") from error
     except UnicodeDecodeError as error:
         raise CorruptFile(f"{path}: not UTF-8 at byte {error.start}; convert the file") from error

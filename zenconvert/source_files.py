@@ -39,6 +39,7 @@ _MAGIC: Final = {
     b"%PDF": "a PDF document",
     b"\x89HDF": "an HDF5 file",
 }
+_HALF: Final = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 _PAGE: Final = re.compile(rb"\s*(<!doctype|<html|<\?xml|<error|<head)", re.IGNORECASE)
 
 
@@ -86,9 +87,12 @@ def parse_json(path: Path, limit: int = MAX_JSON) -> Any:
     """The value of a JSON file. Raises as :func:`read_text`."""
     text = read_text(path, limit)
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if _HALF.search(text):  # a pair is a character, half of one is none
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise broken(path, f"no valid JSON: {error}") from error
+    return value
 
 
 def broken(path: Path, problem: str) -> CorruptFile:

@@ -35,11 +35,14 @@ from zenconvert.errors import (
 from zenconvert.formats.gguf import container
 from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
 from zenconvert.formats.gguf.ggml_types import BY_NAME
+from zenconvert.source_files import read_bytes
 
 SUMS: Final = ".in_sum2"
 COUNTS: Final = ".counts"
 
 _LONGEST_NAME: Final = 63  # GGML_MAX_NAME, without the final zero
+_LARGEST: Final = 1 << 32
+"""Bytes of a file in the older format; those of the largest models take a quarter."""
 _I32: Final = struct.Struct("<i")
 
 Values = Mapping[str, NDArray[np.float32]]
@@ -127,7 +130,7 @@ def _read(file: GgufFile, name: str) -> NDArray[np.float32]:
 
 def _read_legacy(path: Path) -> Values:
     """Values by tensor name, of a file in the older format."""
-    data, at = path.read_bytes(), 0
+    data, at = read_bytes(path, _LARGEST), 0
 
     def take(count: int) -> bytes:
         nonlocal at

@@ -12,6 +12,7 @@ import json
 import random
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("target", nargs="*", help="by default every target")
     given = parser.parse_args()
+    warnings.simplefilter("ignore")
     if given.table:
         print(table(OUT / "runs"))
         return

@@ -34,6 +34,8 @@ _RAW: Final = {
     "@twice@": '{"a":1,"a":2}',
     "@broken@": '{"a":',
 }
+_LONGEST: Final = 50_000
+"""Signs of one word; more of them only take time."""
 _LENGTHS: Final = (0, 1, 2, 3, 4, 8, 16, 64, 200, 1000)
 
 
@@ -189,7 +191,7 @@ def text(source: str, choices: Choices, words: Sequence[str] = ()) -> str:
         elif kind == 4:
             tokens[at : at + 1] = [str(choices.pick([*INTEGERS, *FLOATS]))]
         elif kind == 5 and at < len(tokens):
-            tokens[at] = tokens[at] * choices.pick((2, 10, 500, 3000))
+            tokens[at] = (tokens[at] * choices.pick((2, 10, 500, 3000)))[:_LONGEST]
         else:
             tokens[at:at] = [
                 choices.pick(("[" * 2000, "{" * 2000, "9" * 4400, "(" * 999, '"', "\n"))

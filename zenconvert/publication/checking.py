@@ -7,14 +7,13 @@ and the artifacts against one another.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.errors import BadSignature, CorruptFile, ZenError
+from zenconvert.errors import BadSignature, CorruptFile, InvalidInput, ZenError
 from zenconvert.publication.bom import BOM, bom_digests
 from zenconvert.publication.card import CARD, language_tables, measured_table
 from zenconvert.publication.checksums import (
@@ -29,6 +28,7 @@ from zenconvert.publication.facts import VariantFacts
 from zenconvert.publication.record import REPORT, read_record, variants_of
 from zenconvert.publication.shelf import EVIDENCE, IMATRIX, POLICY
 from zenconvert.publication.signing import is_keyless, statement_digests, verify_signature
+from zenconvert.source_files import parse_json, read_text
 from zenconvert.sources import open_checkpoint
 from zenconvert.verification.agreement import check_agreement
 from zenconvert.verification.digests import combined
@@ -243,8 +243,8 @@ def _first_other(ours: tuple[Check, ...], theirs: tuple[Check, ...]) -> str:
 
 def _card(place: _Place) -> Iterator[Finding]:
     try:
-        lines = set((place.folder / CARD).read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
+        lines = set(read_text(place.folder / CARD).splitlines())
+    except InvalidInput as error:
         yield place.finding(CARD, f"the card cannot be read: {error}")
         return
     wanted = [*measured_table(place.variants)]
@@ -255,8 +255,8 @@ def _card(place: _Place) -> Iterator[Finding]:
 
 def _bom(place: _Place) -> Iterator[Finding]:
     try:
-        told = bom_digests(json.loads((place.folder / BOM).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        told = bom_digests(parse_json(place.folder / BOM))
+    except (InvalidInput, KeyError, TypeError, AttributeError) as error:
         yield place.finding(BOM, f"the bill of materials cannot be read: {error!r}")
         return
     for name, digest in told.items():

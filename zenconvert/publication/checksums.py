@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from zenconvert.errors import CorruptFile, UnsafePath
+from zenconvert.errors import CorruptFile, InvalidInput, UnsafePath
 from zenconvert.machine import usable_cores
+from zenconvert.source_files import read_text
 from zenconvert.verification.digests import file_digest, read_digest
 
 SUMS: Final = "SHA256SUMS"
@@ -101,15 +102,15 @@ def read_sums(path: Path) -> dict[str, str]:
     """Name → digest. Raises CorruptFile for a malformed line or a name that leaves the folder."""
     found: dict[str, str] = {}
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")
+    except InvalidInput as error:
         raise CorruptFile(f"{path}: the sums cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         match = _LINE.fullmatch(line)
         if match is None:
-            raise CorruptFile(f"{path}, line {number}: expected 'SHA256  NAME', found {line!r}")
+            raise CorruptFile(f"{path}, line {number}: expected 'SHA256  NAME', found {line!r:.99}")
         mark, digest, name = match.groups()
         if mark:
             name = re.sub(r"\\[\\nr]", lambda m: _ESCAPED[m[0]], name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.calibrating import Calibrating
-from zenconvert.errors import RecipeError, UsageError
+from zenconvert.errors import InvalidInput, RecipeError, UsageError
 from zenconvert.formats.registry import FORMATS
 from zenconvert.machine import AUTO, auto_device
 from zenconvert.publication import recipe_values as v
@@ -28,6 +28,7 @@ from zenconvert.publication.recipe import (
 )
 from zenconvert.publication.toml_lines import Lines, Place
 from zenconvert.solving import SOLVERS
+from zenconvert.source_files import read_bytes
 from zenconvert.target import Options, Target
 from zenconvert.verification.engines import engine_names
 from zenconvert.verification.gate import Outcome
@@ -106,9 +107,9 @@ def read(path: str | Path) -> tuple[Recipe, list[tuple[Place, str]]]:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: the recipe cannot be read: {error.strerror}") from error
+        data = read_bytes(path)
+    except InvalidInput as error:
+        raise UsageError(f"the recipe cannot be read: {error}") from error
     return parse(path, data)
 
 

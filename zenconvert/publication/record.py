@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from zenconvert.errors import CorruptFile
+from zenconvert.errors import CorruptFile, InvalidInput
 from zenconvert.publication.facts import ReleaseFacts, VariantFacts
+from zenconvert.source_files import parse_json
 from zenconvert.verification.gate import ENGINE, Verdict
 from zenconvert.verification.report import SCHEMA as REPORT_SCHEMA
 from zenconvert.verification.report import Report
@@ -139,8 +140,8 @@ def record_bytes(value: Mapping[str, Any]) -> bytes:
 def read_record(path: Path) -> dict[str, Any]:
     """Read and check a file. Raises CorruptFile with everything that is wrong."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = parse_json(path)
+    except InvalidInput as error:
         raise CorruptFile(f"{path}: the report of the release cannot be read: {error}") from error
     problems = [
         f"{'/'.join(map(str, error.absolute_path)) or 'the whole'}: {error.message[:200]}"

@@ -25,6 +25,7 @@ from zenconvert.errors import (
 )
 from zenconvert.publication.checksums import OUTSIDE, SIGNATURE, SUMS
 from zenconvert.publication.files import write_file
+from zenconvert.source_files import parse_json
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -108,7 +109,7 @@ def statement_digests(signature: Path) -> dict[str, str]:
     Raises CorruptFile.
     """
     try:
-        bundle = json.loads(signature.read_text(encoding="utf-8"))
+        bundle = parse_json(signature)
         payload = base64.b64decode(bundle["dsseEnvelope"]["payload"], validate=True)
         resources = json.loads(payload)["predicate"]["resources"]
         return {
@@ -116,17 +117,17 @@ def statement_digests(signature: Path) -> dict[str, str]:
             for entry in resources
             if entry["algorithm"] == _ALGORITHM
         }
-    except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
         raise CorruptFile(f"{signature}: it is no model signature: {error!r}") from error
 
 
 def is_keyless(signature: Path) -> bool:
     """Whether a certificate of Sigstore stands for the signer, not a key."""
     try:
-        material = json.loads(signature.read_text(encoding="utf-8"))["verificationMaterial"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        material = parse_json(signature)["verificationMaterial"]
+    except (ValueError, KeyError, TypeError) as error:
         raise CorruptFile(f"{signature}: it is no model signature: {error!r}") from error
-    return "publicKey" not in material
+    return not isinstance(material, dict) or "publicKey" not in material
 
 
 def _hashing(folder: Path) -> Any:

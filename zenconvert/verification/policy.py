@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from zenconvert.errors import UsageError
+from zenconvert.errors import InvalidInput, UsageError
+from zenconvert.source_files import read_bytes
 from zenconvert.verification.drift import TO_MEDIAN
 from zenconvert.verification.facts import Facts
 
@@ -113,10 +114,10 @@ class Policy:
         """Read a policy: ``default`` or a path. Raises UsageError with every mistake found."""
         path = policy_path(source)
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
             table = tomllib.loads(data.decode("utf-8"))
-        except OSError as error:
-            raise UsageError(f"{path}: the policy cannot be read: {error.strerror}") from error
+        except InvalidInput as error:
+            raise UsageError(f"the policy cannot be read: {error}") from error
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{path}: the policy is not TOML: {error}") from error
         return _Reader(path).policy(table, hashlib.sha256(data).hexdigest())

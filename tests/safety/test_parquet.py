@@ -1,0 +1,53 @@
+"""Tables that unfold to far more than their files have."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from zenconvert.calib import sample_sources
+from zenconvert.calib.sample_sources import load_samples
+from zenconvert.errors import CorruptFile
+
+MEGABYTE = 1 << 20
+
+
+def peak() -> int:
+    """Of resident bytes, counted anew from now on."""
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    Path("/proc/self/clear_refs").write_text("5")
+    return found
+
+
+def test_one_text_thousands_of_times(tmp_path: Path) -> None:
+    """Kilobytes that unfold to 16 GB: as many rows are read as hold 256 MB of text."""
+    path = tmp_path / "x.parquet"
+    column = pyarrow.array(["a " * (MEGABYTE // 2)]).dictionary_encode().indices
+    texts = pyarrow.DictionaryArray.from_arrays(
+        pyarrow.concat_arrays([column] * 16_000), ["a " * (MEGABYTE // 2)]
+    )
+    parquet.write_table(pyarrow.table({"text": texts}), path, compression="zstd")
+    assert path.stat().st_size < MEGABYTE
+    peak()
+    samples = load_samples(path)
+    assert peak() < 2 << 30
+    assert len(samples) == 257
+
+
+def test_a_row_group_larger_than_what_is_read_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.parquet"
+    rows = {"text": ["ab" * 5000] * 300, "other": ["c" * 100] * 300}
+    parquet.write_table(pyarrow.table(rows), path, use_dictionary=False, compression="zstd")
+    monkeypatch.setattr(sample_sources, "_MOST_BYTES", 1 << 20)
+    with pytest.raises(CorruptFile, match=r"text of row group 0 unfolds to \d+ bytes"):
+        load_samples(path)
+    parquet.write_table(
+        pyarrow.table(rows), path, use_dictionary=False, compression="zstd", row_group_size=60
+    )
+    assert len(load_samples(path)) == 105
