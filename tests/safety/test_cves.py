@@ -14,6 +14,7 @@ import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -155,7 +156,7 @@ def test_archives_are_never_unpacked(number: str, tmp_path: Path) -> None:
 Edit = Callable[[onnx.ModelProto, Path], None]
 
 
-def _entry(model: onnx.ModelProto, key: str) -> onnx.StringStringEntryProto:
+def _entry(model: onnx.ModelProto, key: str) -> Any:
     tensor = next(t for t in model.graph.initializer if len(t.external_data))
     return next(e for e in tensor.external_data if e.key == key)
 
