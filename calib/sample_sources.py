@@ -1,7 +1,8 @@
 """What ``--samples`` takes: files, folders and data sets of the Hub.
 
-* ``FILE``: text (one document), ``.jsonl`` (one document a line) or ``.parquet`` (one a row).
-* ``DIR``: all such files below it (``.txt``, ``.md``, ``.jsonl``, ``.ndjson``, ``.parquet``).
+* ``FILE``: text (one document), ``.jsonl`` (one document a line), ``.json`` (an array of them),
+  ``.csv``, ``.tsv`` or ``.parquet`` (one a row).
+* ``DIR``: all such files below it (of these suffixes, ``.txt``, ``.md`` and ``.ndjson``).
 * ``hub:ORGANISATION/NAME[:SPLIT]``: a data set of the Hub; the split ``train`` by default.
 
 Rows hold ``text`` or ``messages`` and, if known, ``language``. Where a row names no language, the
@@ -18,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.calib.samples import Sample, load_bundled, load_file, sample_of_row
+from zenconvert.calib.samples import FACTS, Sample, load_bundled, load_file, sample_of_row
 from zenconvert.errors import CorruptFile, MissingDependency, SourceNotFound, UsageError
 from zenconvert.source_files import size_of
 
@@ -27,9 +28,18 @@ _MOST_BYTES: Final = 256 * 1024 * 1024
 """Of the text of one table, and of what is unfolded at a time."""
 _BATCH: Final = 64
 
-_SUFFIXES: Final = frozenset({".txt", ".md", ".jsonl", ".ndjson", ".parquet"})
-_COLUMNS: Final = ("id", "language", "kind", "text", "messages")
-_LANGUAGE: Final = re.compile(r"([a-z]{2,3}(-[A-Za-z0-9]{2,8})*)\..+")
+_SUFFIXES: Final = frozenset(
+    {".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
+)
+_COLUMNS: Final = (
+    "id", "language", "kind", "text", "messages", "conversations", "instruction", "input", "output",
+    "system", "prompt", "completion", "question", "answer",
+)  # fmt: skip
+_LANGUAGE: Final = re.compile(
+    r"([a-z]{2}|arz|ast|bho|ceb|ckb|fil|haw|hmn|ilo|kab|kmr|lij|mai|min|nan|nds|nso|pap|scn|sdh"
+    r"|szl|tzm|vec|war|wuu|yue)(-[A-Za-z0-9]{2,8})*(?=\..)"
+)
+"""Codes of two letters, and those of three that languages without such a code have."""
 _HUB: Final = re.compile(r"hub:(?P<id>[\w.\-]+/[\w.\-]+)(:(?P<split>[\w.\-]+))?")
 
 
@@ -59,8 +69,8 @@ def load_samples(
 
 def language_of(path: Path) -> str:
     """The language that a file's name begins with, ``und`` where it begins with none."""
-    match = _LANGUAGE.fullmatch(path.name)
-    return match[1] if match else "und"
+    match = _LANGUAGE.match(path.name)
+    return match[0] if match else "und"
 
 
 def _samples(source: str | Path) -> Iterator[Sample]:
@@ -95,7 +105,7 @@ def _rows(rows: Iterable[Mapping[str, Any]], where: str, language: str) -> Itera
             del given["text"]
         if isinstance(given.get("id"), int):
             given["id"] = str(given["id"])
-        if "text" in given or "messages" in given:
+        if given.keys() - FACTS:
             sample = sample_of_row(given, f"{where}:{number}", language)
             read += len(sample.content)
             yield sample

@@ -7,6 +7,8 @@ passage stands in both splits.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from zenconvert.errors import CorruptFile, SourceNotFound, UsageError
-from zenconvert.source_files import read_bytes
+from zenconvert.source_files import broken, read_bytes
 
 Split = Literal["calibration", "evaluation"]
 
@@ -24,6 +26,25 @@ _DATA: Final = Path(__file__).parent / "data"
 _MOST_TEXT: Final = 256 * 1024 * 1024
 """Bytes of a file."""
 _JSON_LINES: Final = frozenset({".jsonl", ".ndjson"})
+_TABLES: Final = {".csv": ",", ".tsv": "\t"}
+_DOCUMENTS: Final = "pdf ps doc docx odt rtf epub ppt pptx odp xls xlsx ods html htm xml ipynb"
+_DATA_FILES: Final = "parquet arrow feather orc avro npy npz h5 db sqlite pkl pickle"
+_MODELS: Final = "bin pt pth ckpt safetensors gguf onnx dat imatrix"
+_ARCHIVES: Final = "zip gz tgz xz zst bz2 7z rar tar"
+_MEDIA: Final = "png jpg jpeg gif webp bmp svg tif tiff mp3 wav flac ogg mp4 avi mkv webm"
+_NO_TEXT: Final = frozenset(
+    f".{name}"
+    for names in (_DOCUMENTS, _DATA_FILES, _MODELS, _ARCHIVES, _MEDIA)
+    for name in names.split()
+)
+FACTS: Final = frozenset({"id", "language", "kind", "input", "system"})
+"""Columns that are no text of their own."""
+_ROLES: Final = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+    "chatgpt": "assistant", "bot": "assistant", "system": "system", "tool": "tool",
+}  # fmt: skip
+_QUESTIONS: Final = {"instruction": "output", "prompt": "completion", "question": "answer"}
+"""Keys of rows with a question → that of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,34 +90,88 @@ def load_bundled(split: Split, languages: Sequence[str] | None = None) -> list[S
     return [
         sample
         for language in wanted
-        for sample in _load_rows(_DATA / f"{language}.{split}.jsonl", language)
+        for sample in load_file(_DATA / f"{language}.{split}.jsonl", language)
     ]
 
 
 def load_file(path: str | Path, default_language: str = "und") -> list[Sample]:
     """The samples of a user's UTF-8 file.
 
-    A ``.jsonl`` or ``.ndjson`` file gives one document a line, an object with ``text`` or
-    ``messages`` and, if known, ``language``, ``id`` and ``kind``. Any other file is plain text and
-    one single document: blank lines belong to it, as in the text files of perplexity benchmarks.
-    ``default_language`` (und: undetermined) holds where none is named.
+    A ``.jsonl`` or ``.ndjson`` file gives one document a line, a ``.json`` file an array of them
+    and ``.csv`` and ``.tsv`` files one a row (with a head): objects with ``text`` or ``messages``
+    and, if known, ``language``, ``id`` and ``kind``, or rows as Alpaca and ShareGPT have them. Any
+    other file is plain text and one single document: blank lines belong to it, as in the text
+    files of perplexity benchmarks. ``default_language`` (und: undetermined) holds where none is
+    named.
 
-    Raises UsageError when there is no such file, CorruptFile for a broken row or bad UTF-8.
+    Raises UsageError when there is no such file or it is known to be no text, CorruptFile for a
+    broken row or bad UTF-8.
     """
     path = Path(path)
-    if path.suffix.lower() in _JSON_LINES:
-        return _load_rows(path, default_language)
+    suffix = path.suffix.lower()
+    if suffix in _JSON_LINES:
+        return _load_rows(_read(path), path.name, default_language)
+    if suffix == ".json":
+        return _load_array(path, default_language)
+    if suffix in _TABLES:
+        return _load_table(path, _TABLES[suffix], default_language)
+    if suffix in _NO_TEXT:
+        raise UsageError(
+            f"{path}: {suffix} files are no plain text; give UTF-8 text, or JSON lines (.jsonl) "
+            'with {"text": …} on every line'
+        )
     text = _read(path)
     if not text.strip():
         return []
     return [Sample(path.name, default_language, "text", text, None)]
 
 
-def _load_rows(path: Path, default_language: str) -> list[Sample]:
-    # str.splitlines would also cut at U+2028 and U+0085, which JSON strings may hold unescaped.
-    lines = _read(path).split("\n")
+def _load_array(path: Path, default_language: str) -> list[Sample]:
+    """A JSON array of rows, or one row; files of JSON lines are sometimes called ``.json``, too."""
+    text = _read(path)
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        lines = [line for line in text.split("\n") if line.strip()]
+        if len(lines) > 1 and lines[0].rstrip().endswith("}"):
+            return _load_rows(text, path.name, default_language)
+        raise CorruptFile(f"{path}: neither a JSON array nor JSON lines: {error}") from error
+    rows = rows if isinstance(rows, list) else [rows]
+    samples = []
+    for number, row in enumerate(rows, 1):
+        where = f"{path.name}:{number}"
+        if not isinstance(row, dict):
+            raise CorruptFile(f"{where}: expected a JSON object, found {type(row).__name__}")
+        samples.append(sample_of_row(row, where, default_language))
+    return samples
+
+
+def _load_table(path: Path, delimiter: str, default_language: str) -> list[Sample]:
+    """Rows of a table with a head; empty cells count as absent, rows without text are left out."""
+    reader = csv.DictReader(io.StringIO(_read(path), newline=""), delimiter=delimiter)
+    try:
+        if not {"text", "instruction", "prompt"} & set(reader.fieldnames or ()):
+            raise CorruptFile(
+                f"{path}: expected a column 'text' (or 'instruction', 'prompt'), found "
+                f"{(reader.fieldnames or [])[:8]}"
+            )
+        rows = [
+            {k: v for k, v in row.items() if isinstance(v, str) and v.strip()} for row in reader
+        ]
+    except csv.Error as error:
+        raise CorruptFile(f"{path}:{reader.line_num}: the table cannot be read: {error}") from error
     return [
-        _parse_row(line, f"{path.name}:{number}", default_language)
+        sample_of_row(row, f"{path.name}:{number}", default_language)
+        for number, row in enumerate(rows, 1)
+        if row.keys() - FACTS
+    ]
+
+
+def _load_rows(text: str, name: str, default_language: str) -> list[Sample]:
+    # str.splitlines would also cut at U+2028 and U+0085, which JSON strings may hold unescaped.
+    lines = text.split("\n")
+    return [
+        _parse_row(line, f"{name}:{number}", default_language)
         for number, line in enumerate(lines, 1)
         if line.strip()
     ]
@@ -104,11 +179,13 @@ def _load_rows(path: Path, default_language: str) -> list[Sample]:
 
 def _read(path: Path) -> str:
     try:
-        return read_bytes(path, _MOST_TEXT).decode("utf-8-sig")
+        data = read_bytes(path, _MOST_TEXT)
     except SourceNotFound as error:
-        raise UsageError(f"{path}: there is no such text file") from error
+        raise UsageError(f"{path}: there is no such text file, or it cannot be read") from error
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CorruptFile(f"{path}: not UTF-8 at byte {error.start}; convert the file") from error
+        raise broken(path, f"not UTF-8 at byte {error.start}; convert the file") from error
 
 
 def _parse_row(line: str, where: str, default_language: str) -> Sample:
@@ -123,8 +200,11 @@ def _parse_row(line: str, where: str, default_language: str) -> Sample:
 
 def sample_of_row(row: dict[str, Any], where: str, default_language: str) -> Sample:
     """The sample that a row of any kind of table describes. Raises CorruptFile."""
+    row = _as_messages(row, where)
     if ("text" in row) == ("messages" in row):
-        raise CorruptFile(f"{where}: expected either 'text' or 'messages', found {sorted(row)}")
+        raise CorruptFile(
+            f"{where}: expected either 'text' or 'messages', found {sorted(map(str, row))[:12]}"
+        )
     text = _string(row, "text", where) if "text" in row else None
     messages = _messages(row["messages"], where) if "messages" in row else None
     return Sample(
@@ -134,6 +214,32 @@ def sample_of_row(row: dict[str, Any], where: str, default_language: str) -> Sam
         text=text,
         messages=messages,
     )
+
+
+def _as_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """A row of Alpaca, of ShareGPT or of prompts and answers as one with messages."""
+    if "text" in row or "messages" in row:
+        return row
+    if isinstance(turns := row.get("conversations"), list):
+        if not all(isinstance(turn, dict) for turn in turns):
+            raise CorruptFile(f"{where}: every turn of 'conversations' must be an object")
+        messages = [
+            {
+                "role": _ROLES.get(str(turn.get("from", turn.get("role"))), turn.get("from")),
+                "content": turn.get("value", turn.get("content")),
+            }
+            for turn in turns
+        ]
+        return {**row, "messages": messages}
+    for question, answer in _QUESTIONS.items():
+        if isinstance(row.get(question), str) and answer in row:
+            asked = [row[question], row.get("input") if question == "instruction" else None]
+            text = "\n\n".join(part for part in asked if isinstance(part, str) and part.strip())
+            system = row.get("system")
+            messages = [{"role": "system", "content": system}] if system else []
+            messages.append({"role": "user", "content": text})
+            return {**row, "messages": [*messages, {"role": "assistant", "content": row[answer]}]}
+    return row
 
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:

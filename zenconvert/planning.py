@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import Blocks, Dense, Encoding, Grouped
-from zenconvert.errors import PlanError, several
+from zenconvert.errors import PlanError, first_names
 from zenconvert.formats.gguf import blocks
 from zenconvert.formats.registry import format_named
 from zenconvert.layout import Action, Choice, Layout
@@ -28,6 +28,8 @@ SLAB_ELEMENTS: Final = 1 << 21
 """Elements that a worker handles at a time."""
 PACKED_ROWS: Final = 256
 """Fewest rows of a slab of packed integers."""
+_GROUPS: Final = (128, 64, 32, 16)
+"""What may fit where another group does not, the largest first."""
 _BASE_RAM: Final = 320_000_000  # interpreter, numpy, numba and loaded kernels
 _SLAB_COPIES: Final = 16  # bytes per slab element: stored, float32, weights and encoded rows
 
@@ -128,8 +130,8 @@ def make_plan(
     choices = writer.choose(checkpoint, target, options, importance=importance is not None)
     choices = [_judged(choice) for choice in choices]
     steps = tuple(step for choice in choices for step in _steps(choice))
-    problems = list(_problems(choices, importance, exact=exact, allow_requantize=allow_requantize))
-    if problems:
+    found = _problems(choices, importance, exact=exact, allow_requantize=allow_requantize)
+    if problems := _gathered(found):
         raise PlanError(problems)
     layout = writer.lay_out(checkpoint, target, choices, options, name)
     return Plan(target, steps, layout, threads, checkpoint.warnings)
@@ -175,61 +177,83 @@ def _steps(choice: Choice) -> Iterator[Step]:
         )
 
 
+def _gathered(found: Iterator[tuple[str, str]]) -> list[str]:
+    """One line for all tensors that have the same trouble: how many, and the first of them."""
+    gathered: dict[str, list[str]] = {}
+    for name, problem in found:
+        gathered.setdefault(problem, []).append(name)
+    return [
+        f"{names[0]}: {problem}"
+        if len(names) == 1
+        else f"{len(names)} tensors, {first_names(names)}: {problem}"
+        for problem, names in gathered.items()
+    ]
+
+
 def _problems(
     choices: list[Choice],
     importance: Importance | None,
     *,
     exact: bool,
     allow_requantize: bool,
-) -> Iterator[str]:
-    yield from _missing_importance(choices, importance)
+) -> Iterator[tuple[str, str]]:
+    """Names of output tensors, and why they cannot be made."""
+    hint = _fitting_group(choices)
     for choice in choices:
         target = choice.encoding
         if isinstance(target, Blocks):
             changed = [p for p in choice.parts if p.encoding != target]
             if changed and not blocks.can_encode(target.type):
-                yield f"{choice.name}: {target} can be read and not yet written"
+                yield choice.name, f"{target} can be read and not yet written"
             yield from _importance_problems(choice, importance)
         if isinstance(target, Grouped) and choice.codec is not None:
             reason = choice.codec.refuses(target, choice.shape)
             if reason is not None:
-                yield f"{choice.name}: {target} cannot be stored as {choice.codec.name}: {reason}"
+                name = choice.codec.name
+                yield choice.name, f"{target} cannot be stored as {name}: {reason}{hint}"
         for part, found in zip(choice.parts, choice.verdicts, strict=True):
             if exact and not found.exact:
-                yield f"{choice.name}: not exact: {found.why}"
+                yield choice.name, f"not exact: {found.why}"
             quantized = not isinstance(part.encoding, Dense) and not isinstance(target, Dense)
             if found.action == "quantize" and quantized and not allow_requantize:
                 yield (
-                    f"{choice.name}: {part.encoding} → {target} quantizes a second time "
+                    choice.name,
+                    f"{part.encoding} → {target} quantizes a second time "
                     f"({found.why}); start from the original weights, or allow it with "
-                    "--allow-requantize"
+                    "--allow-requantize",
                 )
 
 
-def _missing_importance(choices: list[Choice], importance: Importance | None) -> Iterator[str]:
-    """One line for all tensors that have to be quantized with importance weights and have none."""
-    missing = [
-        choice
+def _fitting_group(choices: list[Choice]) -> str:
+    """Which group every matrix takes, where the one that was asked for does not fit some."""
+    grids = [
+        (choice.codec, choice.encoding, choice.shape)
         for choice in choices
-        if choice.needs_importance
-        and any(
-            p.encoding != choice.encoding and p.name not in (importance or {}) for p in choice.parts
-        )
+        if choice.codec is not None and isinstance(choice.encoding, Grouped)
     ]
-    if missing:
+    if all(not grid.group or shape[-1] % grid.group == 0 for _, grid, shape in grids):
+        return ""
+    for group in _GROUPS:
+        if all(codec.refuses(replace(e, group=group), s) is None for codec, e, s in grids):
+            return f"; groups of {group} fit every matrix"
+    return "; no group of 16 or more fits every matrix: keep some in floats with --tensor-type"
+
+
+def _importance_problems(
+    choice: Choice, importance: Importance | None
+) -> Iterator[tuple[str, str]]:
+    given = importance or {}
+    changed = [part for part in choice.parts if part.encoding != choice.encoding]
+    if choice.needs_importance and any(part.name not in given for part in changed):
         yield (
-            f"{several(len(missing), 'tensor needs', 'tensors need')} importance weights and "
-            f"{'has' if len(missing) == 1 else 'have'} none: {missing[0].name} "
-            f"({missing[0].encoding}){' and so on' if len(missing) > 1 else ''}: at so few bits "
-            "the result would be garbage; give an imatrix file that covers them with --importance"
+            choice.name,
+            f"{choice.encoding} needs importance weights and there are none: at so few bits the "
+            "result would be garbage; give an imatrix file that covers it with --importance",
         )
-
-
-def _importance_problems(choice: Choice, importance: Importance | None) -> Iterator[str]:
     for part in choice.parts:
         weights = importance.get(part.name) if importance is not None else None
         if weights is not None and weights.shape != (part.columns,):
             yield (
-                f"{choice.name}: {weights.size} importance weights were given for rows of "
-                f"{part.columns}"
+                choice.name,
+                f"{weights.size} importance weights were given for rows of {part.columns}",
             )

@@ -73,7 +73,7 @@ def general_metadata(checkpoint: Checkpoint, choices: Sequence[Choice]) -> dict[
         _fill_from_name(values, naming.parse(model_id, total))
     values.setdefault("size_label", naming.size_label(total, shared, one_expert, experts))
     if isinstance(values.get("license"), list):
-        values["license"] = ",".join(values["license"])
+        values["license"] = ",".join(str(name) for name in values["license"] if name is not None)
     return {
         "general.type": ("str", "model"),
         **_sampling(metadata.generation),

@@ -16,7 +16,13 @@ from pyarrow import parquet
 from zenconvert.calib import sample_sources
 from zenconvert.calib.sample_sources import language_of, load_samples
 from zenconvert.calib.samples import Message, Sample, load_bundled
-from zenconvert.errors import CorruptFile, MissingDependency, SourceNotFound, UsageError
+from zenconvert.errors import (
+    CorruptFile,
+    MissingDependency,
+    SourceNotFound,
+    UsageError,
+    ZenError,
+)
 
 ROWS: list[dict[str, Any]] = [
     {"text": "Hello.", "language": "en", "id": "a"},
@@ -150,3 +156,55 @@ def test_missing_packages_are_named(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingDependency, match=r"zenconvert\[datasets\]"):
         load_samples(source)
+
+
+ALPACA = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
+SHARED = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+
+
+def test_arrays_of_rows(tmp_path: Path) -> None:
+    rows = [{"text": "Hallo", "language": "de"}, {"text": "Hi"}, ALPACA, SHARED]
+    (tmp_path / "arr.json").write_text(json.dumps(rows))
+    found = load_samples(tmp_path / "arr.json")
+    assert [(s.language, s.content) for s in found] == [
+        ("de", "Hallo"),
+        ("und", "Hi"),
+        ("und", "Name a colour.\nBlue."),
+        ("und", "Hi\nHello"),
+    ]
+    assert [m.role for s in found[2:] for m in s.messages or ()] == ["user", "assistant"] * 2
+    (tmp_path / "lines.json").write_text("\n".join(map(json.dumps, rows)))
+    assert [s.content for s in load_samples(tmp_path / "lines.json")] == [s.content for s in found]
+
+
+def test_tables(tmp_path: Path) -> None:
+    (tmp_path / "de.csv").write_text('id,text\n1,"Guten Tag,\nWelt"\n2,\n3,Ende\n')
+    (tmp_path / "t.tsv").write_text("instruction\tinput\toutput\nAdd.\t1 + 1\t2\n")
+    found = load_samples(tmp_path / "de.csv")
+    assert [(s.id, s.language, s.text) for s in found] == [
+        ("1", "de", "Guten Tag,\nWelt"),
+        ("3", "de", "Ende"),
+    ]
+    (chat,) = load_samples(tmp_path / "t.tsv")
+    assert chat.content == "Add.\n\n1 + 1\n2"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error", "words"),
+    [
+        ("a.pdf", "%PDF-1.7", UsageError, r"\.pdf files are no plain text"),
+        ("a.docx", "PK", UsageError, "JSON lines"),
+        ("a.html", "<p>", UsageError, "JSON lines"),
+        ("a.json", "[1, 2]", CorruptFile, r"a\.json:1: expected a JSON object"),
+        ("a.json", "{", CorruptFile, "neither a JSON array nor JSON lines"),
+        ("a.json", '[{"body": "x"}]', CorruptFile, r"expected either 'text' or 'messages'"),
+        ("a.csv", "body\nx\n", CorruptFile, r"expected a column 'text'"),
+        ("a.jsonl", '{"text": ' + "7" * 5000 + "}", CorruptFile, r"a\.jsonl:1"),
+    ],
+)
+def test_what_is_no_text_is_refused(
+    name: str, text: str, error: type[ZenError], words: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(error, match=words):
+        load_samples(tmp_path / name)

@@ -160,7 +160,7 @@ tensor_types = ["(=q8_0"]
         (
             SMALLEST.replace("q4_k_m", "iq2_xs") + "[calibration]\nenabled = false\n",
             5,
-            "need importance weights and have none",
+            "needs importance weights and there are none",
         ),
     ],
 )

@@ -78,7 +78,7 @@ class Account:
         tokenizer, card = checkpoint.tokenizer, checkpoint.metadata.card
         commit = checkpoint.path.name
         on_hub = checkpoint.path.parent.name == "snapshots" and _COMMIT.fullmatch(commit)
-        named = source.path.partition("@")[0] if on_hub else None
+        named = checkpoint.metadata.label if on_hub else None
         return SourceFacts(
             path=source.path,
             revision=commit if on_hub else None,

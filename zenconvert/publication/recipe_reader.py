@@ -28,7 +28,7 @@ from zenconvert.publication.recipe import (
 )
 from zenconvert.publication.toml_lines import Lines, Place
 from zenconvert.solving import SOLVERS
-from zenconvert.source_files import read_bytes
+from zenconvert.source_files import hub_id, read_bytes
 from zenconvert.target import Options, Target
 from zenconvert.verification.engines import engine_names
 from zenconvert.verification.gate import Outcome
@@ -217,7 +217,7 @@ class _Reader:
             location = str(here) if local else f"{path}@{revision}" if revision else path
             if local and revision:
                 self._say(("source", "revision"), "a revision is for models on the Hub")
-        name = given.pop("name", None) or _short_name(path)
+        name = given.pop("name", None) or _short_name(hub_id(Path(location)) or path)
         return Source(location=location, name=name, **given)
 
     def _calibration(self, given: dict[str, Any]) -> Calibration:
