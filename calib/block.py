@@ -1,15 +1,15 @@
 """One decoder block in transformers' own modelling code, filled with the weights it is given.
 
-A one-layer model is built on the meta device, where it takes no memory, and its parameters are then
-replaced by the tensors given, so that any architecture and version of transformers works.
-Mixture-of-experts blocks are brought into one form first (:mod:`zenconvert.calib.experts`).
+The block is a copy of a layer of the whole model (:mod:`zenconvert.calib.skeleton`), whose
+parameters are replaced by the tensors given, so that any architecture and version of transformers
+works. Mixture-of-experts blocks are brought into one form first (:mod:`zenconvert.calib.experts`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
@@ -18,10 +18,67 @@ import torch
 from zenconvert.architecture import TensorName
 from zenconvert.calib.experts import Expert, find_moe, unify_experts
 from zenconvert.calib.inputs import module_of
+from zenconvert.calib.skeleton import Skeleton
 from zenconvert.errors import InvalidInput
 
-_TINY_VOCABULARY: Final = 8  # of the one-layer model, whose embedding is never used
-_RENAMED: Final = ("block_sparse_moe", "mlp")  # in checkpoints, and in transformers 5
+_IN_LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.(.+)")
+_ZERO_BIASES: Final = (torch.nn.Linear, torch.nn.LayerNorm)
+"""Modules whose absent bias transformers takes for zeros."""
+
+
+class Padding:
+    """Windows of several lengths as one batch; padding stands right, where causality keeps it from
+    being seen."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self.lengths = list(lengths)
+        self.shape = (len(lengths), max(lengths, default=0))
+        self.real: torch.Tensor | None = None
+        """Where the tokens of the windows stand, int64[tokens]; None where nothing is padded."""
+        if min(lengths, default=0) < self.shape[1]:
+            inside = torch.arange(self.shape[1]) < torch.tensor(lengths)[:, None]
+            self.real = inside.reshape(-1).nonzero().squeeze(1).to(device)
+
+    def pad(self, states: torch.Tensor) -> torch.Tensor:
+        """[tokens, hidden] → [windows, longest, hidden]."""
+        windows = list(torch.split(states, self.lengths))
+        return torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
+
+    def rows(self, values: torch.Tensor) -> torch.Tensor:
+        """Activations [..., columns] as [tokens, columns], without padding."""
+        flat = values.reshape(-1, values.shape[-1])
+        if self.real is None or len(flat) != prod(self.shape):
+            return flat  # nothing was padded, or the padding is out already
+        return flat[self.real]
+
+    def back(self, rows: torch.Tensor) -> torch.Tensor:
+        """The inverse of :meth:`rows`: zeros where padding was, [windows, longest, columns]."""
+        if self.real is not None:
+            flat = rows.new_zeros(prod(self.shape), rows.shape[-1])
+            flat[self.real] = rows.reshape(-1, rows.shape[-1])
+            rows = flat
+        return rows.reshape(*self.shape, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a tensor stands in a block."""
+
+    module: torch.nn.Module
+    attribute: str
+
+    @property
+    def value(self) -> torch.Tensor | None:
+        """The parameter or buffer; None where the module has none of that name."""
+        found = getattr(self.module, self.attribute, None)
+        return found if isinstance(found, torch.Tensor) else None
+
+    def fill(self, value: torch.Tensor) -> None:
+        """Replace it."""
+        if self.attribute in self.module._buffers:
+            self.module._buffers[self.attribute] = value
+        else:
+            setattr(self.module, self.attribute, torch.nn.Parameter(value, requires_grad=False))
 
 
 class Block:
@@ -31,189 +88,149 @@ class Block:
     :meth:`rows` turns what a module sees into one row per token.
     """
 
-    def __init__(self, model: Any, modules: Mapping[str, torch.nn.Module]) -> None:
-        self.model, self.modules = model, modules
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        number: int,
+        layer: torch.nn.Module,
+        slots: Mapping[str, Slot],
+    ) -> None:
+        """``slots``: neutral tensor name → its place in ``layer``."""
+        self.skeleton, self.number, self.layer, self.slots = skeleton, number, layer, slots
+        self.modules = {module_of(name): slot.module for name, slot in slots.items()}
         self.experts: tuple[Expert, ...] = ()
-        self._real: torch.Tensor | None = None
-        self._shape = (0, 0)
-        if (moe := find_moe(model)) is not None:
+        self._padding = Padding((), torch.device("cpu"))
+        if (moe := find_moe(layer)) is not None:
             self.experts = tuple(moe.experts)
             moe.register_forward_pre_hook(self._leave_out_padding)
             moe.register_forward_hook(self._put_padding_back)
 
     def forward(self, states: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """Windows of these lengths, one after the other: [tokens, hidden] → [tokens, hidden].
-
-        Padding stands right, where causality keeps it from being seen.
-        """
+        """Windows of these lengths, one after the other: [tokens, hidden] → [tokens, hidden]."""
         with torch.inference_mode():
-            windows = list(torch.split(states, list(lengths)))
-            padded = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
-            self._shape = (len(lengths), max(lengths))
-            self._real = None
-            if min(lengths) < max(lengths):
-                self._real = _real_rows(lengths).to(states.device)
-            output = self.model(inputs_embeds=padded, use_cache=False, return_dict=True)
-            return self.rows(output[0])  # some versions return a tuple when the config says so
+            self._padding = Padding(lengths, states.device)
+            padded = self._padding.pad(states)
+            return self.rows(self.skeleton.run(self.number, self.layer, padded))
 
     def rows(self, values: torch.Tensor) -> torch.Tensor:
         """Activations [..., columns] as [tokens, columns], without padding."""
-        flat = values.reshape(-1, values.shape[-1])
-        if self._real is None or len(flat) != prod(self._shape):
-            return flat  # nothing was padded, or the padding is out already
-        return flat[self._real]
+        return self._padding.rows(values)
 
     def _leave_out_padding(self, module: torch.nn.Module, args: tuple[Any, ...]) -> Any:
         """No expert should see padding: it would count as a routed token."""
         return (self.rows(args[0])[None], *args[1:])
 
     def _put_padding_back(self, module: torch.nn.Module, args: Any, output: Any) -> Any:
-        states = output[0] if isinstance(output, tuple) else output  # transformers 4 adds logits
-        if self._real is not None:
-            flat = states.new_zeros(prod(self._shape), states.shape[-1])
-            flat[self._real] = states.reshape(-1, states.shape[-1])
-            states = flat
-        states = states.reshape(*self._shape, -1)
-        return (states, *output[1:]) if isinstance(output, tuple) else states
+        if isinstance(output, tuple):  # some add the router's logits
+            return (self._padding.back(output[0]), *output[1:])
+        return self._padding.back(output)
 
     def weight(self, tensor: str) -> torch.Tensor:
         """A parameter by its neutral tensor name, as the block holds it."""
-        module, _, kind = tensor.rpartition(".")
-        value: torch.Tensor = getattr(self.modules[module], kind)
-        return value.detach()
+        value = self.slots[tensor].value
+        assert value is not None
+        return value
 
     def set_weight(self, tensor: str, value: torch.Tensor) -> None:
         """Replace a parameter; the new one is brought to the dtype and device of the old one."""
-        module, _, kind = tensor.rpartition(".")
-        value = value.to(self.weight(tensor))
-        setattr(self.modules[module], kind, torch.nn.Parameter(value, requires_grad=False))
-
-
-def _real_rows(lengths: Sequence[int]) -> torch.Tensor:
-    """Where the tokens of windows stand when all are padded to the longest, int64[tokens]."""
-    inside = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return inside.reshape(-1).nonzero().squeeze(1)
+        self.slots[tensor].fill(value.to(self.weight(tensor)))
 
 
 def build_block(
-    config: Mapping[str, Any],
-    layer: int,
+    skeleton: Skeleton,
+    number: int,
     names: Sequence[TensorName],
     weights: Mapping[str, torch.Tensor],
     *,
     where: str,
 ) -> Block:
-    """Block ``layer`` of a model, made of ``weights`` (neutral tensor name → tensor).
+    """Block ``number`` of a model, made of ``weights`` (neutral tensor name → tensor).
 
     ``names`` are the tensors that the block may have, the final norm among them for the last block
-    only. Raises InvalidInput when transformers refuses the config, misses a tensor that the config
-    announces, or has no place for one that is given.
+    only. A bias that the config announces and nobody gives is zero, as transformers takes it.
+    Raises InvalidInput for other tensors that are missing, for one that the config has no place for
+    and for one of another shape; Unsupported for experts held in an unknown way.
     """
-    try:
-        with _quiet():
-            model = _skeleton(_one_layer(config, layer))
-    except Exception as error:  # an odd config makes transformers raise anything
-        raise InvalidInput(f"{where}: transformers refuses the config: {error!r}") from error
-    unify_experts(model, where)
-    given = {module_of(name): tensor.device for name, tensor in weights.items()}
-    if "norm" not in given:
-        model.norm = torch.nn.Identity()
-    _rebuild_buffers(model, next(iter(given.values())))
-    modules = {
-        module_of(name.name): module for name in names if (module := _find(model, name)) is not None
-    }
-    _fill(model, modules, [n for n in names if n.name in weights], weights, where)
-    return Block(model.eval(), modules)
+    layer = skeleton.layer(number)
+    unify_experts(layer, where)
+    roots = (layer, skeleton.base)
+    slots = {name.name: slot for name in names if (slot := _slot(roots, name)) is not None}
+    given = [name for name in names if name.name in weights]
+    if unexpected := sorted(name.hf for name in given if name.name not in slots):
+        raise InvalidInput(f"{where}: unexpected keys for the config: {unexpected}")
+    for name in given:
+        slot, value = slots[name.name], weights[name.name]
+        wanted = slot.value
+        if wanted is not None and wanted.shape != value.shape:
+            if wanted.numel() != value.numel():
+                raise InvalidInput(
+                    f"{where}: {name.hf} should be {list(wanted.shape)} for the config, found "
+                    f"{list(value.shape)}"
+                )
+            value = value.reshape(wanted.shape)
+        slot.fill(value)
+    _complete(layer, {(id(slots[n.name].module), slots[n.name].attribute) for n in given}, where)
+    return Block(skeleton, number, layer, slots)
 
 
-def _one_layer(config: Mapping[str, Any], layer: int) -> Any:
-    """The config of a model of this layer alone."""
-    import transformers
-
-    fields = {k: v for k, v in config.items() if k != "model_type" and not k.startswith("_")}
-    fields = deepcopy(fields)  # transformers writes into what it is given
-    fields |= {
-        "vocab_size": _TINY_VOCABULARY,
-        "num_hidden_layers": 1,
-        "tie_word_embeddings": False,
-        "pad_token_id": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    if types := fields.get("layer_types"):
-        fields["layer_types"] = [types[layer]]
-    elif fields.get("use_sliding_window"):
-        # Qwen2 slides its window in layers from max_window_layers on
-        fields["use_sliding_window"] = layer >= fields.get("max_window_layers", 0)
-        fields["max_window_layers"] = 0
-    settings = transformers.AutoConfig.for_model(config["model_type"], **fields)
-    settings._attn_implementation = "sdpa"
-    return settings
-
-
-def _skeleton(config: Any) -> Any:
-    """The model of a config, without its head and on the meta device."""
-    import transformers
-
-    # the class itself: the Auto class wants a path, to look for remote code there
-    model_class = transformers.MODEL_MAPPING[type(config)]
-    with torch.device("meta"):
-        model = model_class(config)
-    model.embed_tokens = torch.nn.Identity()
-    return model
-
-
-def _rebuild_buffers(model: Any, device: torch.device) -> None:
-    """Make anew what is computed from the config and never stored: rotary frequencies."""
-    for path, module in list(model.named_modules()):
-        if any(True for _ in module.buffers(recurse=False)):
-            parent, _, child = path.rpartition(".")
-            fresh = type(module)(config=model.config).to(device)
-            setattr(model.get_submodule(parent), child, fresh)
-
-
-def _find(model: Any, name: TensorName) -> torch.nn.Module | None:
-    """The module that a tensor belongs to; None where the model has none."""
-    moe = find_moe(model)
-    if moe is not None and name.expert is not None:
-        expert: torch.nn.Module = moe.experts[name.expert]
-        return expert.get_submodule(module_of(name.name).rpartition(".")[2])
-    path = name.module.hf.format(layer=0).removeprefix("model.")
-    known = dict(model.named_modules())
-    return known.get(path) or known.get(path.replace(*_RENAMED))
-
-
-def _fill(
-    model: Any,
-    modules: Mapping[str, torch.nn.Module],
-    names: Sequence[TensorName],
-    weights: Mapping[str, torch.Tensor],
-    where: str,
-) -> None:
-    """Put every tensor into its place and be sure that nothing is left over on either side."""
-    unexpected = []
-    for name in names:
-        owner = modules.get(module_of(name.name))
-        kind = name.name.rpartition(".")[2]
-        if owner is None or getattr(owner, kind, None) is None:
-            unexpected.append(name.hf)
+def _slot(roots: tuple[torch.nn.Module, torch.nn.Module], name: TensorName) -> Slot | None:
+    """Where a tensor belongs; None where the model has no such place."""
+    layer, base = roots
+    for path in filter(None, (name.hf, name.hf_also)):
+        match = _IN_LAYER.search(path)
+        owner, _, attribute = (match[1] if match else path).rpartition(".")
+        if match is None:
+            module = _outside(base, owner)
+        elif name.expert is not None:
+            moe = find_moe(layer)
+            part = module_of(name.name).rpartition(".")[2]
+            module = getattr(moe.experts[name.expert], part, None) if moe is not None else None
+            attribute = name.name.rpartition(".")[2]
         else:
-            parameter = torch.nn.Parameter(weights[name.name], requires_grad=False)
-            setattr(owner, kind, parameter)
-    missing = [path for path, value in model.named_parameters() if value.is_meta]
-    for problem, found in (("missing keys", missing), ("unexpected keys", unexpected)):
-        if found:
-            raise InvalidInput(f"{where}: {problem} for the config: {sorted(found)}")
+            module = _submodule(layer, owner)
+        if module is not None and Slot(module, attribute).value is not None:
+            return Slot(module, attribute)
+    return None
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences transformers, whose messages would speak of the one-layer model."""
-    from transformers.utils import logging
+def _outside(base: torch.nn.Module, path: str) -> torch.nn.Module | None:
+    """A module of the base model; checkpoints put prefixes before its path."""
+    while path:
+        if (found := _submodule(base, path)) is not None:
+            return found
+        path = path.partition(".")[2]
+    return None
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+
+def _submodule(root: torch.nn.Module, path: str) -> torch.nn.Module | None:
     try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
+        return root.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _complete(layer: torch.nn.Module, filled: set[tuple[int, str]], where: str) -> None:
+    """Zero absent biases. Raises InvalidInput when anything else is missing."""
+    missing = []
+    for path, module, attribute in _stored(layer):
+        if (id(module), attribute) in filled:
+            continue
+        value = Slot(module, attribute).value
+        if value is not None and attribute == "bias" and isinstance(module, _ZERO_BIASES):
+            weight = module.weight
+            zeros = torch.zeros(value.shape, dtype=weight.dtype, device=weight.device)
+            Slot(module, attribute).fill(zeros)
+        else:
+            missing.append(f"{path}.{attribute}")
+    if missing:
+        raise InvalidInput(f"{where}: missing keys for the config: {sorted(missing)}")
+
+
+def _stored(layer: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, str]]:
+    """(path, module, attribute) of everything that a checkpoint should hold."""
+    for path, module in layer.named_modules():
+        for attribute, _ in module.named_parameters(recurse=False):
+            yield path, module, attribute
+        for attribute, _ in module.named_buffers(recurse=False):
+            if attribute not in module._non_persistent_buffers_set:
+                yield path, module, attribute

@@ -3,55 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 import torch
 
-from zenconvert.calib.windows import Window
+from zenconvert.calib.batches import Batch
 from zenconvert.errors import CorruptFile, NotEnoughResources
 
 Place = Literal["device", "host", "disk"]
 
 _CHUNK: Final = 1 << 26  # bytes written at a time
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Windows of one language that go through a block together."""
-
-    language: int
-    windows: tuple[int, ...]
-    lengths: tuple[int, ...]
-    begin: int
-    """First row of the batch in the hidden states, which stand in the order of the batches."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens without padding."""
-        return sum(self.lengths)
-
-
-def make_batches(
-    windows: Sequence[Window], languages: Sequence[str], most_tokens: int
-) -> list[Batch]:
-    """Windows of one language and similar length together, ``most_tokens`` padded ones a batch."""
-    found: list[Batch] = []
-    begin = 0
-    for number, language in enumerate(languages):
-        own = [i for i, window in enumerate(windows) if window.language == language]
-        own.sort(key=lambda i: -len(windows[i].ids))
-        while own:
-            longest = len(windows[own[0]].ids)
-            count = max(1, most_tokens // longest)
-            group, own = own[:count], own[count:]
-            lengths = tuple(len(windows[i].ids) for i in group)
-            found.append(Batch(number, tuple(group), lengths, begin))
-            begin += sum(lengths)
-    return found
 
 
 class HiddenStates:
@@ -85,6 +48,10 @@ class HiddenStates:
         """The rows of a batch, on the device."""
         rows = self.states[batch.begin : batch.begin + batch.tokens]
         return rows.to(self.device, non_blocking=True)
+
+    def slice(self, begin: int, end: int) -> torch.Tensor:
+        """Rows ``[begin, end)`` of all, on the device."""
+        return self.states[begin:end].to(self.device)
 
     def write(self, batch: Batch, rows: torch.Tensor) -> None:
         """Replace the rows of a batch."""

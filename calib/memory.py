@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Final
@@ -12,13 +12,14 @@ import torch
 from zenconvert.architecture import TensorName
 from zenconvert.calib.hidden import Place
 from zenconvert.calib.inputs import Input
+from zenconvert.calib.windows import Window
 from zenconvert.errors import NotEnoughResources
-from zenconvert.hyperparameters import Hyperparameters
 from zenconvert.machine import free_ram
 
 _DEVICE_SHARE: Final = 0.9  # of what is free; the rest is for fragments and libraries
 _HOST_SHARE: Final = 0.8
 _FLOAT: Final = 4
+_SCORES: Final = 3  # attention scores, masked and as probabilities, where they are held whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +63,33 @@ class Needs:
 
 
 def needs(
-    hp: Hyperparameters,
-    tensors: Iterable[TensorName],
-    inputs: Sequence[Input],
+    hidden: int,
+    layers: Sequence[tuple[Sequence[TensorName], Sequence[Input]]],
+    windows: Sequence[Window],
     *,
-    tokens: int,
     batch_tokens: int,
     item: int,
     moments: bool,
+    heads: int = 0,
 ) -> Needs:
-    """What a walk needs for layers that consist of ``tensors``; ``item`` is bytes per number."""
-    widest = max(3 * hp.ffn, hp.q_width + 2 * hp.kv_width)
-    sizes = [one.moment_bytes for one in inputs] if moments else [0]
+    """What a walk needs.
+
+    ``layers``: the tensors and the distinct inputs of every layer. ``heads``: those whose attention
+    scores are held whole. ``item``: bytes per number.
+    """
+    blocks = [sum(prod(name.shape) for name in tensors) for tensors, _ in layers]
+    widest = max(max(name.shape) for tensors, _ in layers for name in tensors)
+    moment_bytes = [[one.moment_bytes for one in inputs] for _, inputs in layers if moments]
+    lengths = [len(window.ids) for window in windows]
+    longest = max(lengths, default=0)
+    scores = _SCORES * heads * max(batch_tokens, longest) * longest
+    wide = batch_tokens * (4 * hidden + 3 * widest)
     return Needs(
-        block=item * sum(prod(name.shape) for name in tensors),
-        activations=batch_tokens * (4 * hp.hidden + widest) * max(item, _FLOAT),
-        hidden=tokens * hp.hidden * item,
-        largest_moments=max(sizes),
-        all_moments=sum(sizes),
+        block=item * max(blocks),
+        activations=(wide + scores) * max(item, _FLOAT),
+        hidden=sum(lengths) * hidden * item,
+        largest_moments=max((max(sizes, default=0) for sizes in moment_bytes), default=0),
+        all_moments=max((sum(sizes) for sizes in moment_bytes), default=0),
     )
 
 

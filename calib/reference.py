@@ -1,12 +1,13 @@
 """The reference model, run layer by layer through transformers' own modules.
 
 One decoder block is in memory at a time (:mod:`zenconvert.calib.block`); the hidden states of all
-windows are kept between the blocks.
+windows are kept between the blocks (:mod:`zenconvert.calib.passage`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,20 +15,21 @@ from numpy.typing import NDArray
 
 from zenconvert.architecture import TensorName
 from zenconvert.calib.inputs import by_layer
-from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint, Tensor
+from zenconvert.errors import InvalidInput
 
 if TYPE_CHECKING:
     import torch
 
     from zenconvert.calib.block import Block
+    from zenconvert.calib.head import Head
+    from zenconvert.calib.skeleton import Skeleton
 
 ReadRows = Callable[[Tensor, int, int], NDArray[np.float32]]
 """Decoded rows ``[begin, end)`` of a tensor in logical order, float32[n, columns]."""
 
-BATCH_TOKENS = 4096
-"""Padded tokens that go through a block at a time."""
 _SLAB_ELEMENTS = 1 << 22
+_FLOAT_KINDS = {"weight", "bias"}  # others (routers' corrections, …) never leave float32
 
 
 class Reference:
@@ -38,6 +40,18 @@ class Reference:
         self.layers = checkpoint.hyperparameters.layers
         self.names = list(checkpoint.architecture.tensor_names(checkpoint.hyperparameters))
         self.by_layer = by_layer(self.names)
+
+    @cached_property
+    def skeleton(self) -> Skeleton:
+        """The whole model without weights.
+
+        Raises InvalidInput when transformers refuses the config and Unsupported for a model that is
+        not a stack of layers.
+        """
+        from zenconvert.calib.skeleton import Skeleton
+
+        where = str(self.checkpoint.path)
+        return Skeleton(self.checkpoint.config, device=self.device, where=where)
 
     def load(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A whole tensor in its logical shape, on the CPU; float32 unless told otherwise."""
@@ -57,39 +71,56 @@ class Reference:
     def weights(self, layer: int, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
         """The tensors of block ``layer`` that the checkpoint has, by neutral name, on the CPU."""
         return {
-            name.name: self.load(name.name, dtype)
+            name.name: self.load(
+                name.name, dtype if name.hf.rpartition(".")[2] in _FLOAT_KINDS else None
+            )
             for name in self.tensors(layer)
             if name.name in self.checkpoint.tensors
         }
 
-    def embed(self, windows: Sequence[Window]) -> list[torch.Tensor]:
-        """Embeddings float32[tokens, hidden] of every window; the table is never held whole."""
-        import torch
+    def embeddings(
+        self, ids: NDArray[np.int64], dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """What the model's embedding makes of ``ids``, in pieces: where they stand, and
+        [n, hidden] in ``dtype``, on the CPU; the table is never held whole.
 
-        ids = np.concatenate([np.asarray(window.ids) for window in windows])
-        out = torch.empty(len(ids), self.checkpoint.hyperparameters.hidden)
-        for places, values in self.embeddings(ids):
-            out[places] = values
-        return [part.clone() for part in torch.split(out, [len(w.ids) for w in windows])]
-
-    def embeddings(self, ids: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Pieces of the embeddings of ``ids``: where they stand, and float32[n, hidden]."""
+        Raises InvalidInput for an id that the table has no row for.
+        """
         import torch
 
         table = self.checkpoint.tensors["embed.weight"]
+        if len(odd := ids[(ids < 0) | (ids >= table.rows)]):
+            at = int(np.flatnonzero(ids == odd[0])[0])
+            raise InvalidInput(
+                f"{self.checkpoint.path}: token {at} of the texts has the id {odd[0]}, and the "
+                f"embedding has {table.rows} rows; the tokenizer belongs to another model"
+            )
         for begin, end in slabs(table):
             places = np.flatnonzero((ids >= begin) & (ids < end))
             if len(places):
-                values = self.read_rows(table, begin, end)[ids[places] - begin]
-                yield torch.from_numpy(places), torch.from_numpy(values)
+                found, local = np.unique(ids[places], return_inverse=True)
+                rows = torch.from_numpy(self.read_rows(table, begin, end)[found - begin])
+                module = self.skeleton.embedding(rows.to(dtype or torch.float32))
+                with torch.no_grad():
+                    values = module(torch.from_numpy(local))
+                yield torch.from_numpy(places), values
 
-    def head(self) -> torch.Tensor:
-        """The output matrix float32[vocab, hidden]; the embedding where it is tied."""
+    def head(self, dtype: torch.dtype | None = None) -> Head:
+        """What turns final states into logits; its weights, the embedding where it is tied, are
+        rounded to ``dtype``."""
+        from zenconvert.calib.head import Head
+
         tied = "head.weight" not in self.checkpoint.tensors
-        return self.load("embed.weight" if tied else "head.weight")
+        names = {"weight": "embed.weight" if tied else "head.weight", "bias": "head.bias"}
+        weights = {
+            kind: self.load(name, dtype).float().to(self.device)
+            for kind, name in names.items()
+            if name in self.checkpoint.tensors
+        }
+        return Head(self.skeleton, weights)
 
-    def block(self, layer: int, weights: Mapping[str, torch.Tensor] | None = None) -> Block:
-        """Decoder block ``layer``, made of ``weights``; of the checkpoint's in float32 by default.
+    def block(self, layer: int, weights: Mapping[str, torch.Tensor]) -> Block:
+        """Decoder block ``layer``, made of ``weights``.
 
         Its output is the hidden state after the block; after the last block, the final norm too.
 
@@ -98,20 +129,8 @@ class Reference:
         """
         from zenconvert.calib.block import build_block
 
-        if weights is None:
-            weights = {k: v.to(self.device) for k, v in self.weights(layer).items()}
         where = f"{self.checkpoint.path}: layer {layer}"
-        config = self.checkpoint.config
-        return build_block(config, layer, self.tensors(layer), weights, where=where)
-
-    def run(self, block: Block, hidden: list[torch.Tensor], batch: Sequence[int]) -> None:
-        """Put some windows through a block, in place."""
-        import torch
-
-        lengths = [len(hidden[i]) for i in batch]
-        states = block.forward(torch.cat([hidden[i] for i in batch]).to(self.device), lengths)
-        for index, rows in zip(batch, torch.split(states.cpu(), lengths), strict=True):
-            hidden[index] = rows
+        return build_block(self.skeleton, layer, self.tensors(layer), weights, where=where)
 
 
 def slabs(tensor: Tensor) -> Iterator[tuple[int, int]]:
@@ -120,15 +139,3 @@ def slabs(tensor: Tensor) -> Iterator[tuple[int, int]]:
     rows = max(band, _SLAB_ELEMENTS // tensor.columns // band * band)
     for begin in range(0, tensor.rows, rows):
         yield begin, min(begin + rows, tensor.rows)
-
-
-def batches(windows: Sequence[Window]) -> list[list[int]]:
-    """Windows of similar length together, about :data:`BATCH_TOKENS` padded tokens a batch."""
-    result: list[list[int]] = []
-    longest = 0
-    for index in sorted(range(len(windows)), key=lambda i: -len(windows[i].ids)):
-        if not result or longest * (len(result[-1]) + 1) > BATCH_TOKENS:
-            result.append([])
-            longest = len(windows[index].ids)
-        result[-1].append(index)
-    return result

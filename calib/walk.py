@@ -34,21 +34,20 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 
 from zenconvert.calib import memory
+from zenconvert.calib.batches import Batch, most_tokens
 from zenconvert.calib.block import Block
-from zenconvert.calib.collector import Collector, Enough, Sums, check_finite
-from zenconvert.calib.hidden import HiddenStates, make_batches
+from zenconvert.calib.collector import Collector, Sums, check_finite
 from zenconvert.calib.inputs import Input, head_input, layer_inputs
 from zenconvert.calib.layer import DTYPES, LayerStatistics
+from zenconvert.calib.passage import Passage
 from zenconvert.calib.reference import Reference
 from zenconvert.calib.selection import Selection
 from zenconvert.calib.statistics import InputStatistics
@@ -57,9 +56,6 @@ from zenconvert.errors import UsageError
 from zenconvert.machine import take_device
 
 Sequential = Literal["off", "layers", "stages"]
-
-_BATCH_TOKENS: Final = {"cuda": 8192}
-_BATCH_TOKENS_ELSEWHERE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +84,6 @@ class Settings:
     def kind(self) -> str:
         """The kind of device."""
         return torch.device(self.device).type
-
-    @property
-    def batch_tokens(self) -> int:
-        """Most tokens that go through a block at a time."""
-        return _BATCH_TOKENS.get(self.kind, _BATCH_TOKENS_ELSEWHERE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +123,9 @@ def walk(
         folder = workspace.folder if workspace is not None else None
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zenconvert-")))
-        pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="weights"))
-        run = _Walk(reference, selection, settings, folder, progress, pool)
-        stack.callback(run.hidden.close)
+        run = _Walk(reference, selection, settings, progress)
+        stack.enter_context(run.passage(folder))
+        stack.callback(run.windows.states.close)
         yield from run.layers(workspace, skip)
         yield from run.head()
 
@@ -147,38 +138,36 @@ class _Walk:
         reference: Reference,
         selection: Selection,
         settings: Settings,
-        folder: Path,
         progress: Callable[[Progress], None] | None,
-        pool: ThreadPoolExecutor,
     ) -> None:
         self.reference, self.selection, self.settings = reference, selection, settings
-        self.progress, self.pool = progress, pool
-        self.dtype = DTYPES[settings.compute]
-        most = settings.batch_tokens
-        self.batches = make_batches(selection.windows, selection.languages, most)
+        self.progress = progress
         self.token_weights = selection.token_weights
-        checkpoint = reference.checkpoint
-        tokens, hidden = int(selection.tokens.sum()), checkpoint.hyperparameters.hidden
+        layers = [(reference.by_layer[n], self.inputs(n)) for n in range(reference.layers)]
         need = memory.needs(
-            checkpoint.hyperparameters,
-            reference.by_layer[0],
-            self.inputs(0),
-            tokens=tokens,
-            batch_tokens=most,
-            item=self.dtype.itemsize,
+            reference.checkpoint.hyperparameters.hidden,
+            layers,
+            selection.windows,
+            batch_tokens=most_tokens(settings.device),
+            item=DTYPES[settings.compute].itemsize,
             moments=settings.moments,
+            heads=reference.skeleton.heads,
         )
         self.placement = memory.place(
             need, device=settings.device, max_vram=settings.max_vram, max_ram=settings.max_ram
         )
-        self.hidden = HiddenStates(
-            tokens,
-            hidden,
-            self.dtype,
-            device=settings.device,
+
+    def passage(self, folder: Path) -> Passage:
+        """The windows before the first layer; ``folder`` takes states that are kept on disk."""
+        self.windows = Passage(
+            self.reference,
+            self.selection.windows,
+            self.selection.languages,
+            DTYPES[self.settings.compute],
             place=self.placement.hidden,
             folder=folder,
         )
+        return self.windows
 
     def inputs(self, layer: int) -> tuple[Input, ...]:
         """The distinct inputs of a layer."""
@@ -195,39 +184,19 @@ class _Walk:
         layers = range(workspace.first_layer if workspace else 0, self.reference.layers)
         self.clock = _Clock(layers, self.progress)
         if workspace is not None and layers.start:
-            workspace.load_states(self.hidden)
+            workspace.load_states(self.windows.states)
         else:
-            self.embed()
-        weights = self.read_ahead(layers.start)
+            self.windows.embed()
         for layer in layers:
-            block = self.block(layer, weights.result())
-            weights = self.read_ahead(layer + 1)
+            block = self.windows.block(layer)
             if layer in skip:
-                self.clock.begin(layer, len(self.batches))
+                self.clock.begin(layer, len(self.windows.batches))
                 self.forward(block)
             else:
                 yield from self.parts(layer, block)
             del block  # before the next one comes
             if workspace is not None:
-                workspace.save_states(self.hidden, layer + 1)
-
-    def embed(self) -> None:
-        """Fill the hidden states with the embeddings of all windows."""
-        windows = self.selection.windows
-        ordered = [windows[i].ids for batch in self.batches for i in batch.windows]
-        for places, values in self.reference.embeddings(np.concatenate(ordered)):
-            self.hidden.put(places, values)
-
-    def read_ahead(self, layer: int) -> Future[dict[str, torch.Tensor]]:
-        """Begin to read the weights of a layer; of none, after the last one."""
-        if layer >= self.reference.layers:
-            return self.pool.submit(dict[str, torch.Tensor])
-        return self.pool.submit(self.reference.weights, layer, self.dtype)
-
-    def block(self, layer: int, weights: dict[str, torch.Tensor]) -> Block:
-        """A layer on the device."""
-        device = self.settings.device
-        return self.reference.block(layer, {k: v.to(device) for k, v in weights.items()})
+                workspace.save_states(self.windows.states, layer + 1)
 
     def parts(self, layer: int, block: Block) -> Iterator[LayerStatistics]:
         """Forward passes over a layer, each followed by the statistics that it gathered."""
@@ -235,7 +204,7 @@ class _Walk:
         inputs = self.inputs(layer)
         groups = self.placement.rounds(inputs, by_stage=sequential == "stages")
         replaced: dict[str, torch.Tensor] | None = None if sequential == "off" else {}
-        self.clock.begin(layer, len(self.batches) * (len(groups) + (sequential != "off")))
+        self.clock.begin(layer, len(self.windows.batches) * (len(groups) + (sequential != "off")))
         for number, group in enumerate(groups):
             last = number == len(groups) - 1
             stop = None if last else _first_after(inputs, group[-1].stage)
@@ -281,20 +250,18 @@ class _Walk:
         self, block: Block, collector: Collector | None = None, *, keep: bool = True
     ) -> None:
         """Put all windows through a block; ``keep`` its outputs in place of the inputs."""
-        for batch in self.batches:
+
+        def begin(batch: Batch) -> None:
             if collector is not None:
                 collector.language = batch.language
-            with suppress(Enough):
-                states = block.forward(self.hidden.read(batch), batch.lengths)
-                if keep:
-                    self.hidden.write(batch, states)
-            self.clock.step()
+
+        self.windows.forward(block, keep=keep, before=begin, after=self.clock.step)
 
     def finished(self, sums: Sequence[Sums], where: str) -> list[InputStatistics]:
         """Statistics of finite activations."""
         found = [one.finish(self.token_weights) for one in sums]
+        where = f"{self.reference.checkpoint.path}: {where}"
         for item in found:
-            where = f"{self.reference.checkpoint.path}: {where}"
             check_finite(item, self.selection.languages, where)
         return found
 
@@ -304,21 +271,18 @@ class _Walk:
         sums = []
         if "head.weight" in checkpoint.tensors:
             sums = [self.sums(head_input(checkpoint.hyperparameters))]
-        for batch in self.batches:
+        for batch in self.windows.batches:
             for one in sums:
                 weight = float(self.token_weights[batch.language])
-                one.add(self.hidden.read(batch), batch.language, weight)
+                one.add(self.windows.states.read(batch), batch.language, weight)
         part = LayerStatistics(
-            None, self.finished(sums, "the output head"), self.reference, states=self.final_states()
+            None,
+            self.finished(sums, "the output head"),
+            self.reference,
+            states=self.windows.by_window(),
         )
         yield part
         part.release()
-
-    def final_states(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """(window, its rows) of every window, in the order of the batches."""
-        for batch in self.batches:
-            rows = torch.split(self.hidden.read(batch).cpu(), list(batch.lengths))
-            yield from zip(batch.windows, rows, strict=True)
 
 
 def _first_after(inputs: Sequence[Input], stage: int) -> Input | None:

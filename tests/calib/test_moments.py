@@ -10,7 +10,8 @@ import torch
 from tests.tiny import CONFIGS
 from zenconvert.architecture import architectures
 from zenconvert.calib import moments
-from zenconvert.calib.hidden import HiddenStates, Place, make_batches
+from zenconvert.calib.batches import make_batches
+from zenconvert.calib.hidden import HiddenStates, Place
 from zenconvert.calib.inputs import Input, by_layer, layer_inputs
 from zenconvert.calib.memory import Needs, Placement, place
 from zenconvert.calib.moments import Moments

@@ -16,8 +16,7 @@ from tests.calib.independent import Seen, activations
 from tests.calib.walking import assert_same, gather, reference, selection
 from tests.tiny import raw_model
 from zenconvert import open_checkpoint
-from zenconvert.calib import memory
-from zenconvert.calib import walk as walk_module
+from zenconvert.calib import batches, memory
 from zenconvert.calib.block import Block
 from zenconvert.calib.memory import Placement
 from zenconvert.calib.moments import Moments
@@ -104,7 +103,7 @@ def test_neither_place_nor_rounds_nor_batches_matter(
     assert [part.layer for part in parts] == [0, 0, 0, 0, 1, 1, 1, 1, None]
     assert [part.last for part in parts] == [*[False, False, False, True] * 2, True]
     assert_same(gather(folder, selection(), moments=True), expected)
-    monkeypatch.setattr(walk_module, "_BATCH_TOKENS_ELSEWHERE", 64)
+    monkeypatch.setattr(batches, "_TOKENS_ELSEWHERE", 64)
     for name, item in gather(folder, selection()).items():
         np.testing.assert_array_equal(item.tokens, expected[name].tokens)
         np.testing.assert_allclose(item.squares, expected[name].squares, rtol=1e-4, atol=1e-9)
@@ -284,7 +283,8 @@ def test_final_states_are_those_of_the_torch_engine(tied: bool, tmp_path: Path) 
             found = dict(part.states())
     assert sorted(found) == list(range(len(windows)))
     for number, rows in found.items():
-        torch.testing.assert_close(rows, engine.hidden[number], rtol=1e-4, atol=1e-5)
+        expected = engine.states.rows(number, 0, len(windows[number].ids))
+        torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("save_seconds", [0.0, 1e9])

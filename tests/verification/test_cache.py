@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,9 +108,9 @@ def test_the_second_candidate_costs_no_reference_pass(
     passes: list[Path] = []
     block = Reference.block
 
-    def counted(self: Reference, layer: int) -> object:
+    def counted(self: Reference, layer: int, weights: Any) -> object:
         passes.append(self.checkpoint.path)
-        return block(self, layer)
+        return block(self, layer, weights)
 
     monkeypatch.setattr(Reference, "block", counted)
     second = verify(reference, candidate, text=text)

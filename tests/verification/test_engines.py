@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny import raw_model
 from zenconvert import open_checkpoint
-from zenconvert.calib import reference
-from zenconvert.calib.reference import batches
+from zenconvert.calib import batches, reference
+from zenconvert.calib.batches import make_batches
 from zenconvert.calib.windows import Window
 from zenconvert.errors import InvalidInput, MissingDependency, UsageError
 from zenconvert.verification.engines.llamacpp import LlamaCppEngine
@@ -119,25 +119,40 @@ def test_biases_that_the_config_announces_are_used(tmp_path: Path) -> None:
     assert_same_logits(folder, made_up(40))
 
 
-def add_biases(folder: Path) -> None:
+def add_biases(folder: Path, *, but: str = "") -> None:
     path = folder / "model.safetensors"
     tensors = load_file(path)
     random = np.random.default_rng(2)
-    for name in [n for n in tensors if ".self_attn." in n]:
+    for name in [n for n in tensors if ".self_attn." in n and not (but and but in n)]:
         size = tensors[name].shape[0]
         values = random.standard_normal(size).astype(tensors[name].dtype)
         tensors[name.replace(".weight", ".bias")] = values
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def test_biases_that_nobody_gives_are_zero(tmp_path: Path) -> None:
+    """Some of those that the config announces, or all: transformers takes them for zeros."""
+    folder = raw_model(tmp_path / "all", "llama3", attention_bias=True, mlp_bias=True)
+    assert_same_logits(folder, made_up(40))
+    add_biases(folder, but="o_proj")
+    assert_same_logits(folder, made_up(40))
+
+
 def test_weights_that_the_config_contradicts_are_refused(tmp_path: Path) -> None:
-    folder = raw_model(tmp_path / "announced", "llama3", attention_bias=True)
-    with pytest.raises(InvalidInput, match=r"layer 0: missing keys.*q_proj\.bias"):
-        torch_logits(folder, made_up(4))
     folder = raw_model(tmp_path / "hidden", "llama3")
     add_biases(folder)
     with pytest.raises(InvalidInput, match=r"layer 0: unexpected keys.*q_proj\.bias"):
         torch_logits(folder, made_up(4))
+
+
+def test_token_ids_without_a_row_are_refused(tmp_path: Path) -> None:
+    """Whatever lies behind the table is never read."""
+    folder = raw_model(tmp_path / "model")
+    windows = [Window("a", "und", (1, 2)), Window("b", "und", (3, 511, 512, 5))]
+    with pytest.raises(InvalidInput, match=r"id 512.*512 rows"):
+        torch_logits(folder, windows)
+    with pytest.raises(InvalidInput, match=r"id -1"):
+        torch_logits(folder, [Window("a", "und", (1, -1))])
 
 
 @pytest.mark.parametrize(
@@ -153,7 +168,7 @@ def test_configs_that_transformers_refuses_are_invalid(
     change: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = raw_model(tmp_path / "model", **change)
-    with pytest.raises(InvalidInput, match=r"layer \d: transformers refuses the config"):
+    with pytest.raises(InvalidInput, match=r"transformers refuses the config"):
         torch_logits(folder, made_up(4))
 
 
@@ -175,7 +190,7 @@ def test_pieces_and_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.M
     folder, windows = raw_model(tmp_path / "model", "mixtral"), made_up(*LENGTHS)
     whole = torch_logits(folder, windows)
     monkeypatch.setattr(reference, "_SLAB_ELEMENTS", 256 * 100)
-    monkeypatch.setattr(reference, "BATCH_TOKENS", 130)
+    monkeypatch.setattr(batches, "_TOKENS_ELSEWHERE", 130)
     engine = TorchEngine(
         open_checkpoint(folder), windows, device="cpu", progress=lambda done, total: None
     )
@@ -186,17 +201,15 @@ def test_pieces_and_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.M
             np.testing.assert_allclose(part, whole[number][begin:end], atol=1e-5, rtol=0)
 
 
-def test_batches_hold_every_window_once_and_little_padding(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(reference, "BATCH_TOKENS", 256)
+def test_batches_hold_every_window_once_and_little_padding() -> None:
     random = np.random.default_rng(0)
     windows = made_up(*random.integers(2, 300, 90).tolist())
-    found = batches(windows)
-    assert sorted(index for batch in found for index in batch) == list(range(90))
+    found = make_batches(windows, ["und"], 256)
+    assert sorted(index for batch in found for index in batch.windows) == list(range(90))
     for batch in found:
-        lengths = [len(windows[index].ids) for index in batch]
-        assert len(batch) == 1 or max(lengths) * len(batch) <= 256
+        lengths = [len(windows[index].ids) for index in batch.windows]
+        assert batch.lengths == tuple(lengths)
+        assert len(batch.windows) == 1 or max(lengths) * len(batch.windows) <= 256
     assert len(found) < 70
 
 

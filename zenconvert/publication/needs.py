@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Final
 
+from zenconvert.calib.inputs import by_layer
 from zenconvert.calibration import statistics_run
 from zenconvert.encoding import Grouped
 from zenconvert.knowledge import solver_for
@@ -52,18 +53,19 @@ def statistics(prepared: Prepared) -> StatisticsRun | None:
 def gathering(prepared: Prepared) -> Need:
     """The walk over the reference model; nothing where no variant learns."""
     from zenconvert.calib import memory
+    from zenconvert.calib.batches import most_tokens
     from zenconvert.calib.layer import DTYPES
 
     run = statistics(prepared)
     if run is None:
         return Need()
     settings, solves = run.settings, _solves(prepared)
+    reference = run.reference
     need = memory.needs(
-        prepared.checkpoint.hyperparameters,
-        run.reference.by_layer[0],
-        run.inputs(0),
-        tokens=int(run.selection.tokens.sum()),
-        batch_tokens=settings.batch_tokens,
+        prepared.checkpoint.hyperparameters.hidden,
+        [(reference.by_layer[n], run.inputs(n)) for n in range(reference.layers)],
+        run.selection.windows,
+        batch_tokens=most_tokens(settings.device),
         item=DTYPES[settings.compute].itemsize,
         moments=bool(solves),
     )
@@ -101,8 +103,8 @@ def verifying(prepared: Prepared, variant: VariantRecipe) -> Need:
     if not engines:
         return Need()
     hp = prepared.checkpoint.hyperparameters
-    names = list(prepared.checkpoint.architecture.tensor_names(hp))
-    block = _FLOAT * sum(prod(name.shape) for name in names if name.name.startswith("layers.0."))
+    layers = by_layer(prepared.checkpoint.architecture.tensor_names(hp)).values()
+    block = _FLOAT * max(sum(prod(name.shape) for name in names) for names in layers)
     tokens = sum(len(window.ids) for window in prepared.windows)
     states = _FLOAT * tokens * hp.hidden
     heads = 2 * _FLOAT * hp.vocab * hp.hidden

@@ -113,11 +113,11 @@ def _measure(
     device: str,
     progress: Count,
 ) -> list[TokenScores]:
-    hidden = final_states(reference, windows, device=device, dtype=dtype, progress=progress)
+    served = final_states(reference, windows, device=device, dtype=dtype, progress=progress)
     return score_windows(
         HeadOnStates(states.rows, output_head(reference, device=device)),
         HeadOnStates(
-            lambda window, begin, end: hidden[window][begin:end],
+            served.rows,
             output_head(reference, device=device, dtype=dtype),
             dtype,
         ),

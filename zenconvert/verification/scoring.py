@@ -17,6 +17,8 @@ from zenconvert.verification.states import Count
 if TYPE_CHECKING:
     import torch
 
+    from zenconvert.calib.head import Head
+
 
 class Logits(Protocol):
     """Anything that has logits float32[end - begin, vocab] of positions of a window."""
@@ -30,17 +32,15 @@ class HeadOnStates:
 
     rows: Callable[[int, int, int], torch.Tensor]
     """``(window, begin, end)`` → states [end - begin, hidden]."""
-    head: torch.Tensor
-    """float32[vocab, hidden]"""
+    head: Head
     dtype: str = "float32"
-    """The torch type in which logits come out; products and sums are float32 in any case."""
+    """The torch type in which logits come out; the head computes in float32 in any case."""
 
     def logits(self, window: int, begin: int, end: int) -> torch.Tensor:
         """float32[end - begin, vocab], on the head's device."""
         import torch
 
-        rows = self.rows(window, begin, end).to(self.head.device)
-        return (rows.float() @ self.head.T).to(getattr(torch, self.dtype)).float()
+        return self.head(self.rows(window, begin, end)).to(getattr(torch, self.dtype)).float()
 
 
 def score_windows(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -23,7 +23,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from zenconvert import __version__
-from zenconvert.calib.reference import Reference, batches
+from zenconvert.calib.batches import Batch, most_tokens
+from zenconvert.calib.reference import Reference
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import NotEnoughResources
@@ -33,10 +34,33 @@ from zenconvert.verification.cache import cache_folder, new_file, touch
 if TYPE_CHECKING:
     import torch
 
+    from zenconvert.calib.block import Block
+    from zenconvert.calib.head import Head
+    from zenconvert.calib.hidden import Place
+    from zenconvert.calib.passage import Passage
+
 Count = Callable[[int, int], None]
 """Called with (done, total)."""
 
 _PACKAGES: Final = ("torch", "transformers")
+
+
+class FinalStates:
+    """Hidden states of every window after the last norm, where the walk left them."""
+
+    def __init__(self, passage: Passage, keep: Any) -> None:
+        """``keep`` lives as long as this: a folder that may hold the states."""
+        self._states, self._keep = passage.states, keep
+        self._places: dict[int, tuple[Batch, int]] = {}
+        for batch in passage.batches:
+            begins = accumulate(batch.lengths, initial=0)
+            for window, begin in zip(batch.windows, begins, strict=False):
+                self._places[window] = (batch, begin)
+
+    def rows(self, window: int, begin: int, end: int) -> torch.Tensor:
+        """States [end - begin, hidden] of positions of one window, on the device."""
+        batch, first = self._places[window]
+        return self._states.slice(batch.begin + first + begin, batch.begin + first + end)
 
 
 def final_states(
@@ -46,36 +70,56 @@ def final_states(
     device: str,
     dtype: str = "float32",
     progress: Count,
-) -> list[torch.Tensor]:
-    """Hidden states [tokens, hidden] of every window after the last norm, layer by layer.
+) -> FinalStates:
+    """Hidden states of every window after the last norm, by a walk over the layers.
 
-    Weights and states are in the torch type named ``dtype``; one block is in memory at a time.
+    Weights and states are in the torch type named ``dtype``; one block is in memory at a time, and
+    states go to the disk where they do not fit. Raises as the walk of a calibration does.
     """
     import torch
 
+    from zenconvert.calib.passage import Passage
+
     kind = getattr(torch, dtype)
     reference = Reference(checkpoint, logical_rows, device=device)
-    hidden = [states.to(kind) for states in reference.embed(windows)]
-    groups = batches(windows)
-    for layer in range(reference.layers):
-        block = reference.block(layer)
-        _convert(getattr(block, "model", block), kind)
-        for batch in groups:
-            reference.run(block, hidden, batch)
-        progress(layer + 1, reference.layers)
-    return hidden
+    keep = tempfile.TemporaryDirectory(prefix="zenconvert-")
+    languages = list(dict.fromkeys(window.language for window in windows))
+    place = _place(reference, windows, kind.itemsize)
+    with Passage(
+        reference, windows, languages, kind, place=place, folder=Path(keep.name)
+    ) as passage:
+        passage.embed()
+        for layer in range(reference.layers):
+            block = passage.block(layer)
+            _widen(block, kind)
+            passage.forward(block)
+            del block  # before the next one comes
+            progress(layer + 1, reference.layers)
+    return FinalStates(passage, keep)
 
 
-def _convert(model: Any, dtype: torch.dtype) -> None:
-    """Put the parameters of a block into another type; rotary frequencies stay float32."""
+def _place(reference: Reference, windows: Sequence[Window], item: int) -> Place:
+    from zenconvert.calib import memory
+
+    need = memory.needs(
+        reference.checkpoint.hyperparameters.hidden,
+        [(reference.by_layer[layer], ()) for layer in range(reference.layers)],
+        windows,
+        batch_tokens=most_tokens(reference.device),
+        item=item,
+        moments=False,
+        heads=reference.skeleton.heads,
+    )
+    return memory.place(need, device=reference.device, max_vram=None, max_ram=None).hidden
+
+
+def _widen(block: Block, dtype: torch.dtype) -> None:
+    """CPUs have no fast product of narrow types: sum in float32 and round once, as GPUs do."""
     import torch
 
     if dtype == torch.float32:
         return
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    for module in model.modules():
-        # CPUs have no fast product of float16: sum in float32 and round once, as GPUs do
+    for module in block.layer.modules():
         if isinstance(module, torch.nn.Linear) and module.weight.device.type == "cpu":
             object.__setattr__(module, "forward", partial(_linear, module.float(), dtype))
 
@@ -86,12 +130,12 @@ def _linear(module: torch.nn.Linear, dtype: torch.dtype, values: torch.Tensor) -
     return torch.nn.functional.linear(values.float(), module.weight, module.bias).to(dtype)
 
 
-def output_head(checkpoint: Checkpoint, *, device: str, dtype: str = "float32") -> torch.Tensor:
-    """The output matrix float32[vocab, hidden], its values rounded to the type named ``dtype``."""
+def output_head(checkpoint: Checkpoint, *, device: str, dtype: str = "float32") -> Head:
+    """The model's output head, its values rounded to the type named ``dtype``."""
     import torch
 
-    head = Reference(checkpoint, logical_rows, device=device).head()
-    return head.to(getattr(torch, dtype)).to(device=device, dtype=torch.float32)
+    reference = Reference(checkpoint, logical_rows, device=device)
+    return reference.head(getattr(torch, dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +209,22 @@ def reference_states(
         touch(path)
         progress(1, 1)
         return found
-    hidden = final_states(checkpoint, windows, device=device, progress=progress)
-    size = sum(states.nbytes for states in hidden)
+    states = final_states(checkpoint, windows, device=device, progress=progress)
+    shape = (_offsets(windows)[-1], checkpoint.hyperparameters.hidden)
+    size = 4 * shape[0] * shape[1]
+
+    def write(to: Path) -> None:
+        parts = (states.rows(n, 0, len(window.ids)) for n, window in enumerate(windows))
+        _write(to, shape, parts)
+
     with new_file(path, size) as temporary:
         if temporary is not None:
-            _write(temporary, hidden)
+            write(temporary)
     if (found := open_states(path, windows)) is not None:
         return found
     keep = tempfile.NamedTemporaryFile(suffix=".npy")  # noqa: SIM115  (closed with the states)
     try:
-        _write(Path(keep.name), hidden)
+        write(Path(keep.name))
     except OSError as error:
         raise NotEnoughResources(
             f"{keep.name}: the reference's hidden states take {size} bytes: {error.strerror}; set "
@@ -185,13 +235,9 @@ def reference_states(
     return found
 
 
-def _write(path: Path, hidden: Sequence[torch.Tensor]) -> None:
-    header = {
-        "descr": "<f4",
-        "fortran_order": False,
-        "shape": (sum(len(states) for states in hidden), hidden[0].shape[1]),
-    }
+def _write(path: Path, shape: tuple[int, int], parts: Iterable[torch.Tensor]) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
         npy.write_array_header_2_0(file, header)
-        for states in hidden:
-            file.write(states.float().numpy().data)
+        for states in parts:
+            file.write(states.float().cpu().contiguous().numpy().data)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from zenconvert.calib.reference import batches
+from zenconvert.calib.batches import make_batches, most_tokens
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import Grouped
@@ -41,13 +41,14 @@ class PackedModelEngine:
             checkpoint.path, local_files_only=True, trust_remote_code=False
         )
         self.hidden = [torch.empty(0)] * len(windows)
-        for batch in batches(windows):
+        languages = list(dict.fromkeys(window.language for window in windows))
+        for batch in make_batches(windows, languages, most_tokens("cpu")):
             # padding stands right, unseen by causality
-            rows = [torch.tensor(windows[i].ids) for i in batch]
+            rows = [torch.tensor(windows[i].ids) for i in batch.windows]
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
             with torch.inference_mode():
                 states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            for row, index in enumerate(batch):
+            for row, index in enumerate(batch.windows):
                 self.hidden[index] = states[row, : len(rows[row])].float()
 
     def logits(self, window: int, begin: int, end: int) -> torch.Tensor:

@@ -20,11 +20,9 @@ class TorchEngine:
     def __init__(
         self, checkpoint: Checkpoint, windows: Sequence[Window], *, device: str, progress: Count
     ) -> None:
-        self.hidden = final_states(checkpoint, windows, device=device, progress=progress)
-        self._logits = HeadOnStates(self._rows, output_head(checkpoint, device=device)).logits
-
-    def _rows(self, window: int, begin: int, end: int) -> torch.Tensor:
-        return self.hidden[window][begin:end]
+        self.states = final_states(checkpoint, windows, device=device, progress=progress)
+        head = output_head(checkpoint, device=device)
+        self._logits = HeadOnStates(self.states.rows, head).logits
 
     def logits(self, window: int, begin: int, end: int) -> torch.Tensor:
         """Logits float32[end - begin, vocab] of positions of one window."""
