@@ -8,7 +8,7 @@ never quantized; experts without tokens still get their scales.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -57,9 +57,8 @@ def awq(
     biases: Mapping[str, torch.Tensor],
     balances: Sequence[Balance],
     inputs: Mapping[str, Inputs],
-    scheme: Scheme,
+    schemes: Mapping[str, Scheme],
     *,
-    quantized: Collection[str],
     dtype: torch.dtype,
     settings: AwqSettings | None = None,
 ) -> Awq:
@@ -69,22 +68,21 @@ def awq(
         weights: name → float32, norms [channels] and linears [out, in], all on one device.
         biases: name of its linear → float32[out].
         balances: what may be scaled, in the order of the block.
-        inputs: name → what is known of its inputs, for every linear in ``quantized``.
-        scheme: the grid.
-        quantized: the linears to quantize; others (a router) are only folded.
+        inputs: name → what is known of its inputs, for every linear in ``schemes``.
+        schemes: name → grid of the linears to quantize; others (a router) are only folded.
         dtype: what norms, biases and other dense weights are stored in.
         settings: the defaults are the recommendation.
 
     Raises ConversionFailed when folding would change what the model computes.
     """
     settings = settings or AwqSettings()
-    finite = [name for name in quantized if bool(weights[name].isfinite().all())]
+    finite = [name for name in schemes if bool(weights[name].isfinite().all())]
     block = _Block(dict(weights), dict(biases), frozenset(finite), dtype)
     device = next(iter(block.weights.values())).device
     with exact(device):
-        scales = _scale_and_fold(block, balances, inputs, scheme)
-        solved = {name: keep("the weight is not finite") for name in quantized}
-        solved |= _round(block, inputs, scheme, settings)
+        scales = _scale_and_fold(block, balances, inputs, schemes)
+        solved = {name: keep("the weight is not finite") for name in schemes}
+        solved |= _round(block, inputs, schemes, settings)
     for name, result in solved.items():
         if result.values is None and name in block.quantized:
             block.dense.add(name)
@@ -94,16 +92,19 @@ def awq(
 
 
 def _scale_and_fold(
-    block: _Block, balances: Sequence[Balance], inputs: Mapping[str, Inputs], scheme: Scheme
+    block: _Block,
+    balances: Sequence[Balance],
+    inputs: Mapping[str, Inputs],
+    schemes: Mapping[str, Scheme],
 ) -> dict[str, torch.Tensor]:
     """Search and fold the scales of every balance."""
     scales = {}
     for balance in balances:
         names = [name for name in balance.into if name in block.quantized]
         if names:
-            readers = [Reader(block.weights[name], inputs[name]) for name in names]
+            readers = [Reader(block.weights[name], inputs[name], schemes[name]) for name in names]
             powers = block.needs_powers_of_two(balance)
-            wanted = search_scales(readers, scheme, balance.heads, powers_of_two=powers)
+            wanted = search_scales(readers, balance.heads, powers_of_two=powers)
             scales[balance.smooth] = block.fold(balance, wanted)
     if not block.drift <= _MOST_DRIFT:
         raise ConversionFailed(
@@ -192,21 +193,24 @@ class _Block:
 
 
 def _round(
-    block: _Block, inputs: Mapping[str, Inputs], scheme: Scheme, settings: AwqSettings
+    block: _Block,
+    inputs: Mapping[str, Inputs],
+    schemes: Mapping[str, Scheme],
+    settings: AwqSettings,
 ) -> dict[str, Solved]:
     """Quantize what is left after folding; neighbours with the same inputs share a curvature."""
     solved: dict[str, Solved] = {}
-    shared: tuple[torch.Tensor, Curvature | str] | None = None
+    shared: tuple[torch.Tensor, Scheme, Curvature | str] | None = None
     for name in (name for name in block.weights if name in block.quantized):
-        given, weight = inputs[name], block.weights[name]
+        given, weight, scheme = inputs[name], block.weights[name], schemes[name]
         scale = block.input_scales.get(name, torch.ones_like(weight[0]))
         if settings.rounding == "rtn" or given.moments.ndim == 1 or given.tokens <= 0:
             solved[name] = _nearest(weight, scheme, given, scale, settings)
             continue
-        if shared is None or shared[0] is not given.moments:
+        if shared is None or shared[0] is not given.moments or shared[1] != scheme:
             made = curvature_of(given.moments, given.tokens, scheme, settings.gptq, scale)
-            shared = given.moments, made
-        curvature = shared[1]
+            shared = given.moments, scheme, made
+        curvature = shared[2]
         if isinstance(curvature, str):
             solved[name] = _nearest(weight, scheme, given, scale, settings, curvature)
         else:

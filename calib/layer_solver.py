@@ -140,8 +140,7 @@ class AwqLayer:
             biases,
             balances,
             self._inputs(layer, quantized, weights),
-            self.grids[f"{quantized[0]}.weight"],
-            quantized=quantized,
+            {module: self.grids[f"{module}.weight"] for module in quantized},
             dtype=DTYPES.get(str(stored), torch.float32),
         )
         changed = {

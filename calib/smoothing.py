@@ -61,11 +61,12 @@ class Reader:
     weight: torch.Tensor
     """float32[out, in]."""
     inputs: Inputs
+    scheme: Scheme
+    """The grid that it will be rounded to."""
 
 
 def search_scales(
     readers: Sequence[Reader],
-    scheme: Scheme,
     heads: Heads | None = None,
     *,
     powers_of_two: bool = False,
@@ -77,7 +78,7 @@ def search_scales(
     is better or nothing is known; with ``heads`` of the value channels; with ``powers_of_two``
     only such, which any floating-point number can be multiplied by without loss.
     """
-    judges = [_Judge.of(reader, scheme) for reader in readers if reader.inputs.tokens > 0]
+    judges = [_Judge.of(reader) for reader in readers if reader.inputs.tokens > 0]
     width = readers[0].weight.new_zeros(readers[0].weight.shape[1], dtype=torch.float32)
     activation, weight = width.clone(), width.clone()
     for judge in judges:
@@ -136,7 +137,8 @@ class _Judge:
     """float32[in]: mean over the rows of |w| over the largest of its group."""
 
     @classmethod
-    def of(cls, reader: Reader, scheme: Scheme) -> _Judge:
+    def of(cls, reader: Reader) -> _Judge:
+        scheme = reader.scheme
         step = -(-len(reader.weight) // _ROWS)
         weight = reader.weight[::step].float()
         share = torch.empty(weight.shape[1], device=weight.device)

@@ -16,6 +16,7 @@ from zenconvert.formats.gguf import integer_grids
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.reader import QUANTIZATION, Folder
 from zenconvert.formats.hf.tensor_names import foreign
+from zenconvert.formats.hf.writer import zero_biases
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.grouped import GroupedCodec
 from zenconvert.layout import Choice
@@ -161,7 +162,13 @@ def choose_modules(
                 is_linear=name.is_weight and name.module.role in {"linear", "router"},
             )
         )
-    return choices
+    return [*choices, *zero_biases(checkpoint, _bias_float(choices))]
+
+
+def _bias_float(choices: Sequence[Choice]) -> Dense:
+    """The float type of the biases that are there."""
+    found = (c.encoding for c in choices if c.name.endswith(".bias"))
+    return next((e for e in found if isinstance(e, Dense)), F16)
 
 
 def grid_of(scheme: Scheme) -> Grouped:

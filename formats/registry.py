@@ -11,6 +11,7 @@ from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import InvalidInput, Unsupported, UsageError
 from zenconvert.formats.awq import reader as awq_reader
 from zenconvert.formats.awq import writer as awq_writer
+from zenconvert.formats.gguf import facts as gguf_facts
 from zenconvert.formats.gguf import mixtures
 from zenconvert.formats.gguf import reader as gguf_reader
 from zenconvert.formats.gguf import writer as gguf_writer
@@ -22,6 +23,7 @@ from zenconvert.formats.hf.weights import ADAPTER, adapter_problem
 from zenconvert.formats.onnx import reader as onnx_reader
 from zenconvert.formats.onnx import writer as onnx_writer
 from zenconvert.layout import Choice, Layout
+from zenconvert.meaning import Fact
 from zenconvert.source_files import is_there, size_of, what_it_is
 from zenconvert.target import Options, Target
 
@@ -45,6 +47,8 @@ class Format:
     choose: Chooser
     lay_out: Callable[[Checkpoint, Target, list[Choice], Options, str], Layout]
     """``(checkpoint, target, choices, options, output name) -> layout``"""
+    facts: Callable[[Checkpoint, Target, Options], list[Fact]]
+    """What becomes of the facts of a checkpoint that are not tensors."""
     types: tuple[str, ...]
     """Target types; the first is the default."""
     is_weighed: bool = True
@@ -61,6 +65,7 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         onnx_reader.open_checkpoint,
         onnx_writer.choose,
         onnx_writer.lay_out,
+        onnx_writer.facts,
         onnx_writer.TYPES,
         open_with=onnx_reader.open_checkpoint,
     ),
@@ -71,6 +76,7 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         gptq_reader.open_checkpoint,
         gptq_writer.choose,
         gptq_writer.lay_out,
+        hf_writer.facts,
         gptq_writer.TYPES,
     ),
     "awq": Format(
@@ -80,6 +86,7 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         awq_reader.open_checkpoint,
         awq_writer.choose,
         awq_writer.lay_out,
+        hf_writer.facts,
         awq_writer.TYPES,
     ),
     "hf": Format(
@@ -89,6 +96,7 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         hf_reader.open_checkpoint,
         hf_writer.choose,
         hf_writer.lay_out,
+        hf_writer.facts,
         tuple(hf_writer.DTYPES),
         is_weighed=False,
     ),
@@ -99,6 +107,7 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         gguf_reader.open_checkpoint,
         gguf_writer.choose,
         gguf_writer.lay_out,
+        gguf_facts.facts,
         (gguf_writer.DEFAULT_TYPE, *(t for t in mixtures.FILE_TYPES if t != "bf16")),
     ),
 }

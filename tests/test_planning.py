@@ -17,7 +17,6 @@ from zenconvert import architecture as arch
 from zenconvert import plan
 from zenconvert.encoding import BF16
 from zenconvert.formats import safetensors_container
-from zenconvert.hyperparameters import from_config
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -45,7 +44,7 @@ def giant(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text(json.dumps(CONFIG))
     qwen2(folder)
     architecture = arch.for_model_type("qwen2")
-    hp = from_config(CONFIG, architecture.defaults_for("qwen2"), where="test")
+    hp = architecture.sizes(CONFIG, where="test")
     names = list(architecture.tensor_names(hp))
     weight_map: dict[str, str] = {}
     for begin in range(0, len(names), SHARD_TENSORS):

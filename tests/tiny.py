@@ -11,7 +11,6 @@ import numpy as np
 from zenconvert import architecture as arch
 from zenconvert.encoding import Dense
 from zenconvert.formats import safetensors_container
-from zenconvert.hyperparameters import from_config
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {
@@ -104,7 +103,7 @@ def raw_model(
     """A checkpoint of random weights without a tokenizer; ``changes`` go into the config."""
     config = {**CONFIGS[family], **changes}
     architecture = arch.for_model_type(config["model_type"])
-    hp = from_config(config, architecture.defaults_for(config["model_type"]), where="test")
+    hp = architecture.sizes(config, where="test")
     names = [n for n in architecture.tensor_names(hp) if n.required and n.hf not in drop]
     encoding = Dense(dtype)
     random = np.random.default_rng(seed)

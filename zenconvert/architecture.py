@@ -1,26 +1,26 @@
 """Architectures as data: which tensors a model family has and what each vocabulary calls them.
 
-One TOML file per family in ``zenconvert/architectures/``. A *module* is a weight with an optional
-bias; templates hold ``{layer}`` and ``{expert}``. Nothing here knows file formats; a row that a
-format keeps in another row order names a reversible operation from :data:`ROW_OPERATIONS`.
+One TOML file per family in ``zenconvert/architectures/``, read by
+:mod:`zenconvert.architecture_table`. A *module* is a weight with an optional bias; templates hold
+``{layer}`` and ``{expert}``. Nothing here knows file formats; a row that a format keeps in another
+row order names a reversible operation from :data:`ROW_OPERATIONS`.
 """
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
+from zenconvert.architecture_table import ALWAYS, IGNORED, Table, read_table
 from zenconvert.checkpoint import RowOrder
-from zenconvert.errors import InvalidInput, MissingTensor, UnknownArchitecture
-from zenconvert.hyperparameters import Hyperparameters
+from zenconvert.errors import MissingTensor, UnknownArchitecture
+from zenconvert.hyperparameters import Hyperparameters, Names, from_config
 
 Role = Literal["embed", "linear", "norm", "router", "head"]
 BiasRule = Literal["none", "optional", "required"]
-Vocabulary = Literal["hf", "gguf"]
 
 _STACK: Final = 3
 """Dimensions of a tensor that holds the experts of a layer."""
@@ -42,6 +42,8 @@ class Module:
     shape: tuple[str, ...]
     """Fields of :class:`Hyperparameters`, ``[out, in]``."""
     bias: BiasRule = "none"
+    bias_flag: str | None = None
+    """Key of the config that says whether there is a bias; transformers goes by it alone."""
     gguf_rows: str | None = None
     """Row operation between the HF (neutral) and the GGUF row order."""
     hf_also: str | None = None
@@ -85,28 +87,52 @@ class TensorName:
         return self.name.endswith(".weight")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Architecture:
-    """A model family: a table of modules and what configs mean."""
+    """A model family, as one of its model types has it: modules, and what configs mean."""
 
     id: str
     """Name of its TOML file."""
     model_types: tuple[str, ...]
-    """``config.json`` ``model_type`` values; the first is written."""
+    """``config.json`` ``model_type`` values of the family; the first is written."""
     hf_class: str
     gguf: str
     """``general.architecture`` in GGUF."""
     gguf_keys: tuple[str, ...]
     """GGUF keys beyond the common ones."""
+    gguf_any_heads: bool
+    """Heads may have another size than hidden / heads in llama.cpp's graph."""
+    gguf_frequency_factors: bool
+    """llama.cpp's graph divides rotary frequencies by factors of the file."""
     experts: bool
     modules: tuple[Module, ...]
     balances: tuple[Balance, ...]
+    names: Names
+    """Size → where a config has it."""
     defaults: Mapping[str, Any]
-    defaults_of: Mapping[str, Mapping[str, Any]]
+    """What holds where a config is silent."""
+    constants: Mapping[str, Sequence[Any]]
+    """Config key → the values that graphs beside transformers' compute."""
+    ignored: frozenset[str]
+    """Config keys that change nothing in this family."""
+    windows: Literal["none", "every_layer", "upper_layers"]
+    """Which layers see a sliding window, where the config has one."""
 
-    def defaults_for(self, model_type: str) -> dict[str, Any]:
-        """Config defaults of one model type of the family."""
-        return {**self.defaults, **self.defaults_of.get(model_type, {})}
+    def sizes(self, config: Mapping[str, Any], *, where: str) -> Hyperparameters:
+        """The sizes of a config. Raises as ``from_config``."""
+        return from_config(config, self.defaults, self.names, where=where)
+
+    @property
+    def bias_flags(self) -> frozenset[str]:
+        """Config keys that say whether modules have biases."""
+        return frozenset(m.bias_flag for m in self.modules if m.bias_flag is not None)
+
+    def announces(self, config: Mapping[str, Any], module: Module) -> bool:
+        """Whether a config says that a module has the bias that it may have."""
+        if module.bias_flag is None:
+            return module.bias == "required"
+        found = config.get(module.bias_flag)
+        return bool(self.defaults.get(module.bias_flag) if found is None else found)
 
     def check_counts(
         self, hp: Hyperparameters, shapes: Iterable[tuple[int, ...]], where: str
@@ -174,20 +200,28 @@ ROW_OPERATIONS: Final[dict[str, Callable[[Hyperparameters], RowOrder]]] = {
 
 
 @cache
+def _families() -> dict[str, dict[str, Architecture]]:
+    """Table name → model type → architecture."""
+    found = {}
+    for path in sorted(_FOLDER.glob("*.toml")):
+        table = read_table(path, ROW_OPERATIONS)
+        found[path.stem] = {t: _built(table, t) for t in table.values["model_types"]}
+    return found
+
+
 def architectures() -> dict[str, Architecture]:
-    """Every known architecture by id."""
-    return {path.stem: _load(path) for path in sorted(_FOLDER.glob("*.toml"))}
+    """Every known architecture by id, as the first of its model types has it."""
+    return {name: next(iter(types.values())) for name, types in _families().items()}
 
 
 def for_model_type(model_type: str) -> Architecture:
     """The architecture of a ``config.json`` model type. Raises UnknownArchitecture."""
-    for architecture in architectures().values():
-        if model_type in architecture.model_types:
-            return architecture
-    known = sorted(t for a in architectures().values() for t in a.model_types)
+    for types in _families().values():
+        if model_type in types:
+            return types[model_type]
+    known = sorted(t for types in _families().values() for t in types)
     raise UnknownArchitecture(
-        f"model type {model_type!r} is not known; known are {', '.join(known)}. "
-        "Adding one takes a table in zenconvert/architectures/."
+        f"model type {model_type!r} is not known; known are {', '.join(known)}"
     )
 
 
@@ -203,43 +237,40 @@ def for_gguf(name: str, *, experts: bool) -> Architecture:
     )
 
 
-def _load(path: Path) -> Architecture:
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
-    known = {
-        "model_types", "class", "gguf", "gguf_keys", "experts",
-        "defaults", "defaults_of", "module", "balance",
-    }  # fmt: skip
-    if unknown := set(table) - known:
-        raise InvalidInput(f"{path}: unknown keys {sorted(unknown)}; known are {sorted(known)}")
-    modules = tuple(_module(path, row) for row in table["module"])
-    names = {m.name for m in modules}
-    balances = tuple(Balance(b["smooth"], tuple(b["into"])) for b in table.get("balance", ()))
-    for balance in balances:
-        if missing := {balance.smooth, *balance.into} - names:
-            raise InvalidInput(f"{path}: a balance names unknown modules {sorted(missing)}")
+def _built(table: Table, model_type: str) -> Architecture:
+    """One model type's architecture from a checked table."""
+    values = table.variant(model_type)
+    flags = {name: flag for flag, names in values["biases"].items() for name in names}
+    rows = {name: kind for kind, names in values["gguf_rows"].items() for name in names}
+    block, config = values["block"], values["config"]
     return Architecture(
-        id=path.stem,
-        model_types=tuple(table["model_types"]),
-        hf_class=table["class"],
-        gguf=table["gguf"],
-        gguf_keys=tuple(table.get("gguf_keys", ())),
-        experts=table.get("experts", False),
-        modules=modules,
-        balances=balances,
-        defaults=table.get("defaults", {}),
-        defaults_of=table.get("defaults_of", {}),
+        id=table.path.stem,
+        model_types=tuple(values["model_types"]),
+        hf_class=values["class"],
+        gguf=values["gguf"],
+        gguf_keys=tuple(values.get("gguf_keys", ())),
+        gguf_any_heads=block["gguf_heads"] == "any",
+        gguf_frequency_factors=block["gguf_frequency_factors"],
+        experts=values.get("experts", False),
+        modules=tuple(
+            _module(row, flags.get(row["name"]), rows.get(row["name"])) for row in values["module"]
+        ),
+        balances=tuple(Balance(b["smooth"], tuple(b["into"])) for b in values["balance"]),
+        names=values["sizes"],
+        defaults=values["defaults"],
+        constants={k: v for k, v in config.items() if v != IGNORED},
+        ignored=frozenset(k for k, v in config.items() if v == IGNORED),
+        windows=block["windows"],
     )
 
 
-def _module(path: Path, row: dict[str, Any]) -> Module:
-    known = {f.name for f in fields(Module)}
-    if unknown := set(row) - known:
-        raise InvalidInput(f"{path}: module {row.get('name')}: unknown keys {sorted(unknown)}")
-    lists: dict[str, Any] = {k: tuple(row[k]) for k in ("shape", "hf_stack_part") if k in row}
-    module = Module(**{**row, **lists})
-    for value, allowed in ((module.role, get_args(Role)), (module.bias, get_args(BiasRule))):
-        if value not in allowed:
-            raise InvalidInput(f"{path}: module {module.name}: {value!r} is none of {allowed}")
-    if module.gguf_rows is not None and module.gguf_rows not in ROW_OPERATIONS:
-        raise InvalidInput(f"{path}: module {module.name}: no row operation {module.gguf_rows!r}")
-    return module
+def _module(row: Mapping[str, Any], flag: str | None, rows: str | None) -> Module:
+    fields = {k: v for k, v in row.items() if k != "after"}
+    lists = {k: tuple(row[k]) for k in ("shape", "hf_stack_part") if k in row}
+    bias: BiasRule = "none" if flag is None else "required" if flag == ALWAYS else "optional"
+    return Module(
+        **{**fields, **lists},
+        bias=bias,
+        bias_flag=flag if bias == "optional" else None,
+        gguf_rows=rows,
+    )

@@ -168,6 +168,8 @@ class Checkpoint:
     """Every file that holds tensor data."""
     warnings: tuple[str, ...] = ()
     """What is odd about the files, and how it was taken."""
+    unexplained: Mapping[str, Any] = field(default_factory=dict)
+    """Facts of the files that may change what is computed and that no config can say."""
     named_config: Path | None = None
     """The ``config.json`` that was named to open files without one."""
     kept: frozenset[str] = frozenset()

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from zenconvert.errors import InvalidInput
 
+SIZES: Final = frozenset(
+    {
+        "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context", "rms_eps",
+        "experts", "experts_used",
+    }
+)  # fmt: skip
+"""Numbers that a table of a family finds in a config."""
+COMPUTED_SIZES: Final = frozenset({"q_width", "kv_width"})
+"""Sizes that follow from others."""
+ROPE_KEYS: Final = (
+    "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
+    "original_max_position_embeddings",
+)  # fmt: skip
+"""Keys of a config that say how positions are rotated."""
+Names = Mapping[str, str | Sequence[str]]
+"""Size → the key that a config has it under, or several of which the first that is there counts;
+dots lead into objects."""
+
 _LIMIT: Final = 1 << 31
+_SCALING_NUMBERS: Final = (
+    "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
+    "low_freq_factor", "high_freq_factor",
+)  # fmt: skip
+_SCALING_NEEDS: Final = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +75,21 @@ class Hyperparameters:
 
 
 def from_config(
-    config: Mapping[str, Any], defaults: Mapping[str, Any], *, where: str
+    config: Mapping[str, Any], defaults: Mapping[str, Any], names: Names, *, where: str
 ) -> Hyperparameters:
-    """Read ``config.json`` keys, with ``defaults`` where a key is absent.
+    """Read the sizes of a ``config.json``, with ``defaults`` where a key is absent.
 
     ``where`` names the file in error messages. Raises InvalidInput for a missing, ill-typed or
     impossible value.
     """
-    merged = {**defaults, **{k: v for k, v in config.items() if v is not None}}
-    heads = _count(merged, "num_attention_heads", where)
-    hidden = _count(merged, "hidden_size", where)
-    explicit = "head_dim" in merged
-    head_dim = _count(merged, "head_dim", where, zero=True) if explicit else 0
+    # null means "no window" and "as many as query heads" there, whatever the default is
+    nullable = ("sliding_window", names["kv_heads"])
+    given = {k: v for k, v in config.items() if v is not None or k in nullable}
+    merged = {**defaults, **given}
+    sizes = _Sizes(merged, names, where)
+    heads, hidden = sizes.count("heads"), sizes.count("hidden")
+    explicit = sizes.found("head_dim")[1] is not None
+    head_dim = sizes.count("head_dim", zero=True) if explicit else 0
     if not head_dim:
         if hidden % heads:
             raise InvalidInput(
@@ -66,7 +97,7 @@ def from_config(
                 "and there is no head_dim"
             )
         head_dim = hidden // heads
-    kv_heads = _count(merged, "num_key_value_heads", where, zero=True) or heads
+    kv_heads = sizes.count("kv_heads", zero=True) or heads
     if heads % kv_heads or head_dim % 2:
         raise InvalidInput(
             f"{where}: {heads} heads, {kv_heads} key-value heads and head size {head_dim} do not "
@@ -74,23 +105,58 @@ def from_config(
         )
     theta, scaling = _rope(merged, where)
     return Hyperparameters(
-        layers=_count(merged, "num_hidden_layers", where),
+        layers=sizes.count("layers"),
         hidden=hidden,
-        ffn=_count(merged, "intermediate_size", where),
+        ffn=sizes.count("ffn"),
         heads=heads,
         kv_heads=kv_heads,
-        vocab=_count(merged, "vocab_size", where),
-        context=_count(merged, "max_position_embeddings", where),
+        vocab=sizes.count("vocab"),
+        context=sizes.count("context"),
         head_dim=head_dim,
         explicit_head_dim=explicit,
-        rms_eps=_real(merged, "rms_norm_eps", where),
+        rms_eps=_real(*sizes.found("rms_eps"), where),
         rope_theta=theta,
         rope_scaling=scaling,
         tied=bool(merged.get("tie_word_embeddings", False)),
-        experts=_count(merged, "num_local_experts", where, zero=True, optional=True),
-        experts_used=_count(merged, "num_experts_per_tok", where, zero=True, optional=True),
+        experts=sizes.count("experts", zero=True, optional=True),
+        experts_used=sizes.count("experts_used", zero=True, optional=True),
         sliding_window=_sliding_window(merged, where),
     )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Sizes of a config by the names that a family's table gives."""
+
+    config: Mapping[str, Any]
+    names: Names
+    where: str
+
+    def found(self, size: str) -> tuple[str, Any]:
+        """The key that a size is under, and its value or None."""
+        names = self.names.get(size, size)
+        keys = (names,) if isinstance(names, str) else tuple(names)
+        for key in keys:
+            if (value := at_path(self.config, key)) is not None:
+                return key, value
+        return keys[0], None
+
+    def count(self, size: str, *, zero: bool = False, optional: bool = False) -> int:
+        """A whole number. Raises InvalidInput."""
+        if optional and size not in self.names:
+            return 0
+        key, value = self.found(size)
+        if zero and value is None and key in self.config:
+            return 0
+        return _count({key: value}, key, self.where, zero=zero, optional=optional)
+
+
+def at_path(config: Mapping[str, Any], path: str) -> Any:
+    """What a config has under a key with dots into objects; None where it has nothing."""
+    found: Any = config
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
 
 
 def _count(
@@ -107,8 +173,7 @@ def _count(
     return value
 
 
-def _real(config: Mapping[str, Any], key: str, where: str) -> float:
-    value = config.get(key)
+def _real(key: str, value: Any, where: str) -> float:
     if (
         not isinstance(value, int | float)
         or isinstance(value, bool)
@@ -118,20 +183,57 @@ def _real(config: Mapping[str, Any], key: str, where: str) -> float:
     return float(value)
 
 
+def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of scaled rotations, ``rope_theta`` among it where it is inside.
+
+    transformers takes ``rope_scaling`` before ``rope_parameters`` where both are there.
+    """
+    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def rope_type(parameters: Mapping[str, Any]) -> str:
+    """The kind of scaling of :func:`rope_parameters`, lower case; ``default`` for none."""
+    kind = parameters.get("rope_type", parameters.get("type"))
+    return "default" if kind is None else str(kind).lower()
+
+
 def _rope(config: Mapping[str, Any], where: str) -> tuple[float, Mapping[str, Any] | None]:
     """Read ``rope_theta`` + ``rope_scaling``, or transformers 5's ``rope_parameters``."""
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(parameters, Mapping):
-        raise InvalidInput(f"{where}: rope_scaling should be an object, found {parameters!r}")
-    scaling = dict(parameters)
-    theta = _real(
-        {"rope_theta": scaling.pop("rope_theta", config.get("rope_theta"))}, "rope_theta", where
-    )
-    kind = scaling.pop("rope_type", scaling.pop("type", "default"))
-    scaling.pop("type", None)
+    for key in ("rope_scaling", "rope_parameters"):
+        if config.get(key) and not isinstance(config[key], Mapping):
+            raise InvalidInput(f"{where}: {key} should be an object, found {config[key]!r}")
+    scaling = rope_parameters(config)
+    kind = rope_type(scaling)
+    given = scaling.pop("rope_theta", None)
+    theta = _real("rope_theta", config.get("rope_theta") if given is None else given, where)
+    rest = {k: v for k, v in scaling.items() if k not in ("rope_type", "type")}
     if kind == "default":
         return theta, None
-    return theta, {"rope_type": str(kind).lower(), **scaling}
+    _check_scaling(kind, rest, where)
+    return theta, {"rope_type": kind, **rest}
+
+
+def _check_scaling(kind: str, scaling: Mapping[str, Any], where: str) -> None:
+    """Raises InvalidInput for parameters that are no numbers, or missing."""
+    for key in _SCALING_NUMBERS:
+        if scaling.get(key) is not None:
+            zero = key.startswith("mscale")
+            _real(f"rope_scaling.{key}", scaling[key] or (1 if zero else 0), where)
+    for key in _SCALING_NEEDS.get(kind, ()):
+        if scaling.get(key) is None:
+            raise InvalidInput(f"{where}: rope_scaling of type {kind} should have a {key}")
+    if (context := scaling.get("original_max_position_embeddings")) is not None:
+        _count(
+            {"rope_scaling.original_max_position_embeddings": context},
+            "rope_scaling.original_max_position_embeddings",
+            where,
+        )
+    if kind == "llama3" and not scaling["high_freq_factor"] > scaling["low_freq_factor"]:
+        raise InvalidInput(
+            f"{where}: rope_scaling.high_freq_factor should be above low_freq_factor, found "
+            f"{scaling['high_freq_factor']!r} and {scaling['low_freq_factor']!r}"
+        )
 
 
 def _sliding_window(config: Mapping[str, Any], where: str) -> int | None:

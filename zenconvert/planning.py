@@ -18,6 +18,7 @@ from zenconvert.errors import PlanError, first_names
 from zenconvert.formats.gguf import blocks
 from zenconvert.formats.registry import format_named
 from zenconvert.layout import Action, Choice, Layout
+from zenconvert.meaning import Fact
 from zenconvert.recoding import refined, verdict
 from zenconvert.target import Options, Target
 
@@ -74,10 +75,17 @@ class Plan:
 
     target: Target
     steps: tuple[Step, ...]
+    facts: tuple[Fact, ...]
+    """What becomes of what the config says beside sizes."""
     layout: Layout
     threads: int
     warnings: tuple[str, ...] = ()
     """What is odd about the source, and how it was taken."""
+
+    @property
+    def lost(self) -> tuple[Fact, ...]:
+        """Facts without which the target computes something else."""
+        return tuple(fact for fact in self.facts if not fact.exact)
 
     @property
     def output_bytes(self) -> int:
@@ -86,8 +94,8 @@ class Plan:
 
     @property
     def exact(self) -> bool:
-        """True when every step is exact."""
-        return all(step.exact for step in self.steps)
+        """True when every step is exact and no fact is lost."""
+        return all(step.exact for step in self.steps) and not self.lost
 
     @property
     def peak_ram_bytes(self) -> int:
@@ -107,6 +115,7 @@ class Plan:
             "files": [{"name": f.name, "bytes": f.size} for f in self.layout.files],
             "steps": [step.as_dict() for step in self.steps],
             "warnings": list(self.warnings),
+            "facts": [fact.as_dict() for fact in self.facts],
         }
 
 
@@ -127,14 +136,23 @@ def make_plan(
     UsageError for a target or option that makes no sense.
     """
     writer = format_named(target.format)
+    facts = tuple(writer.facts(checkpoint, target, options))
+    if refused := [_lost(fact, checkpoint) for fact in facts if fact.refused]:
+        raise PlanError(refused)
     choices = writer.choose(checkpoint, target, options, importance=importance is not None)
     choices = [_judged(choice) for choice in choices]
     steps = tuple(step for choice in choices for step in _steps(choice))
     found = _problems(choices, importance, exact=exact, allow_requantize=allow_requantize)
-    if problems := _gathered(found):
+    lost = [_lost(fact, checkpoint) for fact in facts if exact and not fact.exact]
+    if problems := [*lost, *_gathered(found)]:
         raise PlanError(problems)
     layout = writer.lay_out(checkpoint, target, choices, options, name)
-    return Plan(target, steps, layout, threads, checkpoint.warnings)
+    return Plan(target, steps, facts, layout, threads, checkpoint.warnings)
+
+
+def _lost(fact: Fact, checkpoint: Checkpoint) -> str:
+    """Why a fact is a reason to refuse."""
+    return f"{checkpoint.path}: {fact.name} is {fact.value!r:.80}: {fact.why}"
 
 
 def _judged(choice: Choice) -> Choice:

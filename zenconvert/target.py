@@ -97,6 +97,8 @@ class Options:
     """Largest size of one output file in bytes."""
     pre_tokenizer: str | None = None
     """Name of the pre-tokenizer, where it cannot be told from the tokenizer."""
+    ignored_keys: tuple[str, ...] = ()
+    """Keys of the source that nobody here knows and that change nothing, as somebody says."""
     layout: str | None = None
     """Whose names and places the files have, where a format can be laid out in several ways."""
 

@@ -16,7 +16,7 @@ from zenconvert.formats.gguf import naming
 from zenconvert.formats.gguf.container import KeyValue
 from zenconvert.layout import Choice
 
-_SAMPLING: Final = {
+SAMPLING: Final = {
     "sequence": ("str", ("sequence",)),
     "top_k": ("i32", ("top_k",)),
     "top_p": ("f32", ("top_p",)),
@@ -115,7 +115,7 @@ def _fill_from_name(values: dict[str, Any], parts: naming.NameParts) -> None:
 
 def _sampling(generation: Mapping[str, Any]) -> dict[str, KeyValue]:
     keys: dict[str, KeyValue] = {}
-    for name, (kind, sources) in _SAMPLING.items():
+    for name, (kind, sources) in SAMPLING.items():
         value = next((generation[s] for s in sources if generation.get(s) is not None), None)
         if value is not None:
             convert = {"str": str, "i32": int, "f32": float}[kind]

@@ -6,7 +6,7 @@ llama.cpp). Reals are stored as f32; reading gives the shortest decimal that rou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +17,37 @@ from zenconvert.formats.gguf.container import KeyValue
 from zenconvert.formats.gguf.rope import scaling_keys
 from zenconvert.hyperparameters import Hyperparameters
 
+_READ: Final = frozenset(
+    {
+        "block_count", "context_length", "embedding_length", "feed_forward_length",
+        "attention.head_count", "attention.head_count_kv", "attention.key_length",
+        "attention.layer_norm_rms_epsilon", "expert_count", "expert_used_count",
+        "rope.freq_base", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
+        "rope.scaling.attn_factor", "rope.scaling.original_context_length",
+    }
+)  # fmt: skip
+_HARMLESS: Final = frozenset(
+    {
+        # llama.cpp reads these for other architectures, or for nothing
+        "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.yarn_ext_factor",
+        "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+    }
+)  # fmt: skip
+_CONSTANTS: Final[dict[str, tuple[Any, ...]]] = {
+    "attention.causal": (True,),
+    "pooling_type": (0,),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
+    "expert_gating_func": (1,),
+    "expert_weights_norm": (True,),
+    "use_parallel_residual": (False,),
+    "nextn_predict_layers": (0,),
+    "logit_scale": (1.0,),
+    "residual_scale": (1.0,),
+    "embedding_scale": (1.0,),
+}
+"""Keys that change nothing as long as they have one of these values."""
 _INTEGERS: Final = frozenset({"u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64"})
 
 
@@ -101,7 +132,7 @@ def hf_config(
     *,
     vocab: int,
     tied: bool,
-    attention_bias: bool,
+    bias_flags: Collection[str],
     rope_scaling: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """A ``config.json`` dictionary from key/values (``keys`` prefixed with the architecture)."""
@@ -131,6 +162,24 @@ def hf_config(
         config["num_local_experts"] = keys.integer("expert_count")
         config["num_experts_per_tok"] = keys.integer("expert_used_count")
         config["sliding_window"] = None
-    if attention_bias and architecture.id == "llama":
-        config["attention_bias"] = True
-    return config
+    return {**config, **dict.fromkeys(sorted(bias_flags), True)}
+
+
+def strange_keys(keys: KeyReader, hp: Hyperparameters) -> dict[str, Any]:
+    """Keys of the file's architecture that may change what is computed and are not understood."""
+    same = {
+        "attention.value_length": hp.head_dim,
+        "rope.dimension_count": hp.head_dim,
+        "vocab_size": hp.vocab,
+        "expert_feed_forward_length": hp.ffn,
+    }
+    strange = {}
+    for full, (_, value) in keys.metadata.items():
+        key = full.removeprefix(keys.prefix)
+        if key == full or key in _READ or key in _HARMLESS:
+            continue
+        if key in _CONSTANTS and value in _CONSTANTS[key]:
+            continue
+        if key not in same or value != same[key]:
+            strange[full] = value.tolist() if hasattr(value, "tolist") else value
+    return strange

@@ -32,9 +32,9 @@ from zenconvert.errors import (
 from zenconvert.formats.gguf import container, rope
 from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
 from zenconvert.formats.gguf.ggml_types import GgmlType
-from zenconvert.formats.gguf.keys import KeyReader, hf_config
+from zenconvert.formats.gguf.keys import KeyReader, hf_config, strange_keys
 from zenconvert.formats.gguf.tokenizer import carried_keys, tokenizer_from_metadata
-from zenconvert.hyperparameters import Hyperparameters, from_config
+from zenconvert.hyperparameters import Hyperparameters
 
 SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _MAX_SPLITS: Final = 99_999
@@ -47,6 +47,7 @@ _OTHER_KINDS: Final = {
     "vocab": "a vocabulary and no model",
 }
 _STACK: Final = "_exps."
+_BLOCK: Final = re.compile(r"^blk\.\d+\.")
 
 
 def detect(path: Path) -> bool:
@@ -107,8 +108,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     name = keys.text("general.architecture")
     keys.prefix = f"{name}."
     architecture = arch.for_gguf(name, experts=keys.integer("expert_count", 0) > 0)
-    config = _config(architecture, keys, infos, metadata)
-    hp = from_config(config, architecture.defaults_for(config["model_type"]), where=str(path))
+    config, strange = _config(architecture, keys, infos, metadata)
+    hp = architecture.sizes(config, where=str(path))
     tensors, warnings = name_tensors(path, architecture, hp, infos)
     return Checkpoint(
         path=path,
@@ -125,6 +126,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ),
         files=tuple(f.path for f in files),
         warnings=tuple(warnings),
+        unexplained={**strange, **strange_keys(keys, hp)},
     )
 
 
@@ -153,24 +155,37 @@ def _config(
     keys: KeyReader,
     infos: Mapping[str, TensorInfo],
     metadata: Mapping[str, KeyValue],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config, and what no config can say."""
     embedding = infos.get("token_embd.weight")
     if embedding is None:
         raise MissingTensor(
             f"{keys.where}: there is no token_embd.weight; is this a vocabulary only?"
         )
+    scaling, strange = rope.scaling_from_keys(keys)
     config = hf_config(
         architecture,
         keys,
         vocab=embedding.shape[0],
         tied="output.weight" not in infos,
-        attention_bias="blk.0.attn_q.bias" in infos,
-        rope_scaling=rope.scaling_from_keys(keys),
+        bias_flags=_bias_flags(architecture, infos),
+        rope_scaling=scaling,
     )
     if (freqs := infos.get(rope.FREQS)) is not None:
-        hp = from_config(config, {}, where=keys.where)
-        config["rope_scaling"] = _scaling_from_tensor(freqs, hp)
-    return {**config, **_token_ids(KeyReader(keys.where, metadata))}
+        hp = architecture.sizes(config, where=keys.where)
+        found = None if scaling is not None else _scaling_from_tensor(freqs, hp)
+        if found is None:
+            strange[rope.FREQS] = "factors of rotary frequencies that no config can say"
+        config["rope_scaling"] = found or scaling
+    return {**config, **_token_ids(KeyReader(keys.where, metadata))}, strange
+
+
+def _bias_flags(architecture: Architecture, infos: Mapping[str, TensorInfo]) -> set[str]:
+    """Config keys that have to be set for the biases that are there to be used."""
+    flags = {m.gguf: m.bias_flag for m in architecture.modules if m.bias_flag is not None}
+    found = {flags.get(_BLOCK.sub("blk.{layer}.", n.removesuffix(".bias"))) for n in infos
+             if n.endswith(".bias")}  # fmt: skip
+    return {flag for flag in found if flag is not None}
 
 
 def _token_ids(keys: KeyReader) -> dict[str, int]:
@@ -179,7 +194,8 @@ def _token_ids(keys: KeyReader) -> dict[str, int]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _scaling_from_tensor(info: TensorInfo, hp: Hyperparameters) -> dict[str, Any]:
+def _scaling_from_tensor(info: TensorInfo, hp: Hyperparameters) -> dict[str, Any] | None:
+    """Llama-3 scaling of a file's factors; None for factors that are of no such scaling."""
     if info.type is None or info.type.name != "f32" or info.shape != (hp.head_dim // 2,):
         raise InvalidInput(
             f"{info.path}: {info.name} should be f32 [{hp.head_dim // 2}], found {info.shape}"
@@ -187,7 +203,10 @@ def _scaling_from_tensor(info: TensorInfo, hp: Hyperparameters) -> dict[str, Any
     with info.path.open("rb") as file:
         file.seek(info.offset)
         factors = np.frombuffer(file.read(info.nbytes), dtype="<f4")
-    return rope.scaling_from_factors(factors, hp.rope_theta, hp.head_dim)
+    found = rope.scaling_from_factors(factors, hp.rope_theta, hp.head_dim)
+    if found is None and bool((factors == 1).all()):
+        return {"rope_type": "default"}
+    return found
 
 
 def name_tensors(

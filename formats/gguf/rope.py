@@ -4,13 +4,19 @@ Linear and YaRN scaling are key/values. Llama-3 scaling is a tensor of per-frequ
 ``rope_freqs.weight`` f32[head_dim / 2], and its four parameters are stored nowhere: reading solves
 for them and accepts only parameters that reproduce every factor bit for bit.
 
-Source: ``set_gguf_parameters`` and ``LlamaModel.generate_extra_tensors`` in llama.cpp.
+YaRN multiplies cosines and sines: transformers by ``attention_factor``, or what follows from
+``mscale`` and ``mscale_all_dim``, or 0.1·ln(factor) + 1; llama.cpp by that last number times the
+key ``rope.scaling.attn_factor``. The keys ``yarn_attn_factor`` and ``yarn_ext_factor`` are read for
+no architecture that is known here, ``yarn_beta_fast`` and ``yarn_beta_slow`` for some.
+
+Source: ``set_gguf_parameters`` and ``LlamaModel.generate_extra_tensors`` of the converter,
+``load_hparams`` and the constructor of ``llama_context`` in llama.cpp.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -24,10 +30,14 @@ FREQS: Final = "rope_freqs.weight"
 
 _YARN: Final = {
     "extrapolation_factor": "yarn_ext_factor",
-    "attention_factor": "yarn_attn_factor",
     "beta_fast": "yarn_beta_fast",
     "beta_slow": "yarn_beta_slow",
 }
+_BETAS: Final = {"beta_fast": 32.0, "beta_slow": 1.0}
+KINDS: Final = ("default", "linear", "yarn", "dynamic")
+"""Scalings that every architecture of llama.cpp has, or nearly has."""
+FACTORS: Final = "llama3"
+"""The scaling that is a tensor of factors, for architectures that read one."""
 
 
 class _Keys(Protocol):
@@ -45,14 +55,15 @@ class _Keys(Protocol):
 def scaling_keys(hp: Hyperparameters) -> dict[str, KeyValue]:
     """``rope.scaling.*`` key/values. Raises Unsupported where llama.cpp has no keys."""
     scaling = hp.rope_scaling
-    if scaling is None or scaling["rope_type"] == "llama3":
+    if scaling is None or scaling["rope_type"] in {FACTORS, "dynamic"}:
         return {}
     kind = scaling["rope_type"]
-    if kind not in {"linear", "yarn"} or "factor" not in scaling:
+    if kind not in KINDS:
         raise Unsupported(f"rope scaling {dict(scaling)} cannot be expressed in GGUF")
+    factor = float(scaling["factor"])
     keys: dict[str, KeyValue] = {
         "rope.scaling.type": ("str", kind),
-        "rope.scaling.factor": ("f32", float(scaling["factor"])),
+        "rope.scaling.factor": ("f32", factor),
     }
     if kind == "yarn":
         context = scaling.get("original_max_position_embeddings", hp.context)
@@ -60,24 +71,72 @@ def scaling_keys(hp: Hyperparameters) -> dict[str, KeyValue]:
         for ours, theirs in _YARN.items():
             if (value := scaling.get(ours)) is not None:
                 keys[f"rope.scaling.{theirs}"] = ("f32", float(value))
+        share = float(np.float32(_amplitude(scaling, factor) / _usual_amplitude(factor)))
+        if share != 1.0:
+            keys["rope.scaling.attn_factor"] = ("f32", share)
     return keys
 
 
-def scaling_from_keys(keys: _Keys) -> dict[str, Any] | None:
-    """The config's ``rope_scaling`` from key/values, None for plain embeddings."""
-    kind = keys.text("rope.scaling.type", "none")
-    if kind == "none":
-        return None
-    if kind not in {"linear", "yarn"}:
-        raise Unsupported(f"rope scaling {kind!r} cannot be expressed in a config")
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": keys.real("rope.scaling.factor")}
+def _usual_amplitude(factor: float, weight: float = 1.0) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _amplitude(scaling: Mapping[str, Any], factor: float) -> float:
+    """What transformers multiplies cosines and sines by."""
+    if (given := scaling.get("attention_factor")) is not None:
+        return float(given)
+    over, under = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if over and under:
+        return _usual_amplitude(factor, over) / _usual_amplitude(factor, under)
+    return _usual_amplitude(factor)
+
+
+def lossy_scaling(hp: Hyperparameters) -> Iterator[tuple[str, Any, str]]:
+    """Parameters that llama.cpp does not read: name, value, and what that means."""
+    scaling = hp.rope_scaling or {"rope_type": "default"}
+    if scaling["rope_type"] == "dynamic":
+        yield (
+            "rope_type", "dynamic",
+            f"llama.cpp does not scale: the same up to {hp.context} tokens, other rotations beyond",
+        )  # fmt: skip
+    if scaling["rope_type"] != "yarn":
+        return
+    for name, usual in _BETAS.items():
+        value = scaling.get(name) or usual
+        if float(value) != usual:
+            yield name, value, f"llama.cpp takes {usual:g} for this architecture"
+    if not scaling.get("truncate", True):
+        yield "truncate", False, "llama.cpp rounds where the scaling begins and ends"
+
+
+def scaling_from_keys(keys: _Keys) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The config's ``rope_scaling`` from key/values as llama.cpp takes them, None for none.
+
+    Also the keys that change what is computed and that no config can say.
+    """
+    kind = keys.text("rope.scaling.type", "linear")
+    factor = keys.real("rope.scaling.factor", keys.real("rope.scale_linear", 0.0)) or 1.0
+    share = keys.real("rope.scaling.attn_factor", 1.0)
+    strange: dict[str, Any] = {}
+    if kind not in {"none", "linear", "yarn"}:
+        strange[f"{keys.prefix}rope.scaling.type"] = kind
+    if kind != "yarn" and share != 1:
+        strange[f"{keys.prefix}rope.scaling.attn_factor"] = share
+    if strange or kind == "none" or (kind == "linear" and factor == 1):
+        return None, strange
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
     if kind == "yarn":
-        context = keys.integer("rope.scaling.original_context_length")
+        context = keys.integer("rope.scaling.original_context_length", 0)
+        context = context or keys.integer("context_length")
         scaling["original_max_position_embeddings"] = context
         for ours, theirs in _YARN.items():
             if f"{keys.prefix}rope.scaling.{theirs}" in keys.metadata:
-                scaling[ours] = keys.real(f"rope.scaling.{theirs}")
-    return scaling
+                value = keys.real(f"rope.scaling.{theirs}")
+                if value == _BETAS.get(ours, value):  # others change nothing in llama.cpp
+                    scaling[ours] = value
+        if share != 1:
+            scaling["attention_factor"] = share * _usual_amplitude(factor)
+    return scaling, {}
 
 
 def frequency_factors(hp: Hyperparameters) -> NDArray[np.float32] | None:
@@ -119,12 +178,11 @@ def _llama3_factors(
 
 def scaling_from_factors(
     factors: NDArray[np.float32], theta: float, head_dim: int
-) -> dict[str, Any]:
-    """Llama-3 parameters that reproduce ``factors`` exactly.
+) -> dict[str, Any] | None:
+    """Llama-3 parameters that reproduce ``factors`` exactly, None where there are none.
 
     Only the ratios of the original context and the two frequency factors show in the factors, so
-    ``low_freq_factor`` is taken as 1 as every published model has it. Raises Unsupported when no
-    parameters reproduce the factors.
+    ``low_freq_factor`` is taken as 1 as every published model has it.
     """
     frequencies = _frequencies(theta, head_dim)
     factor = float(factors.max()) if len(factors) else 1.0
@@ -142,10 +200,7 @@ def scaling_from_factors(
                 "high_freq_factor": high,
                 "original_max_position_embeddings": int(context),
             }
-    raise Unsupported(
-        f"{FREQS} holds factors that no Llama-3 rope scaling with theta {theta:g} produces; "
-        "the config cannot express them"
-    )
+    return None
 
 
 def _solve(

@@ -17,7 +17,7 @@ from zenconvert.checkpoint import Checkpoint, Tensor
 from zenconvert.encoding import F32
 from zenconvert.errors import UsageError
 from zenconvert.formats.gguf import container, mixtures, rope
-from zenconvert.formats.gguf.container import KeyValue
+from zenconvert.formats.gguf.container import KeyValue, TensorInfo
 from zenconvert.formats.gguf.general import general_metadata
 from zenconvert.formats.gguf.ggml_types import BY_NAME
 from zenconvert.formats.gguf.keys import extra_keys, model_keys
@@ -125,12 +125,26 @@ def _facts(
 
 
 def _derived(checkpoint: Checkpoint) -> list[Choice]:
+    """Factors of rotary frequencies: those of the file, or what the config makes of them."""
+    if checkpoint.format == "gguf":
+        found = [f.tensors[rope.FREQS] for f in read_files(checkpoint.path)
+                 if rope.FREQS in f.tensors]  # fmt: skip
+        return [
+            Choice(rope.FREQS, (), info.shape, F32, why="as in the source", derived=_read(info))
+            for info in found
+        ]
     factors = rope.frequency_factors(checkpoint.hyperparameters)
     if factors is None:
         return []
     why = "computed from the config's rope_scaling"
     data = factors.astype("<f4").tobytes()
     return [Choice(rope.FREQS, (), factors.shape, F32, why=why, derived=data)]
+
+
+def _read(info: TensorInfo) -> bytes:
+    with info.path.open("rb") as file:
+        file.seek(info.offset)
+        return file.read(info.nbytes)
 
 
 def _quantizer_order(name: str) -> tuple[int, str]:

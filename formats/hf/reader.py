@@ -42,7 +42,7 @@ from zenconvert.formats.hf.tensor_names import Renaming, foreign
 from zenconvert.formats.hf.tokenizer import read_tokenizer
 from zenconvert.formats.hf.weights import find_weights
 from zenconvert.formats.safetensors_container import Entry
-from zenconvert.hyperparameters import Hyperparameters, from_config
+from zenconvert.hyperparameters import Hyperparameters
 from zenconvert.source_files import hub_id, is_there, refuse_links_out, size_of
 
 QUANTIZATION: Final = "quantization_config"
@@ -126,8 +126,29 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise Unsupported(
             f"{path}: weights quantized with {method or 'an unnamed method'} cannot be read"
         )
-    folder = open_folder(path)
+    folder = _without_spare_biases(open_folder(path))
     return folder.checkpoint("hf", name_tensors(folder))
+
+
+def _without_spare_biases(folder: Folder) -> Folder:
+    """The folder without biases that the config does not announce, as transformers loads it."""
+    architecture, hp, config = folder.architecture, folder.hyperparameters, folder.config
+    spare = {
+        name.hf: name.module.bias_flag
+        for name in (architecture.tensor_names(hp) if architecture.bias_flags else ())
+        if not name.is_weight
+        and name.hf in folder.entries
+        and not architecture.announces(config, name.module)
+    }
+    if not spare:
+        return folder
+    warning = (
+        f"{folder.path}: {several(len(spare), 'bias is', 'biases are')} left out, "
+        f"{first_names(list(spare))}: {' and '.join(sorted({f for f in spare.values() if f}))} is "
+        "not true in config.json, and transformers goes by that"
+    )
+    entries = {name: entry for name, entry in folder.entries.items() if name not in spare}
+    return replace(folder, entries=entries, warnings=(*folder.warnings, warning))
 
 
 def open_folder(path: Path, stems: Sequence[str] = ("model",)) -> Folder:
@@ -140,8 +161,7 @@ def open_folder(path: Path, stems: Sequence[str] = ("model",)) -> Folder:
     if not isinstance(model_type, str):
         raise InvalidInput(f"{path / 'config.json'}: model_type should be a string: {model_type!r}")
     architecture = arch.for_model_type(model_type)
-    defaults = architecture.defaults_for(model_type)
-    hp = from_config(config, defaults, where=str(path / "config.json"))
+    hp = architecture.sizes(config, where=str(path / "config.json"))
     weights = find_weights(path, stems, config.get("transformers_weights"))
     shapes = (entry.shape for entry in weights.entries.values())
     architecture.check_counts(hp, shapes, str(path))

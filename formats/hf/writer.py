@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, Final
 
+from zenconvert import meaning
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import BF16, F16, F32, Dense
 from zenconvert.errors import UsageError
@@ -14,7 +16,9 @@ from zenconvert.formats import safetensors_container
 from zenconvert.formats.hf.reader import CARRIED
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
 from zenconvert.formats.hf.weights import INDEX
+from zenconvert.hyperparameters import rope_type
 from zenconvert.layout import Choice, Layout, OutputFile, Slot
+from zenconvert.meaning import Fact
 from zenconvert.target import Options, Target
 
 DTYPES: Final[dict[str, Dense]] = {"bf16": BF16, "f16": F16, "f32": F32}
@@ -41,7 +45,22 @@ def choose(
         if override is not None:
             encoding, why = _dtype(override), f"{override} was asked for"
         choices.append(Choice(name.hf, (tensor,), tensor.shape, encoding, why=why))
-    return choices
+    return [*choices, *zero_biases(checkpoint, dtype)]
+
+
+def zero_biases(checkpoint: Checkpoint, encoding: Dense) -> list[Choice]:
+    """Biases that the config announces for several modules and that some of these have not.
+
+    transformers takes them as zero with a warning, others refuse the folder.
+    """
+    architecture, found = checkpoint.architecture, []
+    for name in architecture.tensor_names(checkpoint.hyperparameters):
+        announced = not name.is_weight and architecture.announces(checkpoint.config, name.module)
+        if announced and name.name not in checkpoint.tensors:
+            why = "zeros, as the config calls for a bias here"
+            data = bytes(prod(name.shape) * encoding.numpy.itemsize)
+            found.append(Choice(name.hf, (), name.shape, encoding, why=why, derived=data))
+    return found
 
 
 def _override(name: str, options: Options) -> tuple[Dense, str] | None:
@@ -91,11 +110,35 @@ def lay_out_folder(
     return Layout(tuple(files), is_folder=True)
 
 
+def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
+    """Facts of a folder whose config goes along: only what no config can say is refused."""
+    del target  # all types say the same
+    return meaning.carried(checkpoint, options.ignored_keys)
+
+
 def folder_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """``config.json`` of an output whose floats are of ``dtype``, without what holds elsewhere."""
     kept = {k: v for k, v in config.items() if k not in _LOCAL_KEYS}
     key = "dtype" if "dtype" in kept else "torch_dtype"
-    return {**kept, key: TORCH_NAMES[dtype]}
+    return {**kept, **_older_rotations(kept), key: TORCH_NAMES[dtype]}
+
+
+def _older_rotations(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``rope_theta`` and ``rope_scaling`` of a config that has ``rope_parameters`` alone.
+
+    transformers before 5, mlx-lm and mistral.rs look for these, and some of them take plain
+    rotations of base 10000 without a word where they find nothing.
+    """
+    parameters = config.get("rope_parameters")
+    if not isinstance(parameters, Mapping) or "rope_scaling" in config:
+        return {}
+    if any(isinstance(value, Mapping) for value in parameters.values()):
+        return {}
+    scaling = {k: v for k, v in parameters.items() if k != "rope_theta"}
+    theta = config.get("rope_theta", parameters.get("rope_theta"))
+    found: dict[str, Any] = {} if theta is None else {"rope_theta": theta}
+    plain = rope_type(scaling) == "default"
+    return {**found, "rope_scaling": None if plain else scaling}
 
 
 def float_name(choices: Sequence[Choice]) -> str:
@@ -143,9 +186,9 @@ def _shard(file: str, choices: list[Choice]) -> OutputFile:
         places = tuple(offsets[at : at + len(own)])
         slots.append(Slot(choice, places[0], places if choice.codec is not None else ()))
         at += len(own)
-    return OutputFile(
-        file, len(header) + sum(c.nbytes for c in choices), ((0, header),), tuple(slots)
-    )
+    derived = [(s.offset, s.choice.derived) for s in slots if s.choice.derived is not None]
+    size = len(header) + sum(c.nbytes for c in choices)
+    return OutputFile(file, size, ((0, header), *derived), tuple(slots))
 
 
 def _arrays(choice: Choice) -> list[tuple[str, Dense, tuple[int, ...]]]:

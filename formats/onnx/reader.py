@@ -22,7 +22,6 @@ from zenconvert.formats.onnx.graph_view import GraphView
 from zenconvert.formats.onnx.naming import name_tensors
 from zenconvert.formats.onnx.recognition import recognise
 from zenconvert.formats.onnx.source_config import CONFIG, config_of
-from zenconvert.hyperparameters import from_config
 
 SUFFIX: Final = ".onnx"
 GRAPH: Final = "model.onnx"
@@ -61,8 +60,7 @@ def open_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
     if not isinstance(model_type, str):
         raise InvalidInput(f"{where}: model_type should be a string: {model_type!r}")
     architecture = arch.for_model_type(model_type)
-    defaults = architecture.defaults_for(model_type)
-    hp = from_config(config, defaults, where=str(where))
+    hp = architecture.sizes(config, where=str(where))
     shapes = (array.shape for array in file.initializers.values())
     architecture.check_counts(hp, shapes, str(where))
     check_routing(view, hp)

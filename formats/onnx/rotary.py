@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 TABLES: Final = ("cos_cache", "sin_cache")
 """Names of the tables in graphs that have them."""
-_KINDS: Final = ("default", "linear", "llama3", "yarn")
+KINDS: Final = ("default", "linear", "llama3", "yarn")
+"""Scalings that tables can hold."""
 
 
 def frequencies(hp: Hyperparameters) -> tuple[NDArray[np.float32], float]:
@@ -46,7 +47,7 @@ def frequencies(hp: Hyperparameters) -> tuple[NDArray[np.float32], float]:
     elif kind != "default":
         raise Unsupported(
             f"rotary embeddings of type {kind!r} cannot be put into a graph; known are "
-            f"{', '.join(_KINDS)}"
+            f"{', '.join(KINDS)}"
         )
     values: NDArray[np.float32] = plain.numpy()
     return values, amplitude

@@ -16,21 +16,23 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from zenconvert import meaning
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import Unsupported
 from zenconvert.formats.hf.writer import float_name, folder_config, json_bytes, side_files
-from zenconvert.formats.onnx import layouts
+from zenconvert.formats.onnx import layouts, rotary
 from zenconvert.formats.onnx.choosing import choose, order_name
 from zenconvert.formats.onnx.placing import Place, Stack, place
 from zenconvert.formats.onnx.stacking import stacks_of
 from zenconvert.formats.onnx.target_type import TYPES, TargetType, parse
-from zenconvert.formats.onnx.windows import windows
 from zenconvert.layout import Choice, Layout, OutputFile
+from zenconvert.meaning import Fact
+from zenconvert.sliding import windows
 from zenconvert.target import Options, Target
 
-__all__ = ["TYPES", "choose", "lay_out"]
+__all__ = ["TYPES", "choose", "facts", "lay_out"]
 
-_ACTIVATIONS: Final = ("silu", "swish")
+_HEAD_STEP: Final = 16
 _FAMILIES: Final = {
     "dense": {"ffn.gate", "ffn.up", "ffn.down"},
     "experts": {"moe.router", "moe.{expert}.gate", "moe.{expert}.up", "moe.{expert}.down"},
@@ -60,9 +62,23 @@ def lay_out(
     return Layout((first, *files, *small, *side_files(checkpoint)), is_folder=True)
 
 
+def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
+    """Every fact of the config that the graph computes with, or is not written for."""
+    found = meaning.described(checkpoint, options.ignored_keys, "the graph")
+    found += meaning.rotations(checkpoint, options.ignored_keys, rotary.KINDS, "the graph")
+    size = checkpoint.hyperparameters.head_dim
+    if size % _HEAD_STEP and not parse(target.type).standard:
+        why = (
+            f"onnxruntime's attention takes sizes that are multiples of {_HEAD_STEP}; "
+            "a -standard target takes any"
+        )
+        found.append(Fact("head_dim", size, "", exact=False, why=why, refused=True))
+    return found
+
+
 def check_family(checkpoint: Checkpoint) -> None:
     """Raise Unsupported for a model that the graph builder does not know."""
-    architecture, config = checkpoint.architecture, checkpoint.config
+    architecture = checkpoint.architecture
     inside = {
         m.name.removeprefix("layers.{layer}.") for m in architecture.modules if "{layer}" in m.name
     }
@@ -70,9 +86,6 @@ def check_family(checkpoint: Checkpoint) -> None:
     known = [_EVERY | parts for parts in _FAMILIES.values()]
     if inside not in known or outside != {"embed", "norm", "head"}:
         raise Unsupported(f"{architecture.id} models cannot be written as ONNX graphs yet")
-    activation = config.get("hidden_act", "silu")
-    if activation not in _ACTIVATIONS:
-        raise Unsupported(f"{checkpoint.path}: the activation {activation!r} has no graph yet")
 
 
 def graph_bytes(
@@ -87,7 +100,7 @@ def graph_bytes(
     from zenconvert.formats.onnx.graph.model import build_model, serialized
 
     hp = checkpoint.hyperparameters
-    facts = Facts(hp, windows(checkpoint.config, hp), str(kind.floats))
+    facts = Facts(hp, windows(checkpoint.architecture, checkpoint.config, hp), str(kind.floats))
     tensors = _by_neutral_name(checkpoint, choices)
     orders: dict[tuple[int, ...], str] = {}
     for choice in choices:

@@ -83,8 +83,8 @@ def solve(
     shared = {id(value): known(value) for value in seen.values()}
     inputs = {name: shared[id(seen[name])] for name in LINEARS}
     return awq(
-        block.weights, block.biases, BALANCES, inputs, scheme,
-        quantized=LINEARS, dtype=torch.bfloat16, settings=settings,
+        block.weights, block.biases, BALANCES, inputs, dict.fromkeys(LINEARS, scheme),
+        dtype=torch.bfloat16, settings=settings,
     )  # fmt: skip
 
 
@@ -176,8 +176,8 @@ def test_the_diagonal_alone_will_do() -> None:
         full = known(seen[name])
         inputs[name] = Inputs(full.moments.diagonal().clone(), full.mean_abs, full.tokens)
     result = awq(
-        block.weights, block.biases, BALANCES, inputs, SCHEME,
-        quantized=LINEARS, dtype=torch.bfloat16,
+        block.weights, block.biases, BALANCES, inputs, dict.fromkeys(LINEARS, SCHEME),
+        dtype=torch.bfloat16,
     )  # fmt: skip
     for solved in result.solved.values():
         assert solved.report.notes == ("scaled channels, rounded to nearest",)
@@ -195,13 +195,13 @@ def test_no_scaling_where_it_does_not_help() -> None:
     """Alike channels and weights: no candidate beats scales of 1."""
     signs = torch.randint(0, 2, (64, 64), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
     inputs = Inputs(torch.eye(64), torch.ones(64), 100)
-    assert search_scales([Reader(signs, inputs)], SCHEME).tolist() == [1.0] * 64
+    assert search_scales([Reader(signs, inputs, SCHEME)]).tolist() == [1.0] * 64
 
 
 def test_a_large_channel_is_scaled_up() -> None:
     values = torch.randn(2048, 64, generator=torch.Generator().manual_seed(1))
     values[:, 5] *= 60
-    scale = search_scales([Reader(weights(64, 64), known(values))], SCHEME)
+    scale = search_scales([Reader(weights(64, 64), known(values), SCHEME)])
     assert int(scale.argmax()) == 5
     assert float(scale[5] / scale.median()) > 1.5
 
@@ -229,7 +229,7 @@ def experts(dead: int | None) -> tuple[Awq, dict[str, torch.Tensor], dict[str, I
         inputs |= {f"{expert}.{kind}": given for kind in ("gate", "up")}
     balance = Balance("norm", ("router", *EXPERTS))
     result = awq(
-        block, {}, [balance], inputs, SCHEME, quantized=EXPERTS, dtype=torch.bfloat16
+        block, {}, [balance], inputs, dict.fromkeys(EXPERTS, SCHEME), dtype=torch.bfloat16
     )  # fmt: skip
     return result, block, inputs
 
@@ -263,7 +263,7 @@ def test_a_linear_that_stays_dense_is_folded_without_loss() -> None:
     names = [name for name in LINEARS if name != "v"]
     inputs = {name: known(seen[name]) for name in names}
     result = awq(
-        block.weights, {}, BALANCES, inputs, SCHEME, quantized=names, dtype=torch.bfloat16
+        block.weights, {}, BALANCES, inputs, dict.fromkeys(names, SCHEME), dtype=torch.bfloat16
     )  # fmt: skip
     value = result.dense["v"]
     assert torch.equal(value, value.bfloat16().float())
@@ -277,8 +277,8 @@ def test_a_weight_that_is_not_finite_is_kept_and_folded() -> None:
     inputs = {name: known(seen[name]) for name in LINEARS}
     block.weights["gate"][0, 0] = torch.inf
     result = awq(
-        block.weights, block.biases, BALANCES, inputs, SCHEME,
-        quantized=LINEARS, dtype=torch.bfloat16,
+        block.weights, block.biases, BALANCES, inputs, dict.fromkeys(LINEARS, SCHEME),
+        dtype=torch.bfloat16,
     )  # fmt: skip
     assert result.solved["gate"].values is None
     assert result.solved["up"].values is not None
@@ -305,6 +305,6 @@ def test_folding_that_would_lose_something_is_refused() -> None:
     }
     with pytest.raises(ConversionFailed, match="moved a weight"):
         awq(
-            block, {}, [Balance("norm", ("dense", "q"))], {"q": known(x)}, SCHEME,
-            quantized=["q"], dtype=torch.float16,
+            block, {}, [Balance("norm", ("dense", "q"))], {"q": known(x)}, {"q": SCHEME},
+            dtype=torch.float16,
         )  # fmt: skip

@@ -17,7 +17,6 @@ from zenconvert.calib.memory import Needs, Placement, place
 from zenconvert.calib.moments import Moments
 from zenconvert.calib.windows import Window
 from zenconvert.errors import CorruptFile, NotEnoughResources
-from zenconvert.hyperparameters import from_config
 
 
 @pytest.mark.parametrize("columns", [1, 7, 8, 20, 24])
@@ -135,7 +134,7 @@ def test_rounds_fit_and_keep_the_order() -> None:
 def test_every_linear_module_reads_one_input(family: str) -> None:
     config = CONFIGS[family]
     (architecture,) = (a for a in architectures().values() if config["model_type"] in a.model_types)
-    hp = from_config(config, architecture.defaults_for(config["model_type"]), where="test")
+    hp = architecture.sizes(config, where="test")
     layers = by_layer(architecture.tensor_names(hp))
     assert sorted(layers) == list(range(hp.layers))
     for all_experts in (False, True):

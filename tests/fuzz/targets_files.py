@@ -24,7 +24,6 @@ from zenconvert.calib.statistics_reader import open_statistics
 from zenconvert.formats.gguf import container
 from zenconvert.formats.gguf.imatrix import read_importance
 from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata
-from zenconvert.hyperparameters import from_config
 from zenconvert.inspection import describe
 
 FILE: Final = "model.gguf"
@@ -107,7 +106,7 @@ def _imatrix(choices: Choices, base: Files) -> Files:
 def _read_imatrix(path: Path) -> None:
     llama = architecture.for_model_type("llama")
     config = {"model_type": "llama", **models.SIZES, "rms_norm_eps": 1e-5}
-    hp = from_config(config, llama.defaults_for("llama"), where="test")
+    hp = llama.sizes(config, where="test")
     read_importance(path / "imatrix", list(llama.tensor_names(hp)))
 
 

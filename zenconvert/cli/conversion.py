@@ -20,6 +20,7 @@ from zenconvert.target import Options, parse_size, parse_tensor_type
 
 if TYPE_CHECKING:
     from zenconvert.conversion import Conversion
+    from zenconvert.meaning import Fact
     from zenconvert.planning import Plan
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -59,6 +60,13 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--split-max-size", metavar="SIZE", help="Largest output file, e.g. 500M or 4G."
         ),
+        click.option(
+            "--ignore-key",
+            "ignored_keys",
+            multiple=True,
+            metavar="NAME",
+            help="Key of the config that is not known here and changes nothing. Repeatable.",
+        ),
         click.option("--layout", metavar="NAME", help="Files as a runtime wants them (ONNX)."),
         click.option("--pre", metavar="NAME", help="Pre-tokenizer, where it cannot be told."),
         click.option(
@@ -85,6 +93,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
         pure=given.pop("pure"),
         split_max_size=parse_size(split) if split is not None else None,
         pre_tokenizer=given.pop("pre"),
+        ignored_keys=tuple(given.pop("ignored_keys")),
         layout=_lower(given.pop("layout")),
     )
     return {**given, "options": options}
@@ -115,6 +124,11 @@ def plan(source: str, target: str, explain: bool, as_json: bool, **given: Any) -
             ],
         )
         click.echo()
+        echo_table(
+            ("fact", "value", "place in the target", "why"),
+            [(f.name, f"{f.value!r:.40}", f.place or "none", f.why) for f in planned.facts],
+        )
+        click.echo()
     _summarise(planned)
 
 
@@ -129,12 +143,19 @@ def _summarise(planned: Plan) -> None:
             for (a, b, action, exact), count in counts.items()
         ],
     )
+    for fact in planned.lost:
+        click.echo(told(fact))
     files = len(planned.layout.files)
     click.echo(
         f"\n{planned.target}: {size(planned.output_bytes)} in {files} file{'s'[: files != 1]}, "
         f"peak memory at most {size(planned.peak_ram_bytes)}, "
         + ("every step is exact" if planned.exact else "some steps are lossy")
     )
+
+
+def told(fact: Fact) -> str:
+    """One line about a fact that is lost."""
+    return f"lost: {fact.name} {fact.value!r:.60}: {fact.why}"
 
 
 @click.command()
@@ -194,6 +215,7 @@ def convert(
 
 def _print_result(result: Conversion, *, as_json: bool) -> None:
     lossy = sum(not s.exact for s in result.plan.steps)
+    lost = result.plan.lost
     if as_json:
         facts = {**result.plan.as_dict(), "written": [str(f) for f in result.files]}
         modules = {name: module.as_dict() for name, module in result.modules.items()}
@@ -204,9 +226,12 @@ def _print_result(result: Conversion, *, as_json: bool) -> None:
     click.echo(
         f"{size(result.plan.output_bytes)}, "
         f"{several(len(result.plan.steps), 'tensor', 'tensors')}, "
-        + (f"{lossy} of them by a lossy step" if lossy else "all exact"),
+        + (f"{lossy} of them by a lossy step" if lossy else "all exact")
+        + (f"; {several(len(lost), 'fact', 'facts')} of the config lost" if lost else ""),
         err=True,
     )
+    for fact in lost:
+        click.echo(told(fact), err=True)
     if result.modules:
         worst = max(result.modules, key=lambda name: result.modules[name].error)
         error = result.modules[worst].error

@@ -21,13 +21,12 @@ from zenconvert.formats.gguf.imatrix import (
     read_importance,
     write_imatrix,
 )
-from zenconvert.hyperparameters import from_config
 
 
 def names(family: str) -> list[TensorName]:
     config = CONFIGS[family]
     architecture = for_model_type(config["model_type"])
-    hp = from_config(config, architecture.defaults_for(config["model_type"]), where="test")
+    hp = architecture.sizes(config, where="test")
     return [n for n in architecture.tensor_names(hp) if n.is_weight]
 
 

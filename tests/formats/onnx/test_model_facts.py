@@ -16,11 +16,11 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from tests.onnx_runs import variant, with_tokenizer
 from tests.tiny import CONFIGS, raw_model
 from zenconvert import Options, convert, open_checkpoint
+from zenconvert.architecture import for_model_type
 from zenconvert.encoding import F16, F32
-from zenconvert.errors import InvalidInput, Unsupported, UsageError
+from zenconvert.errors import PlanError, Unsupported, UsageError
 from zenconvert.formats.onnx import rotary, writer
-from zenconvert.formats.onnx.windows import windows
-from zenconvert.hyperparameters import Hyperparameters, from_config
+from zenconvert.hyperparameters import Hyperparameters
 
 SCALINGS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -50,7 +50,7 @@ SCALINGS: dict[str, dict[str, Any]] = {
 
 
 def sizes(config: dict[str, Any]) -> Hyperparameters:
-    return from_config(config, {"rms_norm_eps": 1e-6, "head_dim": 0}, where="test")
+    return for_model_type(config["model_type"]).sizes(config, where="test")
 
 
 @pytest.mark.parametrize("name", SCALINGS)
@@ -83,50 +83,9 @@ def test_rotations_that_depend_on_the_text_are_refused() -> None:
         rotary.frequencies(hp)
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({}, (None, None, None)),
-        ({"sliding_window": 8}, (8, 8, 8)),
-        ({"sliding_window": 8, "use_sliding_window": False}, (None, None, None)),
-        (
-            {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 2},
-            (None, None, 8),
-        ),
-        (
-            {
-                "sliding_window": 8,
-                "use_sliding_window": True,
-                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-            },
-            (8, None, 8),
-        ),
-    ],
-)
-def test_windows_of_layers(config: dict[str, Any], expected: tuple[int | None, ...]) -> None:
-    whole = {**CONFIGS["qwen2"], "num_hidden_layers": 3, **config}
-    assert windows(whole, sizes(whole)) == expected
-
-
-@pytest.mark.parametrize(
-    ("types", "error", "reason"),
-    [
-        (["full_attention"], InvalidInput, "should name 2 layers"),
-        (["full_attention", "linear_attention"], Unsupported, "linear_attention"),
-        (["full_attention", "sliding_attention"], InvalidInput, "there is no sliding_window"),
-    ],
-)
-def test_layers_of_other_kinds_are_refused(
-    types: list[str], error: type[Exception], reason: str
-) -> None:
-    whole = {**CONFIGS["qwen2"], "layer_types": types}
-    with pytest.raises(error, match=reason):
-        windows(whole, sizes(whole))
-
-
 def test_families_and_activations_without_a_graph_are_refused_by_name(tmp_path: Path) -> None:
     raw_model(tmp_path / "gelu", "qwen2", hidden_act="gelu")
-    with pytest.raises(Unsupported, match="activation 'gelu'"):
+    with pytest.raises(PlanError, match="hidden_act is 'gelu'"):
         convert(tmp_path / "gelu", tmp_path / "out", "onnx:f32")
     checkpoint = open_checkpoint(raw_model(tmp_path / "model", "qwen2"))
     modules = tuple(m for m in checkpoint.architecture.modules if not m.name.endswith("attn_norm"))

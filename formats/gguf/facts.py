@@ -1,0 +1,106 @@
+"""What becomes of a config's facts in a GGUF file: what llama.cpp reads, and what it does instead.
+
+A file that was GGUF before keeps its metadata whole, so nothing becomes of anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from zenconvert import meaning
+from zenconvert.checkpoint import Checkpoint
+from zenconvert.errors import Unsupported
+from zenconvert.formats.gguf import rope
+from zenconvert.formats.gguf.general import SAMPLING
+from zenconvert.meaning import Fact
+from zenconvert.sliding import windows
+from zenconvert.target import Options, Target
+
+_RUNTIME: Final = "llama.cpp"
+_TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
+    """Every fact of the config and of the generation config, and where the file has it."""
+    del target  # all types say the same
+    if checkpoint.format == "gguf":
+        return []
+    return [
+        *meaning.described(checkpoint, options.ignored_keys, _RUNTIME),
+        *_rotations(checkpoint, options),
+        *_windows(checkpoint),
+        *_heads(checkpoint),
+        *_generation(checkpoint),
+    ]
+
+
+def _rotations(checkpoint: Checkpoint, options: Options) -> Iterator[Fact]:
+    architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
+    kinds = (*rope.KINDS, *([rope.FACTORS] if architecture.gguf_frequency_factors else ()))
+    found = list(meaning.rotations(checkpoint, options.ignored_keys, kinds, _RUNTIME))
+    yield from found
+    if any(fact.refused for fact in found):
+        return
+    for name, value, why in rope.lossy_scaling(hp):
+        yield Fact(f"rope_scaling.{name}", value, "", exact=False, why=why)
+    if hp.rope_scaling is not None:
+        keys = rope.scaling_keys(hp)
+        place = ", ".join(keys) or rope.FREQS
+        if hp.rope_scaling["rope_type"] != "dynamic":
+            yield Fact("rope_scaling", dict(hp.rope_scaling), place)
+
+
+def _windows(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """llama.cpp's graphs of these architectures see every token."""
+    hp = checkpoint.hyperparameters
+    try:
+        sizes = windows(checkpoint.architecture, checkpoint.config, hp)
+    except Unsupported as error:
+        types = checkpoint.config.get("layer_types")
+        yield Fact("layer_types", types, "", exact=False, why=str(error), refused=True)
+        return
+    seen = [size for size in sizes if size is not None]
+    if not seen:
+        return
+    shortest = min(seen)
+    if shortest >= hp.context:
+        why = f"no text of {hp.context} tokens is longer than the window"
+        yield Fact("sliding_window", shortest, "", why=why)
+        return
+    why = (
+        f"llama.cpp has no sliding window for {checkpoint.architecture.gguf} models: the same up "
+        f"to {shortest} tokens; beyond, {len(seen)} of {hp.layers} layers see tokens that they "
+        "should not"
+    )
+    yield Fact("sliding_window", shortest, "", exact=False, why=why)
+
+
+def _heads(checkpoint: Checkpoint) -> Iterator[Fact]:
+    architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
+    if not architecture.gguf_any_heads and hp.head_dim * hp.heads != hp.hidden:
+        why = f"llama.cpp has heads of hidden / heads only in {architecture.gguf} models"
+        yield Fact("head_dim", hp.head_dim, "", exact=False, why=why, refused=True)
+
+
+def _generation(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """Settings of sampling that have a key, ids, and what a runtime's user decides."""
+    sampling = {source for _, sources in SAMPLING.values() for source in sources}
+    for key, value in checkpoint.metadata.generation.items():
+        name = f"generation_config.{key}"
+        if value is None:
+            continue
+        if key in sampling:
+            yield Fact(name, value, "general.sampling")
+        elif key in _TOKENS:
+            yield _token(name, key, value)
+        else:
+            yield Fact(name, value, "", why="a wish for decoding, which no weight depends on")
+
+
+def _token(name: str, key: str, value: Any) -> Fact:
+    place = f"tokenizer.ggml.{key.replace('pad_', 'padding_')}"
+    if isinstance(value, list) and len(value) > 1:
+        why = "the first; llama.cpp knows others that end a text by their names"
+        return Fact(name, value, place, why=why)
+    return Fact(name, value, place)

@@ -1,0 +1,1 @@
+"""Random configs through every format and the runtime of each."""
