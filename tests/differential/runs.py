@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
@@ -20,6 +21,7 @@ from zenconvert.formats import safetensors_container
 
 Logits = NDArray[np.float32]
 VOCAB = 320
+_CONFUSED = (ValueError, KeyError, TypeError, RuntimeError, AttributeError)  # by odd configs
 
 
 class Refused(Exception):
@@ -77,7 +79,7 @@ def in_transformers(folder: Path, text: list[int]) -> Logits:
         )
         with torch.inference_mode():
             logits: Logits = model.eval()(torch.tensor([text])).logits[0].numpy()
-    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+    except (*_CONFUSED, StrictDataclassError) as error:
         raise Refused(repr(error)) from error
     if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
         raise Refused(str(info))
