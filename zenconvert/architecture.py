@@ -27,6 +27,7 @@ _STACK: Final = 3
 _FUSED: Final = 3
 """Modules at most that a file may keep in one tensor."""
 _MOST_EXPERTS: Final = 1 << 16
+_MOST_TOKENS: Final = 1 << 22
 _FOLDER: Final = Path(__file__).parent / "architectures"
 
 
@@ -139,8 +140,12 @@ class Architecture:
     ) -> None:
         """Raise MissingTensor for more layers or experts than tensors of these shapes can hold.
 
+        Raises InvalidInput for a vocabulary that no model has.
+
         To be called before :meth:`tensor_names`, which takes as long as there are names.
         """
+        if hp.vocab > _MOST_TOKENS:
+            raise InvalidInput(f"{where}: a vocabulary of {hp.vocab}; at most {_MOST_TOKENS}")
         one = replace(hp, layers=1, experts=min(hp.experts, 1))
         needed = [n for n in self.tensor_names(one) if n.required and "{layer}" in n.module.name]
         of_experts = sum(n.expert is not None for n in needed)

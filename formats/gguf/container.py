@@ -35,6 +35,8 @@ _MAX_NAME: Final = 64 * 1024
 _MAX_TEXT: Final = 32 * 1024 * 1024
 _MAX_ARRAY: Final = 64 * 1024 * 1024
 """Bytes of one array; the texts of all tokens of the largest vocabularies take a tenth."""
+_MAX_ARRAYS: Final = 128 * 1024 * 1024
+"""Bytes of all arrays."""
 _MAX_STRINGS: Final = 4_000_000
 _MAX_ELEMENTS: Final = 1 << 50
 
@@ -95,6 +97,8 @@ class _Cursor:
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.at, self.size = path, data, 0, len(data)
+        self.arrays = 0
+        """Bytes of the arrays until now."""
 
     def fail(self, what: str) -> CorruptFile:
         return CorruptFile(f"{self.path}: {what} (at byte {self.at} of {self.size})")
@@ -182,7 +186,11 @@ def _parse_value(cursor: _Cursor, key: str, type_id: int) -> KeyValue:
     if type_id == STRING:
         return "str", cursor.text(f"the value of {key!r}", _MAX_TEXT)
     if type_id == ARRAY:
-        return _parse_array(cursor, key)
+        begin, array = cursor.at, _parse_array(cursor, key)
+        cursor.arrays += cursor.at - begin
+        if cursor.arrays > _MAX_ARRAYS:
+            raise cursor.fail(f"the arrays of the metadata take more than {_MAX_ARRAYS} bytes")
+        return array
     if type_id not in SCALARS:
         raise cursor.fail(f"the value of {key!r} has the unknown type {type_id}")
     name, scalar = SCALARS[type_id]

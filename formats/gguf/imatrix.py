@@ -43,6 +43,8 @@ COUNTS: Final = ".counts"
 _LONGEST_NAME: Final = 63  # GGML_MAX_NAME, without the final zero
 _LARGEST: Final = 1 << 32
 """Bytes of a file in the older format; those of the largest models take a quarter."""
+_LARGEST_SUMS: Final = 1 << 28
+"""Bytes of a tensor: those of 1024 experts of 65,536 inputs."""
 _I32: Final = struct.Struct("<i")
 
 Values = Mapping[str, NDArray[np.float32]]
@@ -123,6 +125,8 @@ def _read(file: GgufFile, name: str) -> NDArray[np.float32]:
     info: TensorInfo | None = file.tensors.get(name)
     if info is None or info.type is None or info.type.name != "f32":
         raise CorruptFile(f"{file.path}: the f32 tensor {name!r} is missing")
+    if info.nbytes > _LARGEST_SUMS:
+        raise CorruptFile(f"{file.path}: {name!r} has {info.nbytes} bytes, too many for its use")
     with file.path.open("rb") as handle:
         handle.seek(info.offset)
         return np.frombuffer(handle.read(info.nbytes), dtype="<f4").reshape(info.shape)

@@ -189,6 +189,7 @@ def _spare_biases(folder: Folder, modules: Mapping[str, TensorName]) -> set[str]
     for module, name in modules.items():
         entry = folder.entries.get(f"{module}.bias")
         has_none = name.module.bias == "none" or (name.module.bias == "optional" and not announced)
-        if entry is not None and has_none and not _read(entry).any():
+        fits = entry is not None and entry.shape == name.shape[:1]
+        if entry is not None and fits and has_none and not _read(entry).any():
             spare.add(entry.name)
     return spare

@@ -19,6 +19,8 @@ from zenconvert.source_files import size_of, what_it_is
 
 MAX_FILE: Final = (1 << 31) - 1
 """Protobuf messages are smaller than 2 GiB."""
+MAX_GRAPH: Final = 128 * 1024 * 1024
+"""Bytes of a model without the raw data of its initializers."""
 INLINE: Final = 1024
 """Data of at most this many bytes is copied with the graph."""
 
@@ -68,7 +70,7 @@ def _model(view: mmap.mmap, path: Path) -> Scan:
     data: dict[int, tuple[int, int]] = {}
     for part in _fields(view, 0, len(view), path):
         if part.number != _GRAPH:
-            out += view[part.begin : part.end]
+            _copy(out, view, part, path)
             continue
         graphs += 1
         if part.wire != _BYTES or graphs > 1:
@@ -86,7 +88,7 @@ def _graph(
     out, data, number = bytearray(), {}, 0
     for part in _fields(view, graph.body, graph.end, path):
         if part.number != _INITIALIZER or part.wire != _BYTES:
-            out += view[part.begin : part.end]
+            _copy(out, view, part, path)
             continue
         tensor, place = _initializer(view, part, path)
         out += _tag(_INITIALIZER, _BYTES) + _varint(len(tensor)) + tensor
@@ -109,12 +111,22 @@ def _initializer(
         # packed float_data is little-endian floats, as raw_data is
         holds_data = part.number in {_RAW_DATA, _FLOAT_DATA} and part.wire == _BYTES
         if not holds_data or part.end - part.body <= INLINE:
-            out += view[part.begin : part.end]
+            _copy(out, view, part, path)
         if holds_data:
             if place is not None:
                 raise CorruptFile(f"{path}: byte {part.begin}: a tensor has its data twice")
             place = (part.body, part.end - part.body)
     return out, place
+
+
+def _copy(out: bytearray, view: mmap.mmap, part: _Field, path: Path) -> None:
+    """Add a field to a message, which is parsed as a whole later."""
+    if len(out) + part.end - part.begin > MAX_GRAPH:
+        raise CorruptFile(
+            f"{path}: byte {part.begin}: the graph has more than {MAX_GRAPH} bytes beside the raw "
+            "data of its initializers; export it with external data"
+        )
+    out += view[part.begin : part.end]
 
 
 def _fields(view: mmap.mmap, at: int, end: int, path: Path) -> Iterator[_Field]:

@@ -18,13 +18,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tests.fuzz.choices import Choices
-from tests.fuzz.guard import Fault
-from tests.fuzz.target import Bench, Target
+
+if TYPE_CHECKING:  # readers are imported after their code can be watched
+    from tests.fuzz.guard import Fault
+    from tests.fuzz.target import Bench, Target
 
 OUT: Final = Path("fuzz-output")
+_OFTEN: Final = 5.0
+"""Seconds."""
 _SIZE: Final = 192
 """Bytes that an input's choices are drawn from."""
 
@@ -83,21 +87,23 @@ def _random(bench: Bench, tally: Tally, seconds: float, seed: int, out: Path) ->
 
 
 def _guided(bench: Bench, tally: Tally, seconds: float, seed: int, out: Path) -> None:
-    """Guided by coverage; ends the process, as libFuzzer does."""
+    """Guided by coverage; libFuzzer ends the process, and so what is found is logged meanwhile."""
     import atheris
 
-    begin = time.monotonic()
+    begin = logged = time.monotonic()
 
     def one(data: bytes) -> None:
+        nonlocal logged
         tally.add(bench.run(Choices(data)), lambda name: bench.keep(out / name))
-        if tally.inputs % 5000 == 0:
-            tally.seconds = time.monotonic() - begin
+        now = time.monotonic()
+        if now - logged > _OFTEN:
+            logged, tally.seconds = now, now - begin
             _log(tally, partial=True)
 
     corpus = OUT / "corpus" / bench.target.name
     corpus.mkdir(parents=True, exist_ok=True)
     options = [f"-max_total_time={int(seconds)}", f"-max_len={_SIZE}", f"-seed={seed}"]
-    options += ["-timeout=0", "-handle_alrm=0", "-rss_limit_mb=0", "-print_final_stats=0"]
+    options += ["-timeout=600", "-handle_alrm=0", "-rss_limit_mb=0", "-print_final_stats=0"]
     options += ["-verbosity=0", "-len_control=0", str(corpus)]
     atheris.Setup([sys.argv[0], *options], one, enable_python_coverage=True)
     atheris.Fuzz()
@@ -169,10 +175,12 @@ def _fuzz(name: str, seconds: float, seed: int, *, guided: bool) -> None:
     if guided:
         import atheris
 
-        with atheris.instrument_imports(include=["zenconvert"], enable_loader_override=False):
+        with atheris.instrument_imports(include=["zenconvert"]):
             target = targets()[name]
     else:
         target = targets()[name]
+    from tests.fuzz.target import Bench
+
     out = OUT / "faults" / name
     bench, tally = Bench(target), Tally(name)
     if (fault := bench.plain()) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,39 @@ def test_what_a_sparse_gguf_claims_is_not_read(claim: str, tmp_path: Path) -> No
     path = sparse(tmp_path / "x.gguf", head, 4 << 30)
     with pytest.raises(CorruptFile, match="claims"):
         container.read(path)
+
+
+def test_many_arrays_that_a_sparse_file_claims(tmp_path: Path) -> None:
+    """Each of them is small enough; together they would fill the memory with empty texts."""
+    path, at = tmp_path / "x.gguf", 24
+    with path.open("wb") as file:
+        file.write(gguf_shape.pack(Gguf([], [], key_count=20, alignment=1)))
+        for number in range(20):
+            head = struct.pack("<Q", 3) + b"k%02d" % number
+            head += struct.pack("<IIQ", 9, 8, 3_000_000)
+            file.seek(at)
+            file.write(head)
+            at += len(head) + 8 * 3_000_000
+        file.truncate(at)
+    with pytest.raises(CorruptFile, match="arrays of the metadata take more than"):
+        container.read(path)
+
+
+def test_a_graph_that_is_large_without_its_weights(tmp_path: Path) -> None:
+    head = b"\x08\x08\x12" + b"\x80\x80\x80\x80\x04"  # a text of a gigabyte
+    path = sparse(tmp_path / "model.onnx", head, len(head) + (1 << 30))
+    with pytest.raises(CorruptFile, match="the graph has more than"):
+        open_checkpoint(path)
+
+
+def test_a_vocabulary_of_two_thousand_million(tmp_path: Path) -> None:
+    vocab = 2**31 - 1
+    folder = tmp_path / "x"
+    raw_model(folder, "qwen2", **models.SIZES)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": vocab}))
+    with pytest.raises(InvalidInput, match="a vocabulary of 2147483647"):
+        open_checkpoint(folder)
 
 
 def test_a_message_is_never_longer_than_anybody_reads() -> None:
