@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 from zenconvert.architecture_table import ALWAYS, IGNORED, Table, read_table
 from zenconvert.checkpoint import RowOrder
-from zenconvert.errors import MissingTensor, UnknownArchitecture
+from zenconvert.errors import InvalidInput, MissingTensor, UnknownArchitecture
 from zenconvert.hyperparameters import Hyperparameters, Names, from_config
 
 Role = Literal["embed", "linear", "norm", "router", "head"]
