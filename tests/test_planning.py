@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from tests.tiny import raw_model
 from tests.tokenizers_for_tests import qwen2
 from zenconvert import architecture as arch
 from zenconvert import plan
 from zenconvert.encoding import BF16
+from zenconvert.errors import PlanError
 from zenconvert.formats import safetensors_container
 
 CONFIG: dict[str, Any] = {
@@ -92,3 +95,16 @@ def test_the_70b_rule_holds_for_110b(giant: Path) -> None:
 def test_every_linear_weight_of_110b_is_quantized(giant: Path) -> None:
     steps = plan(giant, "gptq:w4g128").steps
     assert Counter(str(s.to) for s in steps) == {"w4g128": 7 * 80, "bf16": 5 * 80 + 3}
+
+
+def test_a_group_that_does_not_fit_is_told_once(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 320, "num_attention_heads": 5, "num_key_value_heads": 1}
+    source = raw_model(tmp_path / "m", "llama3", **sizes)
+    for target, fitting in (("gptq:w4g128", 64), ("awq:w4g128", 64)):
+        with pytest.raises(PlanError) as caught:
+            plan(source, target)
+        (problem,) = caught.value.problems
+        assert re.match(r"\d+ tensors, the first are model\.layers\.0", problem)
+        assert "its 320 inputs are no multiple of the group of 128" in problem
+        assert f"groups of {fitting} fit every matrix" in problem
+        plan(source, target.replace("128", str(fitting)))

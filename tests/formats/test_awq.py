@@ -341,3 +341,11 @@ def test_settings_that_make_no_sense_are_told_apart(
     folder = changed(awq("w4g64"), tmp_path / "m", settings=lambda s: {**s, **settings})
     with pytest.raises(error, match=reason):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("word", ["exllama", "ipex", "GEMM", None])
+def test_words_for_kernels_are_the_gemm_layout(
+    word: str | None, awq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = changed(awq("w4g32"), tmp_path / "m", settings=lambda own: {**own, "version": word})
+    assert_same(folder, awq("w4g32"))

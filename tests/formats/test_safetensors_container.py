@@ -40,6 +40,11 @@ CASES: dict[str, tuple[bytes, str]] = {
         packed(b'{"a":%s,"a":%s}' % ((json.dumps(row()).encode(),) * 2), E8),
         "twice",
     ),
+    "a size of many digits": (packed(b'{"a": {"shape": [%s]}}' % (b"7" * 4400)), "JSON"),
+    "sixty thousand names twice": (
+        packed(b"{%s}" % b",".join(b'"n%d":0' % (i // 2) for i in range(60_000))),
+        "30000 of 30000 names twice, the first: 'n0', 'n1', 'n10'",
+    ),
     "metadata is no object": (packed({"__metadata__": 3}), "strings"),
     "metadata holds numbers": (packed({"__metadata__": {"a": 1}}), "strings"),
     "a tensor without offsets": (packed({"a": {"dtype": "F32", "shape": [2]}}, E8), "expected"),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tests.oracles.llama_quantize import load_imatrix
 from tests.tiny import CONFIGS
 from zenconvert.architecture import TensorName, for_model_type
-from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UsageError
+from zenconvert.errors import CorruptFile, InputWarning, InvalidInput, SourceNotFound, UsageError
 from zenconvert.formats.gguf.imatrix import (
     ImatrixEntry,
     Sums,
@@ -155,3 +155,18 @@ def test_names_that_llamacpp_cannot_hold_are_refused(tmp_path: Path) -> None:
     entry = ImatrixEntry("blk.0.ffn_up_exps.weight", 1, 48, dict)
     with (tmp_path / "x.gguf").open("wb") as file, pytest.raises(UsageError, match="too long"):
         write_imatrix(file, [entry], ["x" * 40], Texts([], 1, 1))
+
+
+def test_what_a_file_does_not_cover_is_told(tmp_path: Path) -> None:
+    path = theirs(tmp_path / "x.gguf", np.ones((1, 256), np.float32), [1.0], "blk.0.attn_q.weight")
+    with pytest.warns(
+        InputWarning, match=r"13 of the model's 14 matrices have no .*: blk\.0\.attn_k"
+    ):
+        read_importance(path, names("llama3"))
+    path = tmp_path / "x.dat"
+    values = np.ones(256, np.float32)
+    path.write_bytes(legacy(("blk.0.attn_q.weight", 1, values), ("blk.9.attn_q.weight", 1, values)))
+    with pytest.warns(
+        InputWarning, match=r"1 of its 2 entries belong to no tensor .*: blk\.9\.attn_q"
+    ):
+        read_importance(path, names("llama3"))
