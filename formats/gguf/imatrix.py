@@ -79,8 +79,8 @@ def _misfits(found: Values, names: Sequence[TensorName]) -> Iterator[str]:
     """Which matrices the file does not cover, and which of its entries are no matrix's."""
     matrices = dict.fromkeys(n.gguf for n in names if n.module.role == "linear")
     for text, odd, of in (
-        ("of the model's {of} matrices have no importance weights in it", matrices, found),
-        ("of its {of} entries belong to no tensor of the model", found, {n.gguf for n in names}),
+        ("of the model's {of} matrices without importance weights in it", matrices, found),
+        ("of its {of} entries for tensors that the model has not", found, {n.gguf for n in names}),
     ):
         if missing := [name for name in odd if name not in of]:
             first = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")

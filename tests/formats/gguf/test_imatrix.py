@@ -166,7 +166,5 @@ def test_what_a_file_does_not_cover_is_told(tmp_path: Path) -> None:
     path = tmp_path / "x.dat"
     values = np.ones(256, np.float32)
     path.write_bytes(legacy(("blk.0.attn_q.weight", 1, values), ("blk.9.attn_q.weight", 1, values)))
-    with pytest.warns(
-        InputWarning, match=r"1 of its 2 entries belong to no tensor .*: blk\.9\.attn_q"
-    ):
+    with pytest.warns(InputWarning, match=r"1 of its 2 entries .*: blk\.9\.attn_q"):
         read_importance(path, names("llama3"))
