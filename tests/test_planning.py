@@ -98,7 +98,7 @@ def test_every_linear_weight_of_110b_is_quantized(giant: Path) -> None:
 
 
 def test_a_group_that_does_not_fit_is_told_once(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 320, "num_attention_heads": 5, "num_key_value_heads": 1}
+    sizes: dict[str, Any] = {"hidden_size": 320, "num_attention_heads": 5, "num_key_value_heads": 1}
     source = raw_model(tmp_path / "m", "llama3", **sizes)
     for target, fitting in (("gptq:w4g128", 64), ("awq:w4g128", 64)):
         with pytest.raises(PlanError) as caught:
