@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 
 from zenconvert.calib.grid import REFITS, Levels
+from zenconvert.compiling import njit
 
 _FEWEST_ROWS: Final = 64  # a thread is not worth starting for less
 _EVEN: Final = np.float32(12582912.0)  # 1.5 * 2**23: adding and subtracting it rounds half to even

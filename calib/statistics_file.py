@@ -1,23 +1,26 @@
 """Statistics files: written layer by layer, resumable, and read lazily.
 
 A run works in the folder ``.NAME.partial`` beside the file: the file itself at its full size, one
-mark for every layer that is in it, and hidden states to go on from. The final name appears when
+mark for every layer that is in it, with the digest of what it wrote, and hidden states to go on
+from. The final name appears when
 everything is there. A run that was killed goes on when it is started again with the same model,
 samples and settings, and gives the same bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from zenconvert.atomic import hidden_name, sync_folder, system_errors, write_whole
 from zenconvert.calib.feeding import Consumer, feed
 from zenconvert.calib.fingerprint import fingerprint
 from zenconvert.calib.inputs import Input, head_input, layer_inputs
@@ -35,17 +38,19 @@ from zenconvert.calib.statistics_layout import (
     routed_entry,
     state_entries,
 )
-from zenconvert.calib.workspace import SAVE_SECONDS, Workspace, open_workspace, sync_folder
+from zenconvert.calib.workspace import SAVE_SECONDS, Workspace, open_workspace
 from zenconvert.encoding import DENSE_DTYPES
 from zenconvert.errors import NotEnoughResources
+from zenconvert.scratch import DONE, remove_scratch
+from zenconvert.stamps import check_unchanged
 
 if TYPE_CHECKING:
     from zenconvert.calib.layer import LayerStatistics
     from zenconvert.calib.walk import Progress, Settings
 
+_CHUNK: Final = 1 << 22
 _ROWS: Final = 256  # rows of moments packed at a time
 _DATA: Final = "data"
-_MARK: Final = ".done"
 
 
 class StatisticsRun:
@@ -179,13 +184,9 @@ class StatisticsRun:
         folder = workspace_of(out)
         states = self.selection if self.final_states else None
         with open_workspace(folder, self.metadata, save_seconds=save_seconds) as workspace:
-            try:
-                with _Writer(workspace, self.layout, states) as writer:
-                    yield writer, workspace
-            except BaseException:
-                if not any(folder.glob(f"*{_MARK}")):
-                    shutil.rmtree(folder)
-                raise
+            with _Writer(workspace, self.layout, states) as writer:
+                yield writer, workspace
+            check_unchanged(self.reference.checkpoint.stamps)
             _publish(folder, out)
 
     def is_written(self, out: Path) -> bool:
@@ -204,29 +205,45 @@ class _Writer:
         self.workspace, self.layout, self.states = workspace, layout, states
         self.path = workspace.folder / _DATA
         self.descriptor = -1
+        self.found: dict[int | None, bool] = {}
+        """What is known of the layers in the file."""
+        self.extents: list[tuple[int, int]] = []
+        """What was written of the layer at hand."""
 
     def __enter__(self) -> _Writer:
-        fresh = not self.path.is_file() or self.path.stat().st_size != self.layout.size
-        try:
-            self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        with system_errors(self.path):
+            fresh = not self.path.is_file() or self.path.stat().st_size != self.layout.size
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            self.descriptor = os.open(self.path, flags, 0o644)
             if fresh:
-                for left in self.workspace.folder.iterdir():
-                    if left.suffix in {_MARK, ".bin"}:
-                        left.unlink()
-                # all of it now: a full disk is found before any work is done
-                os.posix_fallocate(self.descriptor, 0, self.layout.size)
-                self._write_at(0, self.layout.header)
-        except OSError as error:
-            self.path.unlink(missing_ok=True)
-            raise self._full(error) from error
+                self._begin()
+            self._write_at(0, self.layout.header)
         return self
+
+    def _begin(self) -> None:
+        """Take the room for the whole file: a full disk is found before any work is done."""
+        try:
+            for left in self.workspace.folder.iterdir():
+                if left.suffix in {DONE, ".bin"}:
+                    left.unlink()
+            os.posix_fallocate(self.descriptor, 0, self.layout.size)
+        except OSError:
+            os.close(self.descriptor)
+            self.path.unlink(missing_ok=True)
+            raise
 
     def __exit__(self, *reason: object) -> None:
         os.close(self.descriptor)
 
     def has(self, layer: int | None) -> bool:
-        """Whether a layer (None: the head, which comes last) is in the file."""
-        return self._mark(layer).is_file()
+        """Whether a layer (None: the head, which comes last) is in the file, as it was written."""
+        if layer not in self.found:
+            try:
+                mark = json.loads(self._mark(layer).read_bytes())
+                self.found[layer] = mark["sha256"] == self._digest(mark["extents"])
+            except (OSError, ValueError, TypeError, KeyError):
+                self.found[layer] = False
+        return self.found[layer]
 
     def take(self, part: LayerStatistics) -> None:
         """Write what a part of a layer brings; when it is the last, bring the layer to the disk."""
@@ -234,9 +251,20 @@ class _Writer:
         if part.layer is None and self.states is not None:
             self._write_states(part, self.states)
         if part.last:
-            os.fsync(self.descriptor)
-            with self.workspace.new_file(self._mark(part.layer).name) as path:
-                path.touch()
+            with system_errors(self.path):
+                os.fsync(self.descriptor)
+                extents, self.extents = sorted(self.extents), []
+                word = {"extents": extents, "sha256": self._digest(extents)}
+            write_whole(self._mark(part.layer), json.dumps(word))
+            self.found[part.layer] = True
+
+    def _digest(self, extents: Sequence[Sequence[int]]) -> str:
+        """SHA-256 of ``(offset, size)`` pieces of the file. Raises OSError."""
+        found = hashlib.sha256()
+        for offset, size in extents:
+            for at in range(offset, offset + size, _CHUNK):
+                found.update(os.pread(self.descriptor, min(_CHUNK, offset + size - at), at))
+        return found.hexdigest()
 
     def _write_part(self, part: LayerStatistics) -> None:
         for name, item in part.inputs.items():
@@ -275,10 +303,10 @@ class _Writer:
     def _write(self, name: str, values: np.ndarray[Any, Any], *, offset: int = 0) -> None:
         """Write numbers of a tensor, from a byte of it on."""
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-        try:
-            self._write_at(self.layout.offsets[name] + offset, data)
-        except OSError as error:
-            raise self._full(error) from error
+        place = self.layout.offsets[name] + offset
+        with system_errors(self.path):
+            self._write_at(place, data)
+        self.extents.append((place, len(data)))
 
     def _write_at(self, offset: int, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -288,21 +316,17 @@ class _Writer:
 
     def _mark(self, layer: int | None) -> Path:
         name = "head" if layer is None else f"layer-{layer:05d}"
-        return self.workspace.folder / f"{name}{_MARK}"
-
-    def _full(self, error: OSError) -> NotEnoughResources:
-        return NotEnoughResources(f"{self.path}: cannot be written: {error.strerror}")
+        return self.workspace.folder / f"{name}{DONE}"
 
 
 def workspace_of(out: Path) -> Path:
     """Where a run works before the file has its name."""
-    return out.parent / f".{out.name}.partial"
+    return out.with_name(hidden_name(out.name, "partial"))
 
 
 def _publish(folder: Path, out: Path) -> None:
     """Give the finished file its name and remove the workspace."""
-    for states in folder.glob("hidden*"):
-        states.unlink()
-    (folder / _DATA).replace(out)
-    sync_folder(out.parent)
-    shutil.rmtree(folder)
+    with system_errors(out):
+        (folder / _DATA).replace(out)
+        sync_folder(out.parent)
+        remove_scratch(folder)

@@ -31,7 +31,6 @@ The weights of the next layer are read while one computes.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack
@@ -54,6 +53,7 @@ from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.workspace import Workspace
 from zenconvert.errors import UsageError
 from zenconvert.machine import take_device
+from zenconvert.scratch import temporary_folder
 
 Sequential = Literal["off", "layers", "stages"]
 
@@ -122,7 +122,7 @@ def walk(
     with ExitStack() as stack:
         folder = workspace.folder if workspace is not None else None
         if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zenconvert-")))
+            folder = stack.enter_context(temporary_folder())
         run = _Walk(reference, selection, settings, progress)
         stack.enter_context(run.passage(folder))
         stack.callback(run.windows.states.close)

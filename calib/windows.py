@@ -114,20 +114,41 @@ class Cutter:
     template: str | None
     special_tokens: dict[str, str]
     prefix: int | None
+    rows: int | None = None
+    """Of the embedding; None where nothing is looked up."""
+    tokens: Sequence[str] = ()
+    """By id, to be named in errors."""
 
     def __post_init__(self) -> None:
         if self.context - (self.prefix is not None) < SHORTEST:
             raise UsageError(f"a context of {self.context} tokens is too short; use at least 4")
 
     def cut(self, sample: Sample) -> list[Window]:
-        """The windows of one document; none when it has no token to predict."""
+        """The windows of one document; none when it has no token to predict.
+
+        Raises InvalidInput for a token that the embedding has no row for.
+        """
         head = () if self.prefix is None else (self.prefix,)
         room = self.context - len(head)
         ids = self.encoder.encode(render(sample, self.template, self.special_tokens))
         if head and ids[:1] == list(head):
             ids = ids[1:]
+        if self.rows is not None:
+            check_ids((*head, *ids), self.rows, self.tokens, f"sample {sample.id}")
         pieces = ((*head, *ids[begin : begin + room]) for begin in range(0, len(ids), room))
         return [Window(sample.id, sample.language, p) for p in pieces if len(p) >= SHORTEST]
+
+
+def check_ids(ids: Sequence[int], rows: int, tokens: Sequence[str], where: str) -> None:
+    """Raise InvalidInput for the first token id that an embedding of ``rows`` has no row for."""
+    wrong = next((one for one in ids if not 0 <= one < rows), None)
+    if wrong is not None:
+        name = f" ({tokens[wrong]!r})" if 0 <= wrong < len(tokens) else ""
+        raise InvalidInput(
+            f"{where}: the tokenizer gives the token id {wrong}{name}, and the embedding has "
+            f"{rows} rows; the tokenizer is that of another model, or the model was not resized "
+            "when tokens were added"
+        )
 
 
 def windows(samples: Sequence[Sample], cutter: Cutter) -> list[Window]:

@@ -2,23 +2,22 @@
 
 It belongs to one run, known by its *identity*: everything that decides the result. Another run
 empties it first; a lock keeps two runs apart. Hidden states are saved from time to time, so that a
-resumed walk does not start at the first layer. Files get their names when they are whole.
+resumed walk does not start at the first layer. Files get their names when they are whole, and are
+there for the next run only as long as they hold the same (:mod:`zenconvert.scratch`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from zenconvert.errors import NotEnoughResources, UsageError
+from zenconvert.atomic import sync_folder, system_errors, write_whole
+from zenconvert.scratch import clear, forget, held_scratch, is_kept, keep
 
 SAVE_SECONDS: Final = 60.0
 """Least time between two savings of the hidden states."""
@@ -59,28 +58,29 @@ class Workspace:
         with self.new_file(self._path(layer).name) as path:
             states.save(path)
         for number in older:
-            self._path(number).unlink()
+            forget(self._path(number))
         self.saved = time.monotonic()
 
     def drop_states(self) -> None:
         """Forget the saved hidden states: the next walk begins at the first layer."""
         for number in self._saved_states():
-            self._path(number).unlink()
+            forget(self._path(number))
 
     @contextmanager
     def new_file(self, name: str) -> Iterator[Path]:
         """A path to write to; the file is called ``name`` when the block ends without an error."""
-        path = self.folder / f"{name}.new"
-        try:
+        path, final = self.folder / f"{name}.new", self.folder / name
+        with system_errors(path):
+            path.unlink(missing_ok=True)
             yield path
-        except OSError as error:
-            raise NotEnoughResources(f"{path}: cannot be written: {error.strerror}") from error
-        path.replace(self.folder / name)
-        sync_folder(self.folder)
+            path.replace(final)
+            keep(final)
+            sync_folder(self.folder)
 
     def _saved_states(self) -> list[int]:
         found = (_STATES.fullmatch(path.name) for path in self.folder.iterdir())
-        return [int(match[1]) for match in found if match]
+        numbers = [int(match[1]) for match in found if match]
+        return [number for number in numbers if is_kept(self._path(number))]
 
     def _path(self, layer: int) -> Path:
         return self.folder / f"hidden-{layer:05d}.bin"
@@ -92,35 +92,15 @@ def open_workspace(
 ) -> Iterator[Workspace]:
     """Make or reopen the workspace of a run; the folder stays when the block ends.
 
-    Raises UsageError when another run is using it and NotEnoughResources when it cannot be written.
+    Raises UsageError when another run is using it or the folder is somebody's, and as
+    ``system_errors`` when it cannot be written.
     """
     text = json.dumps(identity, sort_keys=True, indent=2)
-    try:
-        folder.mkdir(exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise NotEnoughResources(f"{folder}: cannot be made: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{folder}: another run is working here") from None
+    with held_scratch(folder):
         workspace = Workspace(folder, save_seconds=save_seconds)
         known = folder / _IDENTITY
-        if not known.is_file() or known.read_text(encoding="utf-8") != text:
-            for left in folder.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-            with workspace.new_file(_IDENTITY) as path:
-                path.write_text(text, encoding="utf-8")
+        with system_errors(folder):
+            if not known.is_file() or known.read_bytes() != text.encode():
+                clear(folder)
+                write_whole(known, text)
         yield workspace
-    finally:
-        os.close(lock)
-
-
-def sync_folder(path: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

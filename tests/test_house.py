@@ -22,7 +22,8 @@ ROOMS = {"zenconvert": ROOT / "zenconvert", "formats": ROOT / "formats", "calib"
 # Every module may import from its own level and from those before it.
 LEVELS = (
     {"errors"},
-    {"source_files"},
+    {"atomic", "compiling", "processes", "stamps"},
+    {"places", "scratch", "source_files"},
     {"encoding", "hyperparameters", "tokenizer", "pretokenizer", "models", "machine"},
     {"architecture_table"},
     {"grouped"},

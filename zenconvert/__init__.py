@@ -6,9 +6,11 @@ Every name here is loaded on first use, so that importing the package stays chea
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as typing has it, which need not be loaded
 if TYPE_CHECKING:
+    from typing import Any
+
     from zenconvert import errors
     from zenconvert.calibration import Calibration, calibrate
     from zenconvert.checkpoint import Checkpoint

@@ -87,7 +87,15 @@ def text_cutter(checkpoint: Checkpoint, context: int | None = None) -> Cutter:
     length, tokenizer = window_length(checkpoint, context), checkpoint.tokenizer
     special = {f"{name}_token": tokenizer.tokens[i] for name, i in tokenizer.special.items()}
     prefix = tokenizer.special.get("bos") if tokenizer.add_bos else None
-    return Cutter(TextEncoder(tokenizer), length, tokenizer.chat_template, special, prefix)
+    return Cutter(
+        TextEncoder(tokenizer), length, tokenizer.chat_template, special, prefix,
+        rows=embedding_rows(checkpoint), tokens=tokenizer.tokens,
+    )  # fmt: skip
+
+
+def embedding_rows(checkpoint: Checkpoint) -> int:
+    """How many token ids a model has embeddings for."""
+    return checkpoint.tensors["embed.weight"].rows
 
 
 def window_length(checkpoint: Checkpoint, context: int | None) -> int:

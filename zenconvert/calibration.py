@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zenconvert.atomic import hidden_name, new_file
 from zenconvert.calib.coverage import ExpertCoverage, LanguageCoverage, expert_coverage
 from zenconvert.calib.reference import Reference
 from zenconvert.calib.selection import Selection
@@ -25,10 +26,12 @@ from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.statistics_reader import Statistics, open_statistics
 from zenconvert.calibrating import TOKENS_PER_LANGUAGE, Calibrating, window_length
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.errors import NotEnoughResources, OutputExists, UsageError
+from zenconvert.errors import OutputExists, UsageError
 from zenconvert.formats.gguf.imatrix import ImatrixEntry, Sums, Texts, imatrix_size, write_imatrix
 from zenconvert.machine import AUTO, take_device
+from zenconvert.places import check_files, check_places
 from zenconvert.recoding import logical_rows
+from zenconvert.scratch import held_scratch, remove_scratch
 from zenconvert.sources import open_checkpoint
 
 if TYPE_CHECKING:
@@ -109,10 +112,14 @@ def calibrate(
     :func:`zenconvert.open_checkpoint`, of reading samples and of running the model.
     """
 
+    outputs = {"OUT": out, "--imatrix": imatrix}
+    check_places({"the source": source, "--config": config, "--samples": samples}, outputs)
     target = _Outputs.plan(Path(out), imatrix, force=force)
     moments = _needs_moments(purposes)
     device = take_device(device)
     checkpoint = open_checkpoint(source, config)
+    check_places({"the source": checkpoint.path}, outputs)
+    check_files("OUT", Path(out), target.files, checkpoint.stamps)
     calibrating = Calibrating(
         samples, languages, language_weights, tokens_per_language, context, seed, dtype,
         all_experts, max_vram=max_vram, max_ram=max_ram,
@@ -120,18 +127,20 @@ def calibrate(
     selection = calibrating.selection(checkpoint)
     settings = calibrating.settings(device, moments=moments)
     run = statistics_run(checkpoint, calibrating, selection, settings, final_states=final_states)
-    run.check_disk(target.statistics, max_disk)
-    if announce is not None:
-        announce(run.layout.size)
-    run.run(target.statistics, progress=progress)
-    statistics = open_statistics(target.statistics)
-    try:
+    with ExitStack() as stack:
+        if target.only_imatrix:
+            stack.enter_context(held_scratch(target.statistics.parent))
+        run.check_disk(target.statistics, max_disk)
+        if announce is not None:
+            announce(run.layout.size)
+        run.run(target.statistics, progress=progress)
+        statistics = open_statistics(target.statistics)
         if target.imatrix is not None:
             export_imatrix(statistics, checkpoint, target.imatrix)
-    finally:
+        found = Calibration(target.files, selection.coverage, experts_of(statistics, checkpoint))
         if target.only_imatrix:
-            target.statistics.unlink()
-    return Calibration(target.files, selection.coverage, experts_of(statistics, checkpoint))
+            remove_scratch(target.statistics.parent)
+    return found
 
 
 def statistics_run(
@@ -182,13 +191,16 @@ class _Outputs:
         if only and imatrix is not None:
             raise UsageError(f"{out} is an imatrix file already; leave out --imatrix")
         matrix = out if only else Path(imatrix) if imatrix is not None else None
-        outputs = cls(out.with_name(f".{out.name}.stats") if only else out, matrix, only)
+        hidden = out.with_name(hidden_name(out.name, "gathered")) / "statistics"
+        outputs = cls(hidden if only else out, matrix, only)
         for path in outputs.files:
             if not path.parent.is_dir():
                 raise UsageError(f"{path.parent}: the folder of the output does not exist")
             if path.is_dir():
                 raise OutputExists(f"{path}: a folder stands there")
-            if path.exists() and not force:
+            if os.path.lexists(path) and not path.is_file():
+                raise OutputExists(f"{path}: --force replaces files only, and this is none")
+            if os.path.lexists(path) and not force:
                 raise OutputExists(f"{path}: the output exists; remove it or use --force")
         return outputs
 
@@ -207,7 +219,7 @@ def export_imatrix(statistics: Statistics, checkpoint: Checkpoint, out: Path) ->
     """
     entries = _entries(checkpoint, statistics.modules, partial(_Loader, statistics))
     facts = statistics.facts["samples"]
-    with _new_file(out) as file:
+    with new_file(out) as file:
         write_imatrix(file, entries, statistics.languages, _texts(facts))
 
 
@@ -266,19 +278,3 @@ def _weighted(item: InputStatistics) -> tuple[NDArray[np.float32], int]:
 
 def _stack(parts: Sequence[tuple[NDArray[np.float32], int]]) -> Sums:
     return Sums(np.stack([p[0] for p in parts]), np.array([p[1] for p in parts], dtype=np.int64))
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when it is whole and on the disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise NotEnoughResources(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from zenconvert.encoding import Encoding, Grouped
 from zenconvert.grouped import GroupedCodec, GroupedRows, Rows
+from zenconvert.stamps import Stamp
 
 if TYPE_CHECKING:
     from zenconvert.architecture import Architecture
@@ -170,6 +171,8 @@ class Checkpoint:
     """What is odd about the files, and how it was taken."""
     unexplained: Mapping[str, Any] = field(default_factory=dict)
     """Facts of the files that may change what is computed and that no config can say."""
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+    """Every file that was read, and the state that it was in."""
     named_config: Path | None = None
     """The ``config.json`` that was named to open files without one."""
     kept: frozenset[str] = frozenset()

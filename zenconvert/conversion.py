@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from zenconvert.atomic import hidden_name
 from zenconvert.calib.solution import ModuleReport
 from zenconvert.calibrating import Calibrating
 from zenconvert.errors import ZenError
 from zenconvert.knowledge import Knowledge
 from zenconvert.machine import AUTO, take_device, usable_cores
 from zenconvert.making import Making
-from zenconvert.output import refuse_taken
+from zenconvert.output import refuse_source, refuse_taken
+from zenconvert.places import check_places
 from zenconvert.planning import Importance, Plan
 from zenconvert.solving import Job, Solver, Stage, silent, solved
 from zenconvert.sources import open_checkpoint
@@ -82,20 +84,24 @@ def convert(
     variant = Variant(
         out.name, out, target, options or Options(), solver, largest_error, exact, allow_requantize
     )
-    checkpoint, stage = open_checkpoint(source, config), progress or silent
     knowledge = Knowledge(importance, statistics, calibrating)
+    check_places({"the source": source, "--config": config, **knowledge.inputs}, {"OUT": out})
+    checkpoint, stage = open_checkpoint(source, config), progress or silent
+    check_places({"the source": checkpoint.path}, {"OUT": out})
     chosen = knowledge.solver_for(target.format, solver)
     if calibrating is not None or chosen != "rtn":
         device = take_device(device)
     with knowledge.weights(source, checkpoint, chosen, out, device, stage) as weights:
         planned = variant.plan(checkpoint, weights, threads or usable_cores())
+        refuse_source(planned.layout, out, checkpoint.stamps)
         grids = grids_of(planned)
         if chosen == "rtn" or not grids:
             return run(planned, out, importance=weights, force=force, stage=stage)
     refuse_taken(planned.layout, out, force=force)
     job = Job(checkpoint, grids, chosen, device, largest_error)
     origin = knowledge.origin(checkpoint)
-    with solved(job, origin, out.with_name(f".{out.name}.solving"), stage) as (over, modules):
+    folder = out.with_name(hidden_name(out.name, "solving"))
+    with solved(job, origin, folder, stage) as (over, modules):
         final = variant.plan_solved(over, planned, modules)
         result = run(final, out, force=force, stage=stage)
     return replace(result, modules=modules)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from zenconvert.errors import NotEnoughResources
+from zenconvert.atomic import system_errors, write_whole
 
 
 class Journal:
@@ -28,16 +27,17 @@ class Journal:
         """Everything that decides the bytes of the output, digested."""
         return self._identity()
 
-    def read(self) -> frozenset[str]:
-        """Names of what is done; none where there is no journal of this output."""
+    def read(self) -> dict[str, str]:
+        """What is done → digest of its bytes; nothing where there is no journal of this output."""
         known = read_word(self.path)
         if not isinstance(known, dict) or known.get("identity") != self.identity:
-            return frozenset()
-        return frozenset(known.get("done", ()))
+            return {}
+        done = known.get("done")
+        return done if isinstance(done, dict) else {}
 
-    def write(self, done: Collection[str]) -> None:
+    def write(self, done: Mapping[str, str]) -> None:
         """Put down what is done; the journal is on the disk when the call returns."""
-        write_word(self.path, {"identity": self.identity, "done": sorted(done)})
+        write_word(self.path, {"identity": self.identity, "done": dict(done)})
 
     def forget(self) -> None:
         """Nothing is done any more."""
@@ -53,24 +53,11 @@ def read_word(path: Path) -> Any:
 
 
 def write_word(path: Path, word: Any) -> None:
-    """Leave something in a file that is whole and on the disk when it has its name.
-
-    Raises NotEnoughResources.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(word, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise NotEnoughResources(f"{path}: cannot be written: {error.strerror}") from error
+    """Leave something in a file. Raises as :func:`zenconvert.atomic.write_whole`."""
+    write_whole(path, json.dumps(word))
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it where they are missing. Raises NotEnoughResources."""
-    try:
+    """Make a folder and those above it where they are missing. Raises as ``system_errors``."""
+    with system_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotEnoughResources(f"{path}: cannot be made: {error.strerror}") from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from zenconvert.atomic import hidden_name
 from zenconvert.calib.inputs import by_layer, head_input, layer_inputs
 from zenconvert.calibrating import Calibrating
 from zenconvert.calibration import calibrate
@@ -18,6 +19,7 @@ from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import UsageError
 from zenconvert.planning import Importance
 from zenconvert.recoding import logical_rows
+from zenconvert.scratch import held_scratch, is_kept, keep, remove_scratch
 from zenconvert.solving import SOLVERS, Solver, Stage
 
 if TYPE_CHECKING:
@@ -50,6 +52,16 @@ class Knowledge:
     statistics: str | Path | None
     """Statistics file."""
     calibrating: Calibrating | None
+
+    @property
+    def inputs(self) -> dict[str, str | Path | None]:
+        """What is read from files, by the name of its option."""
+        samples = self.calibrating.samples if self.calibrating is not None else None
+        return {
+            "--importance": self.importance,
+            "--stats": self.statistics,
+            "--samples": samples,
+        }
 
     def solver_for(self, format_name: str, asked: Solver | None) -> Solver:
         """The solver of a conversion. Raises UsageError for what does not go together."""
@@ -86,16 +98,19 @@ class Knowledge:
         if checkpoint.named_config is not None:
             arguments["config"] = checkpoint.named_config
         digest = hashlib.sha256(repr((str(source), arguments)).encode()).hexdigest()[:12]
-        gathered = out.with_name(f".{out.name}.{digest}.stats")
-        if not gathered.exists():
-            calibrate(
-                source,
-                gathered,
-                **arguments,
-                progress=lambda at: stage("calibrating", at.layer, at.layers),
-            )
-        yield measured_importance(gathered, checkpoint)
-        gathered.unlink()
+        with held_scratch(out.with_name(hidden_name(out.name, "gathered"))) as folder:
+            gathered = folder / f"{digest}.stats"
+            if not is_kept(gathered):
+                calibrate(
+                    source,
+                    gathered,
+                    **arguments,
+                    force=True,
+                    progress=lambda at: stage("calibrating", at.layer, at.layers),
+                )
+                keep(gathered)
+            yield measured_importance(gathered, checkpoint)
+            remove_scratch(folder)
 
     def from_files(self, checkpoint: Checkpoint) -> Importance | None:
         """Importance weights from the file that is given, None where none is."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Final
@@ -11,6 +13,11 @@ from zenconvert.errors import UsageError
 
 AUTO: Final = "auto"
 """As the name of a device: the GPU where torch has one, else the CPU."""
+
+_WORDS: Final = (
+    "allocate memory", "Unable to allocate", "out of memory", "failed to map segment", "bad_alloc",
+    "can't start new thread",
+)  # fmt: skip
 
 
 def usable_cores() -> int:
@@ -55,3 +62,24 @@ def free_disk(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def out_of_memory(error: BaseException | None) -> str | None:
+    """What could not be had, where an error (or what it came from) is for want of memory.
+
+    Libraries tell it in many ways: MemoryError, ENOMEM, a RuntimeError of torch's allocator or of a
+    thread that does not start, an ImportError of a library that cannot be mapped.
+    """
+    while error is not None:
+        text = str(error)
+        lacks = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+        if lacks or any(word in text for word in _WORDS):
+            return f"{text or 'the system gave no more'}{_limit()}"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _limit() -> str:
+    """The limit of the address space, where there is one."""
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return "" if most == resource.RLIM_INFINITY else f" (ulimit -v is {most} bytes)"

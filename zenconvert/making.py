@@ -9,10 +9,10 @@ from pathlib import Path
 
 from zenconvert import __version__
 from zenconvert.checkpoint import StoredPieces, Tensor
-from zenconvert.errors import SourceNotFound
 from zenconvert.journal import read_word, write_word
 from zenconvert.output import Output
 from zenconvert.planning import Importance, Plan
+from zenconvert.stamps import check_unchanged, stamp
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Making:
             for offset, data in file.literals:
                 found.update(f"\0{offset}\0{len(data)}\0".encode() + data)
         for path in sorted({path for part in self._parts() for path in _files(part)}):
-            found.update(repr((path, *_stamp(path))).encode())
+            found.update(repr((path, *stamp(path))).encode())
         for name, weights in sorted(self.importance.items()):
             found.update(f"\0{name}\0".encode() + weights.tobytes())
         return found.hexdigest()
@@ -52,7 +52,11 @@ class Making:
         return known is not None and bool(known == self._word(output, final=True))
 
     def sign(self, output: Output) -> None:
-        """Before an output gets its name: leave word what it will look like."""
+        """Before an output gets its name: leave word what it will look like.
+
+        Raises as :func:`zenconvert.stamps.check_unchanged` for a source that is another one now.
+        """
+        check_unchanged(self.plan.stamps)
         if self.receipt is not None:
             write_word(self.receipt, self._word(output, final=False))
 
@@ -68,15 +72,6 @@ class Making:
         for file in self.plan.layout.files:
             for slot in file.slots:
                 yield from slot.choice.parts
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Size and time of a file of the source."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
-    return status.st_size, status.st_mtime_ns
 
 
 def _files(part: Tensor) -> Iterator[Path]:

@@ -25,33 +25,25 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
+from zenconvert.atomic import NOT_SUPPORTED, hidden_name, sync_folder, system_errors
 from zenconvert.errors import (
-    ConversionFailed,
     CorruptFile,
     NotEnoughResources,
     OutputExists,
     SourceNotFound,
     UsageError,
-    ZenError,
 )
 from zenconvert.journal import Journal
 from zenconvert.layout import Layout, OutputFile
+from zenconvert.places import check_files
+from zenconvert.scratch import LOCK, children, clear, is_mark, mark, open_scratch
 
-_LONGEST_NAME: Final = 255  # bytes, on every usual file system
-_NO_RESOURCES: Final = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE
-}  # fmt: skip
-_BAD_PLACE: Final = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
-    errno.ENOENT, errno.ENOTDIR, errno.EBUSY, errno.EXDEV,
-}  # fmt: skip
-_TAKEN: Final = {errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR}
-_NOT_SUPPORTED: Final = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_CHUNK: Final = 1 << 22
 _WEIGHTS: Final = (".safetensors", ".onnx")  # every model folder holds such a file
 
 
@@ -66,11 +58,11 @@ class Output:
     def __init__(self, layout: Layout, out: Path, identity: Callable[[], str]) -> None:
         """``identity`` gives what decides the bytes of the output, for the journal."""
         self.layout, self.out, self.parent = layout, out, out.parent
-        self.hidden = self.parent / _hidden_name(out.name)
+        self.hidden = self.parent / hidden_name(out.name, "partial")
         self.new, self.old = self.hidden / "new", self.hidden / "old"
         self.journal = Journal(self.hidden / "journal", identity)
-        self.done: frozenset[str] = frozenset()
-        """What the journal says is written."""
+        self.done: Mapping[str, str] = {}
+        """What the journal says is written → digest of its bytes."""
         self.lock: int | None = None
         self.descriptors: dict[str, int] = {}
 
@@ -83,7 +75,7 @@ class Output:
     def write(self, file: OutputFile, offset: int, data: bytes | memoryview) -> None:
         """Write all of ``data`` at an offset. Raises NotEnoughResources and ConversionFailed."""
         view = memoryview(data).cast("B")
-        with _explained(self.out):
+        with system_errors(self.out):
             while view:
                 written = os.pwrite(self.descriptors[file.name], view, offset)
                 view, offset = view[written:], offset + written
@@ -96,7 +88,7 @@ class Output:
         Raises OutputExists, UsageError, NotEnoughResources, and SourceNotFound or CorruptFile for a
         side file that is not what was planned.
         """
-        with _explained(self.out):
+        with system_errors(self.out):
             self._open(force=force)
 
     def _open(self, *, force: bool) -> None:
@@ -106,15 +98,15 @@ class Output:
             raise UsageError(f"{self.parent}: the folder of the output does not exist")
         self._acquire()
         self._undo()
-        self.done = self.journal.read() if self._is_whole() else frozenset()
+        self.done = self.journal.read() if self._is_whole() else {}
         if self.done:
             self.refuse(force=force)
             for file in self.layout.files:
-                self.descriptors[file.name] = os.open(
-                    self.folder(final=False) / file.name, os.O_WRONLY
-                )
+                path = self.folder(final=False) / file.name
+                self.descriptors[file.name] = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+                self._fill(file)  # a crash of the machine may have left anything
             return
-        self._clean()
+        clear(self.hidden)
         self.refuse(force=force)
         free = shutil.disk_usage(self.parent).free
         if self.layout.size > free:
@@ -126,13 +118,22 @@ class Output:
         for file in self.layout.files:
             self._create(file)
 
-    def remember(self, done: Collection[str]) -> None:
+    def digest(self, file: OutputFile, spans: Iterable[tuple[int, int]]) -> str:
+        """SHA-256 of the ``(offset, size)`` pieces of a file. Raises as :meth:`write`."""
+        found, descriptor = hashlib.sha256(), self.descriptors[file.name]
+        with system_errors(self.out):
+            for offset, size in spans:
+                for at in range(offset, offset + size, _CHUNK):
+                    found.update(os.pread(descriptor, min(_CHUNK, offset + size - at), at))
+        return found.hexdigest()
+
+    def remember(self, done: Mapping[str, str]) -> None:
         """Bring what is written to the disk, and put down what that is. Raises as :meth:`write`."""
-        with _explained(self.out):
+        with system_errors(self.out):
             for descriptor in self.descriptors.values():
                 os.fsync(descriptor)
             self.journal.write(done)
-        self.done = frozenset(done)
+        self.done = dict(done)
 
     def publish(self, *, force: bool) -> None:
         """Bring everything to the disk, give it its final names and remove what it replaces.
@@ -140,7 +141,7 @@ class Output:
         Raises OutputExists for an output that appeared meanwhile, UsageError, NotEnoughResources
         and ConversionFailed.
         """
-        with _explained(self.out):
+        with system_errors(self.out):
             self._publish(force=force)
 
     def _publish(self, *, force: bool) -> None:
@@ -148,15 +149,15 @@ class Output:
             os.fsync(descriptor)
         self._close()
         self.journal.forget()  # from here on, what is in ``new`` may be old
-        self.done = frozenset()
+        self.done = {}
         outer = self.folder(final=False)
         inner = {(outer / file.name).parent for file in self.layout.files}
         for folder in (*sorted(inner), outer, self.new, self.hidden):
-            _sync(folder)
+            sync_folder(folder)
         self.refuse(force=force)
         self._give_names(force=force)
-        _sync(self.parent)
-        self._clean()
+        sync_folder(self.parent)
+        clear(self.hidden)
         self._release()
 
     def leave(self) -> None:
@@ -168,8 +169,8 @@ class Output:
 
     def tidy(self) -> None:
         """Remove what a run left that was killed after this output had its name."""
-        if self.hidden.is_dir():
-            with _explained(self.out):
+        if os.path.lexists(self.hidden):
+            with system_errors(self.out):
                 self._acquire()
             self.discard()
 
@@ -180,7 +181,7 @@ class Output:
             if self.lock is not None:
                 with suppress(OSError):
                     self._undo()
-                    self._clean()
+                    clear(self.hidden)
         finally:
             self._release()
 
@@ -190,20 +191,23 @@ class Output:
         return parent / self.out.name if self.layout.is_folder else parent
 
     def _acquire(self) -> None:
-        if self.hidden.is_symlink():
-            raise UsageError(f"{self.hidden}: a link stands where the output would be written")
-        self.hidden.mkdir(exist_ok=True)
-        self.lock = _locked(self.hidden / "lock")
+        open_scratch(self.hidden)
+        self.lock = _locked(self.hidden / LOCK)
         if self.lock is None:
             raise UsageError(f"{self.out}: another run is writing this output")
+        mark(self.hidden)
 
     def _release(self) -> None:
         if self.lock is not None:
             with suppress(OSError):
-                (self.hidden / "lock").unlink()
+                # a folder that another run can lock from now on has no mark of this one
+                if {LOCK} >= {p.name for p in children(self.hidden) if not is_mark(p)}:
+                    for path in filter(is_mark, children(self.hidden)):
+                        path.unlink()
+                (self.hidden / LOCK).unlink()
             os.close(self.lock)
             self.lock = None
-        with suppress(OSError):  # not empty: somebody else's
+        with suppress(OSError):  # not empty: another run's, or somebody's
             self.hidden.rmdir()
 
     def refuse(self, *, force: bool) -> None:
@@ -218,18 +222,22 @@ class Output:
 
     def _is_whole(self) -> bool:
         """Whether ``new`` has every file at its size, and none has its name already."""
-        named = any(_is_same(path, self.parent / path.name) for path in _children(self.new))
+        named = any(_is_same(path, self.parent / path.name) for path in children(self.new))
         files = [(self.folder(final=False) / f.name, f.size) for f in self.layout.files]
         whole = all(path.is_file() and path.lstat().st_size == size for path, size in files)
-        return whole and not named and not _children(self.old)
+        return whole and not named and not children(self.old)
 
     def _create(self, file: OutputFile) -> None:
         path = self.folder(final=False) / file.name
         path.parent.mkdir(exist_ok=True)  # some formats have a folder in the folder
-        self.descriptors[file.name] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self.descriptors[file.name] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         # reserve the space now: a full disk is found before any work is done
         if file.size:
             os.posix_fallocate(self.descriptors[file.name], 0, file.size)
+        self._fill(file)
+
+    def _fill(self, file: OutputFile) -> None:
+        """Write what is known of a file before any tensor is."""
         for offset, data in file.literals:
             self.write(file, offset, data)
         if file.copy_of is not None:
@@ -249,7 +257,7 @@ class Output:
             final.rename(self.old / final.name)
         for final in reversed(others):
             _give_name(self.new / final.name, final)
-        _sync(self.parent)
+        sync_folder(self.parent)
         _give_name(self.new / first.name, first)
 
     def _undo(self) -> None:
@@ -257,7 +265,7 @@ class Output:
 
         Asks nothing but the disk, for the run that is undone may have had another layout.
         """
-        new, old = (sorted(_children(folder)) for folder in (self.new, self.old))
+        new, old = (sorted(children(folder)) for folder in (self.new, self.old))
         named = [path for path in new if _is_same(path, self.parent / path.name)]
         if len(named) == len(new) or not (named or old):
             return
@@ -267,35 +275,7 @@ class Output:
             final = self.parent / path.name
             if path.is_symlink() or path.is_file() or not os.path.lexists(final):
                 path.replace(final)
-        _sync(self.parent)
-
-    def _clean(self) -> None:
-        for path in _children(self.hidden):
-            if path.name == "lock":
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-
-@contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    """Turn errors of the system into our own."""
-    try:
-        yield
-    except ZenError:
-        raise
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename is not None else ""
-        text = f"{out}: cannot be written: {error.strerror}{where}"
-        if error.errno in _NO_RESOURCES:
-            raise NotEnoughResources(text) from error
-        if error.errno in _TAKEN:
-            raise OutputExists(text) from error
-        if error.errno in _BAD_PLACE:
-            raise UsageError(text) from error
-        raise ConversionFailed(text) from error
+        sync_folder(self.parent)
 
 
 def _locked(path: Path) -> int | None:
@@ -308,13 +288,6 @@ def _locked(path: Path) -> int | None:
             failing.pop_all()
             return lock
     return None
-
-
-def _hidden_name(name: str) -> str:
-    hidden = f".{name}.partial"
-    if len(os.fsencode(hidden)) > _LONGEST_NAME:
-        hidden = f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.partial"
-    return hidden
 
 
 def _is_model_folder(path: Path) -> bool:
@@ -340,7 +313,7 @@ def _give_name(path: Path, final: Path) -> None:
         # the second name lets ``_undo`` know the file again
         os.link(path, final)
     except OSError as error:
-        if error.errno not in {errno.EPERM, *_NOT_SUPPORTED}:
+        if error.errno not in {errno.EPERM, *NOT_SUPPORTED}:
             raise
         # a folder, or a file system without hard links
         if os.path.lexists(final):
@@ -366,7 +339,7 @@ def _exchange(one: Path, other: Path) -> bool:
     if renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
         return True
     number = ctypes.get_errno()
-    if number in _NOT_SUPPORTED:
+    if number in NOT_SUPPORTED:
         return False
     raise OSError(number, os.strerror(number), str(one), None, str(other))
 
@@ -379,20 +352,9 @@ def _is_same(one: Path, other: Path) -> bool:
         return False
 
 
-def _children(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
-
-
-def _sync(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where its file system can."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-    finally:
-        os.close(descriptor)
+def refuse_source(layout: Layout, out: Path, read: Iterable[Path]) -> None:
+    """Refuse names that files of the source have. Raises UsageError."""
+    check_files("OUT", out, Output(layout, out, str).finals(), read)
 
 
 def refuse_taken(layout: Layout, out: Path, *, force: bool) -> None:

@@ -6,7 +6,8 @@ Every output tensor part is one frozen :class:`Step`; refusals are gathered and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +21,7 @@ from zenconvert.formats.registry import format_named
 from zenconvert.layout import Action, Choice, Layout
 from zenconvert.meaning import Fact
 from zenconvert.recoding import refined, verdict
+from zenconvert.stamps import Stamp
 from zenconvert.target import Options, Target
 
 Importance = Mapping[str, NDArray[np.float32]]
@@ -81,6 +83,8 @@ class Plan:
     threads: int
     warnings: tuple[str, ...] = ()
     """What is odd about the source, and how it was taken."""
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+    """The files of the source, as they were when it was opened."""
 
     @property
     def lost(self) -> tuple[Fact, ...]:
@@ -147,7 +151,7 @@ def make_plan(
     if problems := [*lost, *_gathered(found)]:
         raise PlanError(problems)
     layout = writer.lay_out(checkpoint, target, choices, options, name)
-    return Plan(target, steps, facts, layout, threads, checkpoint.warnings)
+    return Plan(target, steps, facts, layout, threads, checkpoint.warnings, checkpoint.stamps)
 
 
 def _lost(fact: Fact, checkpoint: Checkpoint) -> str:

@@ -301,3 +301,18 @@ def _read(
     except OSError as error:
         raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
     return data
+
+
+def round_to_nearest(
+    weights: NDArray[np.float32], scheme: Scheme, importance: NDArray[np.float32] | None
+) -> GroupedRows:
+    """Round rows to the nearest points of a grid that fits them best. Raises InvalidInput."""
+    import torch
+
+    from zenconvert.calib.rtn import nearest
+
+    tensor = None if importance is None else torch.from_numpy(importance)
+    values = nearest(torch.from_numpy(weights), scheme, importance=tensor)
+    if values is None:
+        raise InvalidInput("its weights are not finite or beyond float16; they cannot be quantized")
+    return values

@@ -12,7 +12,6 @@ and the finished set lies over the source as a checkpoint that any format can be
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -22,13 +21,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from zenconvert.atomic import new_file
 from zenconvert.calib.solution import ModuleReport, Solved
 from zenconvert.checkpoint import Checkpoint, StoredPieces, StoredTensor, Tensor
 from zenconvert.encoding import DENSE_DTYPES, Dense, Grouped
-from zenconvert.errors import CorruptFile, NotEnoughResources
+from zenconvert.errors import CorruptFile
 from zenconvert.formats import safetensors_container
 from zenconvert.formats.gptq.codec import GptqCodec
 from zenconvert.formats.safetensors_container import SafetensorsFile
+from zenconvert.scratch import is_kept, keep
 
 _CODEC: Final = GptqCodec("as_is")
 _FACTS: Final = "solved"
@@ -57,11 +58,11 @@ class SolvedStore:
         self.folder = folder
 
     def has(self, layer: int) -> bool:
-        """True when the layer is solved and on the disk."""
-        return self._path(layer).is_file()
+        """True when the layer is solved and on the disk, as it was written."""
+        return is_kept(self._path(layer))
 
     def put(self, layer: int, solution: LayerSolution) -> None:
-        """Keep a layer. Raises NotEnoughResources when the disk is full."""
+        """Keep a layer. Raises as ``new_file``."""
         arrays: list[tuple[str, Dense, NDArray[Any]]] = []
         facts: dict[str, Any] = {}
         with ThreadPoolExecutor() as pool:  # codes by the hundred million: NumPy lets others run
@@ -75,17 +76,11 @@ class SolvedStore:
         arrays += [(name, _dense(values), values) for name, values in solution.changed.items()]
         entries = [(name, dtype, array.shape) for name, dtype, array in arrays]
         header, _ = safetensors_container.pack_header(entries, {_FACTS: json.dumps(facts)})
-        temporary = self._path(layer).with_suffix(".partial")
-        try:
-            with temporary.open("wb") as file:
-                file.write(header)
-                for _, dtype, array in arrays:
-                    file.write(np.ascontiguousarray(array, dtype=dtype.numpy).view(np.uint8).data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise NotEnoughResources(f"{temporary}: {error.strerror}") from error
-        temporary.replace(self._path(layer))
+        with new_file(self._path(layer)) as file:
+            file.write(header)
+            for _, dtype, array in arrays:
+                file.write(np.ascontiguousarray(array, dtype=dtype.numpy).view(np.uint8).data)
+        keep(self._path(layer))
 
     def reports(self, layers: int) -> dict[str, ModuleReport]:
         """Neutral weight name → how it was quantized, layer by layer."""

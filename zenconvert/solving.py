@@ -7,7 +7,6 @@ the ordinary conversion then writes, in any format.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import Dense
 from zenconvert.errors import ConversionFailed, several
 from zenconvert.recoding import logical_rows
+from zenconvert.scratch import remove_scratch
 from zenconvert.solved import LayerSolution, SolvedStore
 from zenconvert.target import Scheme
 
@@ -109,7 +109,7 @@ def solved(
             store = SolvedStore(folder)
             _read(job, source, reference, store, stage)
             yield finished(job, store)
-    shutil.rmtree(folder)
+    remove_scratch(folder)
 
 
 def walk_settings(calibrating: Calibrating, device: str, solver: Solver) -> Settings:

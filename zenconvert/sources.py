@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,7 @@ from zenconvert.errors import InputWarning, SourceNotFound, UsageError
 from zenconvert.formats.registry import detect
 from zenconvert.models import builtin_path
 from zenconvert.source_files import is_there, shown
+from zenconvert.stamps import stamp, stamps_at
 
 _LOOKS_LIKE_ID: Final = re.compile(r"(?P<id>[^/\s@\\]+/[^/\s@\\]+)(@(?P<revision>\S+))?")
 _HUB_ID: Final = re.compile(r"(?=.{1,96}$)[A-Za-z0-9_][\w.\-]*/[A-Za-z0-9_]([\w.\-]*\w)?", re.ASCII)
@@ -30,7 +32,7 @@ def open_checkpoint(source: str | Path, config: str | Path | None = None) -> Che
     errors, and UsageError for a config of a format that always has its own.
     """
     path = resolve(source)
-    found = detect(path)
+    found, before = detect(path), stamps_at(path)
     if config is None:
         checkpoint = found.open(path)
     elif found.open_with is None:
@@ -39,7 +41,10 @@ def open_checkpoint(source: str | Path, config: str | Path | None = None) -> Che
         checkpoint = found.open_with(path, Path(config))
     for text in checkpoint.warnings:
         warnings.warn(InputWarning(text), stacklevel=2)
-    return checkpoint
+    read = {*checkpoint.files, *(checkpoint.side_files or {}).values()}
+    read |= {one for one in before if one.suffix == ".json"}
+    stamps = {one: before[one] if one in before else stamp(one) for one in sorted(read)}
+    return replace(checkpoint, stamps=stamps)
 
 
 def resolve(source: str | Path) -> Path:

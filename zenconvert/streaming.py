@@ -25,15 +25,14 @@ from numpy.typing import NDArray
 
 from zenconvert.checkpoint import RowOrder, StoredPieces, Tensor
 from zenconvert.encoding import Blocks, Dense, Grouped
-from zenconvert.errors import InvalidInput, ZenError
+from zenconvert.errors import ZenError
 from zenconvert.formats.gguf import blocks
 from zenconvert.grouped import ROW_UNIT, GroupedRows, Rows
 from zenconvert.layout import Choice, OutputFile, Slot
 from zenconvert.making import Making
-from zenconvert.output import Output
+from zenconvert.output import Output, refuse_source
 from zenconvert.planning import PACKED_ROWS, SLAB_ELEMENTS, Importance, Plan
-from zenconvert.recoding import read_rows, recode
-from zenconvert.target import Scheme
+from zenconvert.recoding import read_rows, recode, round_to_nearest
 
 REMEMBER_SECONDS: Final = 30.0
 """Least time between two entries in the journals of the outputs."""
@@ -74,6 +73,17 @@ class _Use:
         weights = id(self.importance)  # the outputs of a pass share their arrays
         encodings = (self.part.encoding, choice.encoding)
         return (self.order, *encodings, choice.scheme, choice.columns, weights)
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """``(offset, size)`` of all that it fills in the file."""
+        choice = self.choice
+        if not choice.pieces:
+            yield self.offset, choice.nbytes // len(choice.parts)
+        strides = self.slot.strides or (0,) * len(choice.pieces)
+        for piece, offset, stride in zip(choice.pieces, self.slot.offsets, strides, strict=True):
+            lines = piece.shape[0] if stride else 1
+            for line in range(lines):
+                yield offset + line * stride, piece.nbytes // lines
 
     @property
     def fewest_rows(self) -> int:
@@ -152,6 +162,7 @@ def write_outputs(
     with ExitStack() as stack:
         for number, (making, output) in enumerate(zip(makings, run.outputs, strict=True)):
             with run.failing([number]):
+                refuse_source(making.plan.layout, making.out, making.plan.stamps)
                 if making.is_finished(output):
                     output.tidy()
                     continue
@@ -178,8 +189,10 @@ class _Pass:
         self.live: set[int] = set()
         """Numbers of the outputs that are being written."""
         self.errors: dict[int, ZenError] = {}
-        self.written: dict[int, set[str]] = {}
-        """Of every output, what is written; the journals have had it at :attr:`remembered`."""
+        self.written: dict[int, dict[str, str]] = {}
+        """Of every output, what is written → digest; the journals had it at :attr:`remembered`."""
+        self.fresh: list[_Use] = []
+        """What is written since then."""
         self.remembered = time.monotonic()
         self.threads = max((making.plan.threads for making in makings), default=1)
 
@@ -195,7 +208,7 @@ class _Pass:
 
     def fill(self, done: Done) -> None:
         """Process every slab that is not written yet."""
-        self.written = {number: set(self.outputs[number].done) for number in self.live}
+        self.written = {number: {} for number in self.live}
         blocks.warm_up(_kernels(self.makings[number].plan for number in self.live))
         sources = self._sources()
         total, finished = sum(source.part.nbytes for source in sources), 0
@@ -209,9 +222,18 @@ class _Pass:
         found: dict[object, _Source] = {}
         for number in sorted(self.live):
             for use in _uses(number, self.makings[number]):
-                if use.key not in self.written[number]:
+                if not self._is_written(use):
                     found.setdefault(_place(use.part), _Source([])).uses.append(use)
         return list(found.values())
+
+    def _is_written(self, use: _Use) -> bool:
+        """Whether a former run wrote it, and it still holds what it did then."""
+        output = self.outputs[use.number]
+        known = output.done.get(use.key)
+        if known is None or known != output.digest(use.file, use.spans()):
+            return False
+        self.written[use.number][use.key] = known
+        return True
 
     def _run(self, slabs: Iterator[_Slab]) -> Iterator[_Slab]:
         """Every slab as it is done, on a pool with a bounded queue."""
@@ -235,13 +257,20 @@ class _Pass:
         """A slab of a tensor is written: put down whole tensors, now and then."""
         source.slabs_left -= 1
         if not source.slabs_left:
-            for use in self._alive(source.uses):
-                self.written[use.number].add(use.key)
+            self.fresh += source.uses
         if time.monotonic() - self.remembered >= REMEMBER_SECONDS:
+            fresh, self.fresh = self._alive(self.fresh), []
+            with ThreadPoolExecutor(self.threads) as pool:
+                list(pool.map(self._sum, fresh))
             for number in sorted(self.live):
                 with self.failing([number]):
                     self.outputs[number].remember(self.written[number])
             self.remembered = time.monotonic()
+
+    def _sum(self, use: _Use) -> None:
+        with self.failing([use.number]):
+            found = self.outputs[use.number].digest(use.file, use.spans())
+            self.written[use.number][use.key] = found
 
     def _alive(self, uses: Iterable[_Use]) -> list[_Use]:
         return [use for use in uses if use.number in self.live]
@@ -362,18 +391,3 @@ def _write_columns(
     size = lines.itemsize
     for number, data in enumerate(lines.view(np.uint8).reshape(len(lines), -1)):
         output.write(file, offset + (number * width + first) * size, data.data)
-
-
-def round_to_nearest(
-    weights: NDArray[np.float32], scheme: Scheme, importance: NDArray[np.float32] | None
-) -> GroupedRows:
-    """Round rows to the nearest points of a grid that fits them best. Raises InvalidInput."""
-    import torch
-
-    from zenconvert.calib.rtn import nearest
-
-    tensor = None if importance is None else torch.from_numpy(importance)
-    values = nearest(torch.from_numpy(weights), scheme, importance=tensor)
-    if values is None:
-        raise InvalidInput("its weights are not finite or beyond float16; they cannot be quantized")
-    return values

@@ -30,6 +30,7 @@ from zenconvert.errors import (
     first_names,
     several,
 )
+from zenconvert.formats.hf.foreign import foreign_warnings, without_foreign
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.side_facts import (
     CARD,
@@ -93,7 +94,7 @@ class Folder:
         path, vocab = self.path, self.hyperparameters.vocab
         carried = side_files(path)
         metadata, odd = folder_metadata(path)
-        config = {key: value for key, value in self.config.items() if key != QUANTIZATION}
+        config = {k: v for k, v in without_foreign(self.config).items() if k != QUANTIZATION}
         return Checkpoint(
             path=path,
             format=format_name,
@@ -105,7 +106,7 @@ class Folder:
             metadata=metadata,
             side_files=carried,
             files=self.files,
-            warnings=(*self.warnings, *warnings, *odd),
+            warnings=(*self.warnings, *warnings, *odd, *foreign_warnings(path)),
         )
 
 
@@ -236,7 +237,7 @@ def folder_metadata(path: Path) -> tuple[Metadata, list[str]]:
     metadata = Metadata(
         label=hub_id(path) or path.resolve().name,
         card=card,
-        generation=generation,
+        generation=without_foreign(generation),
         carried=_carried(carried) if carried.is_file() else {},
     )
     return metadata, [*odd_card, *odd_generation]

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from math import prod
+from pathlib import Path
 from typing import Any, Final
 
 from zenconvert import meaning
@@ -13,6 +14,8 @@ from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import BF16, F16, F32, Dense
 from zenconvert.errors import UsageError
 from zenconvert.formats import safetensors_container
+from zenconvert.formats.hf.foreign import FILES, foreign_keys, without_foreign
+from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.reader import CARRIED
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
 from zenconvert.formats.hf.weights import INDEX
@@ -26,7 +29,7 @@ TORCH_NAMES: Final = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 SHARD_SIZE: Final = 5_000_000_000
 """Default largest weight file, as transformers has it."""
 
-_LOCAL_KEYS: Final = ("_name_or_path", "quantization_config", "transformers.js_config")
+_LOCAL_KEYS: Final = ("quantization_config", "transformers.js_config")
 
 
 def choose(
@@ -118,7 +121,7 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
 
 def folder_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """``config.json`` of an output whose floats are of ``dtype``, without what holds elsewhere."""
-    kept = {k: v for k, v in config.items() if k not in _LOCAL_KEYS}
+    kept = {k: v for k, v in without_foreign(config).items() if k not in _LOCAL_KEYS}
     key = "dtype" if "dtype" in kept else "torch_dtype"
     return {**kept, **_older_rotations(kept), key: TORCH_NAMES[dtype]}
 
@@ -202,7 +205,7 @@ def _arrays(choice: Choice) -> list[tuple[str, Dense, tuple[int, ...]]]:
 def side_files(checkpoint: Checkpoint) -> list[OutputFile]:
     """What travels with a model: copies from a folder, or files written from what is known."""
     if checkpoint.side_files is not None:
-        return [OutputFile.of_copy(name, path) for name, path in checkpoint.side_files.items()]
+        return [_side_file(name, path) for name, path in checkpoint.side_files.items()]
     files = dict(write_tokenizer(checkpoint.tokenizer))
     if checkpoint.metadata.generation:
         files["generation_config.json"] = json_bytes(checkpoint.metadata.generation)
@@ -210,6 +213,13 @@ def side_files(checkpoint: Checkpoint) -> list[OutputFile]:
         table = {key: [kind, _plain(value)] for key, (kind, value) in carried.items()}
         files[CARRIED] = json_bytes({"gguf": table})
     return [OutputFile.of_bytes(name, data) for name, data in files.items()]
+
+
+def _side_file(name: str, path: Path) -> OutputFile:
+    """A copy, or what is left of a file that names code."""
+    if name in FILES and foreign_keys(table := read_json(path)):
+        return OutputFile.of_bytes(name, json_bytes(without_foreign(table)))
+    return OutputFile.of_copy(name, path)
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Final
 from zenconvert import architecture as arch
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import InvalidInput, SourceNotFound
+from zenconvert.formats.hf.foreign import foreign_warnings, without_foreign
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.reader import folder_metadata, side_files
 from zenconvert.formats.hf.tokenizer import read_tokenizer
@@ -74,13 +75,13 @@ def open_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
         format="onnx",
         architecture=architecture,
         hyperparameters=hp,
-        config=config,
+        config=without_foreign(config),
         tensors=tensors,
         load_tokenizer=lambda: read_tokenizer(folder, vocab_size=hp.vocab),
         metadata=metadata,
         side_files=side_files(folder),
         files=file.files,
-        warnings=(*warnings, *odd),
+        warnings=(*warnings, *odd, *foreign_warnings(folder)),
         named_config=config_file,
     )
 

@@ -23,6 +23,7 @@ from zenconvert.errors import (
     UsageError,
     ZenError,
 )
+from zenconvert.scratch import mark, open_scratch
 
 Cases = dict[str, Case]
 
@@ -191,7 +192,9 @@ def test_too_little_space_is_found_before_anything_is_written(
         return usage._replace(free=size - left.exists())
 
     monkeypatch.setattr(shutil, "disk_usage", free)
-    left.mkdir(parents=True)
+    open_scratch(left.parent)
+    mark(left.parent)
+    left.mkdir()
     case.write(tmp_path)
     assert everything(tmp_path) == case.new
     size -= 1

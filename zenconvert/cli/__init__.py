@@ -1,53 +1,120 @@
-"""The command line: every command parses, calls one API function and prints."""
+"""The command line: every command parses, calls one API function and prints.
+
+This module loads nothing: a Ctrl-C is understood from the first moment, while the rest is loading.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sys
 
-import click
+TYPE_CHECKING = False  # as typing has it, which need not be loaded
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any, NoReturn
 
-from zenconvert import __version__
-from zenconvert.cli.calibration import calibrate
-from zenconvert.cli.conversion import convert, plan
-from zenconvert.cli.doctor import doctor
-from zenconvert.cli.facts import diff, inspect
-from zenconvert.cli.printing import hearing_warnings
-from zenconvert.cli.publication import release
-from zenconvert.cli.tasks import tasks
-from zenconvert.cli.verification import compare, gate, verify
-from zenconvert.errors import ZenError
+    import click
 
+EXIT_RESOURCES = 5
 EXIT_INTERRUPTED = 7
+_INTERRUPTED = "interrupted; nothing unfinished stands under the output's name"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="zenconvert")
-@click.pass_context
-def cli(context: click.Context) -> None:
-    """Convert, quantize and verify language-model checkpoints.
+def __getattr__(name: str) -> Any:
+    if name == "cli":
+        from zenconvert.cli.commands import cli
 
-    SRC is a folder, a .gguf file, a Hub id (organisation/name) or builtin:zen-nano.
-    TARGET is format[:type], e.g. gguf:q4_k_m, gguf:f16, hf:bf16.
-    """
-    context.with_resource(hearing_warnings())
-
-
-for command in (
-    inspect, plan, convert, calibrate, verify, tasks, gate, compare, diff, release, doctor
-):  # fmt: skip
-    cli.add_command(command)
+        return cli
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def main() -> None:
     """Entry point. Ends with the exit code of the error's class."""
+    pressed = _Pressed()
+    signal.signal(signal.SIGINT, pressed.early)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what an encoding lacks is written as an escape
+            stream.reconfigure(errors="backslashreplace")
     try:
+        from zenconvert.cli.commands import cli
+
+        signal.signal(signal.SIGINT, pressed.late)
         cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("interrupted; nothing unfinished stands under the output's name", err=True)
-        sys.exit(EXIT_INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except ZenError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _end(_INTERRUPTED, EXIT_INTERRUPTED)
+    except Exception as error:
+        if pressed.count:  # libraries make errors of their own of an interrupt
+            _end(_INTERRUPTED, EXIT_INTERRUPTED)
+        _told(error)
+        raise
+
+
+class _Pressed:
+    """Counts Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def early(self, number: int, frame: FrameType | None) -> None:
+        """Nothing has begun: end at once, whatever is being loaded."""
+        os.write(2, f"{_INTERRUPTED}\n".encode())
+        os._exit(EXIT_INTERRUPTED)
+
+    def late(self, number: int, frame: FrameType | None) -> None:
+        """End in order."""
+        self.count += 1
+        raise KeyboardInterrupt
+
+
+def _told(error: Exception) -> None:
+    """End with the message and exit code of an error that is known; return from any other."""
+    import click
+
+    from zenconvert.errors import ZenError
+    from zenconvert.machine import out_of_memory
+
+    if isinstance(error, click.exceptions.Abort):
+        _end(_INTERRUPTED, EXIT_INTERRUPTED)
+    if isinstance(error, click.ClickException):
+        _show(error)
+    if isinstance(error, ZenError):
+        notes = "".join(f"\nnote: {note}" for note in getattr(error, "__notes__", ()))
+        _end(f"error: {error}{notes}", error.exit_code)
+    if (reason := out_of_memory(error)) is not None:
+        _end(f"error: not enough memory: {reason}", EXIT_RESOURCES)
+    if isinstance(error, OSError) and error.filename is None:
+        if error.errno == errno.EPIPE:
+            _end("", 1)
+        if error.errno in {errno.ENOSPC, errno.EIO, errno.EDQUOT}:
+            _end(f"error: the output cannot be printed: {error.strerror}", EXIT_RESOURCES)
+
+
+def _show(error: click.ClickException) -> NoReturn:
+    from zenconvert.cli.printing import plain
+
+    vars(error)["message"] = plain(error.message)
+    error.show()
+    _end("", error.exit_code)
+
+
+def _end(text: str, code: int) -> NoReturn:
+    """Say something on standard error and end; what standard output cannot take is left."""
+    from zenconvert.cli.printing import plain
+
+    try:
+        if text:
+            sys.stderr.write(plain(text) + "\n")
+        sys.stderr.flush()
+        sys.stdout.flush()
+    except OSError:
+        pass
+    # the interpreter would try again to write what cannot be written, and end with 120
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)

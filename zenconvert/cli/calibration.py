@@ -12,7 +12,7 @@ import click
 
 from zenconvert.cli.config import config_option
 from zenconvert.cli.devices import taken
-from zenconvert.cli.printing import echo_json, echo_table, new_bar, size
+from zenconvert.cli.printing import echo, echo_json, echo_table, new_bar, size
 from zenconvert.cli.sampling import codes, sampling_options, take_sampling
 from zenconvert.target import parse_size
 
@@ -73,7 +73,7 @@ def calibrate(
 
 
 def _announce(out: Path, count: int) -> None:
-    click.echo(f"{out} takes {size(count)} of statistics", err=True)
+    echo(f"{out} takes {size(count)} of statistics", err=True)
 
 
 def _print(done: Calibration) -> None:
@@ -103,13 +103,13 @@ def _print(done: Calibration) -> None:
         ],
     )
     if done.experts is not None:
-        click.echo(f"{len(done.experts.never)} of {done.experts.experts} experts never reached")
+        echo(f"{len(done.experts.never)} of {done.experts.experts} experts never reached")
         for language, missed in done.experts.by_language.items():
             if missed:
                 shown = " ".join(missed[:8]) + (" …" if len(missed) > 8 else "")
-                click.echo(f"not reached in {language}: {len(missed)} ({shown})")
+                echo(f"not reached in {language}: {len(missed)} ({shown})")
     for path in done.files:
-        click.echo(f"{path} ({size(path.stat().st_size)})")
+        echo(f"{path} ({size(path.stat().st_size)})")
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def _layers(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
             if at.layer not in seen:
                 seen.add(at.layer)
                 left = f", {at.seconds_left:.0f} s left" if at.seconds_left is not None else ""
-                click.echo(f"layer {at.layer + 1} of {at.layers}{left}", err=True)
+                echo(f"layer {at.layer + 1} of {at.layers}{left}", err=True)
 
         yield line
         return

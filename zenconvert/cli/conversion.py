@@ -13,7 +13,8 @@ import click
 from zenconvert.calibrating import Calibrating
 from zenconvert.cli.config import config_option
 from zenconvert.cli.devices import taken
-from zenconvert.cli.printing import echo_json, echo_table, size, stages
+from zenconvert.cli.outputs import check_outputs, write_side_file
+from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages
 from zenconvert.cli.sampling import sampling_options, take_sampling
 from zenconvert.errors import UsageError, several
 from zenconvert.target import Options, parse_size, parse_tensor_type
@@ -123,12 +124,12 @@ def plan(source: str, target: str, explain: bool, as_json: bool, **given: Any) -
                 for s in planned.steps
             ],
         )
-        click.echo()
+        echo()
         echo_table(
             ("fact", "value", "place in the target", "why"),
             [(f.name, f"{f.value!r:.40}", f.place or "none", f.why) for f in planned.facts],
         )
-        click.echo()
+        echo()
     _summarise(planned)
 
 
@@ -144,9 +145,9 @@ def _summarise(planned: Plan) -> None:
         ],
     )
     for fact in planned.lost:
-        click.echo(told(fact))
+        echo(told(fact))
     files = len(planned.layout.files)
-    click.echo(
+    echo(
         f"\n{planned.target}: {size(planned.output_bytes)} in {files} file{'s'[: files != 1]}, "
         f"peak memory at most {size(planned.peak_ram_bytes)}, "
         + ("every step is exact" if planned.exact else "some steps are lossy")
@@ -191,6 +192,9 @@ def convert(
     sampling = take_sampling(given)
     if not calibrate and (sampling.given or sequential):
         raise UsageError(f"{(*sampling.given, '--sequential')[0]} goes with --calibrate")
+    read = {"the source": source, **{f"--{k}": given[k] for k in ("config", "importance")}}
+    read |= {"--stats": given["statistics"], "--samples": sampling.values.get("samples")}
+    check_outputs(read, {"--report": report}, out)
     solves = calibrate or given["statistics"] is not None
     device = taken(sampling.device) if solves else sampling.device
     with stages(quiet=as_json) as progress:
@@ -209,7 +213,7 @@ def convert(
         )
     if report is not None:
         table = {name: module.as_dict() for name, module in result.modules.items()}
-        report.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_side_file(report, json.dumps(table, indent=2, ensure_ascii=False) + "\n")
     _print_result(result, as_json=as_json)
 
 
@@ -222,8 +226,8 @@ def _print_result(result: Conversion, *, as_json: bool) -> None:
         echo_json({**facts, "modules": modules} if modules else facts)
         return
     for file in result.files:
-        click.echo(str(file))
-    click.echo(
+        echo(str(file))
+    echo(
         f"{size(result.plan.output_bytes)}, "
         f"{several(len(result.plan.steps), 'tensor', 'tensors')}, "
         + (f"{lossy} of them by a lossy step" if lossy else "all exact")
@@ -231,14 +235,14 @@ def _print_result(result: Conversion, *, as_json: bool) -> None:
         err=True,
     )
     for fact in lost:
-        click.echo(told(fact), err=True)
+        echo(told(fact), err=True)
     if result.modules:
         worst = max(result.modules, key=lambda name: result.modules[name].error)
         error = result.modules[worst].error
-        click.echo(f"largest weighted relative error: {error:.3g} in {worst}", err=True)
+        echo(f"largest weighted relative error: {error:.3g} in {worst}", err=True)
     for note, names in _notes(result).items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        click.echo(f"{names[0]}{others}: {note}", err=True)
+        echo(f"{names[0]}{others}: {note}", err=True)
 
 
 def _notes(result: Conversion) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from zenconvert.cli.printing import echo
 from zenconvert.machine import AUTO, take_device
 
 
@@ -26,5 +27,5 @@ def taken(device: str) -> str:
     why = ""
     if device == AUTO:
         why = " (torch sees no GPU)" if found == "cpu" else " (the GPU that torch sees)"
-    click.echo(f"device: {found}{why}", err=True)
+    echo(f"device: {found}{why}", err=True)
     return found

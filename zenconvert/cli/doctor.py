@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from zenconvert.cli.printing import echo_json, echo_table, size, stages
+from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages
 from zenconvert.errors import EngineFailed
 from zenconvert.verification.engines import ALL, engine_names
 
@@ -42,27 +42,25 @@ def doctor(engines: tuple[str, ...], as_json: bool) -> None:
 
 
 def _print(found: Diagnosis) -> None:
-    click.echo(f"zenconvert {found.version}, Python {found.python}")
-    click.echo(f"{found.system}, {found.cores} usable core{'s'[: found.cores != 1]}")
-    click.echo(f"memory: {size(found.ram_free)} free")
+    echo(f"zenconvert {found.version}, Python {found.python}")
+    echo(f"{found.system}, {found.cores} usable core{'s'[: found.cores != 1]}")
+    echo(f"memory: {size(found.ram_free)} free")
     for number, gpu in enumerate(found.gpus):
-        click.echo(
-            f"GPU {number}: {gpu['name']}, {size(gpu['free'])} of {size(gpu['memory'])} free"
-        )
+        echo(f"GPU {number}: {gpu['name']}, {size(gpu['free'])} of {size(gpu['memory'])} free")
     if not found.gpus:
-        click.echo("GPU: none that torch can use")
+        echo("GPU: none that torch can use")
     for name, place in (("cache", found.cache), ("kernels", found.kernels), ("here", found.here)):
-        click.echo(f"{name}: {_place(place)}")
-    click.echo()
+        echo(f"{name}: {_place(place)}")
+    echo()
     echo_table(("package", "version"), [(n, v or "–") for n, v in found.packages.items()])
-    click.echo()
+    echo()
     for one in found.engines:
         state = "works" if one.works else "DOES NOT WORK" if one.installed else "–"
-        click.echo(f"engine {one.engine}: {state} ({one.text})")
+        echo(f"engine {one.engine}: {state} ({one.text})")
     if found.advice:
-        click.echo("\nto mend or to install:")
+        echo("\nto mend or to install:")
     for line in found.advice:
-        click.echo(f"  - {line}")
+        echo(f"  - {line}")
 
 
 def _place(place: Place) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from zenconvert.cli.config import config_option
-from zenconvert.cli.printing import echo_json, echo_table, size
+from zenconvert.cli.printing import echo, echo_json, echo_table, size
 from zenconvert.errors import several
 
 
@@ -24,19 +24,19 @@ def inspect(source: str, config: Path | None, as_json: bool) -> None:
         echo_json(facts.as_dict())
         return
     hp = facts.hyperparameters
-    click.echo(f"{facts.path}")
-    click.echo(
+    echo(f"{facts.path}")
+    echo(
         f"format        {facts.format}, {several(len(facts.files), 'weight file', 'weight files')}"
     )
-    click.echo(f"architecture  {facts.architecture}")
-    click.echo(f"parameters    {facts.parameters:,}")
-    click.echo(f"weights       {size(facts.bytes)}, {facts.bits_per_weight:.2f} bits each")
-    click.echo(
+    echo(f"architecture  {facts.architecture}")
+    echo(f"parameters    {facts.parameters:,}")
+    echo(f"weights       {size(facts.bytes)}, {facts.bits_per_weight:.2f} bits each")
+    echo(
         f"shape         {hp.layers} layers, hidden {hp.hidden}, ffn {hp.ffn}, heads "
         f"{hp.heads}/{hp.kv_heads} of {hp.head_dim}, vocabulary {hp.vocab}, context {hp.context}"
         + (f", {hp.experts} experts ({hp.experts_used} used)" if hp.experts else "")
     )
-    click.echo()
+    echo()
     echo_table(
         ("encoding", "tensors", "size"),
         [(name, str(count), size(total)) for name, (count, total) in facts.encodings.items()],
@@ -57,13 +57,13 @@ def diff(first: str, second: str, config: Path | None, as_json: bool) -> None:
         echo_json(found.as_dict())
         return
     for key, (a, b) in found.config.items():
-        click.echo(f"config {key}: {a} ≠ {b}")
+        echo(f"config {key}: {a} ≠ {b}")
     for part in found.tokenizer:
-        click.echo(f"tokenizer {part} differs")
+        echo(f"tokenizer {part} differs")
     for name in found.only_first:
-        click.echo(f"only in {first}: {name}")
+        echo(f"only in {first}: {name}")
     for name in found.only_second:
-        click.echo(f"only in {second}: {name}")
+        echo(f"only in {second}: {name}")
     changed = [t for t in found.tensors if not t.equal]
     if changed:
         echo_table(
@@ -71,4 +71,4 @@ def diff(first: str, second: str, config: Path | None, as_json: bool) -> None:
             [(t.name, *t.encodings, f"{t.max_abs:.3g}", f"{t.relative:.3g}") for t in changed],
         )
     equal = len(found.tensors) - len(changed)
-    click.echo(f"{equal} of {len(found.tensors)} shared tensors hold the same numbers")
+    echo(f"{equal} of {len(found.tensors)} shared tensors hold the same numbers")

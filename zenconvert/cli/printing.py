@@ -1,8 +1,13 @@
-"""What the commands share: JSON, sizes, tables and progress."""
+"""What the commands share: text that is safe on a terminal, JSON, sizes, tables and progress.
+
+Names, patterns and ids come from files of strangers. What a terminal would obey, or what would turn
+the reading direction of a line, is printed as an escape.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import warnings
@@ -18,9 +23,27 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import Task, TaskID
 
+# C0 but tab and newline, DEL, C1, line separators, marks of direction, lone surrogates
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _PREFIXES = ("", " k", " M", " G", " T")
 _LINE_S = 30.0  # between two lines of a stage
+
+
+def plain(text: str) -> str:
+    """A text without anything that a terminal would obey."""
+    return _UNSAFE.sub(lambda found: _escape(ord(found[0])), text)
+
+
+def _escape(code: int) -> str:
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def echo(text: str = "", *, err: bool = False) -> None:
+    """Print a line."""
+    click.echo(plain(text), err=err)
 
 
 _heard: dict[str, None] = {}
@@ -47,7 +70,7 @@ def hearing_warnings() -> Iterator[None]:
                 usual(message, category, filename, lineno, file, line)
             elif (text := str(message)) not in _heard:
                 _heard[text] = None
-                click.echo(f"warning: {text}", err=True)
+                echo(f"warning: {text}", err=True)
 
         warnings.showwarning = show
         yield
@@ -55,7 +78,8 @@ def hearing_warnings() -> Iterator[None]:
 
 def echo_json(value: Any) -> None:
     """Print a value as JSON; a table has the warnings about the inputs, too."""
-    click.echo(json.dumps(with_warnings(value), indent=2, ensure_ascii=False, default=str))
+    text = json.dumps(with_warnings(value), indent=2, ensure_ascii=False, default=str)
+    click.echo(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def with_warnings(value: Any) -> Any:
@@ -76,11 +100,16 @@ def size(count: float) -> str:
 
 def echo_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print columns, the first left-aligned and the others right-aligned."""
+    head, rows = _cells(head), [_cells(row) for row in rows]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     for row in (head, *rows):
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        click.echo("  ".join(cells).rstrip())
+        echo("  ".join(cells).rstrip())
+
+
+def _cells(row: Sequence[str]) -> list[str]:
+    return [plain(cell).replace("\n", "\\n").replace("\t", "\\t") for cell in row]
 
 
 @contextmanager
@@ -98,7 +127,7 @@ def stages(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
 
         def update(name: str, done: int, total: int) -> None:
             if name not in tasks:
-                tasks[name] = bar.add_task(name, total=total)
+                tasks[name] = bar.add_task(plain(name), total=total)
             bar.update(tasks[name], completed=done)
 
         yield update
@@ -115,7 +144,7 @@ class _Lines:
         now = time.monotonic()
         if name not in self.begun:
             self.begun[name], self.told[name] = (now, done), now
-            click.echo(f"{name} …", err=True)
+            echo(f"{name} …", err=True)
         elif now - self.told[name] >= _LINE_S and done < total:
             self.told[name] = now
             begun, before = self.begun[name]
@@ -123,7 +152,7 @@ class _Lines:
             if done > before:
                 rate = (done - before) / (now - begun)
                 line += f", {speed(rate)}, {duration((total - done) / rate)} left"
-            click.echo(line, err=True)
+            echo(line, err=True)
 
 
 def speed(rate: float) -> str:
@@ -158,6 +187,10 @@ def new_bar() -> Bar:
             rate = task.finished_speed or task.speed
             return Text(speed(rate) if rate else "")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+    )
     console = Console(stderr=True)
     return Progress(*columns, Rate(), TimeRemainingColumn(), console=console)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zenconvert.cli.printing import echo_json, echo_table, size, stages
+from zenconvert.cli.outputs import append_side_file, check_outputs, write_side_file
+from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages
 from zenconvert.cli.sampling import codes
 from zenconvert.errors import InvalidInput, UsageError
 
@@ -92,6 +93,7 @@ def run_release(
     from zenconvert.publication.run import plan_release
     from zenconvert.publication.run import release as run
 
+    check_outputs({"the recipe": recipe, "--sign-key": sign_key}, {"--summary": summary_file})
     wanted = [name for names in only for name in codes(names) or ()]
     if dry_run:
         _print_preview(plan_release(recipe, only=wanted), as_json=as_json)
@@ -112,8 +114,7 @@ def run_release(
     if summary_file is not None:
         from zenconvert.publication.summary import summary
 
-        with summary_file.open("a", encoding="utf-8") as file:
-            file.write(summary(result))
+        append_side_file(summary_file, summary(result))
     if as_json:
         echo_json(result.as_dict())
     else:
@@ -146,12 +147,12 @@ def verify_release(folder: Path, public_key: Path | None, as_json: bool) -> None
     else:
         for finding in findings:
             if not finding.is_problem:
-                click.echo(str(finding))
+                echo(str(finding))
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise InvalidInput(f"{folder}: the release is not what it says:{listed}")
     if not as_json:
-        click.echo(f"{folder}: everything is what it says")
+        echo(f"{folder}: everything is what it says")
 
 
 @release.command("skypilot")
@@ -169,19 +170,18 @@ def write_skypilot(
     from zenconvert.publication.run import plan_release
     from zenconvert.publication.skypilot import task_file
 
+    check_outputs({"the recipe": recipe}, {"OUT.yaml": out})
     preview = plan_release(recipe)
-    out.write_text(
-        task_file(recipe, preview, nodes=nodes, volume=volume, accelerators=accelerators),
-        encoding="utf-8",
-    )
-    click.echo(f"{out}: start it with `sky launch {out}`")
+    task = task_file(recipe, preview, nodes=nodes, volume=volume, accelerators=accelerators)
+    write_side_file(out, task)
+    echo(f"{out}: start it with `sky launch {out}`")
 
 
 def _say_devices(recipe: Path) -> None:
     from zenconvert.publication.recipe_reader import read
 
     found, _ = read(recipe)
-    click.echo(
+    echo(
         f"device: {found.calibration.device} for calibration, {found.verification.device} for "
         "verification",
         err=True,
@@ -206,7 +206,7 @@ def _teller(progress: Callable[[str, int, int], None]) -> Callable[[Event], None
         title = event.job.title
         match event:
             case jobs.JobSkipped():
-                click.echo(f"{title}: done already", err=True)
+                echo(f"{title}: done already", err=True)
             case jobs.JobStarted():
                 progress(title, 0, 1)
             case jobs.JobProgress(_, stage, done, total):
@@ -214,7 +214,7 @@ def _teller(progress: Callable[[str, int, int], None]) -> Callable[[Event], None
             case jobs.JobDone():
                 progress(title, 1, 1)
             case jobs.JobFailed(_, failure):
-                click.echo(f"{title} failed: {failure.text}", err=True)
+                echo(f"{title} failed: {failure.text}", err=True)
 
     return tell
 
@@ -238,10 +238,10 @@ def _print_result(result: ReleaseResult) -> None:
     echo_table(("variant", "verdict", "size", "KL mean", "worst", "files"), rows)
     if result.published is not None:
         for shelf in result.published.shelves:
-            click.echo(f"{shelf.shelf}: {shelf.url}{'' if shelf.is_new else ' (as it was)'}")
+            echo(f"{shelf.shelf}: {shelf.url}{'' if shelf.is_new else ' (as it was)'}")
         for name, reason in result.published.refused.items():
-            click.echo(f"{name}: not published: {reason}")
-    click.echo(f"{result.folder}: check it with `zenconvert release verify {result.folder}`")
+            echo(f"{name}: not published: {reason}")
+    echo(f"{result.folder}: check it with `zenconvert release verify {result.folder}`")
 
 
 def _print_preview(preview: Preview, *, as_json: bool) -> None:
@@ -257,17 +257,17 @@ def _print_preview(preview: Preview, *, as_json: bool) -> None:
             done = "no" if preview.gathers else "yes"
             rows.append((extra.path, size(extra.size), str(extra.size), done))
         echo_table(("file", "size", "bytes", "done"), rows)
-        click.echo()
+        echo()
         for variant in preview.variants:
             kind = "exact" if variant.exact else "; ".join(variant.losses)
             measured = ", ".join(variant.engines) or "nothing"
-            click.echo(f"{variant.name} ({variant.target}): {kind}; measured by {measured}")
+            echo(f"{variant.name} ({variant.target}): {kind}; measured by {measured}")
         peak = preview.peak
         vram = f", {size(peak.vram)} of GPU memory" if peak.vram else ""
-        click.echo(
+        echo(
             f"\nstill to do: {size(peak.disk)} of disk ({size(preview.free_disk)} are free), at "
             f"most {size(peak.ram)} of memory ({size(preview.free_ram)} are free){vram}"
             + ("; statistics are to be gathered" if preview.gathers else "")
         )
-        click.echo("cards, reports and sums come to a few megabytes more")
+        echo("cards, reports and sums come to a few megabytes more")
     preview.check()

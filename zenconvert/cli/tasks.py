@@ -9,7 +9,7 @@ import click
 
 from zenconvert.cli.config import config_option
 from zenconvert.cli.devices import device_option, taken
-from zenconvert.cli.printing import echo_json, echo_table, stages
+from zenconvert.cli.printing import echo, echo_json, echo_table, stages
 from zenconvert.verification.engines import ALL, TORCH, engine_names
 
 _ENGINE = click.Choice([name for name in engine_names() if name != ALL])
@@ -68,4 +68,4 @@ def tasks(reference: str, candidate: str, names: str, as_json: bool, **given: An
         ],
     )
     for label in drift.unpaired:
-        click.echo(f"{label} is no yes or no: not paired", err=True)
+        echo(f"{label} is no yes or no: not paired", err=True)

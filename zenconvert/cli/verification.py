@@ -11,7 +11,8 @@ import click
 
 from zenconvert.cli.config import config_option
 from zenconvert.cli.devices import device_option, taken
-from zenconvert.cli.printing import echo_json, echo_table, size, stages, with_warnings
+from zenconvert.cli.outputs import append_side_file, check_outputs, write_side_file
+from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages, with_warnings
 from zenconvert.errors import GateFailed, GateInconclusive
 from zenconvert.verification.engines import TORCH, engine_names
 
@@ -86,6 +87,13 @@ def verify(
 
     if against is not None and policy is None:
         raise click.UsageError("--against needs --gate")
+    check_outputs(
+        {
+            "REFERENCE": reference, "CANDIDATE": candidate, "--text": given["text"],
+            "--config": config, "--gate": policy, "--against": against,
+        },
+        {"--json": json_file, "--html": html, "--summary": summary},
+    )  # fmt: skip
     codes = [c.strip() for c in languages.split(",") if c.strip()] if languages else None
     earlier = Report.from_json(against) if against is not None else None
     given["device"] = taken(given["device"])
@@ -129,6 +137,10 @@ def gate(
     """
     from zenconvert.verification.report import Report
 
+    check_outputs(
+        {"REPORT": report_file, "--policy": policy, "--against": against, "--config": config},
+        {"--html": html, "--summary": summary},
+    )
     report = Report.from_json(report_file)
     earlier = Report.from_json(against) if against is not None else None
     verdict = report.gate(policy, against=earlier, config=config)
@@ -153,18 +165,19 @@ def compare(
     from zenconvert.verification.comparison import compare as put_side_by_side
     from zenconvert.verification.report import Report
 
+    check_outputs({str(path): path for path in report_files}, {"--html": html})
     comparison = put_side_by_side([Report.from_json(path) for path in report_files])
     verdicts = {r.candidate.path: r.gate(policy) for r in comparison.reports if policy is not None}
     if html is not None:
         from zenconvert.verification.rendering import comparison_page
 
-        html.write_text(comparison_page(comparison, verdicts), encoding="utf-8")
+        write_side_file(html, comparison_page(comparison, verdicts))
     if as_json:
         judged = {path: verdict.as_dict() for path, verdict in verdicts.items()}
         echo_json({**comparison.as_dict(), **({"verdicts": judged} if judged else {})})
         return
     for path, verdict in verdicts.items():
-        click.echo(f"{verdict.outcome}  {path} (policy {verdict.policy}, tier {verdict.tier})")
+        echo(f"{verdict.outcome}  {path} (policy {verdict.policy}, tier {verdict.tier})")
     _print_comparison(comparison)
 
 
@@ -176,17 +189,17 @@ def _print(report: Report) -> None:
         if noise.covers(run.overall):
             still.insert(0, "overall")
         if still:
-            click.echo(f"indistinguishable from the reference: {', '.join(still)}")
+            echo(f"indistinguishable from the reference: {', '.join(still)}")
         for problem in run.proof.problems:
-            click.echo(f"problem: {problem}")
-    click.echo(
+            echo(f"problem: {problem}")
+    echo(
         f"noise floor: KL {noise.summary.overall.kl_mean:.2e}, the reference in {noise.label}"
         + (" (f16 overflows)" if noise.overflows else "")
     )
     for name, reason in report.absent.items():
-        click.echo(f"engine {name} did not run: {reason}")
+        echo(f"engine {name} did not run: {reason}")
     for name, why in report.failed.items():
-        click.echo(f"engine {name} failed: {why.reason}")
+        echo(f"engine {name} failed: {why.reason}")
 
 
 def _print_run(run: Run) -> None:
@@ -212,14 +225,14 @@ def _print_run(run: Run) -> None:
             for name, drift in rows
         ],
     )
-    click.echo(f"worst language: {run.summary.worst_language} (engine {run.engine})")
+    echo(f"worst language: {run.summary.worst_language} (engine {run.engine})")
 
 
 def _print_comparison(comparison: Comparison) -> None:
     from zenconvert.verification.figures import figure, span
 
     for engine, variants in comparison.engines.items():
-        click.echo(f"engine {engine}")
+        echo(f"engine {engine}")
         echo_table(
             ("variant", "rank", "size", "KL mean", "KL 95 %", "ratio", "top-1", "worst", "front"),
             [
@@ -237,14 +250,14 @@ def _print_comparison(comparison: Comparison) -> None:
                 for v in variants
             ],
         )
-    click.echo("variants of one rank cannot be told apart")
+    echo("variants of one rank cannot be told apart")
 
 
 def _write_report(path: Path, report: Report, verdict: Verdict | None) -> None:
     value = with_warnings(report.as_dict())
     if verdict is not None:
         value["verdict"] = verdict.as_dict()
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_side_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _write_pages(
@@ -253,22 +266,21 @@ def _write_pages(
     if html is not None:
         from zenconvert.verification.rendering import report_page
 
-        html.write_text(report_page(report, verdict), encoding="utf-8")
+        write_side_file(html, report_page(report, verdict))
     if summary is not None:
         from zenconvert.verification.markdown import summary as lines
 
-        with summary.open("a", encoding="utf-8") as file:
-            file.write(lines(report, verdict))
+        append_side_file(summary, lines(report, verdict))
 
 
 def _end(verdict: Verdict, *, quiet: bool = False) -> None:
     """Say the verdict and end with its exit code."""
     if not quiet:
-        click.echo(f"{verdict.outcome} by policy {verdict.policy}, tier {verdict.tier}")
+        echo(f"{verdict.outcome} by policy {verdict.policy}, tier {verdict.tier}")
         for warning in verdict.warnings:
-            click.echo(f"warning: {warning}")
+            echo(f"warning: {warning}")
         for note in verdict.notes:
-            click.echo(f"note: {note}")
+            echo(f"note: {note}")
     if verdict.exit_code:
         kind = GateFailed if verdict.exit_code == GateFailed.exit_code else GateInconclusive
         raise kind(f"{verdict.outcome}\n" + "\n".join(f"  - {r}" for r in verdict.reasons))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -12,7 +13,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Final
 
+from zenconvert.atomic import system_errors
 from zenconvert.errors import ConversionFailed, UsageError
+from zenconvert.journal import make_folder
 from zenconvert.publication.executors import Executor, Progress
 from zenconvert.publication.jobs import (
     Event,
@@ -26,6 +29,7 @@ from zenconvert.publication.jobs import (
     Task,
 )
 from zenconvert.publication.ledger import STATE, Ledger
+from zenconvert.scratch import LOCK, mark, open_scratch
 
 Tell = Callable[[Event], None]
 _MOST: Final = 256
@@ -62,15 +66,25 @@ def is_done(job: Job, ledger: Ledger) -> bool:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Nobody else works on this release. Raises UsageError when somebody does."""
+    """Nobody else works on this release.
+
+    Raises UsageError when somebody does, or when the folder of its state is not ours, and as
+    ``system_errors``.
+    """
     state = folder / STATE
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / "lock").open("wb") as lock:
+    make_folder(folder)
+    open_scratch(state)
+    with system_errors(state):
+        lock = os.open(state / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(f"{folder}: another run is working on this release") from error
+        mark(state)
         yield
+    finally:
+        os.close(lock)
 
 
 @dataclass

@@ -8,14 +8,14 @@ until a file was touched.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.errors import NotEnoughResources
+from zenconvert.atomic import write_whole
+from zenconvert.journal import make_folder
 from zenconvert.verification.digests import file_digest
 
 STATE: Final = ".zenconvert"
@@ -107,7 +107,8 @@ class Ledger:
         return tuple(found)
 
     def put(self, record: Record) -> None:
-        """Write a record, whole or not at all. Raises NotEnoughResources."""
+        """Write a record. Raises as ``write_whole``."""
+        make_folder(self.state)
         write_whole(self.state / f"{record.key}.json", json_bytes(asdict(record)))
 
     def remove(self, key: str) -> None:
@@ -118,17 +119,3 @@ class Ledger:
 def json_bytes(value: Any) -> bytes:
     """JSON for a file."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a small file that gets its name when it is on the disk. Raises NotEnoughResources."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise NotEnoughResources(f"{path}: cannot be written: {error.strerror}") from error

@@ -9,6 +9,7 @@ docs.ollama.com/modelfile and ollama's parser/parser.go (how values are quoted).
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,7 @@ MODELFILE: Final = "Modelfile"
 USUAL_CONTEXT: Final = 8192
 """Positions that are asked for of models that take more: memory that everybody has."""
 
+_HIDDEN: Final = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _CHATML: Final = (
     "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}"
     "<|im_start|>assistant\n"
@@ -118,7 +120,9 @@ def _template_lines(source: SourceFacts) -> list[str]:
 
 
 def _is_quotable(text: str) -> bool:
-    return '"""' not in text and not text.startswith('"') and not text.endswith('"')
+    """Whether the parser reads a text back, and a terminal that shows the file obeys nothing."""
+    shown = all(sign in "\n\t" or unicodedata.category(sign) not in _HIDDEN for sign in text)
+    return shown and '"""' not in text and not text.startswith('"') and not text.endswith('"')
 
 
 def _quoted(text: str) -> str:
@@ -202,7 +206,7 @@ def _instructions(jinja: _Jinja) -> OllamaTemplate | None:
         + "{{ end }}{{ end }}"
     )  # fmt: skip
     pieces = [first, answer, close, end, *(opened or ())]
-    if any("{{" in piece or '"""' in piece for piece in pieces):
+    if any("{{" in piece or not _is_quotable(f" {piece} ") for piece in pieces):
         return None
     return OllamaTemplate(
         "[INST]", template, ("[INST]", "[/INST]"), takes_system=opened is not None

@@ -12,6 +12,7 @@ from zenconvert.encoding import Blocks, Grouped
 from zenconvert.errors import RecipeError, UsageError, ZenError
 from zenconvert.formats.gguf import blocks
 from zenconvert.machine import take_device
+from zenconvert.places import check_places
 from zenconvert.planning import Plan
 from zenconvert.production import plan_variants
 from zenconvert.publication.ledger import STATE
@@ -127,8 +128,9 @@ class _Look:
 
     def output(self) -> None:
         """A folder that is this release's, or can become it."""
-        folder = self.recipe.output.folder
+        recipe, folder = self.recipe, self.recipe.output.folder
         with self.finding("output", "folder"):
+            check_places({"the source": recipe.source.location}, {"the folder": folder})
             if folder.exists() and not folder.is_dir():
                 raise UsageError(f"{folder}: it is no folder")
             if folder.is_dir() and not (folder / STATE).exists() and any(folder.iterdir()):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import glob
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from zenconvert.publication.names import repository_name
 from zenconvert.publication.record import cleaned
 from zenconvert.publication.shelf import EVIDENCE, policy_bytes, shelf_evidence, write_shelf
 from zenconvert.publication.signing import Signer, sign
+from zenconvert.scratch import temporary_folder
 from zenconvert.verification.digests import read_digest
 from zenconvert.verification.markdown import code
 
@@ -270,7 +270,7 @@ def _changes(
     """The repository's notes with this change on top."""
     earlier = ""
     if CHANGES in there:
-        with tempfile.TemporaryDirectory() as place:
+        with temporary_folder() as place:
             path = hub.patiently(
                 staged.repository,
                 lambda: hub.api.hf_hub_download(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +24,7 @@ from zenconvert.errors import (
 )
 from zenconvert.publication.checksums import OUTSIDE, SIGNATURE, SUMS
 from zenconvert.publication.files import write_file
+from zenconvert.scratch import temporary_folder
 from zenconvert.source_files import parse_json
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def sign(folder: Path, signer: Signer) -> Path:
     try:
         config = signing.Config().set_hashing_config(_hashing(folder))
         _use(config, signer)
-        with tempfile.TemporaryDirectory() as elsewhere:
-            written = Path(elsewhere) / SIGNATURE
+        with temporary_folder() as elsewhere:
+            written = elsewhere / SIGNATURE
             config.sign(folder, written)
             data = written.read_bytes()
     except Exception as error:  # sigstore raises errors of the libraries that it is made of

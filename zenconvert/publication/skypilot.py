@@ -8,6 +8,7 @@ https://docs.skypilot.co/en/latest/reference/volumes.html
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +43,7 @@ def task_file(
 ~/sky_templates/ray/start_cluster
 if [ "$SKYPILOT_NODE_RANK" = 0 ]; then
   export RAY_ADDRESS=127.0.0.1:{_PORT}
-  cd {MOUNT} && zenconvert release {recipe.name} --executor ray
+  cd {MOUNT} && zenconvert release {shlex.quote(recipe.name)} --executor ray
 fi
 """
     task = {

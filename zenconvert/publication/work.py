@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from zenconvert.atomic import write_whole
 from zenconvert.conversion import Conversion
 from zenconvert.errors import ConversionFailed, ZenError
+from zenconvert.journal import make_folder
 from zenconvert.machine import usable_cores
 from zenconvert.planning import Plan
 from zenconvert.production import Gathered, gather, produce
@@ -20,7 +22,6 @@ from zenconvert.publication.ledger import (
     Ledger,
     Record,
     json_bytes,
-    write_whole,
 )
 from zenconvert.publication.preparation import engines_of
 from zenconvert.publication.recipe import Recipe, VariantRecipe
@@ -136,6 +137,7 @@ class _Work:
         artifact = self.ledger.folder / (made.outputs[0].path if single else variant.shelf)
         report = self._measured(artifact, variant)
         path = self.ledger.folder / REPORTS / f"{key}.json"
+        make_folder(path.parent)
         write_whole(path, json_bytes(report.as_dict()))
         facts = {FAILED_ENGINES: sorted(report.failed)} if report.failed else {}
         written = self.ledger.written([path])

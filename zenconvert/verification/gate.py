@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ from zenconvert.verification.drift import TO_MEDIAN, Drift
 from zenconvert.verification.identity import check_files
 from zenconvert.verification.intervals import Interval
 from zenconvert.verification.policy import Limit, Policy, Tier
-from zenconvert.verification.report import EngineFailure, Report, Run
+from zenconvert.verification.report import EngineFailure, Report, Run, check_whole
 
 
 class Outcome(StrEnum):
@@ -142,8 +143,8 @@ def judge(
 
     ``config`` is the ``config.json`` of a candidate that is an ONNX graph without one.
 
-    Raises ReportMismatch when the report is not about the files that it names, and SourceNotFound
-    when the candidate is not there.
+    Raises ReportMismatch when the report is not about the files that it names, SourceNotFound when
+    the candidate is not there, and CorruptFile for a report that lacks what has to be judged.
     """
     return decide(report, policy, against=against, notes=check_files(report, config))
 
@@ -155,7 +156,11 @@ def decide(
     against: Report | None = None,
     notes: tuple[str, ...] = (),
 ) -> Verdict:
-    """Judge a report by a policy alone, for those who compared it with its files themselves."""
+    """Judge a report by a policy alone, for those who compared it with its files themselves.
+
+    Raises CorruptFile for a report that lacks what has to be judged.
+    """
+    check_whole(report)
     tier = policy.tier_of(report.candidate_facts)
     checks = [check for run in report.runs for check in _judge_run(report, run, policy, tier)]
     checks += [_failure(name, why) for name, why in report.failed.items()]
@@ -225,7 +230,7 @@ def _anomalies(report: Report, run: Run, policy: Policy) -> Iterator[Check]:
             f"itself in {report.noise.label}; is the reference a decoded quantization?",
         )
     highest = policy.baseline * report.reference_facts.vocabulary
-    if run.overall.reference_perplexity > highest:
+    if not run.overall.reference_perplexity <= highest:
         yield anomaly(
             "baseline",
             f"the reference's perplexity is {run.overall.reference_perplexity:.1f} of a vocabulary "
@@ -233,7 +238,7 @@ def _anomalies(report: Report, run: Run, policy: Policy) -> Iterator[Check]:
         )
     for scope, drift in ((OVERALL, run.overall), *run.languages.items()):
         high = drift.intervals.get("perplexity.ratio", (0.0, drift.perplexity_ratio))[1]
-        if high < policy.lowest_ratio:
+        if not high >= policy.lowest_ratio:
             yield anomaly(
                 "perplexity.ratio",
                 f"perplexity fell to {drift.perplexity_ratio:.4f} of the reference's (at most "
@@ -283,7 +288,13 @@ def _raised(limit: Limit, figure: str, floor: Drift) -> Limit:
 
 
 def _decide(interval: Interval, limit: Limit) -> tuple[Outcome, bool]:
+    """The outcome, and whether it is a warning. What is no number passes no limit."""
     low, high = interval
+    limits = (limit.at_most, limit.at_least)
+    if any(isnan(value) for value in (low, high, *(v for v in limits if v is not None))):
+        return Outcome.FAIL, False
+    if limit.at_least is not None and not isfinite(high):
+        return Outcome.FAIL, False
     outcome = Outcome.PASS
     if limit.at_most is not None and high > limit.at_most:
         outcome = Outcome.FAIL if low > limit.at_most else Outcome.INCONCLUSIVE
@@ -313,7 +324,9 @@ def _growth(engine: str, found: Growth, policy: Policy) -> Check:
     allowed = 1 + policy.regression
     low, high = found.interval
     outcome = Outcome.PASS
-    if high > allowed and not found.within_noise:
+    if isnan(low) or isnan(high):
+        outcome = Outcome.FAIL
+    elif high > allowed and not found.within_noise:
         outcome = Outcome.FAIL if low > allowed else Outcome.INCONCLUSIVE
     reason = (
         f"mean KL divergence is {found.ratio:.3f} ({low:.3f} to {high:.3f}) of the earlier "

@@ -28,7 +28,8 @@ def _lines(report: Report, verdict: Verdict | None) -> Iterator[str]:
     yield f"### {_SIGNS.get(verdict.outcome, '⚠️') + ' ' if verdict else ''}{name}"
     yield ""
     if verdict is not None:
-        yield f"**{verdict.outcome}** by policy {escape(verdict.policy)}, tier {verdict.tier}"
+        by = f"policy {escape(verdict.policy)}, tier {escape(str(verdict.tier))}"
+        yield f"**{verdict.outcome}** by {by}"
         yield from (f"- {escape(reason)}" for reason in verdict.reasons)
         yield from (f"- warning: {escape(warning)}" for warning in verdict.warnings)
         yield from (f"- {escape(note)}" for note in verdict.notes)
@@ -49,7 +50,7 @@ def _lines(report: Report, verdict: Verdict | None) -> Iterator[str]:
 def engine_table(run: Run) -> Iterator[str]:
     """The lines of a run's table, the worst language first."""
     yield ""
-    yield f"| {run.engine} | KL mean | 95 % | perplexity ratio | 95 % | top-1 | 95 % |"
+    yield f"| {escape(run.engine)} | KL mean | 95 % | perplexity ratio | 95 % | top-1 | 95 % |"
     yield "|---|--:|---|--:|---|--:|---|"
     worst_first = sorted(run.languages.items(), key=lambda item: -item[1].kl_mean)
     for name, drift in (("all", run.overall), *worst_first):

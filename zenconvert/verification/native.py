@@ -10,18 +10,17 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import zenconvert
 from zenconvert import errors
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import ConversionFailed, EngineFailed, InvalidInput, NotEnoughResources
+from zenconvert.processes import child_environment, module_command
+from zenconvert.scratch import temporary_folder
 from zenconvert.verification.engines import ENGINES
 from zenconvert.verification.metrics import TokenScores, split
 from zenconvert.verification.proof import Proof, Text
@@ -81,8 +80,7 @@ def run_native(job: NativeJob, progress: Count) -> NativeResult:
     Raises what the child raised, RuntimeDied when the runtime died on the file, EngineFailed when
     it hangs or was built for another processor, and NotEnoughResources when it was killed.
     """
-    with tempfile.TemporaryDirectory(prefix="zenconvert-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         (folder / JOB).write_text(json.dumps(job.as_dict()), encoding="utf-8")
         try:
             status = _spawn(folder, progress)
@@ -101,19 +99,16 @@ def run_native(job: NativeJob, progress: Count) -> NativeResult:
 def _spawn(folder: Path, progress: Count) -> int:
     """Run the child to its end; its exit status."""
     read, write = os.pipe()
-    root = str(Path(zenconvert.__file__).parent.parent)
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     with (
         (folder / "stdout").open("wb") as out,
         (folder / "stderr").open("wb") as log,
         os.fdopen(read, "rb") as pipe,
     ):
         try:
-            # -P: the user's working folder is no place to import from
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", _MODULE, str(folder), str(write)],
+                module_command(_MODULE, str(folder), str(write)),
                 stdin=subprocess.DEVNULL, stdout=out, stderr=log, pass_fds=(write,),
-                env={**os.environ, "PYTHONPATH": path},
+                env=child_environment(),
             )  # fmt: skip
         finally:
             os.close(write)

@@ -9,7 +9,6 @@ place of the engine lists the GPUs that torch sees.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from typing import Any, Final
 
 import zenconvert
 from zenconvert.errors import MissingDependency, ZenError
+from zenconvert.processes import child_environment, module_command
+from zenconvert.scratch import temporary_folder
 from zenconvert.verification.engines import ENGINES, TORCH, requirement
 from zenconvert.verification.watching import Hung, kill, lines_of
 
@@ -91,15 +92,13 @@ def _gpus() -> dict[str, Any]:
 
 def _run(engine: str) -> tuple[int, str, str]:
     """Exit status, standard output and the end of standard error."""
-    root = str(Path(zenconvert.__file__).parent.parent)
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
-    with tempfile.TemporaryDirectory(prefix="zenconvert-") as folder:
-        log = Path(folder) / "stderr"
+    with temporary_folder() as folder:
+        log = folder / "stderr"
         with log.open("wb") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", _MODULE, engine],
+                module_command(_MODULE, engine),
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
-                env={**os.environ, "PYTHONPATH": path, "ZENCONVERT_CACHE": folder},
+                env=child_environment(ZENCONVERT_CACHE=str(folder)),
             )  # fmt: skip
         assert process.stdout is not None
         with process.stdout as pipe:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +22,8 @@ from zenconvert.verification.proof import Proof
 from zenconvert.verification.tokens import Position
 
 if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator
+
     from zenconvert.verification.gate import Verdict
 
 SCHEMA_VERSION: Final = 1
@@ -210,13 +215,17 @@ class Report:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], *, where: str = "the report") -> Report:
-        """The inverse of :meth:`as_dict`. Raises CorruptFile, naming ``where``."""
+        """The inverse of :meth:`as_dict`; a verdict in it is not read.
+
+        Raises CorruptFile, naming ``where``, for what does not obey the schema.
+        """
         if not isinstance(value, Mapping) or value.get("schema_version") != SCHEMA_VERSION:
             raise CorruptFile(
                 f"{where}: no report of zenconvert; expected schema_version {SCHEMA_VERSION}"
             )
+        _check_schema(value, where)
         try:
-            return cls(
+            found = cls(
                 reference=Artifact(**value["reference"]),
                 candidate=Artifact(**value["candidate"]),
                 reference_facts=Facts.from_dict(value["facts"]["reference"]),
@@ -229,8 +238,10 @@ class Report:
                 failed={k: EngineFailure(**v) for k, v in value.get("failed_engines", {}).items()},
                 version=value["zenconvert"],
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise CorruptFile(f"{where}: the report is malformed: {error!r}") from error
+        check_whole(found, where)
+        return found
 
     @classmethod
     def from_json(cls, path: str | Path) -> Report:
@@ -240,10 +251,10 @@ class Report:
         """
         path = Path(path)
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = json.loads(path.read_bytes(), parse_constant=_refuse)
         except OSError as error:
             raise UsageError(f"{path}: the report cannot be read: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorruptFile(f"{path}: the report is not JSON: {error}") from error
         return replace(cls.from_dict(value, where=str(path)), place=path.resolve().parent)
 
@@ -259,6 +270,53 @@ class Report:
         from zenconvert.verification.policy import Policy
 
         return judge(self, Policy.load(policy), against=against, config=config)
+
+
+def check_whole(report: Report, where: str = "the report") -> None:
+    """Raise CorruptFile for a report in which an engine has no language, or one without noise."""
+    if not report.runs:
+        raise CorruptFile(f"{where}: no engine measured anything; there is nothing to judge")
+    for run in report.runs:
+        if not run.languages:
+            raise CorruptFile(f"{where}: engine {run.engine} measured no language")
+        absent = sorted(set(run.languages) - set(report.noise.summary.languages))
+        if absent:
+            raise CorruptFile(
+                f"{where}: engine {run.engine} measured {absent[0]!r}, of which there is no noise "
+                "floor"
+            )
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no number")
+
+
+def _check_schema(value: Mapping[str, Any], where: str) -> None:
+    """Raise CorruptFile with what does not obey the schema, and for numbers that are none."""
+    problems = [
+        f"{'/'.join(map(str, error.absolute_path)) or 'the whole'}: {error.message[:200]}"
+        for error in islice(_validator().iter_errors(value), 20)
+    ] or [f"{place}: {number} is no number" for place, number in islice(_not_finite(value), 20)]
+    if problems:
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        raise CorruptFile(f"{where}: the report does not obey {SCHEMA.name}:{listed}")
+
+
+@cache
+def _validator() -> Draft202012Validator:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+def _not_finite(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Every float that is not finite, and where it stands."""
+    if isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, inner in items:
+            yield from _not_finite(inner, f"{place}/{key}")
+    elif isinstance(value, float) and not isfinite(value):
+        yield place, value
 
 
 def documents(languages: Sequence[Scores]) -> tuple[Document, ...]:

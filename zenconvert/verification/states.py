@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import NotEnoughResources
 from zenconvert.recoding import logical_rows
+from zenconvert.scratch import temporary_file
 from zenconvert.verification.cache import cache_folder, new_file, touch
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def reference_states(
             write(temporary)
     if (found := open_states(path, windows)) is not None:
         return found
-    keep = tempfile.NamedTemporaryFile(suffix=".npy")  # noqa: SIM115  (closed with the states)
+    keep = temporary_file(".npy")  # closed with the states
     try:
         write(Path(keep.name))
     except OSError as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from zenconvert.compiling import njit
 
 F32_MAX: Final = np.float32(np.finfo(np.float32).max)
 _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from zenconvert.compiling import njit
 from zenconvert.formats.gguf.blocks import Decoder, Encoder
 from zenconvert.formats.gguf.blocks.arithmetic import largest_magnitude
 

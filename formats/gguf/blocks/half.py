@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numba import njit
+
+from zenconvert.compiling import njit
 
 _SIGN: Final = np.uint32(0x8000)
 _MAGNITUDE: Final = np.uint32(0x7FFFFFFF)

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from zenconvert.compiling import njit
 from zenconvert.formats.gguf.blocks import Decoder, Encoder
 from zenconvert.formats.gguf.blocks.arithmetic import inverse, nearest_int
 from zenconvert.formats.gguf.blocks.block_tiles import LANES, load_tile, store_nibbles

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from zenconvert.compiling import njit
 from zenconvert.formats.gguf.blocks import Decoder
 from zenconvert.formats.gguf.blocks.fields import f16_at, u16_at, u32_at
 from zenconvert.formats.gguf.blocks.grids import points, signs

@@ -18,10 +18,12 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 from numpy.typing import NDArray
+
+from zenconvert.compiling import njit
 
 Floats: TypeAlias = Any
 Ints: TypeAlias = Any

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from zenconvert.compiling import njit
 from zenconvert.formats.gguf.blocks import Encoder
 from zenconvert.formats.gguf.blocks.arithmetic import F32_MAX, inverse, largest_magnitude
 from zenconvert.formats.gguf.blocks.fields import put_f16, put_u32

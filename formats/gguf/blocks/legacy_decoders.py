@@ -15,9 +15,9 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from zenconvert.compiling import njit
 from zenconvert.formats.gguf.blocks import Decoder
 from zenconvert.formats.gguf.blocks.fields import f16_at, u32_at
 

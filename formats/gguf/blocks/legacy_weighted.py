@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from zenconvert.compiling import njit
 from zenconvert.formats.gguf.blocks.block_tiles import LANES, load_tile, store_nibbles
 from zenconvert.formats.gguf.blocks.fields import put_f16, put_u32
 from zenconvert.formats.gguf.blocks.weighted_search import (

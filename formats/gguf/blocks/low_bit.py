@@ -18,9 +18,9 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from zenconvert.compiling import njit
 from zenconvert.formats.gguf.blocks import Decoder, Encoder
 from zenconvert.formats.gguf.blocks.arithmetic import F32_MAX, inverse, largest_magnitude
 from zenconvert.formats.gguf.blocks.fields import f16_at, put_f16

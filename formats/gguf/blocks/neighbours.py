@@ -14,9 +14,9 @@ from functools import cache
 from typing import Final, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from zenconvert.compiling import njit
 from zenconvert.formats.gguf.blocks.arithmetic import F32_MAX
 from zenconvert.formats.gguf.blocks.grids import codes
 from zenconvert.formats.gguf.blocks.lanes import (

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from numba import njit
 
+from zenconvert.compiling import njit
 from zenconvert.formats.gguf.blocks.lanes import (
     Floats,
     Ints,

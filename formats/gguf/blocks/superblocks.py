@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from zenconvert.compiling import njit
 from zenconvert.formats.gguf.blocks.half import f16_bits_to_f32, f32_to_f16_bits
 from zenconvert.formats.gguf.blocks.lanes import (
     LANES,

@@ -6,18 +6,18 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from zenconvert.processes import child_environment, module_command
 from zenconvert.publication.executors import Progress
 from zenconvert.publication.jobs import Failure, Task
 from zenconvert.publication.ledger import STATE
 
-WORKER: Final = (sys.executable, "-m", "zenconvert.publication.worker")
+WORKER: Final = tuple(module_command("zenconvert.publication.worker"))
 _THREADS: Final = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
 )  # fmt: skip
@@ -47,7 +47,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, **numbers, **(environment or {})},
+                env=child_environment(**numbers, **(environment or {})),
                 start_new_session=True,
             )
 
@@ -89,6 +89,3 @@ class Child:
         with self.log.open(encoding="utf-8", errors="replace") as file:
             said = [line.strip() for line in deque(file, _TAIL) if line.strip()]
         return f"its process ended {how}" + (f": {' | '.join(said)}" if said else "")
-
-
-Spawn = Callable[[Task], Child]

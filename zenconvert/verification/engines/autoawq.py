@@ -15,6 +15,7 @@ from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import InvalidInput, MissingDependency
 from zenconvert.verification.engines import check
+from zenconvert.verification.engines.clean_folder import clean_folder
 from zenconvert.verification.engines.packed_model import (
     PackedModelEngine,
     check_modules,
@@ -63,9 +64,13 @@ def _load(checkpoint: Checkpoint) -> Any:
             f"the autoawq engine needs AutoAWQ: {error}; install zenconvert[autoawq]"
         ) from error
     try:
-        with quiet(), replaced((base, "get_best_device", lambda: "none")):
+        with (
+            quiet(),
+            replaced((base, "get_best_device", lambda: "none")),
+            clean_folder(checkpoint.path) as folder,
+        ):
             return AutoAWQForCausalLM.from_quantized(
-                str(checkpoint.path),
+                str(folder),
                 max_seq_len=checkpoint.hyperparameters.context,
                 trust_remote_code=False,
                 fuse_layers=False,

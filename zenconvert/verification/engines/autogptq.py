@@ -16,6 +16,7 @@ from zenconvert.errors import InvalidInput, MissingDependency, UsageError
 from zenconvert.formats.gptq.codec import GptqCodec
 from zenconvert.formats.gptq.settings import LEGACY
 from zenconvert.verification.engines import check
+from zenconvert.verification.engines.clean_folder import clean_folder
 from zenconvert.verification.engines.packed_model import (
     PackedModelEngine,
     check_modules,
@@ -82,9 +83,9 @@ def _load(checkpoint: Checkpoint) -> Any:
     modeling = transformers.modeling_utils
     changes.append((modeling, "_init_weights", getattr(modeling, "_init_weights", True)))
     try:
-        with quiet(), replaced(*changes):
+        with quiet(), replaced(*changes), clean_folder(checkpoint.path) as folder:
             model = AutoGPTQForCausalLM.from_quantized(
-                str(checkpoint.path),
+                str(folder),
                 device="cpu",
                 use_safetensors=True,
                 use_triton=False,

@@ -14,6 +14,7 @@ from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import Grouped
 from zenconvert.errors import InvalidInput
+from zenconvert.verification.engines.clean_folder import clean_folder
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +38,10 @@ class PackedModelEngine:
 
         torch.set_num_threads(threads)
         self.model, self.head = model, model.get_output_embeddings()
-        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-            checkpoint.path, local_files_only=True, trust_remote_code=False
-        )
+        with clean_folder(checkpoint.path) as folder:
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         self.hidden = [torch.empty(0)] * len(windows)
         languages = list(dict.fromkeys(window.language for window in windows))
         for batch in make_batches(windows, languages, most_tokens("cpu")):

@@ -13,6 +13,7 @@ from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import InvalidInput, MissingDependency
 from zenconvert.verification.engines import check
+from zenconvert.verification.engines.clean_folder import clean_folder
 
 if TYPE_CHECKING:
     import torch
@@ -36,14 +37,15 @@ class TransformersEngine:
 
         torch.set_num_threads(threads)
         self.windows, self.device = windows, device
-        where = {"pretrained_model_name_or_path": checkpoint.path, "local_files_only": True}
         try:
-            self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                **where, torch_dtype="auto", trust_remote_code=False
-            )
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-                **where, trust_remote_code=False
-            )
+            with clean_folder(checkpoint.path) as folder:
+                where = {"pretrained_model_name_or_path": folder, "local_files_only": True}
+                self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                    **where, torch_dtype="auto", trust_remote_code=False
+                )
+                self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                    **where, trust_remote_code=False
+                )
             self.model = self.model.to(device).eval()
         except ImportError as error:
             raise MissingDependency(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import InvalidInput
+from zenconvert.verification.engines.clean_folder import clean_folder
 
 if TYPE_CHECKING:
     import torch
@@ -45,17 +46,18 @@ class VllmEngine:
         self.windows, self.device = windows, device
         longest = max(room, *(len(w.ids) for w in windows)) + 1
         try:
-            self.model: Any = vllm.LLM(
-                model=str(checkpoint.path),
-                tensor_parallel_size=_parallel(checkpoint) if device != "cpu" else 1,
-                max_model_len=longest,
-                max_num_batched_tokens=max(longest, 2048),
-                max_num_seqs=1,
-                enable_prefix_caching=False,
-                enforce_eager=True,
-                trust_remote_code=False,
-                seed=0,
-            )
+            with clean_folder(checkpoint.path) as folder:
+                self.model: Any = vllm.LLM(
+                    model=str(folder),
+                    tensor_parallel_size=_parallel(checkpoint) if device != "cpu" else 1,
+                    max_model_len=longest,
+                    max_num_batched_tokens=max(longest, 2048),
+                    max_num_seqs=1,
+                    enable_prefix_caching=False,
+                    enforce_eager=True,
+                    trust_remote_code=False,
+                    seed=0,
+                )
             self.model.apply_model(_watch)
         except Exception as error:  # an odd folder makes vLLM raise anything
             raise InvalidInput(f"{checkpoint.path}: vLLM cannot load it: {error!r}") from error
