@@ -43,7 +43,6 @@ def test_a_source_that_changes_under_a_conversion(
         convert(source, tmp_path / "out", target, progress=once)
     assert done
     assert names(tmp_path) == {"model"}
-    convert(source, tmp_path / "out", target)
 
 
 def test_a_source_that_goes_away(source: Path, tmp_path: Path) -> None:

@@ -299,7 +299,9 @@ def _check_schema(value: Mapping[str, Any], where: str) -> None:
     ] or [f"{place}: {number} is no number" for place, number in islice(_not_finite(value), 20)]
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
-        raise CorruptFile(f"{where}: the report does not obey {SCHEMA.name}:{listed}")
+        raise CorruptFile(
+            f"{where}: the report is malformed, for it does not obey {SCHEMA.name}:{listed}"
+        )
 
 
 @cache
