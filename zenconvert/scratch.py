@@ -148,10 +148,14 @@ def children(folder: Path) -> list[Path]:
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder that goes when the block ends. Raises NotEnoughResources where there can be none."""
-    with _somewhere():
-        place = tempfile.TemporaryDirectory(prefix="zenconvert-")
-    with place as name:
+    with new_temporary_folder() as name:
         yield Path(name)
+
+
+def new_temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder that goes with the object. Raises NotEnoughResources where there can be none."""
+    with _somewhere():
+        return tempfile.TemporaryDirectory(prefix="zenconvert-")
 
 
 def temporary_file(suffix: str) -> tempfile._TemporaryFileWrapper[bytes]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from zenconvert import convert, open_checkpoint, plan, verify
-from zenconvert.calib import block
+from zenconvert.calib import skeleton
 from zenconvert.formats.hf.foreign import foreign_keys, without_foreign
 from zenconvert.verification.engines.clean_folder import clean_folder
 
@@ -89,7 +89,7 @@ def test_they_never_reach_transformers(hostile: Path, monkeypatch: pytest.Monkey
         return real(model_type, **fields)
 
     monkeypatch.setattr(transformers.AutoConfig, "for_model", noted)
-    block._one_layer(open_checkpoint(hostile).config, 0)
+    skeleton._settings(open_checkpoint(hostile).config)
     assert given
     assert all(foreign_keys(fields) == [] for fields in given)
 

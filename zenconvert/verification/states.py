@@ -28,7 +28,7 @@ from zenconvert.calib.windows import Window
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import NotEnoughResources
 from zenconvert.recoding import logical_rows
-from zenconvert.scratch import temporary_file
+from zenconvert.scratch import new_temporary_folder, temporary_file
 from zenconvert.verification.cache import cache_folder, new_file, touch
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def final_states(
 
     kind = getattr(torch, dtype)
     reference = Reference(checkpoint, logical_rows, device=device)
-    keep = tempfile.TemporaryDirectory(prefix="zenconvert-")
+    keep = new_temporary_folder()
     languages = list(dict.fromkeys(window.language for window in windows))
     place = _place(reference, windows, kind.itemsize)
     with Passage(
