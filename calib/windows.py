@@ -2,24 +2,18 @@
 
 A document longer than the context becomes several windows; no window spans two documents. Nothing
 is dropped but a single last token that has no context left to be predicted from. Chat samples are
-rendered with the model's own template, in a sandbox.
+rendered with the model's own template, in a sandboxed process.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from zenconvert.calib.samples import Sample
+from zenconvert.calib.templates import TemplateFailed, render_template
 from zenconvert.errors import InvalidInput, UsageError
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from jinja2.nodes import Node
-    from jinja2.parser import Parser
 
 SHORTEST = 2
 """Tokens of the shortest window: it must predict at least one."""
@@ -57,48 +51,17 @@ def render(
     messages: list[dict[str, Any]] = [
         {"role": m.role, "content": m.content} for m in sample.messages
     ]
+    values = {
+        "messages": messages,
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": reply,
+        **special_tokens,
+    }
     try:
-        compiled = _environment().from_string(template or _CHATML)
-        return compiled.render(
-            messages=messages,
-            tools=None,
-            documents=None,
-            add_generation_prompt=reply,
-            **special_tokens,
-        )
-    except Exception as error:  # a template is a program and may raise anything
-        raise InvalidInput(f"the chat template fails on sample {sample.id}: {error!r}") from error
-
-
-@cache
-def _environment() -> Environment:
-    """What transformers renders chat templates in, but for ``strftime_now``: texts do not depend
-    on the day."""
-    from jinja2 import TemplateError
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """``{% generation %}`` marks what the model said, and changes nothing."""
-
-        tags = {"generation"}  # noqa: RUF012
-
-        def parse(self, parser: Parser) -> list[Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
-    )
-    environment.globals["raise_exception"] = refuse
-    environment.filters["tojson"] = to_json
-    return environment
+        return render_template(template or _CHATML, values)
+    except TemplateFailed as error:
+        raise InvalidInput(f"the chat template fails on sample {sample.id}: {error}") from error
 
 
 @dataclass(frozen=True)

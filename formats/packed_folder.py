@@ -245,7 +245,6 @@ def refuse_foreign(options: Options, *, importance: bool, target: str) -> None:
     del importance  # weights the search for scales
     foreign = {
         "--pure": options.pure,
-        "--pre": options.pre_tokenizer is not None,
         "--layout": options.layout is not None,
     }
     if given := [name for name, on in foreign.items() if on]:

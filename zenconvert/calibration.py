@@ -76,6 +76,7 @@ def calibrate(
     final_states: bool = False,
     imatrix: str | Path | None = None,
     config: str | Path | None = None,
+    pre: str | None = None,
     max_vram: int | None = None,
     max_ram: int | None = None,
     max_disk: int | None = None,
@@ -101,6 +102,7 @@ def calibrate(
         final_states: keep the final hidden states of all windows, too.
         imatrix: also write an importance matrix for llama.cpp here.
         config: ``config.json`` of a source that is an ONNX graph without one.
+        pre: pre-tokenizer of a GGUF source that does not say how it cuts text.
         max_vram, max_ram, max_disk: bytes that may be used.
         force: replace existing outputs.
         announce: called with the size of the statistics file before anything is computed.
@@ -117,7 +119,7 @@ def calibrate(
     target = _Outputs.plan(Path(out), imatrix, force=force)
     moments = _needs_moments(purposes)
     device = take_device(device)
-    checkpoint = open_checkpoint(source, config)
+    checkpoint = open_checkpoint(source, config, pre)
     check_places({"the source": checkpoint.path}, outputs)
     check_files("OUT", Path(out), target.files, checkpoint.stamps)
     calibrating = Calibrating(

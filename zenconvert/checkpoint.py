@@ -5,6 +5,7 @@ A reader fills a :class:`Checkpoint` from headers alone; tensor data is read lat
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zenconvert.encoding import Encoding, Grouped
+from zenconvert.errors import InputWarning
 from zenconvert.grouped import GroupedCodec, GroupedRows, Rows
 from zenconvert.stamps import Stamp
 
@@ -180,8 +182,11 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, read on first use."""
-        return self.load_tokenizer()
+        """The tokenizer, read on first use; what is odd about it is warned of (InputWarning)."""
+        found = self.load_tokenizer()
+        for text in found.warnings:
+            warnings.warn(InputWarning(text), stacklevel=3)
+        return found
 
     @property
     def is_quantized(self) -> bool:

@@ -18,7 +18,7 @@ from zenconvert.output import refuse_source, refuse_taken
 from zenconvert.places import check_places
 from zenconvert.planning import Importance, Plan
 from zenconvert.solving import Job, Solver, Stage, silent, solved
-from zenconvert.sources import open_checkpoint
+from zenconvert.sources import open_checkpoint, with_pre
 from zenconvert.streaming import write_outputs
 from zenconvert.target import Options, Target
 from zenconvert.variants import Variant, grids_of
@@ -86,7 +86,8 @@ def convert(
     )
     knowledge = Knowledge(importance, statistics, calibrating)
     check_places({"the source": source, "--config": config, **knowledge.inputs}, {"OUT": out})
-    checkpoint, stage = open_checkpoint(source, config), progress or silent
+    checkpoint = with_pre(open_checkpoint(source, config), variant.options.pre_tokenizer)
+    stage = progress or silent
     check_places({"the source": checkpoint.path}, {"OUT": out})
     chosen = knowledge.solver_for(target.format, solver)
     if calibrating is not None or chosen != "rtn":
@@ -122,7 +123,9 @@ def plan(
     allow_requantize: bool = False,
 ) -> Plan:
     """Plan a conversion from headers alone; arguments and errors as in :func:`convert`."""
-    checkpoint, target, out = open_checkpoint(source, config), _target(to), Path(out)
+    target, out = _target(to), Path(out)
+    pre = options.pre_tokenizer if options is not None else None
+    checkpoint = with_pre(open_checkpoint(source, config), pre)
     knowledge = Knowledge(importance, statistics, None)
     knowledge.solver_for(target.format, solver)
     variant = Variant(

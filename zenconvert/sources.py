@@ -12,6 +12,7 @@ from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import InputWarning, SourceNotFound, UsageError
 from zenconvert.formats.registry import detect
 from zenconvert.models import builtin_path
+from zenconvert.pretokenizer import named_rule
 from zenconvert.source_files import is_there, shown
 from zenconvert.stamps import stamp, stamps_at
 
@@ -21,17 +22,37 @@ _REVISION: Final = re.compile(r"\w[\w.\-/]{0,254}", re.ASCII)
 _WANTED: Final = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*"]
 
 
-def open_checkpoint(source: str | Path, config: str | Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: str | Path, config: str | Path | None = None, pre: str | None = None
+) -> Checkpoint:
     """Open a checkpoint from its headers; no tensor data is read.
 
-    ``config`` is the ``config.json`` of an ONNX graph whose own files do not say what the model is.
+    ``config`` is the ``config.json`` of an ONNX graph whose own files do not say what the model is,
+    ``pre`` the pre-tokenizer of a GGUF file that does not say how it cuts text; a name that is not
+    known is told when the tokenizer is read.
 
     What is odd about the files is in ``warnings``, and is warned of (InputWarning).
 
     Raises SourceNotFound, Unsupported, UnknownArchitecture, CorruptFile and the other InvalidInput
     errors, and UsageError for a config of a format that always has its own.
     """
-    path = resolve(source)
+    checkpoint = _open(resolve(source), config)
+    if pre is not None and checkpoint.side_files is not None:
+        raise UsageError(
+            f"{checkpoint.path}: --pre is for GGUF files; tokenizer files say themselves how text "
+            "is cut"
+        )
+    return with_pre(checkpoint, pre)
+
+
+def with_pre(checkpoint: Checkpoint, pre: str | None) -> Checkpoint:
+    """A checkpoint of a GGUF file, whose text is cut as ``pre`` says; any other as it is."""
+    if pre is None or checkpoint.side_files is not None:
+        return checkpoint
+    return replace(checkpoint, load_tokenizer=lambda: named_rule(checkpoint.tokenizer, pre))
+
+
+def _open(path: Path, config: str | Path | None) -> Checkpoint:
     found, before = detect(path), stamps_at(path)
     if config is None:
         checkpoint = found.open(path)
@@ -40,7 +61,7 @@ def open_checkpoint(source: str | Path, config: str | Path | None = None) -> Che
     else:
         checkpoint = found.open_with(path, Path(config))
     for text in checkpoint.warnings:
-        warnings.warn(InputWarning(text), stacklevel=2)
+        warnings.warn(InputWarning(text), stacklevel=3)
     read = {*checkpoint.files, *(checkpoint.side_files or {}).values()}
     read |= {one for one in before if one.suffix == ".json"}
     stamps = {one: before[one] if one in before else stamp(one) for one in sorted(read)}

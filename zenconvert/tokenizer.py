@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
 
-Kind = Literal["bpe", "spm"]
+Kind = Literal["bpe", "spm", "unigram", "other"]
+"""Byte-level BPE, SentencePiece BPE with byte fallback, SentencePiece Unigram, or anything else
+that the tokenizers library encodes with."""
 
 
 class TokenType(IntEnum):
@@ -23,14 +25,16 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Byte-level BPE (``bpe``) or SentencePiece BPE with byte fallback (``spm``).
+    """A vocabulary and how it cuts text.
 
-    All sequences over the vocabulary have one entry per token id and are lists.
+    All sequences over the vocabulary have one entry per token id and are lists. Only ``bpe`` and
+    ``spm`` are described in full; the other kinds have a ``definition``.
     """
 
     kind: Kind
     tokens: Sequence[str]
-    """Text by id: in GPT-2's byte alphabet for ``bpe``, with ``▁`` for spaces for ``spm``."""
+    """Text by id: in GPT-2's byte alphabet for ``bpe``, with ``▁`` for spaces for ``spm`` and
+    ``unigram``."""
     types: Sequence[int]
     """:class:`TokenType` by id."""
     scores: Sequence[float] | None = None
@@ -53,8 +57,19 @@ class Tokenizer:
     """Further chat templates, for tools for example."""
     definition: bytes | None = None
     """The ``tokenizer.json`` it came from, which then does the encoding."""
+    problem: str = ""
+    """Why llama.cpp cannot have it; empty where it can."""
+    losses: tuple[str, ...] = ()
+    """What llama.cpp does otherwise, each in a few words."""
+    warnings: tuple[str, ...] = ()
+    """What is odd about its files, and how it was taken."""
 
     @property
     def add_bos(self) -> bool:
         """Whether BOS begins every sequence."""
         return self.adds.get("bos", False) and "bos" in self.special
+
+
+def hole(number: int) -> str:
+    """The text of an id that no token has, as llama.cpp's converter writes it."""
+    return f"[PAD{number}]"

@@ -33,7 +33,11 @@ from zenconvert.formats.gguf import container, rope
 from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
 from zenconvert.formats.gguf.ggml_types import GgmlType
 from zenconvert.formats.gguf.keys import KeyReader, hf_config, strange_keys
-from zenconvert.formats.gguf.tokenizer import carried_keys, tokenizer_from_metadata
+from zenconvert.formats.gguf.tokenizer import (
+    carried_keys,
+    special_ids,
+    tokenizer_from_metadata,
+)
 from zenconvert.hyperparameters import Hyperparameters
 
 SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -121,11 +125,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         load_tokenizer=lambda: tokenizer_from_metadata(metadata, where=str(path)),
         metadata=Metadata(
             label=path.stem,
-            generation=_token_ids(KeyReader(str(path), metadata)),
+            generation=_token_ids(metadata),
             carried=_carried(metadata, architecture),
         ),
         files=tuple(f.path for f in files),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *(f"{path}: {text}" for text in special_ids(metadata)[1])),
         unexplained={**strange, **strange_keys(keys, hp)},
     )
 
@@ -177,7 +181,7 @@ def _config(
         if found is None:
             strange[rope.FREQS] = "factors of rotary frequencies that no config can say"
         config["rope_scaling"] = found or scaling
-    return {**config, **_token_ids(KeyReader(keys.where, metadata))}, strange
+    return {**config, **_token_ids(metadata)}, strange
 
 
 def _bias_flags(architecture: Architecture, infos: Mapping[str, TensorInfo]) -> set[str]:
@@ -188,10 +192,9 @@ def _bias_flags(architecture: Architecture, infos: Mapping[str, TensorInfo]) -> 
     return {flag for flag in found if flag is not None}
 
 
-def _token_ids(keys: KeyReader) -> dict[str, int]:
-    names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-    found = {n: keys.optional_integer(f"tokenizer.ggml.{k}_token_id") for n, k in names.items()}
-    return {name: value for name, value in found.items() if value is not None}
+def _token_ids(metadata: Mapping[str, KeyValue]) -> dict[str, int]:
+    found = special_ids(metadata)[0]
+    return {f"{role}_token_id": found[role] for role in ("bos", "eos", "pad") if role in found}
 
 
 def _scaling_from_tensor(info: TensorInfo, hp: Hyperparameters) -> dict[str, Any] | None:

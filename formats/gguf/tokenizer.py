@@ -7,7 +7,7 @@ conversion/base.py, ``SpecialVocab.add_to_gguf`` in gguf-py.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +25,7 @@ _ROLES: Final = {
     "mask": "mask", "eot": "eot", "eom": "eom",
 }  # fmt: skip
 _ADDED: Final = ("bos", "eos", "sep")
+_INTEGERS: Final = frozenset({"u32", "i32", "u64", "i64"})
 _OTHER_KEYS: Final = (
     "model", "pre", "tokens", "token_type", "scores", "merges", "add_space_prefix",
 )  # fmt: skip
@@ -39,6 +40,10 @@ def tokenizer_metadata(
     ``architecture`` is GGUF's name; ``pre_tokenizer`` overrides ``tokenizer.ggml.pre``. Raises
     UnknownTokenizer when the pre-tokenizer is not known, UsageError for a useless override.
     """
+    if tokenizer.problem:
+        raise UnknownTokenizer(
+            f"this tokenizer cannot be stored in GGUF: {tokenizer.problem} (other targets take it)"
+        )
     keys: dict[str, KeyValue] = {}
     if architecture == "llama" and tokenizer.add_space_prefix is not None:
         keys["add_space_prefix"] = ("bool", tokenizer.add_space_prefix)
@@ -67,9 +72,7 @@ def _pre(tokenizer: Tokenizer, override: str | None) -> str:
             raise UsageError("--pre makes no sense for a SentencePiece tokenizer")
         return "default"
     if override is not None:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", override):
-            raise UsageError(f"--pre: {override!r} is no name of a pre-tokenizer")
-        return override
+        return known_pre(override)
     if tokenizer.rule is None:
         raise UnknownTokenizer(
             f"no pre-tokenizer of llama.cpp is known to match this tokenizer: "
@@ -77,6 +80,16 @@ def _pre(tokenizer: Tokenizer, override: str | None) -> str:
             f"example --pre {', '.join(r.name for r in pretokenizer.rules())}"
         )
     return tokenizer.rule
+
+
+def known_pre(name: str) -> str:
+    """A name that llama.cpp knows. Raises UsageError for any other."""
+    known = pretokenizer.llamacpp_names()
+    if name not in known:
+        raise UsageError(
+            f"--pre: llama.cpp knows no pre-tokenizer {name!r:.60}; it knows {', '.join(known)}"
+        )
+    return name
 
 
 def _templates(tokenizer: Tokenizer) -> dict[str, KeyValue]:
@@ -92,7 +105,7 @@ def _templates(tokenizer: Tokenizer) -> dict[str, KeyValue]:
 
 
 def tokenizer_from_metadata(metadata: Mapping[str, KeyValue], *, where: str) -> Tokenizer:
-    """The tokenizer of a file named ``where``.
+    """The tokenizer of a file named ``where``, as llama.cpp takes it.
 
     Raises UnknownTokenizer for a model other than ``gpt2`` and ``llama``, CorruptFile when the
     key/values contradict each other.
@@ -101,37 +114,62 @@ def tokenizer_from_metadata(metadata: Mapping[str, KeyValue], *, where: str) -> 
     model = reader.value("model", "str")
     if model not in _MODELS:
         raise UnknownTokenizer(
-            f"{where}: tokenizers of type {model!r} are not supported; {', '.join(_MODELS)} are"
+            f"{where}: tokenizers of type {model!r:.60} are not supported; {', '.join(_MODELS)} are"
         )
-    tokens = reader.value("tokens", "arr:str")
-    types = reader.value("token_type", "arr:i32", default=np.ones(len(tokens), dtype=np.int32))
-    scores = reader.value("scores", "arr:f32", default=None)
     kind = _MODELS[model]
-    if len(types) != len(tokens) or (scores is not None and len(scores) != len(tokens)):
-        raise CorruptFile(f"{where}: token_type and scores should have {len(tokens)} entries")
-    if kind == "spm" and scores is None:
-        raise CorruptFile(f"{where}: a SentencePiece tokenizer without scores cannot merge")
-    if not set(np.unique(types).tolist()) <= set(TokenType):
-        raise CorruptFile(f"{where}: token_type should be between 1 and 6")
+    given = reader.value("tokens", "arr:str")
+    tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(given)]
     merges = reader.value("merges", "arr:str", default=[]) if kind == "bpe" else []
     if any(merge.count(" ") != 1 for merge in merges):
         raise CorruptFile(f"{where}: every merge should be two texts with a space between them")
     rule, problem = _rule(reader) if kind == "bpe" else (None, "")
     default, named = _read_templates(metadata)
+    special = reader.special()
+    special |= {r: i for r, i in _defaults(kind, len(tokens)).items() if r not in special}
     return Tokenizer(
         kind=kind,
         tokens=tokens,
-        types=types.tolist(),
-        scores=scores.tolist() if scores is not None and kind == "spm" else None,
+        types=_types(reader, tokens),
+        scores=_scores(reader, len(tokens)) if kind == "spm" else None,
         merges=merges,
         rule=rule,
         rule_problem=problem,
-        special=_special(metadata, len(tokens), where),
-        adds=_adds(metadata),
+        special=special,
+        adds=_adds(reader, kind, rule, special),
         add_space_prefix=reader.value("add_space_prefix", "bool", default=None),
         chat_template=default,
         named_templates=named,
     )
+
+
+def _types(reader: _Reader, tokens: Sequence[str]) -> list[int]:
+    """Types of all tokens; what no type names is a plain token, as llama.cpp has it."""
+    size = len(tokens)
+    found = reader.value("token_type", "arr:i32", default=np.ones(size, dtype=np.int32))
+    if len(found) < size:
+        raise CorruptFile(f"{reader.where}: token_type should have {size} entries")
+    types = [t if t in set(TokenType) else int(TokenType.NORMAL) for t in found[:size].tolist()]
+    for i, text in enumerate(tokens):
+        if types[i] == TokenType.NORMAL and text in pretokenizer.always_control():
+            types[i] = int(TokenType.CONTROL)
+    return types
+
+
+def _scores(reader: _Reader, size: int) -> list[float]:
+    key = f"{_PREFIX}scores"
+    kind = "arr:i32" if reader.metadata.get(key, ("", None))[0] == "arr:i32" else "arr:f32"
+    found = reader.value("scores", kind, default=None)
+    if found is None:
+        raise CorruptFile(f"{reader.where}: a SentencePiece tokenizer without scores cannot merge")
+    if len(found) < size:
+        raise CorruptFile(f"{reader.where}: scores should have {size} entries")
+    return [float(score) for score in found[:size].tolist()]
+
+
+def _defaults(kind: Kind, size: int) -> dict[str, int]:
+    """Roles that llama.cpp fills where a file names none."""
+    ids = {"bos": 1, "eos": 2} if kind == "spm" else {}
+    return {role: number for role, number in ids.items() if number < size}
 
 
 def carried_keys(metadata: Mapping[str, KeyValue]) -> dict[str, KeyValue]:
@@ -156,6 +194,16 @@ class _Reader:
     def __init__(self, metadata: Mapping[str, KeyValue], where: str) -> None:
         self.metadata, self.where = metadata, where
 
+    def special(self) -> dict[str, int]:
+        """Role → id, of those that name a token. Raises CorruptFile for ids that are no number."""
+        for name in _ROLES.values():
+            kind = self.metadata.get(f"{_PREFIX}{name}_token_id", ("u32", 0))[0]
+            if kind not in _INTEGERS:
+                raise CorruptFile(
+                    f"{self.where}: {_PREFIX}{name}_token_id should be an integer, found {kind}"
+                )
+        return special_ids(self.metadata)[0]
+
     def value(self, key: str, kind: str, default: Any = ...) -> Any:
         """The value of a key of that type. Raises CorruptFile."""
         found = self.metadata.get(f"{_PREFIX}{key}")
@@ -168,27 +216,57 @@ class _Reader:
 
 
 def _rule(reader: _Reader) -> tuple[str | None, str]:
-    name = reader.value("pre", "str", default="default")
+    name = reader.value("pre", "str", default="")
+    if name in {"", "default"}:
+        what = f"{_PREFIX}pre is 'default'" if name else f"there is no {_PREFIX}pre"
+        return None, (
+            f"{reader.where}: {what}, as in files of before May 2024: nothing says how it cuts text"
+        )
     rule = pretokenizer.by_name(name)
     if rule is None:
-        return None, f"tokenizer.ggml.pre is {name!r}, of which only the name is known"
+        return (
+            None,
+            f"{reader.where}: {_PREFIX}pre is {name!r:.60}, of which only the name is known",
+        )
     return rule.name, ""
 
 
-def _special(metadata: Mapping[str, KeyValue], size: int, where: str) -> dict[str, int]:
+def special_ids(metadata: Mapping[str, KeyValue]) -> tuple[dict[str, int], list[str]]:
+    """Role → id, and a warning for every id that is beyond the vocabulary.
+
+    As llama.cpp takes them: such a role is absent.
+    """
+    kind, tokens = metadata.get(f"{_PREFIX}tokens", ("", ()))
+    size = len(tokens) if kind == "arr:str" else 0
     roles = {f"{_PREFIX}{name}_token_id": role for role, name in _ROLES.items()}
     special: dict[str, int] = {}
+    warnings = []
     for key, (kind, value) in metadata.items():
-        if key in roles:
-            if kind not in {"u32", "i32", "u64"} or not 0 <= value < size:
-                raise CorruptFile(f"{where}: {key} should be an id below {size}, found {value!r}")
+        if key not in roles:
+            continue
+        if kind in _INTEGERS and 0 <= value < size:
             special[roles[key]] = int(value)
-    return special
+        else:
+            warnings.append(
+                f"{key} is {value!r:.40}, and there are {size} tokens: the model is taken to have "
+                f"no {roles[key]} token"
+            )
+    return special, warnings
 
 
-def _adds(metadata: Mapping[str, KeyValue]) -> dict[str, bool]:
-    keys = {f"{_PREFIX}add_{role}_token": role for role in _ADDED}
-    return {keys[k]: bool(v) for k, (_, v) in metadata.items() if k in keys}
+def _adds(
+    reader: _Reader, kind: Kind, rule: str | None, special: Mapping[str, int]
+) -> dict[str, bool]:
+    """Which roles encoding adds; where a file is silent, what llama.cpp does then."""
+    adds = {}
+    for key in reader.metadata:
+        role = key.removeprefix(f"{_PREFIX}add_").removesuffix("_token")
+        if role in _ADDED and key == f"{_PREFIX}add_{role}_token":
+            adds[role] = bool(reader.value(f"add_{role}_token", "bool"))
+    known = pretokenizer.by_name(rule) if rule is not None else None
+    if "bos" in special and (kind == "spm" or (known is not None and known.add_bos)):
+        adds.setdefault("bos", True)
+    return adds
 
 
 def _read_templates(metadata: Mapping[str, KeyValue]) -> tuple[str | None, dict[str, str]]:

@@ -22,7 +22,7 @@ from zenconvert.formats.gguf.general import general_metadata
 from zenconvert.formats.gguf.ggml_types import BY_NAME
 from zenconvert.formats.gguf.keys import extra_keys, model_keys
 from zenconvert.formats.gguf.reader import encoding_of, read_files, row_order
-from zenconvert.formats.gguf.tokenizer import tokenizer_metadata
+from zenconvert.formats.gguf.tokenizer import known_pre, tokenizer_metadata
 from zenconvert.layout import Choice, Layout, OutputFile, Slot
 from zenconvert.target import Options, Target
 
@@ -209,6 +209,8 @@ def _metadata(
     code: KeyValue = ("u32", mixtures.FILE_TYPES[file_type])
     if checkpoint.format == "gguf":
         metadata = _source_metadata(checkpoint.path)
+        if options.pre_tokenizer is not None:
+            metadata["tokenizer.ggml.pre"] = ("str", known_pre(options.pre_tokenizer))
         quantized = True
     else:
         metadata = _converted_metadata(checkpoint, code, choices, options)

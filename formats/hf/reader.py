@@ -41,6 +41,7 @@ from zenconvert.formats.hf.side_facts import (
 )
 from zenconvert.formats.hf.tensor_names import Renaming, foreign
 from zenconvert.formats.hf.tokenizer import read_tokenizer
+from zenconvert.formats.hf.tokenizer_files import FURTHER_TEMPLATES
 from zenconvert.formats.hf.weights import find_weights
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.hyperparameters import Hyperparameters
@@ -220,6 +221,8 @@ def side_files(path: Path) -> dict[str, Path]:
     Raises UnsafePath for one that is a link out of the folder, InvalidInput for what is no file.
     """
     found = {name: path / name for name in _SIDE_FILES if is_there(path / name)}
+    further = sorted((path / FURTHER_TEMPLATES).glob("*.jinja"))
+    found |= {f"{FURTHER_TEMPLATES}/{file.name}": file for file in further}
     for name, file in found.items():
         refuse_links_out(path, file)
         if name not in _OPTIONAL:

@@ -44,24 +44,29 @@ class SentencePieceModel:
 
     pieces: tuple[Piece, ...]
     model_type: int
+    add_dummy_prefix: bool = True
+    """Whether a space is put before a text."""
 
 
 def read(path: Path) -> SentencePieceModel:
     """Parse ``tokenizer.model``. Raises SourceNotFound or CorruptFile."""
     data = read_bytes(path, _MAX_SIZE)
     try:
-        pieces, model_type = [], _UNIGRAM
+        pieces, model_type, prefix = [], _UNIGRAM, True
         for number, value in _fields(data):
             if number == 1 and isinstance(value, bytes):
                 pieces.append(_piece(value))
             elif number == 2 and isinstance(value, bytes):
                 found = [v for n, v in _fields(value) if n == 3 and isinstance(v, int)]
                 model_type = found[-1] if found else model_type
+            elif number == 3 and isinstance(value, bytes):
+                found = [v for n, v in _fields(value) if n == 3 and isinstance(v, int)]
+                prefix = bool(found[-1]) if found else prefix
     except (IndexError, struct.error, UnicodeDecodeError, ValueError) as error:
         raise broken(path, f"no SentencePiece model: {error}") from error
     if not pieces:
         raise broken(path, "the SentencePiece model has no pieces")
-    return SentencePieceModel(tuple(pieces), model_type)
+    return SentencePieceModel(tuple(pieces), model_type, prefix)
 
 
 def _piece(data: bytes) -> Piece:
@@ -73,6 +78,8 @@ def _piece(data: bytes) -> Piece:
             (score,) = struct.unpack("<f", value)
         elif number == 3 and isinstance(value, int):
             kind = value
+    if not NORMAL <= kind <= BYTE:
+        raise ValueError(f"the piece {text!r:.60} is of type {kind}; there are types 1 to 6")
     return Piece(text, score, kind)
 
 

@@ -1,71 +1,59 @@
 """Tokenizer files of an HF folder → neutral tokenizer, and text → token ids.
 
-Read are ``tokenizer.model`` (SentencePiece), else ``tokenizer.json``, else ``vocab.json`` with
-``merges.txt``; beside them ``tokenizer_config.json``, ``added_tokens.json`` and chat templates.
-Token types and padding follow llama.cpp's converter (``get_vocab_base`` and
-``_create_vocab_sentencepiece`` in conversion/base.py).
+What ``tokenizer.json`` says is right, as for transformers, with the tokens that the files beside it
+add; a ``tokenizer.model`` that agrees gives the scores of its pieces. Without a tokenizer.json,
+``tokenizer.model`` is read, else ``vocab.json`` with ``merges.txt``. Token types and padding follow
+llama.cpp's converter (``get_vocab_base`` and ``_create_vocab_sentencepiece`` in
+conversion/base.py).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UnknownTokenizer
-from zenconvert.formats.hf import sentencepiece_model, special_tokens
+from zenconvert.formats.hf import fast, sentencepiece_model
 from zenconvert.formats.hf.json_file import read_json
-from zenconvert.formats.hf.tokenizer_json import rule_of, write_tokenizer
-from zenconvert.tokenizer import Tokenizer, TokenType
+from zenconvert.formats.hf.sentencepiece_model import SentencePieceModel
+from zenconvert.formats.hf.tokenizer_files import Added, TokenizerFiles, text_of
+from zenconvert.formats.hf.tokenizer_json import ADDED_SCORE, definition_of
+from zenconvert.formats.hf.tokenizer_losses import losses_of
+from zenconvert.formats.hf.tokenizer_structure import Structure, understand
+from zenconvert.tokenizer import Tokenizer, TokenType, hole
 
 UNUSED_SCORE: Final = -10000.0
-ADDED_SCORE: Final = -1000.0
 _LOOKS_SPECIAL: Final = re.compile(
     r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@\]", re.DOTALL
 )
 _BYTE: Final = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _CLASS_RULES: Final = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}
+_LLAMA: Final = "LlamaTokenizer"
+_FROM_PIECE: Final = (sentencepiece_model.UNKNOWN, sentencepiece_model.CONTROL)
 
 
 def read_tokenizer(path: Path, *, vocab_size: int) -> Tokenizer:
     """The tokenizer of the folder ``path``, padded to ``vocab_size`` tokens.
 
-    Raises SourceNotFound when there is none, CorruptFile or InvalidInput when it is broken, and
-    UnknownTokenizer for a kind that is neither byte-level BPE nor SentencePiece BPE.
+    Raises SourceNotFound when there is none, CorruptFile or InvalidInput when it is broken.
     """
-    files = _Files(path, vocab_size)
+    files = TokenizerFiles(path, vocab_size)
+    if files.definition is not None:
+        return _from_definition(files, files.definition)
     if (path / "tokenizer.model").is_file():
         return _from_sentencepiece(files)
-    if files.definition is None:
-        return _from_vocab_json(files)
-    model = files.definition.get("model")
-    if not isinstance(model, dict) or model.get("type") != "BPE":
-        kind = model.get("type") if isinstance(model, dict) else model
-        raise UnknownTokenizer(
-            f"{path / 'tokenizer.json'}: tokenizers of type {kind!r} are not supported; BPE and "
-            "SentencePiece BPE are"
-        )
-    if model.get("byte_fallback"):
-        return _from_byte_fallback(files, model)
-    return _from_bpe(files, model)
+    return _from_vocab_json(files)
 
 
 class TextEncoder:
     """Text → token ids, by HF's tokenizers; special tokens in the text are recognised."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        from tokenizers import Tokenizer as FastTokenizer
-
-        definition = tokenizer.definition or write_tokenizer(tokenizer)["tokenizer.json"]
-        try:
-            self._fast = FastTokenizer.from_str(definition.decode("utf-8"))
-        except Exception as error:
-            raise InvalidInput(f"tokenizer.json is refused by tokenizers: {error}") from error
-        self._fast.no_truncation()
-        self._fast.no_padding()
+        """Raises CorruptFile or UnknownTokenizer where nothing can encode."""
+        self._fast = fast.load(tokenizer.definition or definition_of(tokenizer), "tokenizer.json")
 
     def encode(self, text: str) -> list[int]:
         """Token ids without BOS or EOS."""
@@ -78,96 +66,204 @@ class TextEncoder:
         return text
 
 
-@dataclass(frozen=True)
-class _Files:
-    """What lies in the folder, each parsed on first use."""
+@dataclass
+class _Vocabulary:
+    """Tokens by id in the making; ids that nothing fills are holes."""
 
-    path: Path
-    vocab_size: int
+    files: TokenizerFiles
+    tokens: list[str]
+    types: list[int]
+    scores: list[float]
+    warnings: list[str]
 
-    @cached_property
-    def definition_bytes(self) -> bytes | None:
-        file = self.path / "tokenizer.json"
-        return file.read_bytes() if file.is_file() else None
+    @classmethod
+    def of(cls, files: TokenizerFiles) -> _Vocabulary:
+        size = files.vocab_size
+        tokens = [hole(i) for i in range(size)]
+        return cls(files, tokens, [int(TokenType.UNUSED)] * size, [UNUSED_SCORE] * size, [])
 
-    @cached_property
-    def definition(self) -> dict[str, Any] | None:
-        return self._optional("tokenizer.json")
+    def fill(self, number: int, text: str, kind: int, score: float) -> None:
+        """A token that the model must have a row for. Raises InvalidInput."""
+        if not 0 <= number < len(self.tokens):
+            raise InvalidInput(
+                f"{self.files.path}: the tokenizer has the id {number} and config.json's "
+                f"vocab_size is {len(self.tokens)}"
+            )
+        self.tokens[number], self.types[number], self.scores[number] = text, int(kind), score
 
-    @cached_property
-    def settings(self) -> dict[str, Any] | None:
-        return self._optional("tokenizer_config.json")
+    def add(self, number: int, token: Added, *, spaces: bool) -> None:
+        """An added token; one without a row is left out, as the model cannot have seen it.
 
-    @cached_property
-    def added(self) -> dict[int, dict[str, Any]]:
-        """Added tokens by id, of tokenizer.json and tokenizer_config.json."""
-        tokens: dict[int, dict[str, Any]] = {}
-        decoder = (self.settings or {}).get("added_tokens_decoder") or {}
-        try:
-            tokens |= {int(number): {"content": t["content"], **t} for number, t in decoder.items()}
-            for token in (self.definition or {}).get("added_tokens") or ():
-                tokens[int(token["id"])] = {"content": token["content"], **token}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CorruptFile(f"{self.path}: an added token is malformed: {error!r}") from error
-        return tokens
+        ``spaces``: ``▁`` stands for a space.
+        """
+        if number >= len(self.tokens):
+            self.warnings.append(
+                f"{self.files.path}: the added token {token.text!r:.60} has the id {number} and "
+                f"the model {len(self.tokens)} rows: it is left out of tables of tokens"
+            )
+            return
+        text, kind = token.text, TokenType.USER_DEFINED
+        if token.special or _LOOKS_SPECIAL.fullmatch(text):
+            kind = TokenType.CONTROL
+        elif spaces:
+            text = text.replace("▁", " ")
+        self.fill(number, text, kind, ADDED_SCORE)
 
-    def _optional(self, name: str) -> dict[str, Any] | None:
-        file = self.path / name
-        return read_json(file) if file.is_file() else None
 
-    def common(self) -> dict[str, Any]:
-        """The fields that every kind has: special tokens and templates."""
-        special, adds = special_tokens.find(
-            self.definition,
-            self.settings,
-            self._optional("config.json") or {},
-            vocab_size=self.vocab_size,
+def _common(files: TokenizerFiles) -> dict[str, Any]:
+    """The fields that every kind has: special tokens and templates."""
+    special, adds = files.roles()
+    default, named = files.templates()
+    return {
+        "special": special,
+        "adds": adds,
+        "chat_template": default,
+        "named_templates": named,
+        "definition": files.encoding,
+    }
+
+
+def _from_definition(files: TokenizerFiles, definition: Mapping[str, Any]) -> Tokenizer:
+    """A tokenizer.json, whatever it is."""
+    structure = understand(definition)
+    model = definition["model"]
+    vocabulary = _Vocabulary.of(files)
+    assert files.loaded is not None
+    plain = files.loaded.get_vocab(with_added_tokens=False)
+    if structure.kind == "spm":
+        _fill_pieces(vocabulary, plain, model)
+    else:
+        for text, number in plain.items():
+            is_byte = structure.kind == "unigram" and _BYTE.fullmatch(text)
+            vocabulary.fill(number, text, TokenType.BYTE if is_byte else TokenType.NORMAL, 0.0)
+    for number, token in files.added.items():
+        if structure.kind == "spm" and _is_piece(vocabulary, number, token):
+            continue
+        vocabulary.add(number, token, spaces=structure.kind == "spm")
+    for number, text in enumerate(vocabulary.tokens):
+        if text == hole(number) and vocabulary.types[number] == TokenType.NORMAL:
+            vocabulary.types[number] = int(TokenType.UNUSED)
+    tokenizer = Tokenizer(
+        kind=structure.kind,
+        tokens=vocabulary.tokens,
+        types=vocabulary.types,
+        scores=vocabulary.scores if structure.kind == "spm" else None,
+        merges=_merges(files, model.get("merges")) if structure.kind == "bpe" else (),
+        rule=structure.rule,
+        rule_problem=structure.rule_problem,
+        add_space_prefix=_space_prefix(files, structure),
+        problem=structure.problem,
+        warnings=tuple(vocabulary.warnings),
+        **_common(files),
+    )
+    losses = losses_of(tokenizer, files.added, files.loaded, definition)
+    return replace(tokenizer, losses=(*structure.losses, *losses))
+
+
+def _is_piece(vocabulary: _Vocabulary, number: int, token: Added) -> bool:
+    """Whether an added token is a piece of tokenizer.model that is special there."""
+    declared = (vocabulary.files.settings or {}).get("added_tokens_decoder") or {}
+    return (
+        str(number) not in declared
+        and number < len(vocabulary.tokens)
+        and vocabulary.tokens[number] == token.text
+        and vocabulary.types[number] in _FROM_PIECE
+    )
+
+
+def _space_prefix(files: TokenizerFiles, structure: Structure) -> bool | None:
+    """False where no space is put before a text; True only where the config says so as well."""
+    said = (files.settings or {}).get("add_prefix_space")
+    name = str((files.settings or {}).get("tokenizer_class", "")).removesuffix("Fast")
+    if structure.kind != "spm":
+        return said if isinstance(said, bool) else None
+    if not structure.space_prefix or (said is False and name == _LLAMA):
+        return False
+    return True if said is True else None
+
+
+def _fill_pieces(
+    vocabulary: _Vocabulary, plain: Mapping[str, int], model: Mapping[str, Any]
+) -> None:
+    """The pieces of a SentencePiece BPE, with scores of tokenizer.model where that agrees."""
+    files = vocabulary.files
+    path = files.path / "tokenizer.model"
+    pieces = sentencepiece_model.read(path) if path.is_file() else None
+    if pieces is not None and (problem := _disagreement(files, pieces, plain)):
+        vocabulary.warnings.append(
+            f"{path}: {problem}; tokenizer.json is taken, as transformers does"
         )
-        default, named = self._templates()
-        prefix = (self.settings or {}).get("add_prefix_space")
-        return {
-            "special": special,
-            "adds": adds,
-            "add_space_prefix": prefix if isinstance(prefix, bool) else None,
-            "chat_template": default,
-            "named_templates": named,
-            "definition": self.definition_bytes,
-        }
-
-    def _templates(self) -> tuple[str | None, dict[str, str]]:
-        """The default chat template and the named ones."""
-        if self.settings is None:
-            return None, {}
-        value: Any = self.settings.get("chat_template")
-        named: dict[str, str] = {}
-        if value is None and (self.path / "chat_template.jinja").is_file():
-            value = _text(self.path / "chat_template.jinja")
-            further = sorted((self.path / "additional_chat_templates").glob("*.jinja"))
-            named = {file.stem: _text(file) for file in further}
-        elif value is None:
-            value = (self._optional("chat_template.json") or {}).get("chat_template")
-        if isinstance(value, list):
-            rows = [(r.get("name"), r.get("template")) for r in value if isinstance(r, Mapping)]
-            named = {n: t for n, t in rows if isinstance(n, str) and isinstance(t, str)}
-            value = named.pop("default", None)
-        return (value if isinstance(value, str) else None), named
+        pieces = None
+    if pieces is not None:
+        _fill_from_model(vocabulary, pieces)
+        plain = {text: i for text, i in plain.items() if i >= len(pieces.pieces)}
+    ranks: dict[str, int] = {}
+    for left, right in (merge.split(" ") for merge in _merges(files, model.get("merges"))):
+        ranks.setdefault(left + right, len(ranks))
+    for text, number in plain.items():
+        if _BYTE.fullmatch(text):
+            vocabulary.fill(number, text, TokenType.BYTE, 0.0)
+        else:
+            # Llama's scores are minus the rank of the merge that makes a piece; any that fall in
+            # the same order give the same tokens
+            rank = ranks.get(text, len(ranks) + number)
+            vocabulary.fill(number, text, TokenType.NORMAL, -float(rank))
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorruptFile(f"{path}: cannot be read as UTF-8 text: {error}") from error
+def _disagreement(
+    files: TokenizerFiles, pieces: SentencePieceModel, plain: Mapping[str, int]
+) -> str:
+    """In what a tokenizer.model is not that of the tokenizer.json, empty where it is."""
+    if pieces.model_type != sentencepiece_model.BPE:
+        return "it is no BPE model, and tokenizer.json is"
+    texts = {number: text for text, number in plain.items()}
+    texts |= {number: token.text for number, token in files.added.items()}
+    for number, piece in enumerate(pieces.pieces):
+        if texts.get(number) != piece.text:
+            return (
+                f"its piece {number} is {piece.text!r:.60}, and {texts.get(number)!r:.60} in "
+                "tokenizer.json"
+            )
+    return ""
 
 
-def _from_bpe(files: _Files, model: Mapping[str, Any]) -> Tokenizer:
-    """Byte-level BPE of a tokenizer.json."""
-    assert files.definition is not None
-    rule, problem = rule_of(files.definition)
-    return _bpe(files, model.get("vocab"), model.get("merges"), rule, problem)
+def _fill_from_model(vocabulary: _Vocabulary, model: SentencePieceModel) -> None:
+    for number, piece in enumerate(model.pieces[: len(vocabulary.tokens)]):
+        user_defined = piece.type == sentencepiece_model.USER_DEFINED
+        kind = TokenType.NORMAL if user_defined else TokenType(piece.type)
+        vocabulary.fill(number, piece.text, kind, piece.score)
 
 
-def _from_vocab_json(files: _Files) -> Tokenizer:
+def _from_sentencepiece(files: TokenizerFiles) -> Tokenizer:
+    """tokenizer.model, then the added tokens of the files beside it."""
+    path = files.path / "tokenizer.model"
+    model = sentencepiece_model.read(path)
+    if model.model_type != sentencepiece_model.BPE:
+        raise UnknownTokenizer(
+            f"{path}: only SentencePiece models of type BPE are read without a tokenizer.json, "
+            f"found type {model.model_type}; AutoTokenizer.from_pretrained(…).save_pretrained(…) "
+            "of transformers writes one"
+        )
+    vocabulary = _Vocabulary.of(files)
+    _fill_from_model(vocabulary, model)
+    for number, token in files.added.items():
+        vocabulary.add(number, token, spaces=True)
+    said = (files.settings or {}).get("add_prefix_space")
+    prefix = said if isinstance(said, bool) else None
+    if prefix is None and not model.add_dummy_prefix:
+        prefix = False
+    return Tokenizer(
+        kind="spm",
+        tokens=vocabulary.tokens,
+        types=vocabulary.types,
+        scores=vocabulary.scores,
+        add_space_prefix=prefix,
+        warnings=tuple(vocabulary.warnings),
+        **_common(files),
+    )
+
+
+def _from_vocab_json(files: TokenizerFiles) -> Tokenizer:
     """GPT-2's files; the tokenizer's class tells how text is cut."""
     vocab, merges = files.path / "vocab.json", files.path / "merges.txt"
     if not vocab.is_file() or not merges.is_file():
@@ -177,50 +273,29 @@ def _from_vocab_json(files: _Files) -> Tokenizer:
         )
     name = str((files.settings or {}).get("tokenizer_class", "")).removesuffix("Fast")
     rule = _CLASS_RULES.get(name)
-    problem = "" if rule else f"tokenizer_class {name!r} without a tokenizer.json"
-    rows = [line.strip() for line in _text(merges).splitlines()]
+    rows = [line.strip() for line in text_of(merges).splitlines()]
     if rows and rows[0].startswith("#"):
         del rows[0]
-    return _bpe(files, read_json(vocab), [row for row in rows if row], rule, problem)
-
-
-def _bpe(files: _Files, vocab: Any, merges: Any, rule: str | None, problem: str) -> Tokenizer:
-    tokens = [f"[PAD{i}]" for i in range(files.vocab_size)]
-    types = [int(TokenType.UNUSED)] * files.vocab_size
-    for text, number in _vocabulary(files, vocab).items():
-        tokens[number], types[number] = text, TokenType.NORMAL
+    vocabulary = _Vocabulary.of(files)
+    for text, number in read_json(vocab).items():
+        if type(number) is not int:
+            raise CorruptFile(f"{vocab}: texts should map to ids, found {number!r:.60}")
+        vocabulary.fill(number, text, TokenType.NORMAL, 0.0)
     for number, token in files.added.items():
-        _check_id(files, number)
-        tokens[number], types[number] = _added_token(token)
+        vocabulary.add(number, token, spaces=False)
     return Tokenizer(
         kind="bpe",
-        tokens=tokens,
-        types=types,
-        merges=_merges(files, merges),
+        tokens=vocabulary.tokens,
+        types=vocabulary.types,
+        merges=_merges(files, [row for row in rows if row]),
         rule=rule,
-        rule_problem=problem,
-        **files.common(),
+        rule_problem="" if rule else f"tokenizer_class {name!r:.60} without a tokenizer.json",
+        warnings=tuple(vocabulary.warnings),
+        **_common(files),
     )
 
 
-def _vocabulary(files: _Files, vocab: Any) -> dict[str, int]:
-    if not isinstance(vocab, dict) or not all(type(i) is int for i in vocab.values()):
-        raise CorruptFile(f"{files.path}: the tokenizer's vocab should map texts to ids")
-    if vocab:
-        _check_id(files, max(vocab.values()))
-        _check_id(files, min(vocab.values()))
-    return vocab
-
-
-def _check_id(files: _Files, number: int) -> None:
-    if not 0 <= number < files.vocab_size:
-        raise InvalidInput(
-            f"{files.path}: the tokenizer has the id {number} and config.json's vocab_size is "
-            f"{files.vocab_size}"
-        )
-
-
-def _merges(files: _Files, merges: Any) -> list[str]:
+def _merges(files: TokenizerFiles, merges: Any) -> list[str]:
     """``"left right"``; a space inside a part is written as GPT-2's alphabet has it."""
     if not isinstance(merges, list):
         raise CorruptFile(f"{files.path}: the tokenizer's merges should be a list")
@@ -231,66 +306,3 @@ def _merges(files: _Files, merges: Any) -> list[str]:
             raise CorruptFile(f"{files.path}: a merge should be a pair of texts: {merge!r:.80}")
         rows.append(" ".join(part.replace(" ", "Ġ") for part in pair))
     return rows
-
-
-def _added_token(token: Mapping[str, Any]) -> tuple[str, int]:
-    text = str(token["content"])
-    if token.get("special") or _LOOKS_SPECIAL.fullmatch(text):
-        return text, TokenType.CONTROL
-    return text.replace("▁", " "), TokenType.USER_DEFINED
-
-
-def _from_sentencepiece(files: _Files) -> Tokenizer:
-    """tokenizer.model, then added_tokens.json, then tokenizer_config.json."""
-    path = files.path / "tokenizer.model"
-    model = sentencepiece_model.read(path)
-    if model.model_type != sentencepiece_model.BPE:
-        raise UnknownTokenizer(
-            f"{path}: only SentencePiece models of type BPE can be stored in GGUF for this "
-            f"architecture, found type {model.model_type}"
-        )
-    size = files.vocab_size
-    tokens = [f"[PAD{i}]" for i in range(size)]
-    scores, types = [UNUSED_SCORE] * size, [int(TokenType.UNUSED)] * size
-    for number, piece in enumerate(model.pieces[:size]):
-        user_defined = piece.type == sentencepiece_model.USER_DEFINED
-        tokens[number], scores[number] = piece.text, piece.score
-        types[number] = TokenType.NORMAL if user_defined else TokenType(piece.type)
-    for text, number in (files._optional("added_tokens.json") or {}).items():
-        if type(number) is int and 0 <= number < size:
-            tokens[number], scores[number] = text, ADDED_SCORE
-            types[number] = TokenType.USER_DEFINED
-    decoder = (files.settings or {}).get("added_tokens_decoder") or {}
-    for number in (n for n in map(int, decoder) if 0 <= n < size):
-        tokens[number], types[number] = _added_token(decoder[str(number)])
-        scores[number] = ADDED_SCORE
-    return Tokenizer(kind="spm", tokens=tokens, types=types, scores=scores, **files.common())
-
-
-def _from_byte_fallback(files: _Files, model: Mapping[str, Any]) -> Tokenizer:
-    """SentencePiece BPE of which only the tokenizer.json is left.
-
-    Scores are not stored there. Llama's are minus the rank of the merge that makes a token, and so
-    they are taken here: any decreasing scores give the same tokens.
-    """
-    size = files.vocab_size
-    tokens = [f"[PAD{i}]" for i in range(size)]
-    scores, types = [UNUSED_SCORE] * size, [int(TokenType.UNUSED)] * size
-    vocab = _vocabulary(files, model.get("vocab"))
-    ranks: dict[str, int] = {}
-    for merge in _pairs(files, model.get("merges")):
-        ranks.setdefault("".join(merge), len(ranks))
-    for text, number in vocab.items():
-        tokens[number] = text
-        types[number] = TokenType.BYTE if _BYTE.fullmatch(text) else TokenType.NORMAL
-        is_byte = types[number] == TokenType.BYTE
-        scores[number] = 0.0 if is_byte else -float(ranks.get(text, len(ranks) + number))
-    for number, token in files.added.items():
-        _check_id(files, number)
-        tokens[number], types[number] = _added_token(token)
-        scores[number] = ADDED_SCORE
-    return Tokenizer(kind="spm", tokens=tokens, types=types, scores=scores, **files.common())
-
-
-def _pairs(files: _Files, merges: Any) -> list[list[str]]:
-    return [merge.split(" ") for merge in _merges(files, merges)]

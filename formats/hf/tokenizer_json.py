@@ -1,4 +1,8 @@
-"""Neutral tokenizer → the files of an HF folder, and the structure of ``tokenizer.json``.
+"""Neutral tokenizer → the files of an HF folder.
+
+Every token stands in the model's own vocabulary, added ones and holes too: the tokenizers library
+gives ids of its own to added tokens that do not. What was built is loaded with that library and
+every id compared.
 
 Source: the tokenizers library's JSON form and transformers' SentencePiece conversion
 (``LlamaConverter`` and ``generate_merges`` in convert_slow_tokenizer.py).
@@ -11,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from zenconvert import pretokenizer
-from zenconvert.errors import UnknownTokenizer
-from zenconvert.formats.hf import sentencepiece_model
+from zenconvert.errors import InvalidInput, UnknownTokenizer
+from zenconvert.formats.hf import fast, sentencepiece_model
 from zenconvert.formats.hf.sentencepiece_model import Piece
 from zenconvert.formats.hf.special_tokens import ROLES
 from zenconvert.pretokenizer import DIGITS, GPT2, Rule
@@ -21,85 +25,44 @@ from zenconvert.tokenizer import Tokenizer, TokenType
 ADDED_SCORE: Final = -1000.0
 """Score that llama.cpp's converter gives to added tokens."""
 
-_ADDED: Final = frozenset({TokenType.CONTROL, TokenType.USER_DEFINED})
-
-
-def rule_of(definition: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Name of the pre-tokenizer rule of a tokenizer.json, else None and what stands in the way."""
-    normalizer = _normalizer(definition.get("normalizer"))
-    steps = _steps(definition.get("pre_tokenizer"))
-    ignore_merges = bool((definition.get("model") or {}).get("ignore_merges", False))
-    if normalizer is None:
-        return None, f"normalizer {_short(definition.get('normalizer'))}"
-    if steps is None:
-        return None, f"pre_tokenizer {_short(definition.get('pre_tokenizer'))}"
-    rule = pretokenizer.by_structure(normalizer, steps, ignore_merges=ignore_merges)
-    if rule is not None:
-        return rule.name, ""
-    return None, (
-        f"normalizer {normalizer or 'none'}, ignore_merges {ignore_merges} and the expressions "
-        f"{' then '.join(steps)}"
-    )
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 400 else f"{text[:400]}…"
-
-
-def _normalizer(value: Any) -> str | None:
-    """Name of the normal form, "" for none, None for anything else."""
-    if value is None:
-        return ""
-    if isinstance(value, Mapping) and value.get("type") == "Sequence":
-        parts = value.get("normalizers") or []
-        return _normalizer(parts[0]) if len(parts) == 1 else None if parts else ""
-    return "NFC" if isinstance(value, Mapping) and value.get("type") == "NFC" else None
-
-
-def _steps(value: Any) -> tuple[str, ...] | None:
-    """The isolating expressions of a byte-level pre-tokenizer, None for anything else."""
-    if not isinstance(value, Mapping):
-        return None
-    parts = value.get("pretokenizers") if value.get("type") == "Sequence" else [value]
-    if not isinstance(parts, list) or not parts or parts[-1].get("type") != "ByteLevel":
-        return None
-    steps = [_step(part) for part in parts]
-    return None if any(s is None for s in steps) else tuple(s for s in steps if s)
-
-
-def _step(part: Mapping[str, Any]) -> str | None:
-    """One expression, "" for a step that cuts nothing, None for one that is not known."""
-    kind = part.get("type")
-    if kind == "ByteLevel":
-        if part.get("add_prefix_space"):
-            return None
-        return GPT2 if part.get("use_regex", True) else ""
-    if kind == "Digits":
-        return DIGITS if part.get("individual_digits") else None
-    if kind == "Split":
-        # matches cover the whole text: to isolate them and to keep nothing else is the same
-        how = (part.get("behavior"), bool(part.get("invert")))
-        expression = (part.get("pattern") or {}).get("Regex")
-        known = how in {("Isolated", False), ("Removed", True)}
-        return expression if known and isinstance(expression, str) else None
-    return None
+_ADDED: Final = frozenset({TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN})
+"""Types that are recognised in a text wherever they stand."""
 
 
 def write_tokenizer(tokenizer: Tokenizer) -> dict[str, bytes]:
     """File name → content: all that transformers needs.
 
-    Raises UnknownTokenizer when the pre-tokenizer cannot be described.
+    Raises UnknownTokenizer when the pre-tokenizer cannot be described, and InvalidInput when the
+    tokens cannot all have their ids.
     """
     files: dict[str, bytes] = {}
     if tokenizer.kind == "spm":
         files["tokenizer.model"] = _sentencepiece(tokenizer)
-        definition = _byte_fallback_definition(tokenizer)
-    else:
-        definition = _bpe_definition(tokenizer)
-    files["tokenizer.json"] = _json(definition)
+    files["tokenizer.json"] = definition_of(tokenizer)
     files["tokenizer_config.json"] = _json(_settings(tokenizer))
     return files
+
+
+def definition_of(tokenizer: Tokenizer) -> bytes:
+    """``tokenizer.json`` of a ``bpe`` or ``spm`` tokenizer. Raises as :func:`write_tokenizer`."""
+    seen: dict[str, int] = {}
+    for number, text in enumerate(tokenizer.tokens):
+        if seen.setdefault(text, number) != number:
+            raise InvalidInput(
+                f"the vocabulary cannot be written as tokenizer.json: the tokens {seen[text]} and "
+                f"{number} are both {text!r}, and a text has one id there (llama.cpp refuses such "
+                "a file too)"
+            )
+    built = _byte_fallback_definition if tokenizer.kind == "spm" else _bpe_definition
+    definition = _json(built(tokenizer))
+    found = fast.load(definition, "the tokenizer.json built").get_vocab(with_added_tokens=True)
+    if found != seen:
+        text = next(t for t in {**seen, **found} if seen.get(t) != found.get(t))
+        raise InvalidInput(
+            f"the vocabulary cannot be written as tokenizer.json: the token {text!r} is "
+            f"{seen.get(text)} and the tokenizers library makes {found.get(text)} of it"
+        )
+    return definition
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -110,9 +73,10 @@ def _rule(tokenizer: Tokenizer) -> Rule:
     rule = None if tokenizer.rule is None else pretokenizer.by_name(tokenizer.rule)
     if rule is None:
         raise UnknownTokenizer(
-            "the tokenizer cannot be written as tokenizer.json: "
+            "the tokenizer cannot be written as tokenizer.json, nor its text be encoded: "
             + (tokenizer.rule_problem or f"the pre-tokenizer {tokenizer.rule!r} is not known")
-            + f"; known are {', '.join(pretokenizer.known_names())}"
+            + ". If you know which pre-tokenizer it is, name it with --pre; known are "
+            + ", ".join(rule.name for rule in pretokenizer.rules())
         )
     return rule
 
@@ -120,15 +84,11 @@ def _rule(tokenizer: Tokenizer) -> Rule:
 def _bpe_definition(tokenizer: Tokenizer) -> dict[str, Any]:
     rule = _rule(tokenizer)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
-    plain = {
-        text: i
-        for i, (text, kind) in enumerate(zip(tokenizer.tokens, tokenizer.types, strict=True))
-        if kind not in _ADDED and kind != TokenType.UNUSED
-    }
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-        "ignore_merges": rule.ignore_merges, "vocab": plain,
+        "ignore_merges": rule.ignore_merges,
+        "vocab": {text: i for i, text in enumerate(tokenizer.tokens)},
         "merges": [merge.split(" ") for merge in tokenizer.merges],
     }  # fmt: skip
     return {
@@ -155,14 +115,13 @@ def _pre_tokenizer(rule: Rule, byte_level: dict[str, Any]) -> dict[str, Any]:
 
 
 def _added_tokens(tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    unknown = {TokenType.UNKNOWN} if tokenizer.kind == "spm" else set()
     return [
         {
             "id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
             "normalized": False, "special": kind != TokenType.USER_DEFINED,
         }
         for i, (text, kind) in enumerate(zip(tokenizer.tokens, tokenizer.types, strict=True))
-        if kind in _ADDED or kind in unknown
+        if kind in _ADDED
     ]  # fmt: skip
 
 
@@ -240,7 +199,7 @@ def _named(tokenizer: Tokenizer) -> dict[str, int]:
     last = -1
     for role, i in tokenizer.special.items():
         rank = ROLES.index(role) if role in ROLES else -1
-        if rank <= last or tokenizer.types[i] not in _ADDED | {TokenType.UNKNOWN}:
+        if rank <= last or tokenizer.types[i] not in _ADDED:
             break
         named[role], last = i, rank
     return named
@@ -267,11 +226,7 @@ def _sentencepiece(tokenizer: Tokenizer) -> bytes:
 
 def _byte_fallback_definition(tokenizer: Tokenizer) -> dict[str, Any]:
     assert tokenizer.scores is not None
-    vocab = {
-        text: i
-        for i, (text, kind) in enumerate(zip(tokenizer.tokens, tokenizer.types, strict=True))
-        if kind not in {TokenType.UNUSED, TokenType.USER_DEFINED}
-    }
+    vocab = {text: i for i, text in enumerate(tokenizer.tokens)}
     prefix = tokenizer.add_space_prefix is not False
     unknown = tokenizer.special.get("unk")
     unk = tokenizer.tokens[unknown] if unknown is not None else None
@@ -299,13 +254,17 @@ def _byte_fallback_definition(tokenizer: Tokenizer) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_MERGED: Final = frozenset({TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED})
+"""Types that llama.cpp makes of parts; the others never come out of a text."""
+
+
 def _merges(
     vocab: Mapping[str, int], scores: Sequence[float], types: Sequence[int]
 ) -> list[list[str]]:
     """Every way to make a piece of two others, best score first."""
     rows: list[tuple[float, int, int, int, str, str]] = []
     for text, i in vocab.items():
-        if types[i] != TokenType.NORMAL:
+        if types[i] not in _MERGED:
             continue
         for cut in range(1, len(text)):
             left, right = vocab.get(text[:cut]), vocab.get(text[cut:])

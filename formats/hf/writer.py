@@ -37,6 +37,7 @@ def choose(
 ) -> list[Choice]:
     """Every tensor in the target's dtype, in source order. Raises UsageError."""
     _refuse_foreign_options(options, importance)
+    refuse_pre(checkpoint, options)
     dtype = _dtype(target.type or "bf16")
     names = {n.name: n for n in checkpoint.architecture.tensor_names(checkpoint.hyperparameters)}
     choices = []
@@ -66,6 +67,15 @@ def zero_biases(checkpoint: Checkpoint, encoding: Dense) -> list[Choice]:
     return found
 
 
+def refuse_pre(checkpoint: Checkpoint, options: Options) -> None:
+    """Raise UsageError for a pre-tokenizer where the source's own files say how text is cut."""
+    if options.pre_tokenizer is not None and checkpoint.side_files is not None:
+        raise UsageError(
+            f"--pre makes no sense here: the tokenizer files of {checkpoint.path} travel unchanged "
+            "and say themselves how text is cut"
+        )
+
+
 def _override(name: str, options: Options) -> tuple[Dense, str] | None:
     for pattern, kind in options.tensor_types:
         if re.search(pattern, name):
@@ -84,7 +94,6 @@ def _dtype(name: str) -> Dense:
 def _refuse_foreign_options(options: Options, importance: bool) -> None:
     foreign = {
         "--pure": options.pure,
-        "--pre": options.pre_tokenizer is not None,
         "--layout": options.layout is not None,
         "--importance": importance,
     }

@@ -14,6 +14,7 @@ from zenconvert.checkpoint import Checkpoint, StoredPieces, Tensor
 from zenconvert.encoding import F16, F32, Blocks, Dense, Encoding, Grouped
 from zenconvert.errors import UsageError
 from zenconvert.formats.gguf import integer_grids
+from zenconvert.formats.hf.writer import refuse_pre
 from zenconvert.formats.onnx import rotary
 from zenconvert.formats.onnx.codecs import BITS, BlockCodec, NBitsCodec, block_of
 from zenconvert.formats.onnx.orders import column_order
@@ -33,15 +34,15 @@ def choose(
     """The storage of every tensor, and the tables that the graph needs. Raises UsageError."""
     del importance  # weighs the search for scales
     _refuse_foreign(options)
+    refuse_pre(checkpoint, options)
     chooser = _Chooser(checkpoint, parse(target.type), options)
     choices = [c for n in chooser.names if (c := chooser.choice(n)) is not None]
     return [*_tables(checkpoint, chooser.kind), *_orders(choices), *choices]
 
 
 def _refuse_foreign(options: Options) -> None:
-    foreign = {"--pure": options.pure, "--pre": options.pre_tokenizer is not None}
-    if given := [name for name, on in foreign.items() if on]:
-        raise UsageError(f"{', '.join(given)} makes no sense for onnx targets")
+    if options.pure:
+        raise UsageError("--pure makes no sense for onnx targets")
 
 
 def _middle(tensor: Tensor) -> int:

@@ -17,6 +17,8 @@ from typing import Any, Final
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.encoding import Grouped
 from zenconvert.errors import UsageError
+from zenconvert.formats.hf.json_file import read_json
+from zenconvert.formats.hf.tokenizer_files import TokenizerFiles
 from zenconvert.formats.onnx.genai_config import NAME as GENAI_CONFIG
 from zenconvert.formats.onnx.genai_config import genai_config
 from zenconvert.formats.onnx.target_type import TargetType
@@ -24,6 +26,7 @@ from zenconvert.layout import Choice
 
 GENAI: Final = "genai"
 TRANSFORMERS_JS: Final = "transformers.js"
+SETTINGS: Final = "tokenizer_config.json"
 _CHUNK: Final = 2_000_000_000
 """Largest file that browsers take into one buffer."""
 # (bits of the linear weights, type of the activations) → dtype of transformers.js
@@ -85,4 +88,29 @@ def tables(
     }
     if str(kind.floats) == "f16":
         announced["kv_cache_dtype"] = {found.dtype: "float16"}
-    return {"config.json": {**config, "transformers.js_config": announced}}
+    found_tables = {"config.json": {**config, "transformers.js_config": announced}}
+    settings = _with_templates(checkpoint)
+    return found_tables if settings is None else {**found_tables, SETTINGS: settings}
+
+
+def _with_templates(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """tokenizer_config.json with the chat templates of files beside it, where there are some.
+
+    transformers.js looks for templates there alone.
+    """
+    file = (checkpoint.side_files or {}).get(SETTINGS)
+    folder = next(
+        (p.parent for n, p in (checkpoint.side_files or {}).items() if "/" not in n), None
+    )
+    if folder is None:
+        return None
+    files = TokenizerFiles(folder, checkpoint.hyperparameters.vocab)
+    default, named = files.templates()
+    template: Any = default
+    if named:
+        rows = {"default": default, **named} if default is not None else named
+        template = [{"name": name, "template": text} for name, text in rows.items()]
+    settings = read_json(file) if file is not None else {}
+    if template is None or settings.get("chat_template") == template:
+        return None
+    return {**settings, "chat_template": template}

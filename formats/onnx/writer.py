@@ -59,7 +59,8 @@ def lay_out(
     tables = layouts.tables(found, config, checkpoint, kind, len(files))
     small = [OutputFile.of_bytes(n, json_bytes(table)) for n, table in tables.items()]
     first = OutputFile.of_bytes(found.folder + found.graph, graph)
-    return Layout((first, *files, *small, *side_files(checkpoint)), is_folder=True)
+    beside = [f for f in side_files(checkpoint) if f.name not in tables]
+    return Layout((first, *files, *small, *beside), is_folder=True)
 
 
 def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:

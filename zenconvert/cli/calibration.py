@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zenconvert.cli.config import config_option
+from zenconvert.cli.config import config_option, pre_option
 from zenconvert.cli.devices import taken
 from zenconvert.cli.printing import echo, echo_json, echo_table, new_bar, size
 from zenconvert.cli.sampling import codes, sampling_options, take_sampling
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     help="What the statistics are for; gptq and awq take second moments, which are large.",
 )
 @config_option("SRC")
+@pre_option
 @sampling_options
 @click.option(
     "--hidden-states", "final_states", is_flag=True, help="Keep the final hidden states, too."

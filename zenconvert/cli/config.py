@@ -1,4 +1,4 @@
-"""The option ``--config`` of the commands that open a model."""
+"""The options ``--config`` and ``--pre`` of the commands that open a model."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def config_option(whose: str) -> Callable[[Callable[..., Any]], Callable[..., An
         metavar="FILE",
         help=f"config.json of {whose}, where that is an ONNX graph without one.",
     )
+
+
+pre_option = click.option(
+    "--pre", metavar="NAME", help="Pre-tokenizer of a GGUF file that does not say how it cuts text."
+)

@@ -15,7 +15,7 @@ from zenconvert.calibrating import text_cutter
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import EngineFailed, InvalidInput, UsageError, ZenError
 from zenconvert.machine import AUTO, take_device, usable_cores
-from zenconvert.sources import open_checkpoint
+from zenconvert.sources import open_checkpoint, with_pre
 from zenconvert.verification.drift import summarise
 from zenconvert.verification.engines import ALL, ENGINES, TORCH, check, engine_names, refusal
 from zenconvert.verification.engines.torch_engine import TorchEngine
@@ -52,6 +52,7 @@ def verify(
     text: str | Path | None = None,
     context: int = 512,
     config: str | Path | None = None,
+    pre: str | None = None,
     device: str = AUTO,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -71,6 +72,7 @@ def verify(
             evaluation texts by default.
         context: longest window in tokens, up to the model's context.
         config: ``config.json`` of a candidate that is an ONNX graph without one.
+        pre: pre-tokenizer of GGUF files that do not say how they cut text.
         device: torch device of the reference, the torch engine and the scoring; other engines use
             the GPU when it is not ``cpu``. ``auto`` is the GPU where torch has one.
         threads: threads of the native engines; all usable cores by default.
@@ -84,6 +86,9 @@ def verify(
     device = take_device(device)
     asked = _known(engine)
     first, second = open_checkpoint(reference), open_checkpoint(candidate, config)
+    if pre is not None and not any(c.side_files is None for c in (first, second)):
+        raise UsageError("--pre makes no sense here: neither model is a GGUF file")
+    first, second = with_pre(first, pre), with_pre(second, pre)
     names, absent = _choose(asked, second)
     _check_vocabularies(first, second)
     spans = evaluation_windows(first, evaluation_samples(text, languages), context)

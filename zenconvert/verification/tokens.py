@@ -26,7 +26,7 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     for text, kind in zip(tokenizer.tokens, tokenizer.types, strict=True):
         if kind == TokenType.BYTE:
             result.append(bytes([int(text[3:5], 16)]))  # <0x0A>
-        elif kind in plain and tokenizer.kind == "spm":
+        elif kind in plain and tokenizer.kind in {"spm", "unigram"}:
             result.append(text.replace(_SPACE, " ").encode())
         elif kind in plain and all(char in raw for char in text):
             result.append(bytes(raw[char] for char in text))

@@ -1,0 +1,229 @@
+"""What the tokenizer files of an HF folder say together, as ``AutoTokenizer`` takes them.
+
+Added tokens stand in ``tokenizer.json``, in ``added_tokens_decoder`` of ``tokenizer_config.json``
+or, before that was written, in ``added_tokens.json`` with ``special_tokens_map.json``; special
+tokens that a config names and the vocabulary has not are added. Chat templates of files win over
+those of the config.
+
+Source: ``PreTrainedTokenizerBase._from_pretrained`` and ``TokenizersBackend.__init__`` of
+transformers 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from zenconvert.errors import CorruptFile
+from zenconvert.formats.hf import fast
+from zenconvert.formats.hf.json_file import read_json
+from zenconvert.formats.hf.special_tokens import ROLES, find
+from zenconvert.source_files import MAX_JSON, read_text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
+
+TEMPLATE: Final = "chat_template.jinja"
+FURTHER_TEMPLATES: Final = "additional_chat_templates"
+_FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_LISTS: Final = ("extra_special_tokens", "additional_special_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A token that is recognised in a text before anything else is done to it."""
+
+    text: str
+    special: bool
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The tokenizer files of a folder, each parsed on first use."""
+
+    path: Path
+    vocab_size: int
+
+    @cached_property
+    def definition(self) -> dict[str, Any] | None:
+        """``tokenizer.json``, which the tokenizers library has accepted."""
+        if self._library is None:
+            return None
+        return read_json(self.path / "tokenizer.json")
+
+    @cached_property
+    def settings(self) -> dict[str, Any] | None:
+        """``tokenizer_config.json``."""
+        found = self.optional("tokenizer_config.json")
+        for role in ROLES:
+            value = (found or {}).get(f"add_{role}_token")
+            if value is not None and not isinstance(value, bool):
+                raise CorruptFile(
+                    f"{self.path / 'tokenizer_config.json'}: add_{role}_token should be true or "
+                    f"false, found {value!r:.60}"
+                )
+        return found
+
+    @cached_property
+    def _library(self) -> FastTokenizer | None:
+        """``tokenizer.json`` as the library loads it."""
+        file = self.path / "tokenizer.json"
+        return fast.load(text_of(file), str(file)) if file.is_file() else None
+
+    @cached_property
+    def loaded(self) -> FastTokenizer | None:
+        """``tokenizer.json`` with the tokens that the other files add."""
+        from tokenizers import AddedToken
+
+        library = self._library
+        if library is None:
+            return None
+        known = {t.content for t in library.get_added_tokens_decoder().values()}
+        tokens = [token for _, token in sorted(self.declared.items())]
+        known |= {token.text for token in tokens}
+        for token in self._named():
+            if token.text not in known:
+                tokens.append(token)
+                known.add(token.text)
+        library.add_tokens(
+            [
+                AddedToken(
+                    t.text, single_word=t.single_word, lstrip=t.lstrip, rstrip=t.rstrip,
+                    normalized=t.normalized, special=t.special,
+                )
+                for t in tokens
+            ]
+        )  # fmt: skip
+        return library
+
+    @cached_property
+    def encoding(self) -> bytes | None:
+        """A ``tokenizer.json`` that encodes as the files say together."""
+        library = self.loaded
+        return None if library is None else library.to_str().encode("utf-8")
+
+    @cached_property
+    def added(self) -> dict[int, Added]:
+        """Added tokens by the id that they get."""
+        if self.loaded is None:
+            return self.declared
+        return {
+            number: Added(
+                t.content, t.special, t.lstrip, t.rstrip, t.single_word, t.normalized
+            )
+            for number, t in self.loaded.get_added_tokens_decoder().items()
+        }  # fmt: skip
+
+    @cached_property
+    def declared(self) -> dict[int, Added]:
+        """Added tokens of the files beside tokenizer.json, by the id that they are said to have."""
+        where = self.path / "tokenizer_config.json"
+        decoder = (self.settings or {}).get("added_tokens_decoder")
+        if decoder is not None:
+            if not isinstance(decoder, dict):
+                raise CorruptFile(f"{where}: added_tokens_decoder should map ids to tokens")
+            return {_id(key, where): _token(value, where) for key, value in decoder.items()}
+        where = self.path / "added_tokens.json"
+        special = {token.text for token in self._named()}
+        found = {}
+        for text, number in (self.optional(where.name) or {}).items():
+            if type(number) is not int or number < 0:
+                raise CorruptFile(f"{where}: the id of {text!r:.60} is {number!r:.60}")
+            is_special = text in special
+            found[number] = Added(_text(text, where), is_special, normalized=not is_special)
+        return found
+
+    def _named(self) -> Iterator[Added]:
+        """Special tokens that a config names."""
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            where, table = self.path / name, self.optional(name) or {}
+            for key, value in table.items():
+                if key.endswith("_token") and isinstance(value, str | Mapping) and value:
+                    yield _token(value, where, special=True)
+            for key in _LISTS:
+                value = table.get(key) or ()
+                for token in value.values() if isinstance(value, dict) else value:
+                    yield _token(token, where, special=True)
+
+    def optional(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the folder, None where there is none. Raises CorruptFile."""
+        file = self.path / name
+        return read_json(file) if file.is_file() else None
+
+    def roles(self) -> tuple[dict[str, int], dict[str, bool]]:
+        """Special tokens by role, and which of them encoding adds."""
+        config = self.optional("config.json") or {}
+        return find(self.definition, self.settings, config, vocab_size=self.vocab_size)
+
+    def templates(self) -> tuple[str | None, dict[str, str]]:
+        """The default chat template and the named ones. Raises CorruptFile."""
+        named = {
+            file.name.removesuffix(".jinja"): text_of(file)
+            for file in sorted((self.path / FURTHER_TEMPLATES).glob("*.jinja"))
+        }
+        file = self.path / TEMPLATE
+        if file.is_file():
+            return text_of(file), named
+        if named:
+            return named.pop("default", None), named
+        value: Any = (self.settings or {}).get("chat_template")
+        if value is None:
+            value = (self.optional("chat_template.json") or {}).get("chat_template")
+        where = self.path / "tokenizer_config.json"
+        if isinstance(value, list):
+            rows = [(r.get("name"), r.get("template")) for r in value if isinstance(r, Mapping)]
+            value = {n: t for n, t in rows if isinstance(n, str)}
+        if isinstance(value, dict):
+            named = {n: _text(t, where) for n, t in value.items()}
+            return named.pop("default", None), named
+        return (None if value is None else _text(value, where)), {}
+
+
+def text_of(path: Path) -> str:
+    """A UTF-8 file as Python reads text: line ends are ``\\n``. Raises CorruptFile."""
+    return read_text(path, MAX_JSON).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _text(value: object, where: Path) -> str:
+    """A text that UTF-8 can write. Raises CorruptFile."""
+    if not isinstance(value, str):
+        raise CorruptFile(f"{where}: expected a text, found {value!r:.60}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise CorruptFile(f"{where}: {value!r:.60} is no text: {error.reason}") from error
+    return value
+
+
+def _id(key: str, where: Path) -> int:
+    try:
+        number = int(key)
+    except ValueError as error:
+        raise CorruptFile(f"{where}: {key!r:.60} is no id of an added token") from error
+    if not 0 <= number < 1 << 31:
+        raise CorruptFile(f"{where}: {key!r:.60} is no id of an added token")
+    return number
+
+
+def _token(value: object, where: Path, *, special: bool = False) -> Added:
+    """A token as a text, or as an object with flags; ``special`` holds where it says nothing.
+
+    Raises CorruptFile.
+    """
+    if isinstance(value, str):
+        return Added(_text(value, where), special=True)
+    if not isinstance(value, Mapping):
+        raise CorruptFile(f"{where}: an added token should be an object, found {value!r:.60}")
+    special = value.get("special", special)
+    flags = {name: value.get(name, False) for name in _FLAGS}
+    flags["special"], flags["normalized"] = special, value.get("normalized", not special)
+    if bad := [name for name, flag in flags.items() if not isinstance(flag, bool)]:
+        raise CorruptFile(f"{where}: {bad[0]} of an added token should be true or false")
+    return Added(_text(value.get("content"), where), **flags)

@@ -1,0 +1,103 @@
+"""What llama.cpp does otherwise than a ``tokenizer.json`` says, told by name.
+
+Source: ``tokenizer_st_partition`` and the special-token tables of ``src/llama-vocab.cpp``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from zenconvert import pretokenizer
+from zenconvert.formats.hf.tokenizer_files import Added
+from zenconvert.formats.hf.tokenizer_structure import parts_of
+from zenconvert.tokenizer import Tokenizer, TokenType
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
+
+_SHOWN: Final = 3
+
+
+def losses_of(
+    tokenizer: Tokenizer,
+    added: Mapping[int, Added],
+    library: FastTokenizer,
+    definition: Mapping[str, Any],
+) -> tuple[str, ...]:
+    """Everything but the structure; ``library`` is the loaded tokenizer."""
+    if tokenizer.problem:
+        return ()
+    found = [*_flags(added, definition), *_frame(tokenizer, library), *_texts(tokenizer)]
+    if tokenizer.kind == "spm":
+        found += _merge_order(tokenizer, definition)
+    rule = pretokenizer.by_name(tokenizer.rule) if tokenizer.rule else None
+    return (*found, *(rule.losses if rule is not None else ()))
+
+
+def _shown(texts: list[str]) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(repr(text) for text in texts[:_SHOWN]) + more
+
+
+def _flags(added: Mapping[int, Added], definition: Mapping[str, Any]) -> Iterator[str]:
+    """Flags of added tokens that llama.cpp does not have."""
+    for flag, what in (
+        ("lstrip", "the space before {} is kept (lstrip)"),
+        ("rstrip", "the space after {} is kept (rstrip)"),
+        ("single_word", "{} is recognised inside words too (single_word)"),
+    ):
+        if texts := [t.text for t in added.values() if getattr(t, flag)]:
+            yield what.format(_shown(texts))
+    changing = [
+        part for part in parts_of(definition.get("normalizer"), "normalizers")
+        if part.get("type") != "NFC"
+    ]  # fmt: skip
+    if changing and (texts := [t.text for t in added.values() if t.normalized]):
+        yield f"{_shown(texts)} is looked for before the text is normalized (normalized)"
+
+
+def _frame(tokenizer: Tokenizer, library: FastTokenizer) -> Iterator[str]:
+    """What the post-processor puts around a text, beside BOS and EOS."""
+    ids = [tokenizer.special.get(r) for r in ("bos", "eos") if tokenizer.adds.get(r)]
+    found = library.encode("").ids
+    if found and found != [i for i in ids if i is not None]:
+        texts = [library.id_to_token(i) or str(i) for i in found]
+        yield f"the post-processor puts {_shown(texts)} around a text, llama.cpp only BOS and EOS"
+
+
+def _texts(tokenizer: Tokenizer) -> Iterator[str]:
+    """Plain tokens that llama.cpp recognises as special by their text."""
+    texts = [
+        text
+        for text, kind in zip(tokenizer.tokens, tokenizer.types, strict=True)
+        if kind == TokenType.NORMAL and text in pretokenizer.always_control()
+    ]
+    if texts:
+        yield f"{_shown(texts)} is taken for a control token because of its text"
+
+
+def _merge_order(tokenizer: Tokenizer, definition: Mapping[str, Any]) -> Iterator[str]:
+    """llama.cpp merges whatever makes a piece, by the piece's score; tokenizer.json by pair."""
+    vocab: Mapping[str, int] = definition["model"]["vocab"]
+    assert tokenizer.scores is not None
+    given: dict[tuple[str, str], int] = {}
+    for rank, merge in enumerate(definition["model"]["merges"]):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        given.setdefault((left, right), rank)
+    scores = {text: tokenizer.scores[number] for text, number in vocab.items()}
+    last = math.inf
+    for left, right in given:
+        if scores.get(left + right, -math.inf) > last:
+            yield f"{left + right!r} is merged earlier than in tokenizer.json"
+            return
+        last = scores.get(left + right, last)
+    for text, number in vocab.items():
+        if tokenizer.types[number] != TokenType.NORMAL:
+            continue
+        for cut in range(1, len(text)):
+            pair = (text[:cut], text[cut:])
+            if pair not in given and pair[0] in vocab and pair[1] in vocab:
+                yield f"{text!r} is also made of {pair[0]!r} and {pair[1]!r}"
+                return
