@@ -31,8 +31,10 @@ _NAMES: Final = (
 )
 _ODD: Final = (
     " ", "  ", "    ", "\t", "\n", "\n\n", "\r\n", " \n ", "1", "12", "123", "12345678", "٣٤", "Ⅷ²",
-    "'s", "'LL", "don't", "ÇA", "éÉ", "camelCase", "HTTPServer", "ñandú", "🚀", "😶‍🌫️", "—", "…", "。",
-    "，", "!!", "/path/to", "a_b", "$x=1", "<", "|>", "▁", "ḍ̇", "กำ", "नमस्ते", "한국어", "漢字", "\u00a0",
+    "'s", "'LL", "don't", "ÇA", "éÉ", "camelCase", "HTTPServer", "ñandú", "🚀", "😶‍🌫️", "—", "…",
+    "。",
+    "，", "!!", "/path/to", "a_b", "$x=1", "<", "|>", "▁", "ḍ̇", "กำ", "नमस्ते", "한국어", "漢字",
+    "\u00a0",
     "\u3000", "\u200b", "\ufeff", "ß", "ǅ", "İ", "\x00", "\x7f",
 )  # fmt: skip
 
@@ -65,7 +67,7 @@ def pieces() -> bytes:
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(line for text in texts() for line in text.splitlines()),
-        model_writer=out, model_type="bpe", vocab_size=1200, byte_fallback=True,
+        model_writer=out, model_type="bpe", vocab_size=1600, byte_fallback=True,
         character_coverage=0.98, normalization_rule_name="identity", minloglevel=2,
         remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, hard_vocab_limit=False,
     )  # fmt: skip
@@ -193,7 +195,7 @@ def _byte_level(seed: int, chance: random.Random, rule: Rule) -> Draw:
     return Draw(
         seed, f"bpe {rule.name}", size,
         {"tokenizer.json": definition, "tokenizer_config.json": settings},
-        [row["content"] for row in rows], not flagged, nfc,
+        [row["content"] for row in rows], not flagged and not rule.losses, nfc,
     )  # fmt: skip
 
 
@@ -221,7 +223,7 @@ def _sentencepiece(seed: int, chance: random.Random) -> Draw:
     vocab |= {row["content"]: row["id"] for row in more} if gap else {}
     prefix = chance.choice(["prepend", "none", "never", "always", "first"])
     space: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    prepend = [{"type": "Prepend", "prepend": "▁"}] if prepend_is(prefix) else []
+    prepend = [{"type": "Prepend", "prepend": "▁"}] if prefix == "prepend" else []
     meta = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": prefix, "split": False}
     normal = prefix in {"prepend", "none"}
     definition = {
@@ -244,8 +246,3 @@ def _sentencepiece(seed: int, chance: random.Random) -> Draw:
         seed, f"spm {prefix}", total, files,
         [row["content"] for row in [*rows, *more]], prefix not in {"always", "first"},
     )  # fmt: skip
-
-
-def prepend_is(prefix: str) -> bool:
-    """Whether a normalizer puts the space."""
-    return prefix == "prepend"

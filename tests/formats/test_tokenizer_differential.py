@@ -1,0 +1,76 @@
+"""Random tokenizers and texts: transformers, llama.cpp on what is written, and back in HF.
+
+``ZENCONVERT_TOKENIZER_SEEDS`` (a number, 40 by default) says how many tokenizers are drawn, and
+``ZENCONVERT_TOKENIZER_SEED`` the first.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+import llama_cpp
+import pytest
+from transformers import AutoTokenizer
+
+from tests.tokenizer_draws import Draw, draw
+from zenconvert.formats.gguf import container
+from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata, tokenizer_metadata
+from zenconvert.formats.hf.tokenizer import TextEncoder, read_tokenizer
+from zenconvert.formats.hf.tokenizer_json import write_tokenizer
+from zenconvert.pretokenizer import Rule, rules
+from zenconvert.tokenizer import Tokenizer
+
+COUNT: Final = int(os.environ.get("ZENCONVERT_TOKENIZER_SEEDS", "40"))
+FIRST: Final = int(os.environ.get("ZENCONVERT_TOKENIZER_SEED", "0"))
+TEXTS: Final = 10
+
+
+def vocabulary_file(tokenizer: Tokenizer, path: Path) -> llama_cpp.Llama:
+    """llama.cpp on a GGUF file that holds a tokenizer and nothing else."""
+    metadata = {"general.architecture": ("str", "llama"), **tokenizer_metadata(tokenizer, "llama")}
+    path.write_bytes(container.pack_header(metadata, []))
+    return llama_cpp.Llama(model_path=str(path), vocab_only=True, verbose=False)
+
+
+def compare(drawn: Draw, folder: Path, texts: int = TEXTS) -> None:
+    """Every reader and writer gives the ids of transformers, or says that llama.cpp cannot."""
+    source = drawn.write(folder / "source")
+    theirs = AutoTokenizer.from_pretrained(source)
+    ours = read_tokenizer(source, vocab_size=drawn.size)
+    who = f"seed {drawn.seed}, {drawn.kind}"
+    assert bool(ours.losses) != drawn.exact, (who, ours.losses)
+    for text, number in theirs.get_vocab().items():
+        assert ours.tokens[number] == text, who
+    engine = vocabulary_file(ours, folder / "vocab.gguf")
+    metadata = tokenizer_metadata(ours, "llama")
+    read = tokenizer_from_metadata(metadata, where=who)
+    back = folder / "back"
+    back.mkdir()
+    for name, data in write_tokenizer(read).items():
+        (back / name).write_bytes(data)
+    (back / "config.json").write_bytes((source / "config.json").read_bytes())
+    again = AutoTokenizer.from_pretrained(back)
+    assert again.get_vocab() == {text: i for i, text in enumerate(read.tokens)}, who
+    encoders = [TextEncoder(ours), TextEncoder(read)]
+    for text in drawn.texts(texts):
+        expected = theirs.encode(text, add_special_tokens=False)
+        assert encoders[0].encode(text) == expected, (who, text)
+        there = list(engine.tokenize(text.encode(), add_bos=False, special=True))
+        found = again.encode(text, add_special_tokens=False)
+        assert found == encoders[1].encode(text), (who, text)
+        if drawn.exact:
+            assert there == expected, (who, text)
+            assert found == there, (who, text)
+    engine.close()
+
+
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + COUNT))
+def test_ids_of_a_random_tokenizer(seed: int, tmp_path: Path) -> None:
+    compare(draw(seed), tmp_path)
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.name)
+def test_a_rule_cuts_text_as_llamacpp_does(rule: Rule, tmp_path: Path) -> None:
+    compare(draw(1000, rule), tmp_path, 20)
