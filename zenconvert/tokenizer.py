@@ -61,6 +61,8 @@ class Tokenizer:
     """Why llama.cpp cannot have it; empty where it can."""
     losses: tuple[str, ...] = ()
     """What llama.cpp does otherwise, each in a few words."""
+    ignored: tuple[str, ...] = ()
+    """What llama.cpp does not do and need not, each in a few words."""
     warnings: tuple[str, ...] = ()
     """What is odd about its files, and how it was taken."""
 

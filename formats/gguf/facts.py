@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from zenconvert import meaning
 from zenconvert.checkpoint import Checkpoint
-from zenconvert.errors import Unsupported
+from zenconvert.errors import Unsupported, ZenError
 from zenconvert.formats.gguf import rope
 from zenconvert.formats.gguf.general import SAMPLING
 from zenconvert.meaning import Fact
@@ -32,7 +32,20 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
         *_windows(checkpoint),
         *_heads(checkpoint),
         *_generation(checkpoint),
+        *_tokenizer(checkpoint),
     ]
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """What a tokenizer.json does and llama.cpp does not."""
+    try:
+        tokenizer = checkpoint.tokenizer
+    except ZenError:
+        return  # it stops the layout, which says so
+    for text in tokenizer.losses:
+        yield Fact("tokenizer.json", text, "", exact=False, why=f"so {_RUNTIME} has it")
+    for text in tokenizer.ignored:
+        yield Fact("tokenizer.json", text, "")
 
 
 def _rotations(checkpoint: Checkpoint, options: Options) -> Iterator[Fact]:

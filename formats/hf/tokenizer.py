@@ -21,7 +21,7 @@ from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.sentencepiece_model import SentencePieceModel
 from zenconvert.formats.hf.tokenizer_files import Added, TokenizerFiles, text_of
 from zenconvert.formats.hf.tokenizer_json import ADDED_SCORE, definition_of
-from zenconvert.formats.hf.tokenizer_losses import losses_of
+from zenconvert.formats.hf.tokenizer_losses import ignored_of, losses_of
 from zenconvert.formats.hf.tokenizer_structure import Structure, understand
 from zenconvert.tokenizer import Tokenizer, TokenType, hole
 
@@ -157,7 +157,8 @@ def _from_definition(files: TokenizerFiles, definition: Mapping[str, Any]) -> To
         **_common(files),
     )
     losses = losses_of(tokenizer, files.added, files.loaded, definition)
-    return replace(tokenizer, losses=(*structure.losses, *losses))
+    ignored = tuple(ignored_of(definition))
+    return replace(tokenizer, losses=(*structure.losses, *losses), ignored=ignored)
 
 
 def _is_piece(vocabulary: _Vocabulary, number: int, token: Added) -> bool:

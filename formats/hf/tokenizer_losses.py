@@ -36,6 +36,16 @@ def losses_of(
     return (*found, *(rule.losses if rule is not None else ()))
 
 
+def ignored_of(definition: Mapping[str, Any]) -> Iterator[str]:
+    """Parts of a tokenizer.json that matter to texts in other normal forms, or to batches."""
+    parts = parts_of(definition.get("normalizer"), "normalizers")
+    if any(part.get("type") == "NFC" for part in parts):
+        yield "normalizer NFC: texts are taken to be in that form, as nearly all are"
+    for key in ("truncation", "padding"):
+        if definition.get(key) is not None:
+            yield f"{key}: the caller's business"
+
+
 def _shown(texts: list[str]) -> str:
     more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
     return ", ".join(repr(text) for text in texts[:_SHOWN]) + more

@@ -192,7 +192,7 @@ def _metaspace_losses(
     part: Mapping[str, Any], scheme: str, vocab: Mapping[str, Any]
 ) -> Iterator[str]:
     if scheme == "first":
-        yield "a space is put before every text after a special token, not before the first only"
+        yield "a text after a special token gets a space, not the first alone"
     if scheme != "never":
         yield "a text that begins with a space gets another one"
     if part.get("split", True) and any(SPACE in text[1:] for text in vocab):
