@@ -1,0 +1,175 @@
+"""What fuzzing found, each as the smallest input that shows it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import helper
+
+from tests.fuzz import models, reports
+from tests.fuzz.targets_texts import RECIPE
+from zenconvert import open_checkpoint
+from zenconvert.errors import CorruptFile, InvalidInput, RecipeError, UsageError, ZenError
+from zenconvert.publication import recipe_reader
+from zenconvert.publication.checksums import read_sums
+from zenconvert.publication.gotemplate import render_go
+from zenconvert.publication.record import read_record
+from zenconvert.publication.signing import is_keyless, statement_digests
+from zenconvert.source_files import parse_json
+from zenconvert.verification.policy import Policy
+
+DEEP = "[" * 5000
+DIGITS = "9" * 4400
+
+POLICIES = {
+    "nesting": f"x = {DEEP}",
+    "digits": f"min_tokens = {DIGITS}",
+    "no count": "min_tokens = inf",
+    "no number": "min_tokens = nan",
+    "no float": f"[anomaly]\nlowest_ratio = {10**400}",
+    "no limit": '[tier.a]\nbits = [1, 16]\noverall = { "kl.mean" = { at_most = nan } }',
+}
+
+
+@pytest.mark.parametrize("fault", POLICIES)
+def test_policies(fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(POLICIES[fault] + "\n" + reports.POLICY.partition("\n")[2])
+    with pytest.raises(UsageError):
+        Policy.load(path)
+
+
+RECIPES = {
+    "nesting": f"x = {DEEP}",
+    "digits": f"x = {DIGITS}",
+    "a long name": RECIPE.replace('path = "model"', f'path = "{"m" * 5000}"') + "x = 1",
+    "a name of none": RECIPE.replace('path = "model"', 'path = "m\\u0000"') + "x = 1",
+}
+
+
+@pytest.mark.parametrize("fault", RECIPES)
+def test_recipes(fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPES[fault])
+    try:
+        _, problems = recipe_reader.read(path)
+    except RecipeError:
+        return
+    assert problems
+
+
+GO = {
+    "a field that a chat has not": "{{ .Role }}",
+    "a field that a message has not": "{{ range .Messages }}{{ .System }}{{ end }}",
+    "a range over a text": "{{ range .System }}x{{ end }}",
+    "nesting": "{{ if .System }}" * 3000 + "x" + "{{ end }}" * 3000,
+    "many alternatives": "{{ if .System }}" + "{{ else if .System }}" * 3000 + "{{ end }}",
+}
+
+
+@pytest.mark.parametrize("fault", GO)
+def test_go_templates(fault: str) -> None:
+    with pytest.raises(CorruptFile, match="Go template"):
+        render_go(GO[fault], [{"role": "user", "content": "x"}])
+
+
+def test_a_long_go_template_takes_no_time() -> None:
+    text = render_go("{{ .System }}x" * 50_000, [{"role": "system", "content": "s"}])
+    assert text == "sx" * 50_000
+
+
+OPERATORS = (
+    "Add", "Cast", "DequantizeLinear", "Gather", "GatherBlockQuantized", "Gemm", "Identity",
+    "MatMul", "MatMulNBits", "Mul", "QMoE", "ReduceSum", "Reshape", "Transpose", "Unsqueeze",
+    "SimplifiedLayerNormalization", "GroupQueryAttention", "RotaryEmbedding",
+)  # fmt: skip
+
+
+def graph(tmp_path: Path, edit: Callable[[onnx.ModelProto], None]) -> Path:
+    """A model whose graph was edited."""
+    folder = Path(shutil.copytree(models.converted("onnx:int4"), tmp_path / "model"))
+    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    edit(model)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder
+
+
+@pytest.mark.parametrize("inputs", [[], [""], ["", "", ""], ["input_ids"]])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_nodes_without_inputs(operator: str, inputs: list[str], tmp_path: Path) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        model.graph.node.insert(0, helper.make_node(operator, inputs, ["made"], name="odd"))
+        model.graph.node.append(helper.make_node("Add", ["made", "made"], ["more"]))
+
+    with suppress(ZenError):  # others than these are faults
+        open_checkpoint(graph(tmp_path, edit))
+
+
+def test_a_value_that_two_nodes_make(tmp_path: Path) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        model.graph.node.append(model.graph.node[0])
+
+    with pytest.raises(CorruptFile, match="two nodes make"):
+        open_checkpoint(graph(tmp_path, edit))
+
+
+GENAI: dict[str, Any] = {
+    "num_attention_heads": "x", "head_size": [16], "hidden_size": None, "num_hidden_layers": 1.5,
+    "num_key_value_heads": {}, "sliding_window": "x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", GENAI)
+def test_ill_typed_genai_config(key: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models.converted("onnx:int4", "qwen2"), tmp_path / "model"))
+    (folder / "config.json").unlink()
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text())
+    config["model"]["decoder"][key] = GENAI[key]
+    path.write_text(json.dumps(config))
+    if key == "sliding_window":
+        assert open_checkpoint(folder).hyperparameters.sliding_window is None
+        return
+    with pytest.raises(InvalidInput, match=key):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"dsseEnvelope": {"payload": "e30="}}', DEEP, "1"])
+def test_signatures(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.sig"
+    path.write_text(text)
+    with pytest.raises(CorruptFile):
+        statement_digests(path)
+    with pytest.raises(CorruptFile):
+        is_keyless(path)
+
+
+@pytest.mark.parametrize("text", [DEEP, DIGITS, '"\\ud800"', '{"a": "x\\uDFFF"}', "\xff"])
+def test_json(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(CorruptFile, match=r"JSON|UTF-8"):
+        parse_json(path)
+    with pytest.raises(CorruptFile):
+        read_record(path)
+
+
+def test_a_pair_of_halves_is_a_character(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('"\\ud83d\\ude00"')
+    assert parse_json(path) == "\N{GRINNING FACE}"
+
+
+def test_sums_of_gigabytes(tmp_path: Path) -> None:
+    path = tmp_path / "SHA256SUMS"
+    with path.open("wb") as file:
+        file.truncate(4 << 30)
+    with pytest.raises(CorruptFile, match="4294967296 bytes"):
+        read_sums(path)
