@@ -126,6 +126,12 @@ def _spawn(folder: Path, progress: Count) -> int:
 class RuntimeDied(InvalidInput):
     """The runtime died on the file: of the file, or of what is wrong with the runtime."""
 
+    def __init__(self, what: str) -> None:
+        self.what = what
+        """How it died, with its last words."""
+        advice = "`zenconvert doctor` tells whether it works on this machine at all"
+        super().__init__(f"{what}\n{advice}")
+
 
 def _where(job: NativeJob) -> str:
     return f"{job.candidate.path}: the {job.engine} engine"
@@ -143,8 +149,6 @@ def _death(job: NativeJob, status: int, log: str) -> errors.ZenError:
         )
     if status < 0:
         name = signal.Signals(-status).name
-        return RuntimeDied(
-            f"{where} died of {name}; its last words:\n{last}\n`zenconvert doctor` tells "
-            "whether it works on this machine at all"
-        )
+        words = f"; its last words:\n{last}" if last else ""
+        return RuntimeDied(f"{where} died of {name}{words}")
     return ConversionFailed(f"{where} failed; its last words:\n{last}")

@@ -68,7 +68,7 @@ def probe(engine: str) -> Probe:
     if status == 0 and answer is not None and "version" in answer:
         return Probe(engine, True, True, answer["version"])
     what = answer["error"] if answer is not None and "error" in answer else _death(status, log)
-    return Probe(engine, False, True, what, _mend(engine))
+    return Probe(engine, False, True, _one_line(what), _mend(engine))
 
 
 def gpus() -> list[dict[str, Any]]:
@@ -122,6 +122,12 @@ def _answer(said: str) -> Mapping[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _one_line(text: str) -> str:
+    """The first and the last of several lines."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " … ".join(lines if len(lines) < 3 else (lines[0], lines[-1]))
+
+
 def _death(status: int, log: str) -> str:
     last = log.strip().splitlines()[-1:]
     if status < 0:
@@ -137,6 +143,7 @@ def _mend(engine: str) -> str:
 
 def _main(engine: str) -> dict[str, str]:
     """The child's side: the engine's version, or the error."""
+    from zenconvert.verification.native import RuntimeDied
     from zenconvert.verification.run import verify
 
     try:
@@ -146,6 +153,8 @@ def _main(engine: str) -> dict[str, str]:
             text.write_text(_TEXT, encoding="utf-8")
             artifact = _artifact(engine, folder)
             report = verify(_SOURCE, artifact, engine=engine, text=text, context=_CONTEXT)
+    except RuntimeDied as died:
+        return {"error": died.what}
     except ZenError as error:
         return {"error": str(error)}
     run = report.runs[0]

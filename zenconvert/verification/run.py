@@ -244,7 +244,7 @@ def _engine_or_artifact(engine: str, died: RuntimeDied) -> ZenError:
     found = probe(engine)
     if found.works:
         return died
-    return EngineFailed(f"{died}: it does not, not even with the bundled model. {found.mend}")
+    return EngineFailed(f"{died.what}\nIt dies on the bundled model as well. {found.mend}")
 
 
 def evaluation_samples(text: str | Path | None, languages: Sequence[str] | None) -> list[Sample]:
