@@ -36,7 +36,7 @@ def statistics() -> None:
 
 
 def release() -> None:
-    """Eight variants over all formats, measured in every engine that is installed, with evidence."""
+    """Eight variants over all formats, measured in the engines that are here, with evidence."""
     # an engine that does not work here makes a verdict INCONCLUSIVE: the others' figures stand
     run("release", RECIPE, accept=(0, GateInconclusive.exit_code))
     run("release", "verify", str(RELEASE))
