@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from gguf import GGUFReader
+from safetensors.numpy import load_file, save_file
 
+from tests.packed_folders import assert_same
 from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
 from zenconvert import convert, open_checkpoint
@@ -253,3 +257,22 @@ def test_every_command_tells_of_oddities(model: Path, tmp_path: Path) -> None:
         result = CliRunner().invoke(cli, again)
         (text,) = json.loads(result.stdout)["warnings"]
         assert "the card is not understood" in text
+
+
+def test_what_is_odd_about_a_tokenizer_is_told_when_it_is_read(model: Path) -> None:
+    checkpoint = open_checkpoint(model)
+    odd = replace(checkpoint.tokenizer, warnings=("it is odd",))
+    with pytest.warns(UserWarning, match="it is odd"):
+        _ = replace(checkpoint, load_tokenizer=lambda: odd).tokenizer
+
+
+@pytest.mark.parametrize("target", ["gptq:w4g32", "awq:w4g32"])
+def test_a_tied_pair_of_a_packed_folder_under_the_head_s_name(target: str, tmp_path: Path) -> None:
+    source = raw_model(tmp_path / "m", "llama3", dtype="f16", tie_word_embeddings=True)
+    plain, renamed = tmp_path / "plain", tmp_path / "renamed"
+    convert(source, plain, target)
+    shutil.copytree(plain, renamed)
+    tensors = load_file(plain / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, renamed / "model.safetensors", metadata={"format": "pt"})
+    assert_same(renamed, plain)
