@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
-from zenconvert import calibrate, convert, open_checkpoint, plan
+from zenconvert import Options, calibrate, convert, open_checkpoint, plan
 from zenconvert.calibrating import Calibrating
 from zenconvert.cli import cli
 from zenconvert.encoding import Dense, Grouped
@@ -189,6 +189,27 @@ def test_sequential_solving_sees_the_quantized_layers(source: Path, tmp_path: Pa
 
 def _values(tensor: Any) -> Any:
     return logical_rows(tensor, 0, tensor.rows)
+
+
+@pytest.mark.parametrize("target", ["onnx:int4-g32", "gptq:w4g32"])
+def test_awq_gives_every_module_its_own_grid(
+    target: str, source: Path, statistics: Path, tmp_path: Path
+) -> None:
+    """Modules of 8 bits among those of 4, the first module of a layer or another."""
+    wide = "int8-g32" if target.startswith("onnx") else "w8g32"
+    for number, pattern in enumerate(("q_proj", "down_proj")):
+        out = tmp_path / f"out{number}"
+        options = Options(tensor_types=((f"{pattern}.weight", wide),))
+        done = convert(source, out, target, options=options, statistics=statistics, solver="awq")
+        assert done.modules
+        checkpoint = open_checkpoint(out)
+        for name, tensor in checkpoint.tensors.items():
+            if isinstance(tensor.encoding, Grouped) and name.startswith("layers."):
+                rows = logical_rows(tensor, 0, 32)
+                distinct = max(len(np.unique(row[:32])) for row in rows)
+                is_wide = pattern.removesuffix("_proj") in name
+                assert tensor.encoding.bits == (8 if is_wide else 4), name
+                assert distinct > 16 if is_wide else distinct <= 16, name
 
 
 def test_gguf_takes_statistics_as_importance(

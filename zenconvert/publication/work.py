@@ -173,6 +173,7 @@ def losses(plan: Plan, made: Conversion | None = None) -> list[str]:
         f"{count} tensor{'s'[: count != 1]} {before} → {after} ({action})"
         for (before, after, action), count in kinds.items()
     ]
+    lines += [f"lost: {fact.name}: {fact.why}" for fact in plan.lost]
     if made is not None and made.modules:
         worst = max(made.modules, key=lambda name: made.modules[name].error)
         error = made.modules[worst].error

@@ -1,0 +1,137 @@
+"""Keys of GGUF files as other tools and other years write them: a folder made from such a file
+computes what llama.cpp computes with it, or the plan names the key.
+
+``ZENCONVERT_DIFFERENTIAL`` and its seed as in ``test_differential``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.differential import runs
+from tests.differential.configs import LENGTH
+from zenconvert import convert, plan
+from zenconvert.errors import PlanError
+from zenconvert.formats.gguf import container
+from zenconvert.formats.gguf.container import KeyValue
+
+COUNT = int(os.environ.get("ZENCONVERT_DIFFERENTIAL", "300")) // 5
+FIRST = int(os.environ.get("ZENCONVERT_DIFFERENTIAL_SEED", "0"))
+TOLERANCE = 3e-4
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": runs.VOCAB,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+}
+BASES: dict[str, dict[str, Any]] = {
+    "llama": {**SIZES, "model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "qwen2": {**SIZES, "model_type": "qwen2"},
+}
+KEYS: dict[str, tuple[KeyValue | None, ...]] = {
+    "rope.scale_linear": (("f32", 4.0), ("f32", 1.0), ("f32", 0.0)),
+    "rope.scaling.type": (("str", "linear"), ("str", "yarn"), ("str", "none"), ("str", "longrope")),
+    "rope.scaling.factor": (("f32", 2.0), ("f32", 8.0), ("f32", 0.0)),
+    "rope.scaling.attn_factor": (("f32", 0.8), ("f32", 1.0)),
+    "rope.scaling.original_context_length": (("u32", 16), ("u32", 4096), ("u32", 0)),
+    "rope.scaling.yarn_attn_factor": (("f32", 0.5),),
+    "rope.scaling.yarn_ext_factor": (("f32", 0.5),),
+    "rope.scaling.yarn_beta_fast": (("f32", 16.0), ("f32", 32.0)),
+    "rope.scaling.yarn_beta_slow": (("f32", 2.0), ("f32", 1.0)),
+    "rope.scaling.finetuned": (("bool", True),),
+    "rope.freq_base": (None, ("f32", 500.0)),
+    "rope.dimension_count": (None,),
+    "vocab_size": (None,),
+    "attention.key_length": (None,),
+    "attention.value_length": (None,),
+    "attention.head_count_kv": (None,),
+    "tensor_data_layout": (("str", "Meta AI original pth"),),
+    "attention.causal": (("bool", True),),
+    "attention.scale": (("f32", 0.5),),
+    "logit_scale": (("f32", 0.5),),
+    "some.new_thing": (("u32", 3),),
+}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bases")
+    runs.tokenizer(folder / "tokenizer")
+    found = {}
+    for name, config in BASES.items():
+        runs.write_model(folder / name, config, folder / "tokenizer", 0)
+        convert(folder / name, folder / f"{name}.gguf", "gguf:f32")
+        found[name] = folder / f"{name}.gguf"
+    return found
+
+
+def changed(source: Path, out: Path, keys: dict[str, KeyValue | None]) -> Path:
+    """A file with other metadata; None leaves a key out."""
+    file = container.read(source)
+    data = source.read_bytes()
+    metadata = {k: v for k, v in {**file.metadata, **keys}.items() if v is not None}
+    rows, body = [], b""
+    for info in file.tensors.values():
+        rows.append((info.name, info.shape, info.type_id, len(body)))
+        body += data[info.offset : info.offset + info.nbytes]
+        body += bytes(-len(body) % 32)
+    out.write_bytes(container.pack_header(metadata, rows) + body)
+    return out
+
+
+def test_random_keys(bases: dict[str, Path], tmp_path: Path) -> None:
+    outcomes: Counter[str] = Counter()
+    for seed in range(FIRST, FIRST + COUNT):
+        rng = random.Random(seed)
+        name = rng.choice(sorted(bases))
+        chosen = rng.sample(sorted(KEYS), rng.randint(1, 5))
+        keys = {f"{name}.{key}": rng.choice(KEYS[key]) for key in chosen}
+        work = tmp_path / "one"
+        work.mkdir()
+        try:
+            outcomes[one(changed(bases[name], work / "m.gguf", keys), keys, work, seed)] += 1
+        except Exception as error:
+            error.add_note(f"seed {seed}: {json.dumps(keys)}")
+            raise
+        shutil.rmtree(work)
+    print(f"seeds {FIRST}…: {dict(outcomes)}")
+    if COUNT >= 50:
+        assert outcomes["exact"] > COUNT // 5, outcomes
+
+
+def one(source: Path, keys: dict[str, KeyValue | None], work: Path, seed: int) -> str:
+    text = runs.ids(LENGTH, seed)
+    convert(source, work / "same.gguf", "gguf:f32")
+    try:
+        expected = runs.in_llamacpp(source, text)
+    except ValueError:  # llama.cpp does not load it
+        return "no source"
+    assert np.array_equal(runs.in_llamacpp(work / "same.gguf", text), expected)
+    try:
+        exact, problem = plan(source, "hf:f32").exact, ""
+    except PlanError as error:
+        exact, problem = False, str(error)
+    if not exact:
+        assert any(f": {key} is " in problem for key in keys), problem
+        return "refused"
+    convert(source, work / "hf", "hf:f32")
+    gap = np.abs(runs.in_transformers(work / "hf", text) - expected).max() / expected.std()
+    assert gap < TOLERANCE, gap
+    convert(source, work / "onnx", "onnx:f32")
+    gap = np.abs(runs.in_onnxruntime(work / "onnx", text) - expected).max() / expected.std()
+    assert gap < TOLERANCE, gap
+    return "exact"
