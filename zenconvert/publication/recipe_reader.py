@@ -83,6 +83,7 @@ VARIANT: Final[Mapping[str, v.Check]] = {
     "output_type": v.lower,
     "embedding_type": v.lower,
     "pre_tokenizer": v.text,
+    "ignored_keys": v.texts,
     "layout": v.lower,
     "pure": v.flag,
     "exact": v.flag,
@@ -95,7 +96,8 @@ _CALIBRATING: Final = (
     "all_experts", "max_vram", "max_ram",
 )  # fmt: skip
 _OPTIONS: Final = (
-    "tensor_types", "output_type", "embedding_type", "pre_tokenizer", "layout", "pure"
+    "tensor_types", "output_type", "embedding_type", "pre_tokenizer", "layout", "pure",
+    "ignored_keys",
 )  # fmt: skip
 
 
