@@ -39,6 +39,42 @@ def gptqmodel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
 
 
 @pytest.fixture(scope="session")
+def hub_parser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """@huggingface/gguf 0.4."""
+    yield from _running("huggingface-gguf", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def mistralrs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """mistral.rs 0.9."""
+    yield from _running("mistralrs", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def openvino(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """OpenVINO 2026.4."""
+    yield from _running("openvino", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def mlx_lm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """mlx-lm 0.32 on the CPU."""
+    yield from _running("mlx-lm", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def diffusers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """diffusers 0.42."""
+    yield from _running("diffusers", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """vLLM 0.32 on the CPU."""
+    yield from _running("vllm", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
 def written(model: Family, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """(family or builtin:NAME, target) → our folder."""
     made: dict[tuple[str, str], Path] = {}

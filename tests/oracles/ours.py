@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from zenconvert import open_checkpoint
@@ -17,16 +19,28 @@ IDS = tuple(np.random.default_rng(3).integers(3, 500, 48).tolist())
 """Tokens that every model of the tests has."""
 
 
-def logits(folder: Path) -> NDArray[np.float32]:
-    """Logits of :data:`IDS` by the decoded weights in transformers' own graph."""
+def logits(folder: Path, ids: Sequence[int] = IDS) -> NDArray[np.float32]:
+    """Logits by the decoded weights in transformers' own graph, in float32."""
+    return all_logits(folder, [ids])[0]
+
+
+def all_logits(folder: Path, rows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+    """Those of several sequences."""
     engine = TorchEngine(
         open_checkpoint(folder),
-        [Window("a", "und", IDS)],
+        [Window(str(n), "und", tuple(ids)) for n, ids in enumerate(rows)],
         device="cpu",
         progress=lambda done, total: None,
     )
-    values: NDArray[np.float32] = engine.logits(0, 0, len(IDS)).numpy()
-    return values
+    return [np.asarray(engine.logits(n, 0, len(ids)).numpy()) for n, ids in enumerate(rows)]
+
+
+def divergence(reference: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    """KL(reference ‖ other) in nats of logits [positions, vocab]."""
+    first, second = (
+        torch.log_softmax(torch.from_numpy(v).double(), dim=-1) for v in (reference, other)
+    )
+    return np.asarray((first.exp() * (first - second)).sum(dim=-1).numpy())
 
 
 def weights(folder: Path) -> dict[str, NDArray[np.float32]]:

@@ -23,17 +23,21 @@ class Tool:
             "scripts/test --quick leaves these tests out"
         )
         self.name, self.log = name, log
-        module = f"tests.oracles.serve_{name.replace('-', '_')}"
+        module = f"serve_{name.replace('-', '_')}"
+        replies, end = os.pipe()
+        command = [str(python), "-m", f"tests.oracles.{module}", str(end)]
+        script = Path(__file__).parent / f"{module}.mjs"
+        if script.exists():
+            command = [str(python.parent / "node"), str(script), str(end), str(HOME / name)]
         environment = os.environ | {
             "OMP_NUM_THREADS": "2",
             "GPTQMODEL_CPU_WORKERS": "2",  # its own choice fails on two cores
             "TORCHDYNAMO_DISABLE": "1",  # compiling a decoder takes longer than running it
         }
         environment.pop("PYTHONPATH", None)
-        replies, end = os.pipe()
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
-                [python, "-m", module, str(end)],
+                command,
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.PIPE,
