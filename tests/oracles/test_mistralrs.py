@@ -41,8 +41,15 @@ def short_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "short-llama"
     folder.mkdir()
     vocab = llama3(folder)
-    changes = {"max_position_embeddings": 256, "rope_scaling": None}
-    return raw_model(folder, "llama3", vocab_size=vocab, bos_token_id=1, eos_token_id=2, **changes)
+    return raw_model(
+        folder,
+        "llama3",
+        vocab_size=vocab,
+        bos_token_id=1,
+        eos_token_id=2,
+        max_position_embeddings=256,
+        rope_scaling=None,
+    )
 
 
 @pytest.mark.parametrize(
