@@ -21,7 +21,7 @@ from zenconvert.errors import CorruptFile
 from zenconvert.formats.hf import fast
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.special_tokens import ROLES, find
-from zenconvert.source_files import MAX_JSON, read_text
+from zenconvert.source_files import MAX_JSON, read_text, what_it_is
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -75,7 +75,11 @@ class TokenizerFiles:
     def _library(self) -> FastTokenizer | None:
         """``tokenizer.json`` as the library loads it."""
         file = self.path / "tokenizer.json"
-        return fast.load(text_of(file), str(file)) if file.is_file() else None
+        if not file.is_file():
+            return None
+        if (other := what_it_is(file)) is not None:
+            raise CorruptFile(f"{file}: it is {other}")
+        return fast.load(text_of(file), str(file))
 
     @cached_property
     def loaded(self) -> FastTokenizer | None:

@@ -135,6 +135,7 @@ def test_files_that_are_not_what_they_are_called(name: str, content: str, model:
 def test_pointers_of_git_lfs_are_named(name: str, model: Path, tmp_path: Path) -> None:
     path = model / name if name == "tokenizer.model" else tmp_path / name
     path.write_text(POINTER)
+    (model / "tokenizer.json").unlink()  # it would be read instead
     with pytest.raises((CorruptFile, Unsupported), match=rf"{name}: it is .*git lfs pull"):
         _ = open_checkpoint(model if name == "tokenizer.model" else path).tokenizer
 
