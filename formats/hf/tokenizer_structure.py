@@ -50,7 +50,7 @@ def understand(definition: Mapping[str, Any]) -> Structure:
         return Structure("other", f"it is a {kind} model; GGUF holds BPE and SentencePiece BPE")
     if affix := next((k for k in _AFFIXES if model.get(k)), None):
         return Structure("other", f"its BPE model has a {affix}, which llama.cpp does not know")
-    losses = [f"its model drops merges at random (dropout {model['dropout']})"] * bool(
+    losses = [f"its model drops merges at random (dropout {model.get('dropout')})"] * bool(
         model.get("dropout")
     )
     if model.get("byte_fallback"):

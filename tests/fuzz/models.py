@@ -50,12 +50,14 @@ def _root() -> Path:
 def tokenizer_json(*, byte_fallback: bool = False) -> dict[str, Any]:
     """A tokenizer definition with something in every part."""
     special = {"SpecialToken": {"id": "<s>", "type_id": 0}}
-    split = {
+    split: dict[str, Any] = {
         "type": "Split",
         "pattern": {"Regex": r"\p{N}"},
         "behavior": "Isolated",
     }
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    split |= {"invert": False}
+    byte_level: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False}
+    byte_level |= {"use_regex": True, "trim_offsets": False}
     return {
         "version": "1.0",
         "added_tokens": [
@@ -103,9 +105,13 @@ def sentencepiece() -> bytes:
     return write(pieces, {"unk": 0, "bos": 1, "eos": 2}, add_dummy_prefix=True)
 
 
-@cache
 def folder(family: str = "llama3") -> Path:
     """An HF folder with every side file, kept as long as the process runs."""
+    return _folder(family)
+
+
+@cache
+def _folder(family: str) -> Path:
     path = _root() / family
     changes: dict[str, Any] = {"num_local_experts": 2} if family == "mixtral" else {}
     raw_model(path, family, dtype="f16", **SIZES, **changes)
@@ -131,9 +137,13 @@ def folder(family: str = "llama3") -> Path:
     return path
 
 
-@cache
 def converted(target: str, family: str = "llama3") -> Path:
     """The same model in another format, kept as long as the process runs."""
+    return _converted(target, family)
+
+
+@cache
+def _converted(target: str, family: str) -> Path:
     out = _root() / f"{family}-{target.replace(':', '-')}"
     convert(folder(family), out, target)
     return out
@@ -150,9 +160,13 @@ def table(files: Files, name: str) -> Any:
     return json.loads(files[name])
 
 
-@cache
 def gguf(experts: int = 0) -> Gguf:
     """A llama model as llama.cpp's converter lays it out."""
+    return _gguf(experts)
+
+
+@cache
+def _gguf(experts: int) -> Gguf:
     prefix, size, kv, vocab = "llama.", 32, 16, len(TOKENS)
     keys = [
         Key("general.architecture", "str", "llama"), Key("general.name", "str", "Tiny"),

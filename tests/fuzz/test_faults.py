@@ -15,7 +15,7 @@ from onnx import helper
 
 from tests.fuzz import models, reports
 from tests.fuzz.targets_texts import RECIPE
-from zenconvert import open_checkpoint
+from zenconvert import Report, open_checkpoint
 from zenconvert.errors import CorruptFile, InvalidInput, RecipeError, UsageError, ZenError
 from zenconvert.publication import recipe_reader
 from zenconvert.publication.checksums import read_sums
@@ -24,6 +24,7 @@ from zenconvert.publication.record import read_record
 from zenconvert.publication.signing import is_keyless, statement_digests
 from zenconvert.source_files import parse_json
 from zenconvert.verification.policy import Policy
+from zenconvert.verification.rendering import report_page
 
 DEEP = "[" * 5000
 DIGITS = "9" * 4400
@@ -173,3 +174,24 @@ def test_sums_of_gigabytes(tmp_path: Path) -> None:
         file.truncate(4 << 30)
     with pytest.raises(CorruptFile, match="4294967296 bytes"):
         read_sums(path)
+
+
+def test_a_tokenizer_that_says_nothing_of_dropout(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models.folder(), tmp_path / "model"))
+    definition = models.tokenizer_json()
+    assert "dropout" not in definition["model"]
+    assert open_checkpoint(folder).tokenizer.tokens == list(models.TOKENS)
+
+
+def test_a_histogram_of_other_classes(tmp_path: Path) -> None:
+    value = json.loads(reports.report_bytes())
+    value["kl_histogram"]["counts"].append(1)
+    with pytest.raises(CorruptFile, match="kl_histogram"):
+        Report.from_dict(value)
+
+
+def test_a_histogram_of_nothing_is_drawn(tmp_path: Path) -> None:
+    value = json.loads(reports.report_bytes())
+    for table in (value["kl_histogram"], value["noise_floor"]["kl_histogram"]):
+        table["counts"] = [0] * len(table["counts"])
+    assert "<svg" in report_page(Report.from_dict(value))

@@ -95,10 +95,10 @@ def lane(point: Point, axis: Axis, floor: float) -> Markup:
 def distribution(counts: Sequence[int], noise: Sequence[int]) -> tuple[Markup, tuple[Tick, ...]]:
     """Share of positions by KL divergence, the noise floor's as an outline; and the axis."""
     used = [i for i, pair in enumerate(zip(counts, noise, strict=True)) if any(pair)]
-    first, last = used[0], used[-1] + 1
+    first, last = (used[0], used[-1] + 1) if used else (0, len(counts))
     width = 100 / (last - first)
-    shares = [[n / sum(row) for n in row[first:last]] for row in (counts, noise)]
-    top = max(max(row) for row in shares)
+    shares = [[n / max(1, sum(row)) for n in row[first:last]] for row in (counts, noise)]
+    top = max(max(row) for row in shares) or 1.0
     parts = []
     for name, row in zip(("bar", "outline"), shares, strict=True):
         for index, share in enumerate(row):
