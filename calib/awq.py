@@ -35,6 +35,8 @@ class Balance:
     into: tuple[str, ...]
     heads: Heads | None = None
     """Where ``smooth`` is a value projection and ``into`` the output projection."""
+    one_plus: bool = False
+    """``smooth`` is a norm that multiplies by 1 + its weight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +144,7 @@ class _Block:
         """Fold channel scales near those wanted (those, where they are powers of two); returns the
         scales folded, float32[channels]."""
         scale = self._exact(balance, wanted)
-        self._divide(balance.smooth, scale)
+        self._divide(balance.smooth, scale, one_plus=balance.one_plus)
         full = scale if balance.heads is None else balance.heads.spread(scale)
         for name in balance.into:
             self.weights[name] = self.weights[name] * full
@@ -157,22 +159,27 @@ class _Block:
         smooth = self.weights[balance.smooth]
         linear = smooth.ndim == 2
         if self.needs_powers_of_two(balance):
-            return wanted
+            # 1 + w has no exact half, so nothing would do for the norm and for the dense matrix
+            return torch.ones_like(wanted) if balance.one_plus else wanted
         vector = self.biases.get(balance.smooth) if linear else smooth
         if vector is None:
             return wanted
-        scale = vector / self._stored(vector / wanted)
+        one = 1.0 if balance.one_plus else 0.0
+        vector = vector + one
+        scale = vector / (self._stored(vector / wanted - one) + one)
         usable = scale.isfinite() & (scale > 0)
         # where there is nothing to divide, any scale is exact; a zero norm makes a dead channel
         return torch.where(usable, scale, wanted if linear else torch.ones_like(wanted))
 
-    def _divide(self, name: str, scale: torch.Tensor) -> None:
+    def _divide(self, name: str, scale: torch.Tensor, *, one_plus: bool) -> None:
         """Divide the outputs of a norm or linear."""
         before = self.weights[name]
         if before.ndim == 1:
             self.dense.add(name)
-            self.weights[name] = self._stored(before / scale)
-            self._check(before, self.weights[name] * scale)
+            one = 1.0 if one_plus else 0.0
+            divided = self._stored((before + one) / scale - one)
+            self.weights[name] = torch.where(scale == 1, before, divided)
+            self._check(before + one, (self.weights[name] + one) * scale)
             return
         self.weights[name] = before / scale[:, None]
         if name not in self.quantized:

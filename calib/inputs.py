@@ -1,8 +1,8 @@
 """The distinct inputs of a layer: which linear modules read the same numbers, and in which order.
 
-Source: the ``balance`` rows of an architecture table. What one row lists in ``into`` reads one
-input (q, k and v; gate and up), per expert where modules are per expert, and the rows stand in the
-order in which a layer computes them.
+Source: the ``balance`` rows of an architecture table, those without anything to scale among them.
+What one row lists in ``into`` reads one input (q, k and v; gate and up), per expert where modules
+are per expert, and the rows stand in the order in which a layer computes them.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def _groups(
     readers: Sequence[TensorName], balance: Balance, *, all_experts: bool
 ) -> list[list[TensorName]]:
     """The readers of a balance row, together where they read the same."""
-    shared = all_experts and "{expert}" not in balance.smooth
+    # what experts read beside a module that is none of them is what every token brings
+    shared = all_experts and any("{expert}" not in name for name in balance.into)
     groups: dict[int | None, list[TensorName]] = {}
     for name in readers:
         if name.module.name in balance.into:

@@ -5,14 +5,13 @@ A layer may come in several parts with disjoint inputs (:mod:`zenconvert.calib.w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 
-from zenconvert.calib.inputs import layer_inputs
+from zenconvert.calib.inputs import by_layer, layer_inputs
 from zenconvert.calib.layer import DTYPES
 from zenconvert.calib.smoothing import Heads, Inputs
 from zenconvert.calib.solution import Solved
@@ -117,16 +116,16 @@ class AwqLayer:
 
     def __init__(self, checkpoint: Checkpoint, grids: Mapping[str, Scheme]) -> None:
         self.checkpoint, self.grids = checkpoint, grids
-        self.names = {
-            n.name: n for n in checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
-        }
+        names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
+        self.by_layer = by_layer(names)
 
     def add(self, layer: Layer) -> Found:
         """Raises NotEnoughResources when the layer comes in several parts."""
         from zenconvert.calib.awq import awq
 
         balances = self._balances(layer)
-        modules = dict.fromkeys(m for b in balances for m in (b.smooth, *b.into))
+        scaled = [module for b in balances for module in (b.smooth, *b.into)]
+        modules = dict.fromkeys([*scaled, *layer.modules])
         weights = {module: layer.weight(f"{module}.weight") for module in modules}
         biases = {
             module: layer.weight(f"{module}.bias")
@@ -134,7 +133,8 @@ class AwqLayer:
             if f"{module}.bias" in self.checkpoint.tensors
         }
         quantized = [module for module in modules if f"{module}.weight" in self.grids]
-        stored = self.checkpoint.tensors[f"{balances[0].smooth}.weight"].encoding
+        first = balances[0].smooth if balances else layer.modules[0]
+        stored = self.checkpoint.tensors[f"{first}.weight"].encoding
         result = awq(
             weights,
             biases,
@@ -151,29 +151,31 @@ class AwqLayer:
         return Found(solved, changed)
 
     def _balances(self, layer: Layer) -> list[Balance]:
-        """The rows of the architecture's table for this layer, one for each expert."""
+        """The rows of the architecture's table that may be scaled in this layer, one for each
+        expert."""
         from zenconvert.calib.awq import Balance
 
-        readers = [self.names[f"{module}.weight"] for module in layer.modules]
-        number = re.match(r"layers\.(\d+)\.", layer.modules[0])
-        hp = self.checkpoint.hyperparameters
+        hp, given = self.checkpoint.hyperparameters, set(layer.modules)
+        number = int(layer.modules[0].split(".")[1])
+        readers = [n for n in self.by_layer[number] if n.is_weight]
         found = []
         for row in self.checkpoint.architecture.balances:
-            each = "{expert}" in row.smooth
-            for expert in range(hp.experts) if each else (None,):
-                into = tuple(
-                    name.name.removesuffix(".weight")
-                    for name in readers
-                    if name.module.name in row.into and (not each or name.expert == expert)
-                )
-                if not into or number is None:
+            groups: dict[int | None, list[str]] = {}
+            each = row.smooth is not None and "{expert}" in row.smooth
+            for name in readers:
+                if name.module.name in row.into:
+                    module = name.name.removesuffix(".weight")
+                    groups.setdefault(name.expert if each else None, []).append(module)
+            for expert, into in groups.items():
+                if not given.issuperset(into):
                     raise NotEnoughResources(
                         "AWQ needs the statistics of a whole layer at once, and its second moments "
                         "do not fit into memory together; give it more memory, or use gptq"
                     )
-                smooth = row.smooth.format(layer=number[1], expert=expert)
-                heads = Heads(hp.heads, hp.kv_heads) if smooth.endswith(".attn.v") else None
-                found.append(Balance(smooth, into, heads))
+                if row.smooth is not None:
+                    smooth = row.smooth.format(layer=number, expert=expert)
+                    heads = Heads(hp.heads, hp.kv_heads) if row.kv_to_q else None
+                    found.append(Balance(smooth, tuple(into), heads, row.one_plus))
         return found
 
     def _inputs(

@@ -10,7 +10,7 @@ that has weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy, deepcopy
 from typing import Any, Final
 
@@ -185,7 +185,7 @@ def _weightless(settings: Any) -> Any:
     fused = getattr(model_class, "_supports_sdpa", False)
     capped = any(getattr(settings, key, None) is not None for key in _SOFTCAPS)
     settings._attn_implementation = "sdpa" if fused and not capped else "eager"
-    with _ParametersOnMeta():
+    with _ParametersOnMeta(), _no_initialisation():
         model = model_class(settings)
     for module in model.modules():
         for name, value in module.named_parameters(recurse=False):
@@ -196,6 +196,18 @@ def _weightless(settings: Any) -> Any:
 
 def _is_eager(settings: Any) -> bool:
     return bool(settings._attn_implementation == "eager")
+
+
+def _no_initialisation() -> AbstractContextManager[None]:
+    """Random numbers for meta tensors take most of the time."""
+    from transformers import modeling_utils
+
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:
+        no_init_weights = modeling_utils.no_init_weights
+    switch: AbstractContextManager[None] = no_init_weights()
+    return switch
 
 
 class _ParametersOnMeta(TorchFunctionMode):

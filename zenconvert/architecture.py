@@ -58,10 +58,16 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """AWQ may scale the output channels of ``smooth`` and unscale the inputs of ``into``."""
+    """Modules that read one input, and what puts it out: AWQ may scale the output channels of
+    ``smooth`` and unscale the inputs of ``into``."""
 
-    smooth: str
+    smooth: str | None
+    """None where nothing may be scaled."""
     into: tuple[str, ...]
+    kv_to_q: bool = False
+    """The channels are those of key-value heads, each read through several query heads."""
+    one_plus: bool = False
+    """``smooth`` is a norm that multiplies by 1 + its weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +266,10 @@ def _built(table: Table, model_type: str) -> Architecture:
         modules=tuple(
             _module(row, flags.get(row["name"]), rows.get(row["name"])) for row in values["module"]
         ),
-        balances=tuple(Balance(b["smooth"], tuple(b["into"])) for b in values["balance"]),
+        balances=tuple(
+            Balance(b.get("smooth"), tuple(b["into"]), "heads" in b, "through" in b)
+            for b in values["balance"]
+        ),
         names=values["sizes"],
         defaults=values["defaults"],
         constants={k: v for k, v in config.items() if v != IGNORED},

@@ -41,6 +41,8 @@ _BLOCK: Final[dict[str, Callable[[Any], bool]]] = {
     "gguf_heads": GGUF_HEADS.__contains__,
     "gguf_frequency_factors": lambda value: isinstance(value, bool),
 }
+_BALANCE: Final = {"heads": "kv_to_q", "through": "1+w"}
+"""What else a balance row may say, and how."""
 _HOLES: Final = ("{layer}", "{expert}")
 
 
@@ -226,10 +228,14 @@ class _Check:
     def _balances(self, rows: Sequence[Mapping[str, Any]], names: Collection[str]) -> None:
         for row in rows:
             where = f"balance of {row.get('smooth')}"
-            self.keys(where, row, ("smooth", "into"), ("smooth", "into"))
-            named = [row["smooth"], *self.strings(f"{where}: into", row["into"])]
+            self.keys(where, row, ("smooth", "into", *_BALANCE), ("into",))
+            into = self.strings(f"{where}: into", row["into"])
+            named = [*into, row["smooth"]] if "smooth" in row else into
             if missing := sorted(set(named) - set(names)):
                 self.fail(where, f"there are no modules {missing}")
+            for key, value in _BALANCE.items():
+                if row.get(key, value) != value or (key in row and "smooth" not in row):
+                    self.fail(where, f"{key} should be {value!r}, and beside a smooth")
 
 
 def _without_holes(template: str) -> str:

@@ -308,3 +308,38 @@ def test_folding_that_would_lose_something_is_refused() -> None:
             block, {}, [Balance("norm", ("dense", "q"))], {"q": known(x)}, {"q": SCHEME},
             dtype=torch.float16,
         )  # fmt: skip
+
+
+def test_norms_of_one_plus_their_weight_are_folded_as_they_multiply() -> None:
+    """What is stored is one less than what multiplies, and rounded to bfloat16."""
+    x = activations(512, HIDDEN)
+    norm = (weights(1, HIDDEN, 7)[0] * 5).bfloat16().float()
+    matrix = weights(32, HIDDEN)
+    balance = Balance("norm", ("q",), one_plus=True)
+    result = awq(
+        {"norm": norm, "q": matrix}, {}, [balance], {"q": known(x)}, {"q": SCHEME},
+        dtype=torch.bfloat16,
+    )  # fmt: skip
+    stored, scale = result.dense["norm"], result.scales["norm"]
+    assert torch.equal(stored, stored.bfloat16().float())
+    assert not torch.equal(stored, norm)
+    assert result.drift < 1e-6
+    before = (x * (1 + norm)) @ matrix.T
+    after = (x * (1 + stored)) @ (matrix * scale).T
+    assert float((after - before).abs().max() / before.abs().max()) < 1e-5
+
+
+def test_a_norm_of_one_plus_its_weight_before_a_dense_reader_stays() -> None:
+    """Neither powers of two nor quotients would be exact on both sides."""
+    x = activations(512, HIDDEN)
+    norm = (weights(1, HIDDEN, 7)[0] * 5).bfloat16().float()
+    block = {
+        "norm": norm,
+        "router": weights(4, HIDDEN).bfloat16().float(),
+        "q": weights(32, HIDDEN),
+    }
+    balance = Balance("norm", ("router", "q"), one_plus=True)
+    result = awq(block, {}, [balance], {"q": known(x)}, {"q": SCHEME}, dtype=torch.bfloat16)
+    assert bool((result.scales["norm"] == 1).all())
+    assert torch.equal(result.dense["norm"], norm)
+    assert torch.equal(result.dense["router"], block["router"])
