@@ -9,6 +9,7 @@ from typing import Any
 
 from zenconvert.calibrating import Calibrating
 from zenconvert.production import Gathered, Variant, gather, produce
+from zenconvert.scratch import is_mark
 from zenconvert.target import Target
 
 SAMPLES: dict[str, Any] = {
@@ -49,8 +50,9 @@ def everything(source: str | Path, out: Path, state: Path) -> tuple[Gathered, di
 
 
 def digests(path: Path) -> dict[str, str]:
-    """Every file below a folder, hidden ones too → SHA-256; of a file, its own."""
+    """Every file below a folder, hidden ones too → SHA-256; of a file, its own. Without marks."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = [file for file in files if not is_mark(file)]
     return {
         str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
     }
