@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import re
+from typing import TYPE_CHECKING, Final
 
 from zenconvert.errors import CorruptFile
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
+
+
+_PREFIXED: Final = re.compile(r'"continuing_subword_prefix"\s*:\s*"[^"]')
 
 
 def load(definition: bytes | str, where: str) -> FastTokenizer:
@@ -17,8 +22,9 @@ def load(definition: bytes | str, where: str) -> FastTokenizer:
     """
     from tokenizers import Tokenizer as FastTokenizer
 
+    text = definition if isinstance(definition, str) else definition.decode("utf-8")
+    _refuse_prefix(text, where)
     try:
-        text = definition if isinstance(definition, str) else definition.decode("utf-8")
         fast = FastTokenizer.from_str(text)
     except BaseException as error:  # the library raises bare Exceptions, and panics beyond them
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -30,6 +36,21 @@ def load(definition: bytes | str, where: str) -> FastTokenizer:
     return fast
 
 
-def texts_by_id(fast: FastTokenizer) -> dict[int, str]:
-    """Every token of a loaded tokenizer, added ones included."""
-    return {number: text for text, number in fast.get_vocab(with_added_tokens=True).items()}
+def _refuse_prefix(text: str, where: str) -> None:
+    """Raise CorruptFile for merges without the prefix that a BPE model says they have.
+
+    The library cuts it off unseen and aborts the process where that parts a character.
+    """
+    if not _PREFIXED.search(text):
+        return
+    try:
+        model = json.loads(text)["model"]
+        prefix = model["continuing_subword_prefix"]
+        pairs = [m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"]]
+        whole = all(right.startswith(prefix) for _, right in pairs)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise CorruptFile(
+            f"{where}: continuing_subword_prefix should begin the second part of every merge"
+        )

@@ -11,6 +11,7 @@ transformers 5.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,7 +112,13 @@ class TokenizerFiles:
     def encoding(self) -> bytes | None:
         """A ``tokenizer.json`` that encodes as the files say together."""
         library = self.loaded
-        return None if library is None else library.to_str().encode("utf-8")
+        if library is None:
+            return None
+        definition = json.loads(library.to_str())
+        vocab = definition["model"]["vocab"]
+        if isinstance(vocab, dict):  # the library would number added tokens anew
+            vocab |= {token.text: number for number, token in self.added.items()}
+        return json.dumps(definition, ensure_ascii=False).encode("utf-8")
 
     @cached_property
     def added(self) -> dict[int, Added]:
@@ -131,8 +138,8 @@ class TokenizerFiles:
         where = self.path / "tokenizer_config.json"
         decoder = (self.settings or {}).get("added_tokens_decoder")
         if decoder is not None:
-            if not isinstance(decoder, dict):
-                raise CorruptFile(f"{where}: added_tokens_decoder should map ids to tokens")
+            if not isinstance(decoder, dict) or any(isinstance(t, str) for t in decoder.values()):
+                raise CorruptFile(f"{where}: added_tokens_decoder should map ids to objects")
             return {_id(key, where): _token(value, where) for key, value in decoder.items()}
         where = self.path / "added_tokens.json"
         special = {token.text for token in self._named()}
@@ -152,7 +159,9 @@ class TokenizerFiles:
                 if key.endswith("_token") and isinstance(value, str | Mapping) and value:
                     yield _token(value, where, special=True)
             for key in _LISTS:
-                value = table.get(key) or ()
+                value = table.get(key) or []
+                if not isinstance(value, dict | list):
+                    raise CorruptFile(f"{where}: {key} should be a list, found {value!r:.60}")
                 for token in value.values() if isinstance(value, dict) else value:
                     yield _token(token, where, special=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from zenconvert import open_checkpoint
+from zenconvert.calib import templates
 from zenconvert.calib.samples import Message, Sample, load_bundled
 from zenconvert.calib.windows import Cutter, Window, render, windows
 from zenconvert.errors import InvalidInput, UsageError
@@ -210,3 +212,31 @@ def test_a_template_does_not_reach_the_next_sample() -> None:
         render(CHAT, leaving, {})
     render(CHAT, "{% set seen = 1 %}", {})
     assert render(CHAT, "{{ seen }}{{ messages[0].role }}", {}) == "system"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ '%4000000000d' % 1 }}",
+        "{{ '{:>4000000000}'.format(1) }}",
+        "{{ messages | tojson(indent=2000000000) }}",
+        "{{ lipsum(n=10000000) }}",
+        "{{ '\\ud800' }}",
+    ],
+)
+def test_a_template_has_little_time_and_memory(template: str) -> None:
+    with pytest.raises(InvalidInput, match="the chat template fails on sample chat-1"):
+        render(CHAT, template, {})
+    assert render(CHAT, "{{ messages[0].role }}", {}) == "system"
+
+
+def test_templates_run_nothing_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(templates, "_process", lambda pid: templates._Process())
+    for name in ("json", "jinja2", "pathlib", "sitecustomize", "resource", "signal"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    assert render(CHAT, "{{ messages[0].role }}", {}) == "system"
+    assert not (tmp_path / "ran").exists()
