@@ -35,18 +35,22 @@ Gguf = Callable[[str, str], Path]
 TEXT = "Việt Nam 2026 — I'm here"
 
 
+def with_metadata(file: Path, out: Path, metadata: dict[str, Any]) -> Path:
+    """A copy of a GGUF file with other key/values."""
+    tensors = list(container.read(file).tensors.values())
+    first = min(t.offset for t in tensors)
+    infos = [(t.name, t.shape, t.type_id, t.offset - first) for t in tensors]
+    out.write_bytes(container.pack_header(metadata, infos) + file.read_bytes()[first:])
+    return out
+
+
 def without_pre(file: Path, out: Path, pre: str | None = None) -> Path:
     """A copy of a GGUF file that does not say how it cuts text."""
-    found = container.read(file)
-    metadata = dict(found.metadata)
+    metadata = dict(container.read(file).metadata)
     del metadata["tokenizer.ggml.pre"]
     if pre is not None:
         metadata["tokenizer.ggml.pre"] = ("str", pre)
-    infos = [(t.name, t.shape, t.type_id, t.offset) for t in found.tensors.values()]
-    first = min(offset for *_, offset in infos)
-    header = container.pack_header(metadata, [(*rest, at - first) for *rest, at in infos])
-    out.write_bytes(header + file.read_bytes()[first:])
-    return out
+    return with_metadata(file, out, metadata)
 
 
 @pytest.mark.parametrize("pre", [None, "default"])
@@ -87,11 +91,7 @@ def test_special_ids_beyond_the_vocabulary_are_absent_roles(
     role = {"padding": "pad", "unknown": "unk", "seperator": "sep"}.get(key, key)
     assert role not in tokenizer_from_metadata(metadata, where="test").special
     del metadata["tokenizer.ggml.pre"]
-    infos = [(t.name, t.shape, t.type_id, t.offset) for t in found.tensors.values()]
-    first = min(offset for *_, offset in infos)
-    header = container.pack_header(metadata, [(*rest, at - first) for *rest, at in infos])
-    file = tmp_path / "odd.gguf"
-    file.write_bytes(header + gguf("builtin:zen-nano", "f32").read_bytes()[first:])
+    file = with_metadata(gguf("builtin:zen-nano", "f32"), tmp_path / "odd.gguf", metadata)
     with pytest.warns(InputWarning, match=f"{key}_token_id"):
         opened = open_checkpoint(file)
     assert any(f"{key}_token_id" in text for text in opened.warnings)
