@@ -8,7 +8,7 @@ works. Mixture-of-experts blocks are brought into one form first (:mod:`zenconve
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
@@ -169,7 +169,10 @@ def build_block(
                 )
             value = value.reshape(wanted.shape)
         slot.fill(value)
-    _complete(layer, {(id(slots[n.name].module), slots[n.name].attribute) for n in given}, where)
+    filled = {(id(slots[n.name].module), slots[n.name].attribute) for n in given}
+    _complete(_stored(layer), filled, where)
+    if number == len(skeleton.layers) - 1:
+        _complete(_outside_layers(skeleton), filled, where)
     return Block(skeleton, number, layer, slots)
 
 
@@ -209,10 +212,13 @@ def _submodule(root: torch.nn.Module, path: str) -> torch.nn.Module | None:
         return None
 
 
-def _complete(layer: torch.nn.Module, filled: set[tuple[int, str]], where: str) -> None:
+_Places = Iterable[tuple[str, torch.nn.Module, str]]
+
+
+def _complete(places: _Places, filled: set[tuple[int, str]], where: str) -> None:
     """Zero absent biases. Raises InvalidInput when anything else is missing."""
     missing = []
-    for path, module, attribute in _stored(layer):
+    for path, module, attribute in places:
         if (id(module), attribute) in filled:
             continue
         value = Slot(module, attribute).value
@@ -224,6 +230,13 @@ def _complete(layer: torch.nn.Module, filled: set[tuple[int, str]], where: str) 
             missing.append(f"{path}.{attribute}")
     if missing:
         raise InvalidInput(f"{where}: missing keys for the config: {sorted(missing)}")
+
+
+def _outside_layers(skeleton: Skeleton) -> _Places:
+    """What the base model has beside its layers and its embedding: the final norm."""
+    embedding = skeleton.base.get_input_embeddings()
+    inside = {id(m) for layer in skeleton.layers for m in layer.modules()} | {id(embedding)}
+    return (place for place in _stored(skeleton.base) if id(place[1]) not in inside)
 
 
 def _stored(layer: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, str]]:

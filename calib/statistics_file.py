@@ -110,8 +110,9 @@ class StatisticsRun:
         languages, hp = len(self.selection.languages), self.reference.checkpoint.hyperparameters
         for item in self.all_inputs():
             yield from input_entries(item, languages, moments=self.settings.moments)
-        for layer in range(self.reference.layers if hp.experts else 0):
-            yield routed_entry(layer, languages, hp.experts)
+        for layer, names in self.reference.by_layer.items():
+            if experts := len({n.expert for n in names} - {None}):
+                yield routed_entry(layer, languages, experts)
         if self.final_states:
             tokens, windows = int(self.selection.tokens.sum()), len(self.selection.windows)
             yield from state_entries(tokens, windows, hp.hidden, self.settings.compute)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,11 +14,13 @@ from numpy.typing import NDArray
 
 from tests.calib.whole_models import FAMILIES, by_hand, whole_model
 from zenconvert.calib.coverage import language_coverage
+from zenconvert.calib.experts import unify_experts
 from zenconvert.calib.reference import Reference
 from zenconvert.calib.selection import Selection
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.walk import Settings, walk
 from zenconvert.calib.windows import Window
+from zenconvert.errors import InvalidInput, Unsupported
 from zenconvert.recoding import logical_rows
 from zenconvert.verification.engines.torch_engine import TorchEngine
 
@@ -79,6 +83,64 @@ def test_statistics_are_those_of_hooks(family: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(squares, np.square(rows).sum(0), rtol=1e-3, atol=1e-6)
     linear = {name for name, item in found.items() if item.columns}
     assert linear == set(seen)
+
+
+@pytest.mark.skipif(not known("gemma3_text"), reason="not in this version")
+def test_the_text_model_of_a_nested_config_is_taken(tmp_path: Path) -> None:
+    """Prefixes before the names of its layers do not matter."""
+    model, window = whole_model("gemma3_text", tmp_path), made_up()[1]
+    flat = by_hand(tmp_path)
+    names = [
+        replace(name, hf=name.hf.replace("model.", "language_model.model.", 1))
+        for name in flat.architecture.tensor_names(flat.hyperparameters)
+    ]
+    nested = replace(
+        flat,
+        config={"model_type": "gemma3", "text_config": dict(flat.config), "vision_config": {}},
+        architecture=cast(Any, SimpleNamespace(id="by hand", tensor_names=lambda hp: names)),
+    )
+    engine = TorchEngine(nested, [window], device="cpu", progress=lambda done, total: None)
+    with torch.inference_mode():
+        expected = model(torch.tensor([window.ids])).logits[0]
+    found = engine.logits(0, 0, len(window.ids))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_experts_held_in_another_way_are_refused() -> None:
+    class Strange(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up_proj = torch.nn.Parameter(torch.empty(3, 4, 5))
+            self.act_fn = torch.nn.functional.silu
+
+    layer = torch.nn.Module()
+    layer.experts = Strange()
+    with pytest.raises(Unsupported, match=r"here: transformers .*Strange.*up_proj.*\(3, 4, 5\)"):
+        unify_experts(layer, "here")
+
+
+@pytest.mark.parametrize(
+    ("family", "missing"),
+    [
+        ("qwen3", "layers.1.self_attn.q_norm.weight"),
+        ("gpt_oss", "layers.3.self_attn.sinks"),
+        ("deepseek_v3", "layers.2.mlp.gate.e_score_correction_bias"),
+        ("qwen3", "norm.weight"),
+    ],
+)
+def test_tensors_that_are_not_there_are_named(family: str, missing: str, tmp_path: Path) -> None:
+    """Parameters, buffers and what stands after the last layer; nothing is left at random."""
+    if not known(family):
+        pytest.skip("not in this version")
+    whole_model(family, tmp_path)
+    checkpoint = by_hand(tmp_path)
+    tensors = {k: v for k, v in checkpoint.tensors.items() if k != missing}
+    assert len(tensors) == len(checkpoint.tensors) - 1
+    with pytest.raises(InvalidInput, match=f"missing keys.*{missing.rpartition('.')[2]}"):
+        TorchEngine(
+            replace(checkpoint, tensors=tensors), made_up(), device="cpu",
+            progress=lambda done, total: None,
+        )  # fmt: skip
 
 
 def hooked(model: Any, windows: list[Window]) -> dict[str, NDArray[np.float64]]:

@@ -126,9 +126,10 @@ class _Row:
     values: NDArray[np.float32]
 
 
-def by_hand(folder: Path) -> Checkpoint:
-    """The checkpoint of a saved model, by a table that names every tensor as HF does."""
-    config = json.loads((folder / "config.json").read_text())
+def by_hand(folder: Path, **changes: Any) -> Checkpoint:
+    """The checkpoint of a saved model, by a table that names every tensor as HF does; ``changes``
+    go into its config."""
+    config = {**json.loads((folder / "config.json").read_text()), **changes}
     interleaved = config["model_type"] == "gpt_oss"
     rows = list(_rows(load_file(folder / "model.safetensors"), interleaved))
     tensors, offset = {}, 0
