@@ -25,7 +25,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
@@ -241,7 +241,8 @@ class Output:
         for offset, data in file.literals:
             self.write(file, offset, data)
         if file.copy_of is not None:
-            self.write(file, 0, _read_side_file(file.copy_of, file.size))
+            for offset, data in _slabs_of(file.copy_of, file.size):
+                self.write(file, offset, data)
 
     def _close(self) -> None:
         for descriptor in self.descriptors.values():
@@ -294,17 +295,24 @@ def _is_model_folder(path: Path) -> bool:
     return (path / "config.json").is_file() and any(p.suffix in _WEIGHTS for p in path.iterdir())
 
 
-def _read_side_file(path: Path, size: int) -> bytes:
+def _slabs_of(path: Path, size: int) -> Iterator[tuple[int, bytes]]:
+    """A side file in slabs: offset and bytes. Raises CorruptFile where it has another size now."""
+    found = 0
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            while data := file.read(_CHUNK):
+                if found + len(data) > size:
+                    break
+                yield found, data
+                found += len(data)
+            now = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) != size:
+    if now != size:
         raise CorruptFile(
-            f"{path}: has {len(data)} bytes now and had {size} when the conversion was planned; "
+            f"{path}: has {now} bytes now and had {size} when the conversion was planned; "
             "run it again"
         )
-    return data
 
 
 def _give_name(path: Path, final: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tests.fuzz.gguf_shape import F16, F32, Gguf, Key, with_tensors
 from tests.tiny import raw_model
-from zenconvert import convert
+from zenconvert import convert, pretokenizer
 from zenconvert.formats.hf.sentencepiece_model import Piece, write
 
 Files = dict[str, bytes]
@@ -50,14 +50,12 @@ def _root() -> Path:
 def tokenizer_json(*, byte_fallback: bool = False) -> dict[str, Any]:
     """A tokenizer definition with something in every part."""
     special = {"SpecialToken": {"id": "<s>", "type_id": 0}}
-    split: dict[str, Any] = {
-        "type": "Split",
-        "pattern": {"Regex": r"\p{N}"},
-        "behavior": "Isolated",
-    }
-    split |= {"invert": False}
+    rule = pretokenizer.by_name("qwen2")
+    assert rule is not None
+    split: dict[str, Any] = {"type": "Split", "pattern": {"Regex": rule.steps[0]}}
+    split |= {"behavior": "Isolated", "invert": False}
     byte_level: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False}
-    byte_level |= {"use_regex": True, "trim_offsets": False}
+    byte_level |= {"use_regex": False, "trim_offsets": False}
     return {
         "version": "1.0",
         "added_tokens": [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.safety.outputs import after, fail, names
-from zenconvert import plan
+from zenconvert import output, plan
 from zenconvert.conversion import run
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
 from zenconvert.planning import Plan
@@ -67,5 +67,16 @@ def test_side_files_that_change_or_vanish(source: Path, tmp_path: Path) -> None:
     assert isinstance(error, SourceNotFound)
     assert str(side) in str(error)
     side.write_bytes(whole)
-    run(planned, out)
+    run(plan(source, "hf:f16", out="out"), out)
     assert (out / side.name).read_bytes() == whole
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, 1000, 1001, 2500])
+def test_side_files_are_copied_in_slabs(
+    size: int, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "_CHUNK", 1000)
+    side = source / "LICENSE"
+    side.write_bytes(bytes(range(256)) * (size // 256) + b"x" * (size % 256))
+    run(plan(source, "hf:f16", out="out"), tmp_path / "out")
+    assert (tmp_path / "out" / "LICENSE").read_bytes() == side.read_bytes()
