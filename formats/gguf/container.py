@@ -320,6 +320,28 @@ def _place(
     return tensors
 
 
+def is_key_value(key: str, kind: str, value: Any) -> bool:
+    """Whether a key/value can be packed: the value is one of its type."""
+    if not 0 < len(key.encode("utf-8")) <= _MAX_NAME:
+        return False
+    element = kind.removeprefix("arr:")
+    if element == kind:
+        return _is_scalar(kind, value)
+    return isinstance(value, list) and all(_is_scalar(element, item) for item in value)
+
+
+def _is_scalar(kind: str, value: Any) -> bool:
+    if kind == "str" or kind == "bool":
+        return isinstance(value, str if kind == "str" else bool)
+    if kind not in TYPE_IDS or isinstance(value, bool):
+        return False
+    try:
+        TYPE_IDS[kind][1].pack(value)
+    except (struct.error, OverflowError):
+        return False
+    return True
+
+
 def pack_metadata(metadata: dict[str, KeyValue]) -> bytes:
     """Serialise key/values in the order given."""
     return b"".join(

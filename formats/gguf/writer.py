@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from zenconvert.architecture import TensorName
 from zenconvert.checkpoint import Checkpoint, Tensor
@@ -28,6 +28,13 @@ from zenconvert.target import Options, Target
 
 DEFAULT_TYPE: Final = "bf16"
 FLOAT_TYPES: Final = frozenset({"f32", "f16", "bf16"})
+_OWN_KEYS: Final = frozenset(
+    {
+        "general.architecture", "general.alignment", "general.file_type",
+        "general.quantization_version",
+    }
+)  # fmt: skip
+"""Keys that are never carried from another file."""
 QUANTIZATION_VERSION: Final[KeyValue] = ("u32", 2)
 
 
@@ -234,14 +241,14 @@ def _converted_metadata(
     checkpoint: Checkpoint, code: KeyValue, choices: list[Choice], options: Options
 ) -> dict[str, KeyValue]:
     architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
-    carried: dict[str, Any] = dict(checkpoint.metadata.carried)
+    carried = {k: v for k, v in checkpoint.metadata.carried.items() if k not in _OWN_KEYS}
     general = {k: v for k, v in carried.items() if k.startswith("general.")}
     if not general:
         general = general_metadata(checkpoint, choices)
     tokenizer = tokenizer_metadata(
         checkpoint.tokenizer, architecture.gguf, pre_tokenizer=options.pre_tokenizer
     )
-    return {
+    own = {
         "general.architecture": ("str", architecture.gguf),
         **general,
         **model_keys(architecture, hp),
@@ -249,5 +256,5 @@ def _converted_metadata(
         **extra_keys(architecture, hp),
         "general.quantization_version": QUANTIZATION_VERSION,
         **tokenizer,
-        **{k: v for k, v in carried.items() if not k.startswith("general.")},
     }
+    return own | {k: v for k, v in carried.items() if k not in own}

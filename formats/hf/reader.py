@@ -30,6 +30,7 @@ from zenconvert.errors import (
     first_names,
     several,
 )
+from zenconvert.formats.gguf.container import is_key_value
 from zenconvert.formats.hf.foreign import foreign_warnings, without_foreign
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.side_facts import (
@@ -252,4 +253,10 @@ def _carried(path: Path) -> dict[str, tuple[str, Any]]:
         isinstance(v, list) and len(v) == 2 and isinstance(v[0], str) for v in table.values()
     ):
         raise CorruptFile(f"{path}: gguf should map keys to [type, value]")
+    for key, (kind, value) in table.items():
+        if not is_key_value(key, kind, value):
+            raise CorruptFile(
+                f"{path}: {key!r:.100} should hold a value of the GGUF type that it names, found "
+                f"{kind!r:.40} {value!r:.100}"
+            )
     return {key: (kind, value) for key, (kind, value) in table.items()}

@@ -21,8 +21,8 @@ from zenconvert.source_files import is_there, read_text
 
 CARD: Final = "README.md"
 GENERATION: Final = "generation_config.json"
-_MOST_CARD: Final = 128 * 1024
-"""Bytes of front matter: YAML of this size is read in about a second."""
+_MOST_CARD: Final = 48 * 1024
+"""Bytes of front matter: YAML of this size is read in less than a second."""
 _MOST_README: Final = 16 * 1024 * 1024
 _MOST_GENERATION: Final = 1024 * 1024
 _RULE: Final = "---"

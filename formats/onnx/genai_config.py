@@ -71,7 +71,7 @@ def _special_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
         value = checkpoint.metadata.generation.get(key, checkpoint.config.get(key))
         if value is None and checkpoint.side_files is None:
             value = checkpoint.tokenizer.special.get(kind)
-        if value is not None:
+        if value not in (None, []):
             found[key] = value
     if "eos_token_id" in found and "pad_token_id" not in found:
         eos = found["eos_token_id"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,8 +16,9 @@ from onnx import helper
 
 from tests.fuzz import models, reports
 from tests.fuzz.targets_texts import RECIPE
-from zenconvert import Report, open_checkpoint
+from zenconvert import Report, convert, open_checkpoint, plan
 from zenconvert.errors import CorruptFile, InvalidInput, RecipeError, UsageError, ZenError
+from zenconvert.formats.gguf import container
 from zenconvert.publication import recipe_reader
 from zenconvert.publication.checksums import read_sums
 from zenconvert.publication.gotemplate import render_go
@@ -195,3 +197,56 @@ def test_a_histogram_of_nothing_is_drawn(tmp_path: Path) -> None:
     for table in (value["kl_histogram"], value["noise_floor"]["kl_histogram"]):
         table["counts"] = [0] * len(table["counts"])
     assert "<svg" in report_page(Report.from_dict(value))
+
+
+def side(tmp_path: Path, name: str, value: Any) -> Path:
+    """The small model with another side file."""
+    folder = Path(shutil.copytree(models.folder(), tmp_path / "model"))
+    text = value if isinstance(value, str) else json.dumps(value)
+    (folder / name).write_text(text)
+    return folder
+
+
+CARRIED: dict[str, Any] = {
+    "a type that is none": ["u33", 1], "an array of none": ["arr:u33", [1]],
+    "a list for a text": ["str", ["a"]], "a text for a list": ["arr:str", "abc"],
+    "a number of texts": ["arr:str", [1]], "a number for a bool": ["bool", 1],
+    "a bool for a number": ["u8", True], "beyond the type": ["u8", 256], "below it": ["u32", -1],
+    "a real for a whole": ["i32", 1.5], "nothing": ["f32", None], "beyond a float": ["f32", 1e39],
+    "arrays of arrays": ["arr:arr:u8", [[1]]], "one that is beyond": ["arr:i8", [1, 128]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", CARRIED)
+def test_values_that_are_not_of_their_gguf_type(fault: str, tmp_path: Path) -> None:
+    folder = side(tmp_path, "zenconvert.json", {"gguf": {"x.y": CARRIED[fault]}})
+    with pytest.raises(CorruptFile, match=r"'x\.y' should hold a value of the GGUF type"):
+        open_checkpoint(folder)
+
+
+def test_keys_that_a_model_has_of_itself_are_not_carried(tmp_path: Path) -> None:
+    values = {
+        "general.alignment": ["u32", 0], "general.architecture": ["str", "other"],
+        "llama.block_count": ["u32", 99], "tokenizer.ggml.tokens": ["arr:str", ["x"]],
+        "general.name": ["str", "Kept"], "x.y": ["u8", 255],
+    }  # fmt: skip
+    folder = side(tmp_path, "zenconvert.json", {"gguf": values})
+    convert(folder, tmp_path / "out.gguf", "gguf:f16")
+    found = container.read(tmp_path / "out.gguf").metadata
+    assert found["general.architecture"] == ("str", "llama")
+    assert found["llama.block_count"] == ("u32", 1)
+    assert len(found["tokenizer.ggml.tokens"][1]) == len(models.TOKENS)
+    assert "general.alignment" not in found
+    assert (found["general.name"], found["x.y"]) == (("str", "Kept"), ("u8", 255))
+
+
+def test_no_end_of_text_at_all(tmp_path: Path) -> None:
+    folder = side(tmp_path, "generation_config.json", {"eos_token_id": []})
+    for target in ("onnx:f32", "gguf:f16", "hf:f16"):
+        plan(folder, target)
+
+
+def test_a_card_of_yaml_that_takes_long(tmp_path: Path) -> None:
+    folder = side(tmp_path, "README.md", "---\nx: [" + "a, " * 30_000 + "]\n---\n")
+    (warning,) = (w for w in open_checkpoint(folder).warnings if "README" in w)
+    assert re.search(r"front matter of 9000\d characters", warning)
