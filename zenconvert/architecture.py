@@ -111,6 +111,8 @@ class Architecture:
     """Heads may have another size than hidden / heads in llama.cpp's graph."""
     gguf_frequency_factors: bool
     """llama.cpp's graph divides rotary frequencies by factors of the file."""
+    genai_types: frozenset[str]
+    """Model types that onnxruntime-genai knows by name."""
     experts: bool
     modules: tuple[Module, ...]
     balances: tuple[Balance, ...]
@@ -262,6 +264,7 @@ def _built(table: Table, model_type: str) -> Architecture:
         gguf_keys=tuple(values.get("gguf_keys", ())),
         gguf_any_heads=block["gguf_heads"] == "any",
         gguf_frequency_factors=block["gguf_frequency_factors"],
+        genai_types=frozenset(block["genai_types"]),
         experts=values.get("experts", False),
         modules=tuple(
             _module(row, flags.get(row["name"]), rows.get(row["name"])) for row in values["module"]

@@ -37,6 +37,7 @@ _MODULE_KEYS: Final = (
 )  # fmt: skip
 _VARIANT_KEYS: Final = ("class", *_SECTIONS)
 _BLOCK: Final[dict[str, Callable[[Any], bool]]] = {
+    "genai_types": lambda value: isinstance(value, list),
     "windows": WINDOWS.__contains__,
     "gguf_heads": GGUF_HEADS.__contains__,
     "gguf_frequency_factors": lambda value: isinstance(value, bool),

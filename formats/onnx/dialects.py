@@ -1,7 +1,7 @@
 """What exporters call the modules of a model, and what transformers calls them.
 
 =====================  =======================================================================
-zenconvert, mobius     the names of transformers (mobius: experts of Mixtral below ``mlp``)
+zenconvert, mobius     the names of transformers (mobius: those of transformers 5 for experts)
 onnxruntime-genai      ``model.layers.0.attn.qkv_proj.MatMul.weight``, ``…final_norm_layernorm…``
 optimum (TorchScript)  numbered weights; nodes are ``/model/layers.0/self_attn/q_proj/MatMul``
 torch.onnx (dynamo)    numbered weights; nodes carry the path of their module as metadata
@@ -23,20 +23,27 @@ _FUSED: Final = {
     "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
 }
 """One product that exporters put in the place of several."""
-_EXPERTS: Final = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 _OUTSIDE: Final = {
-    "embed_tokens": "model.embed_tokens",
-    "final_norm_layernorm": "model.norm",
-    "norm": "model.norm",
-    "lm_head": "lm_head",
+    "embed_tokens": "embed",
+    "final_norm_layernorm": "norm",
+    "norm": "norm",
+    "lm_head": "head",
 }
+"""What exporters call the modules outside layers → their neutral names."""
 
 
 class Names:
     """Finds the modules that a name in a graph speaks of."""
 
     def __init__(self, architecture: Architecture, hp: Hyperparameters) -> None:
-        self.known = {n.hf.rpartition(".")[0] for n in architecture.tensor_names(hp)}
+        self.outside = {m.name: m.hf for m in architecture.modules if "{layer}" not in m.name}
+        self.inside: dict[tuple[str, str], str] = {}
+        """Layer and path in it, by every name that the family's table has → module."""
+        names = list(architecture.tensor_names(hp))
+        for text, hf in [(n.hf, n.hf) for n in names] + [(n.hf_also, n.hf) for n in names]:
+            match = _LAYER.search((text or "").rpartition(".")[0])
+            if match is not None:
+                self.inside.setdefault((match[1], match[2]), hf.rpartition(".")[0])
 
     def modules(self, texts: Iterable[str]) -> tuple[str, ...]:
         """Modules of transformers that the first telling text names; several where it is fused."""
@@ -49,15 +56,13 @@ class Names:
         match = _LAYER.search(text)
         if match is None or match[2].startswith("final_norm"):
             parts = text.split(".")
-            return next(((hf,) for key, hf in _OUTSIDE.items() if key in parts), ())
+            return next(((self.outside[n],) for key, n in _OUTSIDE.items() if key in parts), ())
         rest = _canonical(match[2])
         for end in range(len(rest), 0, -1):
             part = ".".join(rest[:end])
-            for module in _FUSED.get(part) or (part,):
-                if f"model.layers.{match[1]}.{module}" not in self.known:
-                    break
-            else:
-                return tuple(f"model.layers.{match[1]}.{m}" for m in (_FUSED.get(part) or (part,)))
+            found = [self.inside.get((match[1], one)) for one in _FUSED.get(part) or (part,)]
+            if known := tuple(module for module in found if module is not None):
+                return known if len(known) == len(found) else ()
         return ()
 
 
@@ -70,8 +75,4 @@ def _canonical(path: str) -> list[str]:
         parts[0] = "mlp"
     if parts[:2] == ["mlp", "router"]:
         parts[1] = "gate"
-    if parts[:2] in (["mlp", "experts"], ["mlp", "gate"]):
-        parts[0] = "block_sparse_moe"
-    if parts[:2] == ["block_sparse_moe", "experts"] and len(parts) > 3:
-        parts[3] = _EXPERTS.get(parts[3], parts[3])
     return parts

@@ -10,8 +10,8 @@ from typing import Any, Final
 from zenconvert.checkpoint import Checkpoint
 
 NAME: Final = "genai_config.json"
-_TYPES: Final = frozenset({"llama", "mistral", "qwen2"})
 _GENERIC: Final = "decoder"
+"""The type of a model that the runtime has no name for."""
 _SEARCH: Final = {
     "do_sample": False,
     "temperature": 1.0,
@@ -53,7 +53,7 @@ def genai_config(checkpoint: Checkpoint, graph: str, *, shares_cache: bool) -> d
             **_special_tokens(checkpoint),
             "context_length": hp.context,
             "decoder": decoder,
-            "type": model_type if model_type in _TYPES else _GENERIC,
+            "type": model_type if model_type in checkpoint.architecture.genai_types else _GENERIC,
             "vocab_size": hp.vocab,
         },
         "search": {

@@ -86,7 +86,7 @@ def _without_effect(item: Found, modules: Sequence[str], file: ModelFile) -> set
 
 def _modules(item: Found, names: Names) -> tuple[str, ...]:
     if item.role == "embed":
-        return ("model.embed_tokens",)
+        return (names.outside["embed"],)
     return names.modules(item.texts)
 
 

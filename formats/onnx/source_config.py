@@ -89,7 +89,10 @@ def _rebuilt(
         "rope_theta": theta,
         "tie_word_embeddings": False,
     }
-    if config["hidden_size"] != config["num_attention_heads"] * decoder["head_size"]:
+    usual = known[model_type].defaults.get("head_dim") or (
+        decoder["hidden_size"] // max(decoder["num_attention_heads"], 1)
+    )
+    if usual != decoder["head_size"]:
         config["head_dim"] = decoder["head_size"]
     config |= _window(view, decoder)
     tokens = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -33,11 +33,14 @@ from zenconvert.target import Options, Target
 __all__ = ["TYPES", "choose", "facts", "lay_out"]
 
 _HEAD_STEP: Final = 16
-_FAMILIES: Final = {
+_FEED_FORWARD: Final = {
     "dense": {"ffn.gate", "ffn.up", "ffn.down"},
     "experts": {"moe.router", "moe.{expert}.gate", "moe.{expert}.up", "moe.{expert}.down"},
 }
-_EVERY: Final = {"attn_norm", "attn.q", "attn.k", "attn.v", "attn.o", "ffn_norm"}
+_EVERY: Final = {
+    *("embed", "norm", "head"),
+    *("attn_norm", "attn.q", "attn.k", "attn.v", "attn.o", "ffn_norm"),
+}
 
 
 def lay_out(
@@ -80,13 +83,17 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
 def check_family(checkpoint: Checkpoint) -> None:
     """Raise Unsupported for a model that the graph builder does not know."""
     architecture = checkpoint.architecture
-    inside = {
-        m.name.removeprefix("layers.{layer}.") for m in architecture.modules if "{layer}" in m.name
-    }
-    outside = {m.name for m in architecture.modules if "{layer}" not in m.name}
-    known = [_EVERY | parts for parts in _FAMILIES.values()]
-    if inside not in known or outside != {"embed", "norm", "head"}:
-        raise Unsupported(f"{architecture.id} models cannot be written as ONNX graphs yet")
+    modules = {m.name.removeprefix("layers.{layer}.") for m in architecture.modules}
+    known = [_EVERY | parts for parts in _FEED_FORWARD.values()]
+    if modules in known:
+        return
+    nearest = min(known, key=lambda parts: len(parts ^ modules))
+    odd = [f"no {name} in its layers" for name in sorted(modules - nearest)]
+    odd += [f"none without {name}" for name in sorted(nearest - modules)]
+    raise Unsupported(
+        f"{architecture.id} models cannot be written as ONNX graphs yet: the graph has "
+        f"{' and '.join(odd[:3])}; convert to gguf or hf instead"
+    )
 
 
 def graph_bytes(

@@ -69,7 +69,7 @@ def build(facts: Facts, builder: GraphBuilder, weights: Weights, profile: Profil
     x, update = weights.lookup("embed.weight", ids), None
     for layer in range(hp.layers):
         x, update = _layer(layer, facts, builder, weights, profile, x, update)
-    with builder.inside("model.norm"):
+    with builder.inside(weights.path("norm")):
         assert update is not None  # there is at least one layer
         hidden, _ = profile.add_and_norm(x, update, weights.plain("norm.weight"))
     logits = weights.linear("head" if "head.weight" in weights else "embed", hidden)
@@ -93,25 +93,25 @@ def _layer(
     update: ir.Value | None,
 ) -> tuple[ir.Value, ir.Value]:
     """One block: the stream before its second half, and what that half adds to it."""
-    name, path = f"layers.{layer}", f"model.layers.{layer}"
-    with builder.inside(f"{path}.input_layernorm"):
+    name = f"layers.{layer}"
+    with builder.inside(weights.path(f"{name}.attn_norm")):
         gamma = weights.plain(f"{name}.attn_norm.weight")
         if update is None:
             normed = profile.norm(x, gamma)
         else:
             normed, x = profile.add_and_norm(x, update, gamma)
     qkv = [weights.linear(f"{name}.attn.{part}", normed) for part in "qkv"]
-    with builder.inside(f"{path}.self_attn"):
+    with builder.inside(weights.around(f"{name}.attn.q")):
         past = _past(layer, facts, builder)
         mixed, *present = profile.attention(layer, qkv, past)
         _present(layer, facts, builder, present)
     update = weights.linear(f"{name}.attn.o", mixed)
-    with builder.inside(f"{path}.post_attention_layernorm"):
+    with builder.inside(weights.path(f"{name}.ffn_norm")):
         gamma = weights.plain(f"{name}.ffn_norm.weight")
         normed, x = profile.add_and_norm(x, update, gamma)
     if facts.hp.experts:
         return x, experts(builder, weights, facts.hp, layer, normed)
-    return x, gated(builder, weights, f"{name}.ffn", f"{path}.mlp", normed)
+    return x, gated(builder, weights, f"{name}.ffn", normed)
 
 
 def _cache_shape(hp: Hyperparameters, length: str) -> tuple[str | int, ...]:

@@ -14,11 +14,11 @@ from zenconvert.hyperparameters import Hyperparameters
 
 
 def gated(
-    builder: GraphBuilder, weights: Weights, name: str, path: str, x: ir.Value, *, rank: int = 3
+    builder: GraphBuilder, weights: Weights, name: str, x: ir.Value, *, rank: int = 3
 ) -> ir.Value:
-    """``down(silu(gate(x)) · up(x))``; ``path`` names the nodes between the products."""
+    """``down(silu(gate(x)) · up(x))``."""
     gate, up = (weights.linear(f"{name}.{part}", x, rank=rank) for part in ("gate", "up"))
-    with builder.inside(path):
+    with builder.inside(weights.around(f"{name}.gate")):
         active = builder.op("Mul", gate, builder.op("Sigmoid", gate))
         product = builder.op("Mul", active, up)
     return weights.linear(f"{name}.down", product, rank=rank)
@@ -32,14 +32,15 @@ def experts(
     One operator computes a layer whose weights are stacked. Else every expert computes the tokens
     that chose it and no others, and the sum is kept in f32.
     """
-    name, path = f"layers.{layer}.moe", f"model.layers.{layer}.block_sparse_moe"
+    name = f"layers.{layer}.moe"
+    path = weights.around(f"{name}.router")
     with builder.inside(path):
         flat = builder.op("Reshape", x, builder.integers(-1, hp.hidden))
     logits = weights.linear(f"{name}.router", flat, rank=2)
     if name in weights.stacks:
         with builder.inside(path):
             return _fused(builder, weights, hp, weights.stacks[name], x, logits)
-    with builder.inside(f"{path}.gate"):
+    with builder.inside(weights.path(f"{name}.router")):
         logits = _as(builder, logits, weights.floats, "f32")
         count = builder.integers(hp.experts_used)
         best, chosen = builder.ops("TopK", [logits, count], [True, True], axis=-1)
@@ -49,13 +50,13 @@ def experts(
         zero = ir.tensor(np.zeros(1, dtype=np.float32))
         total = builder.op("ConstantOfShape", builder.op("Shape", flat), value=zero)
     for expert in range(hp.experts):
-        with builder.inside(f"{path}.experts.{expert}"):
+        inner = weights.around(f"{name}.{expert}.gate")
+        with builder.inside(inner):
             hits = builder.op("NonZero", builder.op("Equal", chosen, builder.integer(expert)))
             share = builder.op("GatherND", shares, builder.op("Transpose", hits, perm=[1, 0]))
             tokens = builder.op("Gather", hits, builder.integer(0), axis=0)
             rows = builder.op("Gather", flat, tokens, axis=0)
-        inner = f"{path}.experts.{expert}"
-        result = gated(builder, weights, f"{name}.{expert}", inner, rows, rank=2)
+        result = gated(builder, weights, f"{name}.{expert}", rows, rank=2)
         with builder.inside(inner):
             result = _as(builder, result, weights.floats, "f32")
             last = builder.integers(-1)

@@ -43,6 +43,14 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self.choices
 
+    def path(self, module: str) -> str:
+        """What transformers calls a module, which is what its nodes are called after."""
+        return self.choices[f"{module}.weight"].name.removesuffix(".weight")
+
+    def around(self, module: str) -> str:
+        """What transformers calls the module that a module is part of."""
+        return self.path(module).rpartition(".")[0]
+
     def plain(self, name: str) -> ir.Value:
         """A dense tensor as it is stored."""
         return self._dense(self.choices[name])
@@ -92,7 +100,7 @@ class Weights:
     def linear(self, module: str, x: ir.Value, *, rank: int = 3) -> ir.Value:
         """``x · Wᵀ + b`` of a module, for x ``[…, in]`` of ``rank`` dimensions."""
         choice = self.choices[f"{module}.weight"]
-        with self.builder.inside(choice.name.removesuffix(".weight")):
+        with self.builder.inside(self.path(module)):
             if choice.columns is not None:
                 x = self._gathered(x, choice.columns)
             if isinstance(choice.encoding, Grouped):

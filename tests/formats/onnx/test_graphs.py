@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ from tests.onnx_runs import (
     variant,
 )
 from zenconvert import Options, convert, open_checkpoint
-from zenconvert.errors import UsageError
+from zenconvert.errors import Unsupported, UsageError
+from zenconvert.formats.onnx.writer import check_family
 
 Model = Callable[[str], Path]
 FAMILIES = ("qwen2", "llama 3", "mistral", "mixtral")
@@ -301,3 +303,22 @@ def test_an_integer_embedding_cannot_be_the_head_in_standard_operators(
     options = Options(embedding_type="int8")
     with pytest.raises(UsageError, match="--output-type"):
         convert(model("qwen2, tied"), tmp_path / "out", "onnx:f32-standard", options=options)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("mistral", "mistral"), ("qwen2", "qwen2"), ("mixtral", "decoder")]
+)
+def test_genai_is_told_a_type_that_it_knows(
+    name: str, kind: str, model: Model, tmp_path: Path
+) -> None:
+    convert(model(name), tmp_path / "out", "onnx:f32")
+    assert json.loads((tmp_path / "out" / "genai_config.json").read_text())["model"]["type"] == kind
+
+
+def test_families_with_other_modules_are_refused_by_name(model: Model) -> None:
+    checkpoint = open_checkpoint(model("qwen2"))
+    module = replace(checkpoint.architecture.modules[3], name="layers.{layer}.attn.sinks")
+    modules = (*checkpoint.architecture.modules, module)
+    odd = replace(checkpoint, architecture=replace(checkpoint.architecture, modules=modules))
+    with pytest.raises(Unsupported, match=r"no attn\.sinks in its layers"):
+        check_family(odd)
