@@ -93,18 +93,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 def raw_model(
     folder: Path,
-    family: str = "qwen2",
+    family: str | dict[str, Any] = "qwen2",
     *,
     dtype: str = "bf16",
     seed: int = 0,
     drop: tuple[str, ...] = (),
+    biases: bool = False,
     **changes: Any,
 ) -> Path:
-    """A checkpoint of random weights without a tokenizer; ``changes`` go into the config."""
-    config = {**CONFIGS[family], **changes}
+    """A checkpoint of random weights without a tokenizer, of a family or of a config; ``changes``
+    go into the config. ``biases`` writes those that the config announces, too."""
+    config = {**(CONFIGS[family] if isinstance(family, str) else family), **changes}
     architecture = arch.for_model_type(config["model_type"])
     hp = architecture.sizes(config, where="test")
-    names = [n for n in architecture.tensor_names(hp) if n.required and n.hf not in drop]
+    announced = {m.name for m in architecture.modules if architecture.announces(config, m)}
+    names = [
+        n
+        for n in architecture.tensor_names(hp)
+        if n.hf not in drop and (n.required or (biases and n.module.name in announced))
+    ]
     encoding = Dense(dtype)
     random = np.random.default_rng(seed)
     header, _ = safetensors_container.pack_header(

@@ -124,12 +124,25 @@ class Architecture:
     """Config key → the values that graphs beside transformers' compute."""
     ignored: frozenset[str]
     """Config keys that change nothing in this family."""
-    windows: Literal["none", "every_layer", "upper_layers"]
+    list_rules: Mapping[str, Mapping[str, Any]]
+    """Config key → what its entries for every layer have to be, as ``LIST_RULES`` says."""
+    windows: Literal["none", "every_layer", "every_layer_if_used", "upper_layers"]
     """Which layers see a sliding window, where the config has one."""
+    rotates: Literal["every_layer", "three_of_four"]
+    """Which layers rotate positions."""
+    head_norms: bool
+    """q and k are normed head by head, before they are rotated."""
+    gguf_no_biases: frozenset[str]
+    """Modules of which llama.cpp's graph has no bias."""
 
     def sizes(self, config: Mapping[str, Any], *, where: str) -> Hyperparameters:
         """The sizes of a config. Raises as ``from_config``."""
         return from_config(config, self.defaults, self.names, where=where)
+
+    def key(self, size: str) -> str:
+        """The key under which a config that is written has a size."""
+        names = self.names[size]
+        return names if isinstance(names, str) else names[0]
 
     @property
     def bias_flags(self) -> frozenset[str]:
@@ -275,9 +288,13 @@ def _built(table: Table, model_type: str) -> Architecture:
         ),
         names=values["sizes"],
         defaults=values["defaults"],
-        constants={k: v for k, v in config.items() if v != IGNORED},
+        constants={k: v for k, v in config.items() if isinstance(v, list)},
+        list_rules={k: v for k, v in config.items() if isinstance(v, dict)},
         ignored=frozenset(k for k, v in config.items() if v == IGNORED),
         windows=block["windows"],
+        rotates=block["rotates"],
+        head_norms=block["head_norms"],
+        gguf_no_biases=frozenset(block["gguf_no_biases"]),
     )
 
 

@@ -19,9 +19,13 @@ from zenconvert.errors import InvalidInput
 from zenconvert.hyperparameters import COMPUTED_SIZES, SIZES
 
 ROLES: Final = ("embed", "linear", "norm", "router", "head")
-WINDOWS: Final = ("none", "every_layer", "upper_layers")
+WINDOWS: Final = ("none", "every_layer", "every_layer_if_used", "upper_layers")
+ROTATES: Final = ("every_layer", "three_of_four")
 GGUF_HEADS: Final = ("any", "hidden / heads")
 IGNORED: Final = "ignored"
+LIST_RULES: Final = frozenset({"all", "zero_every"})
+"""What a list with an entry for every layer may be held to: ``all`` entries have one value, or they
+are 0 in every so many-th layer and 1 in others."""
 ALWAYS: Final = "always"
 """Key of ``[biases]`` for modules that have one whatever the config says."""
 _NONE: Final = "none"
@@ -41,6 +45,9 @@ _BLOCK: Final[dict[str, Callable[[Any], bool]]] = {
     "windows": WINDOWS.__contains__,
     "gguf_heads": GGUF_HEADS.__contains__,
     "gguf_frequency_factors": lambda value: isinstance(value, bool),
+    "gguf_no_biases": lambda value: isinstance(value, list),
+    "head_norms": lambda value: isinstance(value, bool),
+    "rotates": ROTATES.__contains__,
 }
 _BALANCE: Final = {"heads": "kv_to_q", "through": "1+w"}
 """What else a balance row may say, and how."""
@@ -174,6 +181,7 @@ class _Check:
         if unknown := set(values["gguf_rows"]) - set(operations):
             self.fail("[gguf_rows]", f"{sorted(unknown)[0]!r} is none of {sorted(operations)}")
         self._config(values)
+        self._lists("[block]", {"gguf_no_biases": values["block"]["gguf_no_biases"]}, names)
         self._balances(values["balance"], names)
 
     def _sizes(self, values: Mapping[str, Any]) -> None:
@@ -216,8 +224,10 @@ class _Check:
 
     def _config(self, values: Mapping[str, Any]) -> None:
         for key, meaning in values["config"].items():
-            if meaning != IGNORED and (not isinstance(meaning, list) or not meaning):
-                self.fail(f"[config] {key}", f"should be {IGNORED!r} or a list of values")
+            rule = isinstance(meaning, dict) and len(meaning) == 1 and set(meaning) <= LIST_RULES
+            if meaning != IGNORED and not rule and (not isinstance(meaning, list) or not meaning):
+                told = f"should be {IGNORED!r}, a list of values, or one of {sorted(LIST_RULES)}"
+                self.fail(f"[config] {key}", told)
         self.keys("[block]", values["block"], tuple(_BLOCK), tuple(_BLOCK))
         for key, is_right in _BLOCK.items():
             if not is_right(values["block"][key]):

@@ -11,7 +11,7 @@ from zenconvert.errors import InvalidInput
 SIZES: Final = frozenset(
     {
         "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context", "rms_eps",
-        "experts", "experts_used",
+        "experts", "experts_used", "expert_ffn",
     }
 )  # fmt: skip
 """Numbers that a table of a family finds in a config."""
@@ -61,6 +61,8 @@ class Hyperparameters:
     tied: bool
     experts: int = 0
     experts_used: int = 0
+    expert_ffn: int = 0
+    """Inner size of an expert, where it has one of its own."""
     sliding_window: int | None = None
 
     @property
@@ -86,7 +88,7 @@ def from_config(
     nullable = ("sliding_window", names["kv_heads"])
     given = {k: v for k, v in config.items() if v is not None or k in nullable}
     merged = {**defaults, **given}
-    sizes = _Sizes(merged, names, where)
+    sizes = _Sizes(given, merged, names, where)
     heads, hidden = sizes.count("heads"), sizes.count("hidden")
     explicit = sizes.found("head_dim")[1] is not None
     head_dim = sizes.count("head_dim", zero=True) if explicit else 0
@@ -120,6 +122,7 @@ def from_config(
         tied=bool(merged.get("tie_word_embeddings", False)),
         experts=sizes.count("experts", zero=True, optional=True),
         experts_used=sizes.count("experts_used", zero=True, optional=True),
+        expert_ffn=sizes.count("expert_ffn", optional=True),
         sliding_window=_sliding_window(merged, where),
     )
 
@@ -128,7 +131,10 @@ def from_config(
 class _Sizes:
     """Sizes of a config by the names that a family's table gives."""
 
+    given: Mapping[str, Any]
+    """What the config itself says."""
     config: Mapping[str, Any]
+    """With defaults."""
     names: Names
     where: str
 
@@ -136,9 +142,10 @@ class _Sizes:
         """The key that a size is under, and its value or None."""
         names = self.names.get(size, size)
         keys = (names,) if isinstance(names, str) else tuple(names)
-        for key in keys:
-            if (value := at_path(self.config, key)) is not None:
-                return key, value
+        for config in (self.given, self.config):
+            for key in keys:
+                if (value := at_path(config, key)) is not None:
+                    return key, value
         return keys[0], None
 
     def count(self, size: str, *, zero: bool = False, optional: bool = False) -> int:
@@ -148,7 +155,7 @@ class _Sizes:
         key, value = self.found(size)
         if zero and value is None and key in self.config:
             return 0
-        return _count({key: value}, key, self.where, zero=zero, optional=optional)
+        return _count({key: value}, key, self.where, zero=zero)
 
 
 def at_path(config: Mapping[str, Any], path: str) -> Any:
@@ -159,12 +166,8 @@ def at_path(config: Mapping[str, Any], path: str) -> Any:
     return found
 
 
-def _count(
-    config: Mapping[str, Any], key: str, where: str, *, zero: bool = False, optional: bool = False
-) -> int:
+def _count(config: Mapping[str, Any], key: str, where: str, *, zero: bool = False) -> int:
     value = config.get(key)
-    if value is None and optional:
-        return 0
     lowest = 0 if zero else 1
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value < _LIMIT:
         raise InvalidInput(

@@ -80,6 +80,7 @@ def understood(architecture: Architecture, key: str) -> bool:
     return (
         key in _structural(architecture)
         or key in architecture.constants
+        or key in architecture.list_rules
         or key in architecture.ignored
         or key in shared["ignored"]
         or key in shared["constants"]
@@ -121,6 +122,7 @@ def described(checkpoint: Checkpoint, ignored: Sequence[str], target: str) -> li
         for key, value in checkpoint.config.items()
         if value is not None and key not in _structural(checkpoint.architecture)
     ]
+    facts += _silent(checkpoint, target)
     flags = [
         Fact(flag, checkpoint.config[flag], "the tensors that are there")
         for flag in sorted(checkpoint.architecture.bias_flags)
@@ -140,9 +142,36 @@ def _judged(
         allowed = " or ".join(map(repr, constants[key])) or "nothing"
         why = f"{target} computes {architecture.id} models with {allowed} only"
         return Fact(key, value, "", exact=False, why=why, refused=True)
+    if key in architecture.list_rules:
+        rule = architecture.list_rules[key]
+        if _follows(value, rule, checkpoint.hyperparameters.layers):
+            return Fact(key, value, f"what {target} computes")
+        why = f"{target} computes {architecture.id} models with {dict(rule)} only"
+        return Fact(key, value, "", exact=False, why=why, refused=True)
     if understood(architecture, key):
         return Fact(key, value, "", why="changes nothing that is computed")
     return _unknown(checkpoint, key, value, ignored)
+
+
+def _silent(checkpoint: Checkpoint, target: str) -> list[Fact]:
+    """Values that hold where the config is silent, and that the target does not compute."""
+    architecture, config = checkpoint.architecture, checkpoint.config
+    found = [
+        _judged(checkpoint, key, architecture.defaults[key], (), target)
+        for key in architecture.constants
+        if config.get(key) is None and key in architecture.defaults
+    ]
+    return [fact for fact in found if fact.refused]
+
+
+def _follows(value: Any, rule: Mapping[str, Any], layers: int) -> bool:
+    """Whether a list with an entry for every layer is as a rule has it."""
+    if not isinstance(value, list) or len(value) != layers:
+        return False
+    if "all" in rule:
+        return all(one == rule["all"] for one in value)
+    period = rule["zero_every"]
+    return [bool(one) for one in value] == [(i + 1) % period != 0 for i in range(layers)]
 
 
 def _unknown(checkpoint: Checkpoint, key: str, value: Any, ignored: Sequence[str]) -> Fact:

@@ -12,6 +12,7 @@ from zenconvert.hyperparameters import Hyperparameters
 KEYS: Final = {
     "none": (),
     "every_layer": ("sliding_window",),
+    "every_layer_if_used": ("sliding_window", "use_sliding_window"),
     "upper_layers": ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
 }
 """Rule of an architecture → the config keys that it reads."""
@@ -26,7 +27,7 @@ def windows(
     """
     if architecture.windows == "none":
         return (None,) * hp.layers
-    if architecture.windows == "every_layer":
+    if architecture.windows in ("every_layer", "every_layer_if_used"):
         return (hp.sliding_window,) * hp.layers
     types = config.get("layer_types")
     if types is None:

@@ -31,6 +31,7 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
         *_rotations(checkpoint, options),
         *_windows(checkpoint),
         *_heads(checkpoint),
+        *_biases(checkpoint),
         *_generation(checkpoint),
         *_tokenizer(checkpoint),
     ]
@@ -94,6 +95,18 @@ def _heads(checkpoint: Checkpoint) -> Iterator[Fact]:
     if not architecture.gguf_any_heads and hp.head_dim * hp.heads != hp.hidden:
         why = f"llama.cpp has heads of hidden / heads only in {architecture.gguf} models"
         yield Fact("head_dim", hp.head_dim, "", exact=False, why=why, refused=True)
+
+
+def _biases(checkpoint: Checkpoint) -> Iterator[Fact]:
+    architecture = checkpoint.architecture
+    for module in architecture.modules:
+        if module.name not in architecture.gguf_no_biases or module.bias_flag is None:
+            continue
+        tensor = f"{module.name.replace('{layer}', '0')}.bias"
+        if tensor in checkpoint.tensors:
+            why = f"llama.cpp's {architecture.gguf} graph has no bias of {module.gguf}"
+            yield Fact(module.bias_flag, True, "", exact=False, why=why, refused=True)
+            return
 
 
 def _generation(checkpoint: Checkpoint) -> Iterator[Fact]:

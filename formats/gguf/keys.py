@@ -78,6 +78,7 @@ def extra_keys(architecture: Architecture, hp: Hyperparameters) -> dict[str, Key
     known: dict[str, KeyValue] = {
         "vocab_size": ("u32", hp.vocab),
         "rope.dimension_count": ("u32", hp.head_dim),
+        "expert_feed_forward_length": ("u32", hp.expert_ffn),
     }
     return {f"{architecture.gguf}.{key}": known[key] for key in architecture.gguf_keys}
 
@@ -137,32 +138,50 @@ def hf_config(
 ) -> dict[str, Any]:
     """A ``config.json`` dictionary from key/values (``keys`` prefixed with the architecture)."""
     heads = keys.integer("attention.head_count")
+    sizes: dict[str, int | float | None] = {
+        "vocab": vocab,
+        "hidden": keys.integer("embedding_length"),
+        "ffn": keys.integer("feed_forward_length"),
+        "layers": keys.integer("block_count"),
+        "heads": heads,
+        "kv_heads": keys.integer("attention.head_count_kv", heads),
+        "context": keys.integer("context_length"),
+        "rms_eps": keys.real("attention.layer_norm_rms_epsilon"),
+        "head_dim": keys.optional_integer("attention.key_length"),
+    }
+    if architecture.experts:
+        sizes["experts"] = keys.integer("expert_count")
+        sizes["experts_used"] = keys.integer("expert_used_count")
+    if "expert_ffn" in architecture.names:
+        sizes["expert_ffn"] = keys.integer("expert_feed_forward_length")
     config: dict[str, Any] = {
         "architectures": [architecture.hf_class],
         "model_type": architecture.model_types[0],
-        "vocab_size": vocab,
-        "hidden_size": keys.integer("embedding_length"),
-        "intermediate_size": keys.integer("feed_forward_length"),
-        "num_hidden_layers": keys.integer("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        **{architecture.key(k): v for k, v in sizes.items() if v is not None},
         "hidden_act": "silu",
-        "max_position_embeddings": keys.integer("context_length"),
-        "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
         "rope_theta": keys.real("rope.freq_base", 10000.0),
         "rope_scaling": rope_scaling,
         "tie_word_embeddings": tied,
         "attention_dropout": 0.0,
         "use_cache": True,
+        "pad_token_id": None,  # families have defaults, which need not be in the vocabulary
+        **_unlike_defaults(architecture),
     }
-    head_dim = keys.optional_integer("attention.key_length")
-    if head_dim is not None:
-        config["head_dim"] = head_dim
-    if architecture.experts:
-        config["num_local_experts"] = keys.integer("expert_count")
-        config["num_experts_per_tok"] = keys.integer("expert_used_count")
-        config["sliding_window"] = None
-    return {**config, **dict.fromkeys(sorted(bias_flags), True)}
+    flags = {flag: flag in bias_flags for flag in architecture.bias_flags}
+    usual = architecture.defaults
+    return {**config, **{k: v for k, v in sorted(flags.items()) if v or usual.get(k)}}
+
+
+def _unlike_defaults(architecture: Architecture) -> dict[str, Any]:
+    """What llama.cpp computes and a config that is silent does not say."""
+    found = {
+        key: values[0]
+        for key, values in architecture.constants.items()
+        if key in architecture.defaults and architecture.defaults[key] not in values
+    }
+    if architecture.defaults.get("sliding_window") is None and architecture.windows != "none":
+        found["sliding_window"] = None
+    return found
 
 
 def strange_keys(keys: KeyReader, hp: Hyperparameters) -> dict[str, Any]:
@@ -171,7 +190,7 @@ def strange_keys(keys: KeyReader, hp: Hyperparameters) -> dict[str, Any]:
         "attention.value_length": hp.head_dim,
         "rope.dimension_count": hp.head_dim,
         "vocab_size": hp.vocab,
-        "expert_feed_forward_length": hp.ffn,
+        "expert_feed_forward_length": hp.expert_ffn or hp.ffn,
     }
     strange = {}
     for full, (_, value) in keys.metadata.items():

@@ -77,7 +77,21 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
             "a -standard target takes any"
         )
         found.append(Fact("head_dim", size, "", exact=False, why=why, refused=True))
-    return found
+    return [*found, *_features(checkpoint)]
+
+
+def _features(checkpoint: Checkpoint) -> list[Fact]:
+    """What blocks of a family have that the graph is not written for yet."""
+    architecture, missing = checkpoint.architecture, []
+    if architecture.head_norms:
+        missing.append("norms of the heads of queries and keys")
+    if architecture.rotates != "every_layer":
+        missing.append("layers that do not rotate positions")
+    kind = checkpoint.config.get("model_type")
+    return [
+        Fact("model_type", kind, "", exact=False, why=f"the graph has no {what} yet", refused=True)
+        for what in missing
+    ]
 
 
 def check_family(checkpoint: Checkpoint) -> None:

@@ -10,7 +10,9 @@ Config = dict[str, Any]
 
 LENGTH = 40
 """Tokens of the texts that are run; windows and original contexts lie on both sides of it."""
-FAMILIES = ("llama", "mistral", "mixtral", "qwen2")
+FAMILIES = (
+    "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
+)  # fmt: skip
 _UNKNOWN: tuple[tuple[str, Any], ...] = (
     ("attn_logit_softcapping", 30.0),
     ("final_logit_softcapping", 20.0),
@@ -51,7 +53,8 @@ def draw(rng: random.Random, family: str, vocab: int) -> Config:
     if rng.random() < 0.1:
         key, value = rng.choice(_UNKNOWN)
         config[key] = value
-    return {k: v for k, v in config.items() if v is not None or rng.random() < 0.5}
+    kept = "num_key_value_heads"  # of which some families' default fits no small model
+    return {k: v for k, v in config.items() if v is not None or k == kept or rng.random() < 0.5}
 
 
 def _rotations(rng: random.Random, config: Config) -> None:
@@ -130,9 +133,64 @@ def _qwen2(rng: random.Random, config: Config) -> None:
         config["layer_types"] = [rng.choice(kinds) for _ in range(layers)]
 
 
+def _own_heads(rng: random.Random, config: Config) -> None:
+    config["head_dim"] = rng.choice([8, 16, 24])
+
+
+def _qwen3(rng: random.Random, config: Config) -> None:
+    _qwen2(rng, config)
+    _own_heads(rng, config)
+    if rng.random() < 0.3:
+        config["attention_bias"] = rng.random() < 0.2
+
+
+def _qwen3_moe(rng: random.Random, config: Config) -> None:
+    _own_heads(rng, config)
+    if rng.random() < 0.5:
+        config["use_sliding_window"] = rng.random() < 0.6
+    _window(rng, config)
+    experts = rng.choice([2, 3, 4])
+    config |= {
+        rng.choice(["num_experts", "num_local_experts"]): experts,
+        "num_experts_per_tok": rng.randint(1, experts),
+        "moe_intermediate_size": rng.choice([16, 24]),
+    }
+    if rng.random() < 0.9:
+        config["norm_topk_prob"] = rng.random() < 0.8
+    if rng.random() < 0.3:
+        config |= {"decoder_sparse_step": 1, "mlp_only_layers": []}
+
+
+def _seed_oss(rng: random.Random, config: Config) -> None:
+    _own_heads(rng, config)
+    config["pad_token_id"] = 0
+    for flag, likely in (("attention_bias", 0.7), ("attention_out_bias", 0.2), ("mlp_bias", 0.1)):
+        if rng.random() < 0.5:
+            config[flag] = rng.random() < likely
+
+
+def _smollm3(rng: random.Random, config: Config) -> None:
+    config["pad_token_id"] = 0
+    config["num_hidden_layers"] = layers = rng.choice([2, 4, 5])
+    if rng.random() < 0.5:
+        interval = rng.choice([4, 4, 4, 2])
+        config["no_rope_layers"] = [int((i + 1) % interval != 0) for i in range(layers)]
+    elif rng.random() < 0.3:
+        config["no_rope_layer_interval"] = rng.choice([4, 2])
+    if rng.random() < 0.3:
+        config["layer_types"] = ["full_attention"] * layers
+    for flag in ("attention_bias", "mlp_bias", "use_sliding_window"):
+        if rng.random() < 0.2:
+            config[flag] = rng.random() < 0.4
+
+
 _FIELDS: dict[str, Callable[[random.Random, Config], None]] = {
     "llama": _llama,
     "mistral": _window,
     "mixtral": _mixtral,
     "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "qwen3_moe": _qwen3_moe,
+    "seed_oss": _seed_oss,
+    "smollm3": _smollm3,
 }

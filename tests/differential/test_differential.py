@@ -57,7 +57,7 @@ def test_random_configs(part: int, tokenizer: Path, tmp_path: Path) -> None:
     print(f"seeds {FIRST + part * COUNT // PARTS}…: {dict(outcomes)}")
     if COUNT // PARTS >= 30:  # not all by refusing
         assert outcomes["gguf exact"] > COUNT // PARTS // 5, outcomes
-        assert outcomes["onnx exact"] > COUNT // PARTS // 4, outcomes
+        assert outcomes["onnx exact"] > COUNT // PARTS // 8, outcomes
 
 
 def one(config: dict[str, object], seed: int, tokenizer: Path, work: Path) -> list[str]:

@@ -1,0 +1,105 @@
+"""Every family once: a tiny config as its releases spell it, and as transformers 5 does."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.tiny import CONFIGS
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models."""
+
+    config: Config
+    """As released: the spelling of transformers 4. Layers cover two periods of every pattern."""
+    tokenizer: str = "llama3"
+    """A maker of ``tests.tokenizers_for_tests``."""
+    pre: str = "llama-bpe"
+    """What llama.cpp calls its pre-tokenizer."""
+    onnx: bool = True
+    """A graph can be written."""
+    optional: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Other values that fields of its own may have."""
+
+
+def _sizes(model_type: str, architecture: str, **own: Any) -> Config:
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+        **own,
+    }
+
+
+FAMILIES: dict[str, Family] = {
+    "qwen2": Family(CONFIGS["qwen2"], "qwen2", "qwen2"),
+    "llama3": Family(CONFIGS["llama3"]),
+    "mistral": Family(CONFIGS["mistral"], "mistral", "mistral"),
+    "mixtral": Family(CONFIGS["mixtral"], "mixtral", "mixtral"),
+    "qwen3": Family(
+        _sizes(
+            "qwen3", "Qwen3ForCausalLM", head_dim=128, attention_bias=False,
+            use_sliding_window=False, sliding_window=None, max_window_layers=2,
+        ),
+        "qwen2", "qwen2", onnx=False,
+    ),
+    "qwen3_moe": Family(
+        _sizes(
+            "qwen3_moe", "Qwen3MoeForCausalLM", head_dim=128, attention_bias=False,
+            num_experts=6, num_experts_per_tok=3, moe_intermediate_size=128, norm_topk_prob=True,
+            decoder_sparse_step=1, mlp_only_layers=[], output_router_logits=False,
+            router_aux_loss_coef=0.001, use_sliding_window=False, sliding_window=None,
+            max_window_layers=2,
+        ),
+        "qwen2", "qwen2", onnx=False,
+    ),
+    "seed_oss": Family(
+        _sizes(
+            "seed_oss", "SeedOssForCausalLM", head_dim=128, attention_bias=True,
+            attention_out_bias=False, mlp_bias=False, residual_dropout=0.1, attention_dropout=0.1,
+            rope_scaling={"rope_type": "default"}, pretraining_tp=1, pad_token_id=1,
+        ),
+    ),
+    "smollm3": Family(
+        _sizes(
+            "smollm3", "SmolLM3ForCausalLM", num_hidden_layers=8, attention_bias=False,
+            mlp_bias=False, no_rope_layer_interval=4, no_rope_layers=[1, 1, 1, 0, 1, 1, 1, 0],
+            rope_scaling=None, use_sliding_window=False, sliding_window=None,
+            tie_word_embeddings=True, layer_types=["full_attention"] * 8, pretraining_tp=2,
+            pad_token_id=0,
+        ),
+        onnx=False,
+    ),
+}  # fmt: skip
+
+
+def in_transformers_5(config: Config) -> Config:
+    """The config as the transformers that is installed saves it."""
+    from transformers import AutoConfig
+
+    fields = {k: v for k, v in config.items() if k not in {"model_type", "architectures"}}
+    saved: Config = AutoConfig.for_model(config["model_type"], **fields).to_dict()
+    return {**saved, "architectures": config["architectures"]}
+
+
+def shuffled(config: Config, seed: int) -> Config:
+    """The same config with its keys in another order."""
+    keys = list(config)
+    random.Random(seed).shuffle(keys)
+    return {key: config[key] for key in keys}

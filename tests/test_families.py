@@ -1,0 +1,103 @@
+"""Every family, both ways: bytes of llama.cpp's converter, logits of llama.cpp and transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.differential import runs
+from tests.families import FAMILIES, in_transformers_5
+from tests.oracles import converter
+from tests.test_llamacpp_parity import assert_same_file
+from tests.tiny import CONFIGS, raw_model
+from tests.tokenizers_for_tests import MAKERS
+from zenconvert import convert, plan
+from zenconvert.errors import PlanError, Unsupported
+
+NEW = [name for name in FAMILIES if name not in CONFIGS]
+"""Families that no other test of parity covers."""
+TEXT = runs.ids(48, 11)
+Made = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Family → a random bfloat16 model with a tokenizer."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            family = FAMILIES[name]
+            out = tmp_path_factory.mktemp("families") / f"tiny-{name}"
+            out.mkdir()
+            vocab = MAKERS[family.tokenizer](out)
+            made[name] = raw_model(
+                out, family.config, vocab_size=vocab, bos_token_id=1, eos_token_id=2, biases=True
+            )
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("file_type", ["f32", "bf16"])
+@pytest.mark.parametrize("name", NEW)
+def test_files_are_the_converters(name: str, file_type: str, folder: Made, tmp_path: Path) -> None:
+    source = folder(name)
+    theirs = converter.convert(source, tmp_path / "theirs.gguf", file_type, FAMILIES[name].pre)
+    assert convert(source, tmp_path / "ours.gguf", f"gguf:{file_type}").plan.exact
+    assert_same_file(tmp_path / "ours.gguf", theirs)
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_llamacpp_computes_what_transformers_does_and_the_way_back_loses_nothing(
+    name: str, folder: Made, tmp_path: Path
+) -> None:
+    source = folder(name)
+    expected = runs.in_transformers(source, TEXT)
+    first = tmp_path / "first.gguf"
+    convert(source, first, "gguf:f32")
+    gap = np.abs(runs.in_llamacpp(first, TEXT) - expected).max() / expected.std()
+    assert gap < 1e-3, gap
+    convert(first, tmp_path / "back", "hf:bf16")
+    np.testing.assert_array_equal(runs.in_transformers(tmp_path / "back", TEXT), expected)
+    before = load_file(source / "model.safetensors")
+    after = load_file(tmp_path / "back" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for key, values in before.items():
+        assert values.tobytes() == after[key].tobytes(), key
+    convert(tmp_path / "back", tmp_path / "second.gguf", "gguf:f32")
+    assert (tmp_path / "second.gguf").read_bytes() == first.read_bytes()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_both_spellings_of_a_config_give_one_file(name: str, folder: Made, tmp_path: Path) -> None:
+    source = folder(name)
+    convert(source, tmp_path / "old.gguf", "gguf:bf16")
+    other = tmp_path / source.name
+    other.mkdir()
+    for file in source.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    config = json.loads((source / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(in_transformers_5(config)))
+    convert(other, tmp_path / "new.gguf", "gguf:bf16")
+    assert_same_file(tmp_path / "new.gguf", tmp_path / "old.gguf")
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_graphs_compute_the_same_or_are_refused_by_name(
+    name: str, folder: Made, tmp_path: Path
+) -> None:
+    source = folder(name)
+    if not FAMILIES[name].onnx:
+        with pytest.raises((PlanError, Unsupported), match="model_type is "):
+            plan(source, "onnx:f32")
+        return
+    expected = runs.in_transformers(source, TEXT)
+    convert(source, tmp_path / "onnx", "onnx:f32")
+    gap = np.abs(runs.in_onnxruntime(tmp_path / "onnx", TEXT) - expected).max() / expected.std()
+    assert gap < 1e-3, gap
