@@ -50,7 +50,9 @@ class Statistics:
             """What a token of every language counts, float64[languages]; 1 on average."""
             self.model_digest = str(facts["model"]["digest"])
             self.inputs = {str(k): tuple(map(str, v)) for k, v in facts["inputs"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
+        ) as error:  # fmt: skip
             raise CorruptFile(f"{path}: its metadata is damaged: {error!r}") from error
         if not (len(self.languages) == len(tokens) and np.isfinite(self.token_weights).all()):
             raise CorruptFile(f"{path}: its languages, weights and tokens do not fit together")
@@ -87,8 +89,13 @@ class Statistics:
             self._read(f"{name}.{part}") for part in ("tokens", "squares", "magnitudes")
         )
         languages = len(self.languages)
-        if tokens.shape != (languages,) or not (
-            squares.shape == magnitudes.shape == (languages, squares.shape[-1])
+        kinds = (tokens.dtype.kind, squares.dtype.kind, magnitudes.dtype.kind)
+        if (
+            kinds != ("i", "f", "f")
+            or tokens.shape != (languages,)
+            or squares.shape != magnitudes.shape
+            or squares.shape[:1] != (languages,)
+            or squares.ndim != 2
         ):
             raise CorruptFile(f"{self.path}: the statistics of {name} have shapes that do not fit")
         for part in (tokens, squares, magnitudes):
@@ -127,11 +134,31 @@ class Statistics:
             states = file.get_slice("states")
         ids, begin = self._read("windows.ids"), 0
         lengths, languages = self._read("windows.lengths"), self._read("windows.languages")
+        self._check_windows(ids, lengths, languages, tuple(states.get_shape()))
         for number, (length, language) in enumerate(zip(lengths, languages, strict=True)):
             end = begin + int(length)
             window = Window(str(number), self.languages[language], tuple(ids[begin:end].tolist()))
             yield window, states[begin:end]
             begin = end
+
+    def _check_windows(
+        self,
+        ids: NDArray[Any],
+        lengths: NDArray[Any],
+        languages: NDArray[Any],
+        states: tuple[int, ...],
+    ) -> None:
+        """Raise CorruptFile for windows that are not cut out of the ids and states."""
+        plain = all(part.dtype.kind == "i" and part.ndim == 1 for part in (ids, lengths, languages))
+        if not plain or not (
+            len(lengths) == len(languages)
+            and (lengths >= 0).all()
+            and lengths.sum() == len(ids)
+            and states[:1] == ids.shape
+            and len(states) == 2
+            and ((languages >= 0) & (languages < len(self.languages))).all()
+        ):
+            raise CorruptFile(f"{self.path}: its windows do not fit its ids and hidden states")
 
     def _input(self, module: str) -> str:
         if module not in self.modules:
@@ -146,7 +173,7 @@ class Statistics:
                 f"{self.path}: holds no second moments; calibrate with --for gptq or --for awq"
             )
         packed = self._read(f"{name}.moments")
-        if packed.shape != (columns * (columns + 1) // 2,):
+        if packed.shape != (columns * (columns + 1) // 2,) or packed.dtype != np.float32:
             raise CorruptFile(f"{self.path}: the moments of {name} have a size that does not fit")
         return torch.from_numpy(unpack(packed, columns))
 

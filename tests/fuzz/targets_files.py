@@ -14,7 +14,7 @@ import numpy as np
 from tests.fuzz import gguf_shape, models, protobuf
 from tests.fuzz.choices import Choices
 from tests.fuzz.gguf_shape import F32, Gguf, Key
-from tests.fuzz.hostile import damaged, json_bytes, mutated
+from tests.fuzz.hostile import INTEGERS, damaged, json_bytes, mutated
 from tests.fuzz.models import Files
 from tests.fuzz.target import Target
 from tests.fuzz.targets_folders import planned
@@ -132,7 +132,8 @@ def _genai(choices: Choices, base: Files) -> Files:
     return {"genai_config.json": json_bytes(tree, choices), "model.onnx": base["model.onnx"]}
 
 
-def _statistics_file() -> bytes:
+def statistics_file() -> bytes:
+    """Statistics of two languages and two windows."""
     facts = {
         "languages": ["en", "de"], "language_weights": [1.0, 2.0],
         "coverage": [{"tokens": 5}, {"tokens": 6}], "model": {"digest": "a" * 64},
@@ -160,6 +161,11 @@ def _statistics(choices: Choices, base: Files) -> Files:
     data = base["x.stats"]
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
+    if choices.chance(4):
+        numbers = bytearray(data[8 + size :])
+        at = choices.below(len(numbers) // 4) * 4
+        numbers[at : at + 4] = (choices.pick(INTEGERS) % 2**32).to_bytes(4, "little")
+        return {"x.stats": data[: 8 + size] + numbers}
     facts = {k: json.loads(v) if v[:1] in "[{" else v for k, v in header["__metadata__"].items()}
     if choices.chance(3):
         header = mutated(header, choices)
@@ -199,5 +205,5 @@ TARGETS: Final = (
         for target in ONNX
     ),
     Target("onnx-genai", _onnx("onnx:int4", "qwen2", config=False), _genai, open_checkpoint),
-    Target("statistics", lambda: {"x.stats": _statistics_file()}, _statistics, _read_statistics),
+    Target("statistics", lambda: {"x.stats": statistics_file()}, _statistics, _read_statistics),
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +16,10 @@ import pytest
 from onnx import helper
 
 from tests.fuzz import models, reports
+from tests.fuzz.targets_files import statistics_file
 from tests.fuzz.targets_texts import RECIPE
 from zenconvert import Report, convert, open_checkpoint, plan
+from zenconvert.calib.statistics_reader import open_statistics
 from zenconvert.errors import CorruptFile, InvalidInput, RecipeError, UsageError, ZenError
 from zenconvert.formats.gguf import container
 from zenconvert.publication import recipe_reader
@@ -250,3 +253,41 @@ def test_a_card_of_yaml_that_takes_long(tmp_path: Path) -> None:
     folder = side(tmp_path, "README.md", "---\nx: [" + "a, " * 30_000 + "]\n---\n")
     (warning,) = (w for w in open_checkpoint(folder).warnings if "README" in w)
     assert re.search(r"front matter of 9000\d characters", warning)
+
+
+STATISTICS: dict[str, tuple[str, str, Any]] = {
+    "a language that is not there": ("windows.languages", "data", [7, 0]),
+    "a negative language": ("windows.languages", "data", [-1, 0]),
+    "a window longer than its ids": ("windows.lengths", "data", [2, 9]),
+    "a negative length": ("windows.lengths", "data", [4, -1]),
+    "one number for rows": ("layers.0.attn.q.tokens", "dtype", "F64"),
+    "sums of whole numbers": ("layers.0.attn.q.squares", "dtype", "I32"),
+    "rows in another order": ("layers.0.attn.q.squares", "shape", [4, 2]),
+    "sums in one row": ("layers.0.attn.q.magnitudes", "shape", [8]),
+    "moments that are no floats": ("layers.0.attn.q.moments", "dtype", "I32"),
+}
+
+
+@pytest.mark.parametrize("fault", STATISTICS)
+def test_statistics(fault: str, tmp_path: Path) -> None:
+    name, what, value = STATISTICS[fault]
+    data = bytearray(statistics_file())
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    if what == "data":
+        begin = 8 + size + header[name]["data_offsets"][0]
+        data[begin : begin + 8] = struct.pack("<2i", *value)
+    else:
+        header[name][what] = value
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path = tmp_path / "x.stats"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    found = open_statistics(path)
+
+    def use() -> None:
+        found.of("layers.0.attn.q", moments=True)
+        list(found.states())
+
+    with pytest.raises(CorruptFile):
+        use()
