@@ -57,7 +57,7 @@ FAMILIES: dict[str, Family] = {
             "qwen3", "Qwen3ForCausalLM", head_dim=128, attention_bias=False,
             use_sliding_window=False, sliding_window=None, max_window_layers=2,
         ),
-        "qwen2", "qwen2", onnx=False,
+        "qwen2", "qwen2",
     ),
     "qwen3_moe": Family(
         _sizes(
@@ -67,7 +67,7 @@ FAMILIES: dict[str, Family] = {
             router_aux_loss_coef=0.001, use_sliding_window=False, sliding_window=None,
             max_window_layers=2,
         ),
-        "qwen2", "qwen2", onnx=False,
+        "qwen2", "qwen2",
     ),
     "seed_oss": Family(
         _sizes(
@@ -84,7 +84,6 @@ FAMILIES: dict[str, Family] = {
             tie_word_embeddings=True, layer_types=["full_attention"] * 8, pretraining_tp=2,
             pad_token_id=0,
         ),
-        onnx=False,
     ),
 }  # fmt: skip
 

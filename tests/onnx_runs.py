@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
+from tests.families import FAMILIES
 from tests.tiny import raw_model
 from tests.tokenizers_for_tests import llama3, qwen2
 from zenconvert import convert
@@ -19,6 +20,8 @@ STEPS = 4
 
 HEAD = 64
 """Size of the heads of the tiny models, which some exporters leave open."""
+
+SPECIAL: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {}),
@@ -57,6 +60,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "mixtral",
         {"num_local_experts": 5, "num_experts_per_tok": 3},
     ),
+    "qwen3": ("qwen3", {}),
+    "qwen3, tied": ("qwen3", {"tie_word_embeddings": True, "head_dim": 64}),
+    "qwen3 moe": ("qwen3_moe", {}),
+    "smollm3": (
+        "smollm3",
+        {
+            "num_hidden_layers": 5,
+            "layer_types": ["full_attention"] * 5,
+            "no_rope_layers": [1, 1, 1, 0, 1],
+        },
+    ),
+    "seed oss": ("seed_oss", {}),
 }
 """Every family and what graphs treat in a way of its own. Texts are longer than the windows."""
 
@@ -64,14 +79,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 def variant(folder: Path, name: str) -> Path:
     """A random model without tokenizer."""
     family, changes = VARIANTS[name]
-    return raw_model(folder, family, bos_token_id=1, eos_token_id=2, **changes)
+    config = FAMILIES[family].config
+    return raw_model(folder, config, **SPECIAL, **changes)
 
 
 def with_tokenizer(folder: Path, family: str, **changes: Any) -> Path:
     """A random model with a byte-level tokenizer, which every family can have."""
     folder.mkdir()
-    vocab = qwen2(folder) if family == "qwen2" else llama3(folder, 1216)  # a multiple of 32
-    return raw_model(folder, family, vocab_size=vocab, bos_token_id=1, eos_token_id=2, **changes)
+    vocab = qwen2(folder) if family.startswith("qwen") else llama3(folder, 1216)  # 32 divides it
+    return raw_model(folder, FAMILIES[family].config, vocab_size=vocab, **SPECIAL, **changes)
 
 
 def tokens(rows: int = 2, length: int = 28, vocab: int = 500) -> NDArray[np.int64]:

@@ -51,6 +51,8 @@ _BLOCK: Final[dict[str, Callable[[Any], bool]]] = {
 }
 _BALANCE: Final = {"heads": "kv_to_q", "through": "1+w"}
 """What else a balance row may say, and how."""
+BLOCK_KEYS: Final = frozenset(_BLOCK)
+"""What ``[block]`` may say of a family."""
 _HOLES: Final = ("{layer}", "{expert}")
 
 

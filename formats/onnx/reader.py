@@ -22,7 +22,7 @@ from zenconvert.formats.onnx.experts import check_routing
 from zenconvert.formats.onnx.graph_view import GraphView
 from zenconvert.formats.onnx.naming import name_tensors
 from zenconvert.formats.onnx.recognition import recognise
-from zenconvert.formats.onnx.source_config import CONFIG, config_of
+from zenconvert.formats.onnx.source_config import CONFIG, check_rotations, config_of
 
 SUFFIX: Final = ".onnx"
 GRAPH: Final = "model.onnx"
@@ -65,6 +65,7 @@ def open_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
     shapes = (array.shape for array in file.initializers.values())
     architecture.check_counts(hp, shapes, str(where))
     check_routing(view, hp)
+    check_rotations(view, architecture, hp)
     tensors, warnings = name_tensors(view, found, architecture, hp)
     metadata, odd = folder_metadata(folder)
     tied = "head.weight" not in tensors

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from zenconvert.architecture import Architecture
 from zenconvert.encoding import Dense
 from zenconvert.errors import Unsupported
 from zenconvert.hyperparameters import Hyperparameters
@@ -24,6 +25,15 @@ TABLES: Final = ("cos_cache", "sin_cache")
 """Names of the tables in graphs that have them."""
 KINDS: Final = ("default", "linear", "llama3", "yarn")
 """Scalings that tables can hold."""
+_PERIOD: Final = 4
+"""Layers of which the last does not rotate, in families where three of four do."""
+
+
+def rotated(architecture: Architecture, layers: int) -> list[bool]:
+    """Whether every layer rotates positions, or has none."""
+    if architecture.rotates == "every_layer":
+        return [True] * layers
+    return [(layer + 1) % _PERIOD != 0 for layer in range(layers)]
 
 
 def frequencies(hp: Hyperparameters) -> tuple[NDArray[np.float32], float]:

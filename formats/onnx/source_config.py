@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from zenconvert.architecture import architectures
+from zenconvert.architecture import Architecture, architectures
 from zenconvert.encoding import Dense
 from zenconvert.errors import InvalidInput, Unsupported
 from zenconvert.formats.hf.json_file import read_json
@@ -20,6 +20,8 @@ from zenconvert.formats.onnx.container import ModelFile
 from zenconvert.formats.onnx.genai_config import NAME as GENAI_CONFIG
 from zenconvert.formats.onnx.graph_view import GraphView, attributes, inputs
 from zenconvert.formats.onnx.recognition import Found
+from zenconvert.formats.onnx.rotary import rotated
+from zenconvert.hyperparameters import Hyperparameters
 
 CONFIG: Final = "config.json"
 _HINT: Final = f"put the model's {CONFIG} beside it, or name one with --config"
@@ -172,3 +174,22 @@ def _theta(file: ModelFile, sines: np.ndarray, tolerance: float) -> float:
     raise Unsupported(
         f"{file.path}: its rotary embeddings are scaled in a way of their own; {_HINT}"
     )
+
+
+def check_rotations(view: GraphView, architecture: Architecture, hp: Hyperparameters) -> None:
+    """Raise InvalidInput where other layers rotate positions than in the family.
+
+    Graphs that rotate outside of attention are taken at their word.
+    """
+    found = [
+        bool(attributes(node).get("do_rotary", 0))
+        for node in view.nodes
+        if node.op_type == "GroupQueryAttention"
+    ]
+    if any(found) and found != (wanted := rotated(architecture, hp.layers)):
+        layers = [i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b]
+        raise InvalidInput(
+            f"{view.file.path}: {architecture.id} models of {hp.layers} layers rotate positions in "
+            f"{sum(wanted)} of them, the graph in {sum(found)} of {len(found)}, otherwise in "
+            f"layers {layers[:8]}"
+        )

@@ -41,6 +41,7 @@ _EVERY: Final = {
     *("embed", "norm", "head"),
     *("attn_norm", "attn.q", "attn.k", "attn.v", "attn.o", "ffn_norm"),
 }
+_HEAD_NORMS: Final = {"attn.q_norm", "attn.k_norm"}
 
 
 def lay_out(
@@ -77,28 +78,15 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
             "a -standard target takes any"
         )
         found.append(Fact("head_dim", size, "", exact=False, why=why, refused=True))
-    return [*found, *_features(checkpoint)]
-
-
-def _features(checkpoint: Checkpoint) -> list[Fact]:
-    """What blocks of a family have that the graph is not written for yet."""
-    architecture, missing = checkpoint.architecture, []
-    if architecture.head_norms:
-        missing.append("norms of the heads of queries and keys")
-    if architecture.rotates != "every_layer":
-        missing.append("layers that do not rotate positions")
-    kind = checkpoint.config.get("model_type")
-    return [
-        Fact("model_type", kind, "", exact=False, why=f"the graph has no {what} yet", refused=True)
-        for what in missing
-    ]
+    return found
 
 
 def check_family(checkpoint: Checkpoint) -> None:
     """Raise Unsupported for a model that the graph builder does not know."""
     architecture = checkpoint.architecture
     modules = {m.name.removeprefix("layers.{layer}.") for m in architecture.modules}
-    known = [_EVERY | parts for parts in _FEED_FORWARD.values()]
+    common = _EVERY | (_HEAD_NORMS if architecture.head_norms else set())
+    known = [common | parts for parts in _FEED_FORWARD.values()]
     if modules in known:
         return
     nearest = min(known, key=lambda parts: len(parts ^ modules))
@@ -121,8 +109,9 @@ def graph_bytes(
     from zenconvert.formats.onnx.graph.decoder import Facts
     from zenconvert.formats.onnx.graph.model import build_model, serialized
 
-    hp = checkpoint.hyperparameters
-    facts = Facts(hp, windows(checkpoint.architecture, checkpoint.config, hp), str(kind.floats))
+    hp, architecture = checkpoint.hyperparameters, checkpoint.architecture
+    seen = windows(architecture, checkpoint.config, hp)
+    facts = Facts(hp, seen, rotary.rotated(architecture, hp.layers), str(kind.floats))
     tensors = _by_neutral_name(checkpoint, choices)
     orders: dict[tuple[int, ...], str] = {}
     for choice in choices:

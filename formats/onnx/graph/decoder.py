@@ -6,8 +6,9 @@
     past_key_values.N.key / .value [batch, kv_heads, past, head]
     → logits [batch, sequence, vocab], present.N.key / .value [batch, kv_heads, total, head]
 
-What a layer is follows from its modules: attention with or without biases, a gated feed-forward
-network or experts. How norms and attention are written is the affair of a profile.
+What a layer is follows from its modules: attention with or without biases and norms of heads, a
+gated feed-forward network or experts. How norms and attention are written is the affair of a
+profile.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Facts:
     hp: Hyperparameters
     windows: Sequence[int | None]
     """Tokens that every layer sees; None for all."""
+    rotating: Sequence[bool]
+    """Whether every layer rotates positions."""
     floats: str
     """Type of the activations."""
 
@@ -47,7 +50,7 @@ class Profile(Protocol):
         """Compute what all layers share."""
 
     def norm(self, x: ir.Value, gamma: ir.Value) -> ir.Value:
-        """The root mean square norm of the stream."""
+        """The root mean square norm over the last dimension."""
 
     def add_and_norm(
         self, x: ir.Value, update: ir.Value, gamma: ir.Value
@@ -57,7 +60,8 @@ class Profile(Protocol):
     def attention(
         self, layer: int, qkv: Sequence[ir.Value], past: Sequence[ir.Value]
     ) -> list[ir.Value]:
-        """Attention of one layer: its output ``[batch, sequence, q_width]``, keys and values."""
+        """Attention of one layer, with its rotation if there is one: its output
+        ``[batch, sequence, q_width]``, keys and values."""
 
 
 def build(facts: Facts, builder: GraphBuilder, weights: Weights, profile: Profile) -> ir.Model:
@@ -101,6 +105,10 @@ def _layer(
         else:
             normed, x = profile.add_and_norm(x, update, gamma)
     qkv = [weights.linear(f"{name}.attn.{part}", normed) for part in "qkv"]
+    for at, heads in enumerate((facts.hp.heads, facts.hp.kv_heads)):
+        module = f"{name}.attn.{'qk'[at]}_norm"
+        if f"{module}.weight" in weights:
+            qkv[at] = _normed_heads(module, heads, facts, builder, weights, profile, qkv[at])
     with builder.inside(weights.around(f"{name}.attn.q")):
         past = _past(layer, facts, builder)
         mixed, *present = profile.attention(layer, qkv, past)
@@ -112,6 +120,23 @@ def _layer(
     if facts.hp.experts:
         return x, experts(builder, weights, facts.hp, layer, normed)
     return x, gated(builder, weights, f"{name}.ffn", normed)
+
+
+def _normed_heads(
+    module: str,
+    heads: int,
+    facts: Facts,
+    builder: GraphBuilder,
+    weights: Weights,
+    profile: Profile,
+    x: ir.Value,
+) -> ir.Value:
+    """``[batch, sequence, heads · head_dim]`` with every head normed by itself."""
+    size = facts.hp.head_dim
+    with builder.inside(weights.path(module)):
+        parts = builder.op("Reshape", x, builder.integers(0, 0, heads, size))
+        normed = profile.norm(parts, weights.plain(f"{module}.weight"))
+        return builder.op("Reshape", normed, builder.integers(0, 0, heads * size))
 
 
 def _cache_shape(hp: Hyperparameters, length: str) -> tuple[str | int, ...]:

@@ -23,7 +23,8 @@ class OnnxruntimeProfile:
     def __init__(self, facts: Facts, builder: GraphBuilder, weights: Weights) -> None:
         self.opsets, self.ir_version = {"": 21, CONTRIB: 1}, 10
         self.facts, self.builder, self.weights = facts, builder, weights
-        self.shared: list[ir.Value] = []
+        self.lengths: list[ir.Value] = []
+        self.tables: list[ir.Value] = []
 
     def begin(self, ids: ir.Value, mask: ir.Value) -> None:
         """Lengths of the sequences and of the cache; rows are padded on the right."""
@@ -35,8 +36,8 @@ class OnnxruntimeProfile:
             length = builder.op("Gather", builder.op("Shape", mask), builder.integer(1))
             total = builder.cast(length, "i32")
         shape = (hp.context, hp.head_dim // 2)
-        tables = [self.weights.table(n, self.facts.floats, shape) for n in TABLES]
-        self.shared = [last, total, *tables]
+        self.tables = [self.weights.table(n, self.facts.floats, shape) for n in TABLES]
+        self.lengths = [last, total]
 
     def norm(self, x: ir.Value, gamma: ir.Value) -> ir.Value:
         """In standard operators: the fused one stands in a domain where it does not belong."""
@@ -68,15 +69,16 @@ class OnnxruntimeProfile:
     ) -> list[ir.Value]:
         """Rotation, cache, window and attention in one operator."""
         hp, window = self.facts.hp, self.facts.windows[layer]
+        rotates = self.facts.rotating[layer]
         return self.builder.ops(
             "GroupQueryAttention",
-            [*qkv, *past, *self.shared],
+            [*qkv, *past, *self.lengths, *(self.tables if rotates else ())],
             [True, True, True],
             domain=CONTRIB,
             num_heads=hp.heads,
             kv_num_heads=hp.kv_heads,
             scale=float(np.float32(hp.head_dim**-0.5)),
-            do_rotary=1,
+            do_rotary=int(rotates),
             rotary_interleaved=0,
             local_window_size=-1 if window is None else window,
         )

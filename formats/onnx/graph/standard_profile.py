@@ -84,7 +84,7 @@ class StandardProfile:
             self.rotary.append(values if floats == "f32" else builder.cast(values, floats))
 
     def norm(self, x: ir.Value, gamma: ir.Value) -> ir.Value:
-        """The norm of the stream."""
+        """The norm over the last dimension."""
         return self.builder.op("RMSNormalization", x, gamma, axis=-1, epsilon=self.facts.hp.rms_eps)
 
     def add_and_norm(
@@ -97,11 +97,12 @@ class StandardProfile:
     def attention(
         self, layer: int, qkv: Sequence[ir.Value], past: Sequence[ir.Value]
     ) -> list[ir.Value]:
-        """Rotation of queries and keys, then attention over the cache and the new tokens."""
+        """Any rotation of queries and keys, then attention over the cache and the new tokens."""
         builder, hp = self.builder, self.facts.hp
         query, key, value = qkv
-        query = builder.op("RotaryEmbedding", query, *self.rotary, num_heads=hp.heads)
-        key = builder.op("RotaryEmbedding", key, *self.rotary, num_heads=hp.kv_heads)
+        if self.facts.rotating[layer]:
+            query = builder.op("RotaryEmbedding", query, *self.rotary, num_heads=hp.heads)
+            key = builder.op("RotaryEmbedding", key, *self.rotary, num_heads=hp.kv_heads)
         return builder.ops(
             "Attention",
             [query, key, value, self.masks[self.facts.windows[layer]], *past],

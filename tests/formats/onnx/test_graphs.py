@@ -25,11 +25,12 @@ from tests.onnx_runs import (
     variant,
 )
 from zenconvert import Options, convert, open_checkpoint
-from zenconvert.errors import Unsupported, UsageError
+from zenconvert.architecture_table import BLOCK_KEYS
+from zenconvert.errors import InvalidInput, Unsupported, UsageError
 from zenconvert.formats.onnx.writer import check_family
 
 Model = Callable[[str], Path]
-FAMILIES = ("qwen2", "llama 3", "mistral", "mixtral")
+FAMILIES = ("qwen2", "llama 3", "mistral", "mixtral", "qwen3", "qwen3 moe", "smollm3")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ INTEGERS = (
 
 
 @pytest.mark.parametrize("kind", INTEGERS)
-@pytest.mark.parametrize("name", ["qwen2", "mixtral"])
+@pytest.mark.parametrize("name", ["qwen2", "mixtral", "qwen3", "qwen3 moe"])
 def test_integer_graphs_compute_with_their_own_weights(
     name: str, kind: str, model: Model, tmp_path: Path
 ) -> None:
@@ -306,13 +307,70 @@ def test_an_integer_embedding_cannot_be_the_head_in_standard_operators(
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("mistral", "mistral"), ("qwen2", "qwen2"), ("mixtral", "decoder")]
+    ("name", "kind"),
+    [
+        ("mistral", "mistral"),
+        ("qwen2", "qwen2"),
+        ("mixtral", "decoder"),
+        ("qwen3", "qwen3"),
+        ("qwen3 moe", "decoder"),
+        ("smollm3", "smollm3"),
+    ],
 )
 def test_genai_is_told_a_type_that_it_knows(
     name: str, kind: str, model: Model, tmp_path: Path
 ) -> None:
     convert(model(name), tmp_path / "out", "onnx:f32")
     assert json.loads((tmp_path / "out" / "genai_config.json").read_text())["model"]["type"] == kind
+
+
+@pytest.mark.parametrize("kind", ["f32", "f32-standard"])
+@pytest.mark.parametrize("name", ["qwen3", "smollm3"])
+def test_norms_of_heads_and_layers_without_rotation_are_felt(
+    name: str, kind: str, model: Model, tmp_path: Path
+) -> None:
+    """Graphs without them give other logits: the comparison with transformers would tell."""
+    graph = written(model(name), tmp_path / "out", kind)
+    file = onnx.load(str(graph), load_external_data=False)
+    nodes = file.graph.node
+    if name == "qwen3":
+        (node,) = (n for n in nodes if n.name == "/model/layers.0/self_attn/q_norm/Reshape_1")
+        (first,) = (n for n in nodes if n.name == "/model/layers.0/self_attn/q_norm/Reshape")
+        node.input[0] = first.output[0]
+    elif kind == "f32":
+        for node in nodes:
+            if node.op_type == "GroupQueryAttention":
+                if len(node.input) > 7:
+                    tables = node.input[7:9]
+                else:
+                    node.input.extend(tables)
+                next(a for a in node.attribute if a.name == "do_rotary").i = 1
+    else:
+        rotated = [n.name for n in nodes if n.op_type == "RotaryEmbedding"]
+        assert len(rotated) == 2 * 4
+        return
+    (tmp_path / "out" / "other.onnx").write_bytes(file.SerializeToString())
+    found = onnx_logits(session(tmp_path / "out" / "other.onnx"), tokens())
+    gap = np.abs(found - transformers_logits(model(name), tokens())).max()
+    assert gap > 1e-2
+
+
+def test_graphs_that_rotate_other_layers_are_refused(model: Model, tmp_path: Path) -> None:
+    graph = written(model("smollm3"), tmp_path / "out", "f32")
+    file = onnx.load(str(graph), load_external_data=False)
+    for node in file.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "do_rotary":
+                attribute.i = 1
+    graph.write_bytes(file.SerializeToString())
+    with pytest.raises(InvalidInput, match=r"in 4 of them, the graph in 5 .* layers \[3\]"):
+        open_checkpoint(tmp_path / "out")
+
+
+def test_the_graph_interprets_every_feature_of_a_block() -> None:
+    """A feature that tables get has to be computed here, or refused, before it is listed here."""
+    features = {key for key in BLOCK_KEYS if not key.startswith(("gguf_", "genai_"))}
+    assert features == {"windows", "rotates", "head_norms"}
 
 
 def test_families_with_other_modules_are_refused_by_name(model: Model) -> None:

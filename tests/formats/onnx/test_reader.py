@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 
+from tests.families import FAMILIES
 from tests.formats.onnx.test_repacking import assert_same_numbers, in_act_order
 from tests.onnx_runs import decoded_logits, onnx_logits, session, tokens, variant, with_tokenizer
 from tests.tiny import raw_model
@@ -68,7 +69,7 @@ PLAIN = {"max_position_embeddings": 512, "rope_scaling": None}
 
 @pytest.mark.parametrize(
     ("family", "changes"),
-    [("qwen2", {}), ("qwen2", {"tie_word_embeddings": True}), ("llama3", PLAIN)],
+    [("qwen2", {}), ("qwen2", {"tie_word_embeddings": True}), ("llama3", PLAIN), ("qwen3", {})],
 )
 def test_float_files_of_genai_come_back_bit_for_bit(
     family: str, changes: dict[str, Any], source: Sources, tmp_path: Path
@@ -179,8 +180,10 @@ def exported(folder: Path, out: Path, *, dynamo: bool) -> Path:
 
 
 @pytest.mark.parametrize("dynamo", [True, False])
-def test_files_of_torch_come_back_bit_for_bit(dynamo: bool, tmp_path: Path) -> None:
-    folder = raw_model(tmp_path / "source", "qwen2", tie_word_embeddings=True, num_hidden_layers=1)
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_files_of_torch_come_back_bit_for_bit(family: str, dynamo: bool, tmp_path: Path) -> None:
+    config = {**FAMILIES[family].config, "head_dim": 64, "num_hidden_layers": 1}
+    folder = raw_model(tmp_path / "source", config, tie_word_embeddings=True)
     out = exported(folder, tmp_path / "out", dynamo=dynamo)
     graph = onnx.load(str(out / "model.onnx"), load_external_data=False).graph
     named = [t.name for t in graph.initializer if t.name.endswith("q_proj.weight")]
