@@ -18,6 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from zenconvert.errors import InvalidInput, Unsupported
+from zenconvert.machine import memory_errors
 
 Call = Callable[..., Any]
 
@@ -44,11 +45,13 @@ class Skeleton:
         not a stack of layers.
         """
         self.where = where
-        try:
-            with quiet():
-                self.model = _weightless(_settings(config))
-        except Exception as error:  # an odd config makes transformers raise anything
-            raise InvalidInput(f"{where}: transformers refuses the config: {error!r}") from error
+        with memory_errors(where):
+            try:
+                with quiet():
+                    self.model = _weightless(_settings(config))
+            except Exception as error:  # an odd config makes transformers raise anything
+                told = f"{where}: transformers refuses the config: {error!r}"
+                raise InvalidInput(told) from error
         prefixes = (self.model.base_model_prefix, "model")
         self.prefix = next((p for p in prefixes if hasattr(self.model, p)), "")
         self.base: Any = getattr(self.model, self.prefix, self.model)

@@ -6,10 +6,12 @@ import errno
 import os
 import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from zenconvert.errors import UsageError
+from zenconvert.errors import NotEnoughResources, UsageError, ZenError
 
 AUTO: Final = "auto"
 """As the name of a device: the GPU where torch has one, else the CPU."""
@@ -68,15 +70,32 @@ def out_of_memory(error: BaseException | None) -> str | None:
     """What could not be had, where an error (or what it came from) is for want of memory.
 
     Libraries tell it in many ways: MemoryError, ENOMEM, a RuntimeError of torch's allocator or of a
-    thread that does not start, an ImportError of a library that cannot be mapped.
+    thread that does not start, an ImportError of a library that cannot be mapped. The words of an
+    error of ours say nothing: they may be an input's.
     """
     while error is not None:
         text = str(error)
         lacks = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-        if lacks or any(word in text for word in _WORDS):
+        told = not isinstance(error, ZenError) and any(word in text for word in _WORDS)
+        if lacks or told:
             return f"{text or 'the system gave no more'}{_limit()}"
         error = error.__cause__ or error.__context__
     return None
+
+
+@contextmanager
+def memory_errors(where: str) -> Iterator[None]:
+    """Tell every error that is for want of memory as that, whatever it was taken for.
+
+    Raises NotEnoughResources, naming ``where``.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = None if isinstance(error, NotEnoughResources) else out_of_memory(error)
+        if reason is None:
+            raise
+        raise NotEnoughResources(f"{where}: not enough memory: {reason}") from error
 
 
 def _limit() -> str:

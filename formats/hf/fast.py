@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from zenconvert.errors import CorruptFile
+from zenconvert.machine import memory_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -22,15 +23,19 @@ def load(definition: bytes | str, where: str) -> FastTokenizer:
     """
     from tokenizers import Tokenizer as FastTokenizer
 
-    text = definition if isinstance(definition, str) else definition.decode("utf-8")
-    _refuse_prefix(text, where)
-    try:
-        fast = FastTokenizer.from_str(text)
-    except BaseException as error:  # the library raises bare Exceptions, and panics beyond them
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+    with memory_errors(where):
+        try:
+            text = definition if isinstance(definition, str) else definition.decode("utf-8")
+            _refuse_prefix(text, where)
+            fast = FastTokenizer.from_str(text)
+        except CorruptFile:
             raise
-        reason = " ".join(str(error).split())
-        raise CorruptFile(f"{where}: the tokenizers library refuses it: {reason:.300}") from error
+        except BaseException as error:  # the library raises bare Exceptions, and panics beyond them
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = " ".join(str(error).split())
+            told = f"{where}: the tokenizers library refuses it: {reason:.300}"
+            raise CorruptFile(told) from error
     fast.no_truncation()
     fast.no_padding()
     return fast

@@ -64,6 +64,17 @@ def test_a_source_that_changes_under_a_calibration(source: Path, tmp_path: Path)
     assert "x.stats" not in names(tmp_path)
 
 
+def test_a_model_that_changes_under_a_verification(source: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat. " * 8)
+
+    def change(stage: str, at: int, total: int) -> None:
+        os.utime(source / "model.safetensors", ns=(1, 1))
+
+    with pytest.raises(CorruptFile, match=r"model\.safetensors"):
+        verify(source, source, text=text, context=16, progress=change)
+
+
 def test_ids_beyond_the_embedding(source: Path, tmp_path: Path) -> None:
     """The rows would be whatever stood in memory."""
     path = source / "model.safetensors"

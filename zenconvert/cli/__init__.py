@@ -73,18 +73,19 @@ def _told(error: Exception) -> None:
     """End with the message and exit code of an error that is known; return from any other."""
     import click
 
-    from zenconvert.errors import ZenError
+    from zenconvert.errors import NotEnoughResources, ZenError
     from zenconvert.machine import out_of_memory
 
     if isinstance(error, click.exceptions.Abort):
         _end(_INTERRUPTED, EXIT_INTERRUPTED)
     if isinstance(error, click.ClickException):
         _show(error)
+    reason = None if isinstance(error, NotEnoughResources) else out_of_memory(error)
+    if reason is not None:  # first: it may have been taken for something else
+        _end(f"error: not enough memory: {reason}", EXIT_RESOURCES)
     if isinstance(error, ZenError):
         notes = "".join(f"\nnote: {note}" for note in getattr(error, "__notes__", ()))
         _end(f"error: {error}{notes}", error.exit_code)
-    if (reason := out_of_memory(error)) is not None:
-        _end(f"error: not enough memory: {reason}", EXIT_RESOURCES)
     if isinstance(error, OSError) and error.filename is None:
         if error.errno == errno.EPIPE:
             _end("", 1)
@@ -96,7 +97,7 @@ def _show(error: click.ClickException) -> NoReturn:
     from zenconvert.cli.printing import plain
 
     vars(error)["message"] = plain(error.message)
-    error.show()
+    error.show(sys.stderr)
     _end("", error.exit_code)
 
 

@@ -42,8 +42,8 @@ def _escape(code: int) -> str:
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
-    """Print a line."""
-    click.echo(plain(text), err=err)
+    """Print a line, in the stream's own encoding: by itself, click takes UTF-8 for ASCII."""
+    click.echo(plain(text), file=sys.stderr if err else sys.stdout)
 
 
 _heard: dict[str, None] = {}
@@ -79,7 +79,7 @@ def hearing_warnings() -> Iterator[None]:
 def echo_json(value: Any) -> None:
     """Print a value as JSON; a table has the warnings about the inputs, too."""
     text = json.dumps(with_warnings(value), indent=2, ensure_ascii=False, default=str)
-    click.echo(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    click.echo(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text), file=sys.stdout)
 
 
 def with_warnings(value: Any) -> Any:

@@ -19,6 +19,7 @@ from threading import Lock, Thread
 from typing import Any, Final
 
 from zenconvert.errors import ZenError
+from zenconvert.machine import memory_errors
 from zenconvert.publication.jobs import Failure, Task
 
 Perform = Callable[[Task, Callable[[str, int, int], None]], Mapping[str, Failure]]
@@ -41,7 +42,8 @@ def serve(perform: Perform) -> None:
             channel.flush()
 
     try:
-        failures = perform(task, _Throttled(send))
+        with memory_errors(", ".join(name for _, name in task.jobs)):
+            failures = perform(task, _Throttled(send))
     except ZenError as error:
         failures = {key: Failure.of(error) for key, _ in task.jobs}
     send({"failures": {key: asdict(failure) for key, failure in failures.items()}})

@@ -12,7 +12,6 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -147,8 +146,7 @@ def _main(engine: str) -> dict[str, str]:
     from zenconvert.verification.run import verify
 
     try:
-        with tempfile.TemporaryDirectory(prefix="zenconvert-") as name:
-            folder = Path(name)
+        with temporary_folder() as folder:
             text = folder / "text.txt"
             text.write_text(_TEXT, encoding="utf-8")
             artifact = _artifact(engine, folder)

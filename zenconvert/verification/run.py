@@ -14,8 +14,9 @@ from zenconvert.calib.windows import Window, windows
 from zenconvert.calibrating import text_cutter
 from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import EngineFailed, InvalidInput, UsageError, ZenError
-from zenconvert.machine import AUTO, take_device, usable_cores
+from zenconvert.machine import AUTO, memory_errors, take_device, usable_cores
 from zenconvert.sources import open_checkpoint, with_pre
+from zenconvert.stamps import check_unchanged
 from zenconvert.verification.drift import summarise
 from zenconvert.verification.engines import ALL, ENGINES, TORCH, check, engine_names, refusal
 from zenconvert.verification.engines.torch_engine import TorchEngine
@@ -80,8 +81,8 @@ def verify(
 
     Raises UsageError for an engine, language, text or device that makes no sense, InvalidInput when
     the models do not share a vocabulary, NotFinite, MissingDependency when the engine is not
-    installed, EngineFailed when the only one does not work here, NotEnoughResources, and the errors
-    of ``open_checkpoint``.
+    installed, EngineFailed when the only one does not work here, NotEnoughResources, CorruptFile
+    when a model is changed meanwhile, and the errors of ``open_checkpoint``.
     """
     device = take_device(device)
     asked = _known(engine)
@@ -101,6 +102,8 @@ def verify(
     states = reference_states(first, spans, key, device=device, progress=stage("reference"))
     work = _Work(first, second, spans, states, key, device, threads or usable_cores(), stage)
     runs, failed = _run_all(work, names)
+    noise = work.noise()
+    check_unchanged({**first.stamps, **second.stamps})
     return Report(
         reference=measured[0],
         candidate=measured[1],
@@ -108,7 +111,7 @@ def verify(
         candidate_facts=facts_of(second),
         context=min(context, first.hyperparameters.context),
         text=Text(str(text) if text is not None else _BUNDLED, ids_digest(spans), len(spans)),
-        noise=work.noise(),
+        noise=noise,
         runs=runs,
         absent=absent,
         failed=failed,
@@ -226,7 +229,8 @@ def _run_all(work: _Work, names: Sequence[str]) -> tuple[tuple[Run, ...], dict[s
         try:
             if name != TORCH:
                 check(name, work.candidate)
-            runs.append(work.run(name))
+            with memory_errors(f"{work.candidate.path}: the {name} engine"):
+                runs.append(work.run(name))
         except RuntimeDied as died:
             alone = len(names) == 1
             problems[name] = died if alone else _engine_or_artifact(name, died)

@@ -19,6 +19,7 @@ import torch
 
 from zenconvert.calib.windows import Window
 from zenconvert.errors import InvalidInput, ZenError
+from zenconvert.machine import memory_errors
 from zenconvert.sources import open_checkpoint
 from zenconvert.verification.engines import ENGINES
 from zenconvert.verification.metrics import concatenate
@@ -48,7 +49,8 @@ def main(folder: Path, pipe: int) -> None:
             progress.write(f"{done} {total}\n")
 
         try:
-            result = _run(job, folder, count)
+            with memory_errors(f"{job['candidate']}: the {job['engine']} engine"):
+                result = _run(job, folder, count)
         except ZenError as error:
             result = {"error": type(error).__name__, "message": str(error)}
     (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
