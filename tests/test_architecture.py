@@ -60,6 +60,7 @@ WRONG = {
                   "balance of layers.{layer}.attn.v"),
     "a key of a balance": ('smooth = "layers.{layer}.ffn.up"', 'smoth = "layers.{layer}.ffn.up"',
                            "balance of None: unknown keys ['smoth']"),
+    "channels of other heads": ('heads = "kv_to_q"', "", "balance of layers.{layer}.attn.v: kv_w"),
     "a type": ("[of.mistral]", "[of.mystral]", "[of.mystral]"),
     "a row twice": ('name = "head"', 'name = "norm"', "module norm: stands there twice"),
     "no role": ('role = "head"', "", "module head: role is missing"),

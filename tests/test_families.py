@@ -16,7 +16,8 @@ from tests.oracles import converter
 from tests.test_llamacpp_parity import assert_same_file
 from tests.tiny import CONFIGS, raw_model
 from tests.tokenizers_for_tests import MAKERS
-from zenconvert import convert, plan
+from zenconvert import convert, open_checkpoint, plan
+from zenconvert.calibrating import Calibrating
 from zenconvert.errors import PlanError, Unsupported
 
 NEW = [name for name in FAMILIES if name not in CONFIGS]
@@ -86,6 +87,24 @@ def test_both_spellings_of_a_config_give_one_file(name: str, folder: Made, tmp_p
     (other / "config.json").write_text(json.dumps(in_transformers_5(config)))
     convert(other, tmp_path / "new.gguf", "gguf:bf16")
     assert_same_file(tmp_path / "new.gguf", tmp_path / "old.gguf")
+
+
+@pytest.mark.parametrize("target", ["gptq:w4g32", "awq:w4g32"])
+@pytest.mark.parametrize("name", NEW)
+def test_solvers_take_every_linear_module(
+    name: str, target: str, folder: Made, tmp_path: Path
+) -> None:
+    """transformers computes much the same with the folder decoded."""
+    source = folder(name)
+    samples = Calibrating(languages=["en"], tokens_per_language=200, context=64)
+    done = convert(source, tmp_path / "packed", target, calibrating=samples)
+    architecture = open_checkpoint(source).architecture
+    linear = {m.name.rpartition(".")[2] for m in architecture.modules if m.role == "linear"}
+    assert {name.split(".")[-2] for name in done.modules} == linear
+    convert(tmp_path / "packed", tmp_path / "decoded", "hf:f32")
+    expected = runs.in_transformers(source, TEXT)
+    found = runs.in_transformers(tmp_path / "decoded", TEXT)
+    assert np.linalg.norm(found - expected) < 0.5 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("name", NEW)

@@ -184,7 +184,7 @@ class _Check:
             self.fail("[gguf_rows]", f"{sorted(unknown)[0]!r} is none of {sorted(operations)}")
         self._config(values)
         self._lists("[block]", {"gguf_no_biases": values["block"]["gguf_no_biases"]}, names)
-        self._balances(values["balance"], names)
+        self._balances(values["balance"], {m["name"]: m["shape"] for m in values["module"]})
 
     def _sizes(self, values: Mapping[str, Any]) -> None:
         for size, found in values["sizes"].items():
@@ -238,17 +238,24 @@ class _Check:
             if flag != ALWAYS and modules and not isinstance(values["defaults"].get(flag), bool):
                 self.fail(f"[biases] {flag}", "there is no true or false of it in [defaults]")
 
-    def _balances(self, rows: Sequence[Mapping[str, Any]], names: Collection[str]) -> None:
+    def _balances(
+        self, rows: Sequence[Mapping[str, Any]], shapes: Mapping[str, Sequence[str]]
+    ) -> None:
+        """``shapes`` of all modules."""
         for row in rows:
             where = f"balance of {row.get('smooth')}"
             self.keys(where, row, ("smooth", "into", *_BALANCE), ("into",))
             into = self.strings(f"{where}: into", row["into"])
             named = [*into, row["smooth"]] if "smooth" in row else into
-            if missing := sorted(set(named) - set(names)):
+            if missing := sorted(set(named) - set(shapes)):
                 self.fail(where, f"there are no modules {missing}")
             for key, value in _BALANCE.items():
                 if row.get(key, value) != value or (key in row and "smooth" not in row):
                     self.fail(where, f"{key} should be {value!r}, and beside a smooth")
+            if "smooth" in row:
+                channels = shapes[row["smooth"]][0]
+                if "heads" not in row and {shapes[name][-1] for name in into} != {channels}:
+                    self.fail(where, f"{channels} channels go out, and its readers take others in")
 
 
 def _without_holes(template: str) -> str:
