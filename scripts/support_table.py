@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from scripts import exactness
-from zenconvert.architecture import architectures
+from zenconvert.architecture import NO_GGUF, architectures
 from zenconvert.formats.gguf import blocks
 from zenconvert.formats.gguf.ggml_types import BY_NAME
 from zenconvert.formats.registry import FORMATS
@@ -29,7 +29,8 @@ def table() -> str:
     lines += ["", "| architecture | model types | GGUF architecture |", "|---|---|---|"]
     for known in architectures().values():
         types = ", ".join(f"`{t}`" for t in known.model_types)
-        lines.append(f"| {known.id} | {types} | `{known.gguf}` |")
+        gguf = "none yet: no GGUF, no ONNX" if known.gguf == NO_GGUF else f"`{known.gguf}`"
+        lines.append(f"| {known.id} | {types} | {gguf} |")
     lines += ["", *_LEGEND, "", exactness.table().rstrip()]
     lines += ["", "| ggml type | bits per weight | decoded | encoded | importance weights |"]
     lines.append("|---|---|---|---|---|")

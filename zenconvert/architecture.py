@@ -22,6 +22,8 @@ from zenconvert.hyperparameters import Hyperparameters, Names, from_config
 Role = Literal["embed", "linear", "norm", "router", "head"]
 BiasRule = Literal["none", "optional", "required"]
 
+NO_GGUF: Final = "none"
+"""In place of llama.cpp's name of a family whose files are neither read nor written."""
 _STACK: Final = 3
 """Dimensions of a tensor that holds the experts of a layer."""
 _FUSED: Final = 3
@@ -104,7 +106,7 @@ class Architecture:
     """``config.json`` ``model_type`` values of the family; the first is written."""
     hf_class: str
     gguf: str
-    """``general.architecture`` in GGUF."""
+    """``general.architecture`` in GGUF; ``none`` for a family that has no files there yet."""
     gguf_keys: tuple[str, ...]
     """GGUF keys beyond the common ones."""
     gguf_any_heads: bool
@@ -254,9 +256,9 @@ def for_model_type(model_type: str) -> Architecture:
 def for_gguf(name: str, *, experts: bool) -> Architecture:
     """The architecture of a GGUF ``general.architecture``. Raises UnknownArchitecture."""
     for architecture in architectures().values():
-        if architecture.gguf == name and architecture.experts == experts:
+        if architecture.gguf == name != NO_GGUF and architecture.experts == experts:
             return architecture
-    known = sorted({a.gguf for a in architectures().values()})
+    known = sorted({a.gguf for a in architectures().values()} - {NO_GGUF})
     kind = "with experts" if experts else "without experts"
     raise UnknownArchitecture(
         f"GGUF architecture {name!r} {kind} is not known; known are {', '.join(known)}."

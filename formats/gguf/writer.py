@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from zenconvert.architecture import TensorName
+from zenconvert.architecture import NO_GGUF, TensorName
 from zenconvert.checkpoint import Checkpoint, Tensor
 from zenconvert.encoding import F32
-from zenconvert.errors import UsageError
+from zenconvert.errors import Unsupported, UsageError
 from zenconvert.formats.gguf import container, mixtures, rope
 from zenconvert.formats.gguf.container import KeyValue, TensorInfo
 from zenconvert.formats.gguf.general import general_metadata
@@ -41,7 +41,12 @@ QUANTIZATION_VERSION: Final[KeyValue] = ("u32", 2)
 def choose(
     checkpoint: Checkpoint, target: Target, options: Options, *, importance: bool
 ) -> list[Choice]:
-    """The type of every tensor by llama.cpp's mixture rules, in file order. Raises UsageError."""
+    """The type of every tensor by llama.cpp's mixture rules, in file order.
+
+    Raises UsageError, and Unsupported for a family that has no files of this format yet.
+    """
+    if checkpoint.architecture.gguf == NO_GGUF:
+        raise Unsupported(f"{checkpoint.architecture.id} models cannot be written as GGUF yet")
     if options.layout is not None:
         raise UsageError("--layout makes no sense for gguf targets")
     file_type = file_type_of(target)
