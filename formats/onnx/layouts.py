@@ -5,7 +5,7 @@ transformers.js: ``onnx/model_q4.onnx`` and ``onnx/model_q4.onnx_data``, which `
 announces; the name says what the graph is made of.
 
 Sources: onnxruntime-genai ``src/config.cpp``; transformers.js ``src/utils/dtypes.js`` and
-``src/models/session.js``.
+``src/models/session.js`` and ``src/models/registry.js``.
 """
 
 from __future__ import annotations
@@ -39,6 +39,15 @@ _DTYPES: Final = {
     (2, "f32"): "q2",
     (2, "f16"): "q2f16",
 }
+# fmt: off
+TRANSFORMERS_JS_TYPES: Final = frozenset({
+    "arcee", "cohere", "cohere2", "deepseek_v3", "ernie4_5", "exaone", "falcon", "gemma", "gemma2",
+    "gemma3_text", "glm", "gpt2", "gpt_neox", "gpt_oss", "granite", "helium", "lfm2", "llama",
+    "ministral", "mistral", "nemotron_h", "olmo", "olmo2", "olmo3", "phi", "phi3", "qwen2",
+    "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
+})
+# fmt: on
+"""Model types that transformers.js 4.3 has, of those that are text models here or may become so."""
 
 
 @dataclass(frozen=True, slots=True)

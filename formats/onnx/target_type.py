@@ -20,7 +20,11 @@ TYPES: Final = (OWN, "f32", "f16", "int4", "int4-g128", "int4-asym", "int8", "in
 ``-acc0`` … ``-acc4`` will do."""
 DEFAULT_GROUP: Final = 32
 SHIPPED_LEVEL: Final = 4
-"""``accuracy_level`` of MatMulNBits: activations in int8, as other exporters have it."""
+"""``accuracy_level`` of MatMulNBits: activations in int8, as other exporters have it.
+
+For one token, float32 takes five times as long with weights of 4 bits and eighty with 8
+(onnxruntime 1.32, AVX2). It rounds, so plans name it.
+"""
 
 _FLOATS: Final = {"f32": F32, "f16": F16}
 _LEVELS: Final = range(5)

@@ -22,6 +22,7 @@ from zenconvert.errors import Unsupported
 from zenconvert.formats.hf.writer import float_name, folder_config, json_bytes, side_files
 from zenconvert.formats.onnx import layouts, rotary
 from zenconvert.formats.onnx.choosing import choose, order_name
+from zenconvert.formats.onnx.codecs import NBitsCodec
 from zenconvert.formats.onnx.placing import Place, Stack, place
 from zenconvert.formats.onnx.stacking import stacks_of
 from zenconvert.formats.onnx.target_type import TYPES, TargetType, parse
@@ -42,6 +43,8 @@ _EVERY: Final = {
     *("attn_norm", "attn.q", "attn.k", "attn.v", "attn.o", "ffn_norm"),
 }
 _HEAD_NORMS: Final = {"attn.q_norm", "attn.k_norm"}
+_ROUNDED: Final = {2: "float16", 3: "bfloat16", 4: "eight bits"}
+"""Accuracy levels that are not float32."""
 
 
 def lay_out(
@@ -78,7 +81,29 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
             "a -standard target takes any"
         )
         found.append(Fact("head_dim", size, "", exact=False, why=why, refused=True))
-    return found
+    model_type = str(checkpoint.config.get("model_type"))
+    if (
+        options.layout == layouts.TRANSFORMERS_JS
+        and model_type not in layouts.TRANSFORMERS_JS_TYPES
+    ):
+        why = "transformers.js has no such models; other runtimes take the files without --layout"
+        found.append(Fact("model_type", model_type, "", exact=False, why=why, refused=True))
+    return found + _rounded_products(checkpoint, target, options)
+
+
+def _rounded_products(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
+    """What the accuracy level does to activations, where any weight is multiplied in integers."""
+    level = parse(target.type).level
+    if level not in _ROUNDED:
+        return []
+    choices = choose(checkpoint, target, options, importance=True)
+    if not any(isinstance(c.codec, NBitsCodec) and not c.codec.explicit for c in choices):
+        return []
+    why = (
+        f"onnxruntime rounds activations to {_ROUNDED[level]} before products; -acc0 keeps them, "
+        "and takes several times as long for every token"
+    )
+    return [Fact("accuracy_level", level, "the graph", exact=False, why=why)]
 
 
 def check_family(checkpoint: Checkpoint) -> None:

@@ -12,7 +12,9 @@ from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 from gptqmodel.nn_modules.qlinear.torch_awq import dequantize_gemm
 from transformers import AutoModelForCausalLM
 
+from tests.oracles.here import engine_refusal
 from tests.oracles.serve import save, serve
+from zenconvert.verification.engines.transformers_engine import TransformersEngine
 
 _TOKENS = 64  # the smallest calibration that it takes without complaint
 _BACKENDS = {"gptq": BACKEND.GPTQ_TORCH, "awq": BACKEND.AWQ_TORCH}
@@ -52,12 +54,25 @@ def _awq_weight(module: Any) -> torch.Tensor:
     return values
 
 
-def logits(folder: str, ids: list[int], out: str) -> None:
-    """float32[tokens, vocab] of a folder in transformers, by way of optimum and GPTQModel."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def logits(folder: str, ids: list[int], out: str, loader: str) -> None:
+    """float32[tokens, vocab] of a folder, loaded by transformers or by GPTQModel itself."""
+    model: Any
+    if loader == "transformers":
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    else:
+        settings = json.loads((Path(folder) / "config.json").read_text())["quantization_config"]
+        backend = _BACKENDS[settings["quant_method"]]
+        model = GPTQModel.load(folder, backend=backend, device="cpu", dtype=torch.float16).model
     with torch.inference_mode():
-        np.save(out, model(torch.tensor([ids])).logits[0].float().numpy())
+        np.save(out, model.eval()(torch.tensor([ids])).logits[0].float().numpy())
 
 
 if __name__ == "__main__":
-    serve({"write": write, "weights": weights, "logits": logits})
+    serve(
+        {
+            "write": write,
+            "weights": weights,
+            "logits": logits,
+            "refusal": engine_refusal(TransformersEngine),
+        }
+    )

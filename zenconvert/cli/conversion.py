@@ -231,7 +231,7 @@ def _print_result(result: Conversion, *, as_json: bool) -> None:
         f"{size(result.plan.output_bytes)}, "
         f"{several(len(result.plan.steps), 'tensor', 'tensors')}, "
         + (f"{lossy} of them by a lossy step" if lossy else "all exact")
-        + (f"; {several(len(lost), 'fact', 'facts')} of the config lost" if lost else ""),
+        + (f"; {several(len(lost), 'fact', 'facts')} lost" if lost else ""),
         err=True,
     )
     for fact in lost:

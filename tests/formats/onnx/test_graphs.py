@@ -26,7 +26,7 @@ from tests.onnx_runs import (
 )
 from zenconvert import Options, convert, open_checkpoint
 from zenconvert.architecture_table import BLOCK_KEYS
-from zenconvert.errors import InvalidInput, Unsupported, UsageError
+from zenconvert.errors import InvalidInput, PlanError, Unsupported, UsageError
 from zenconvert.formats.onnx.writer import check_family
 
 Model = Callable[[str], Path]
@@ -266,6 +266,8 @@ def test_layouts_are_refused_where_there_are_none(model: Model, tmp_path: Path) 
     options = Options(layout="transformers.js")
     with pytest.raises(UsageError, match="no name for 8 bits with f16"):
         convert(model("qwen2"), tmp_path / "out", "onnx:int8-f16", options=options)
+    with pytest.raises(PlanError, match=r"model_type is 'mixtral': transformers\.js has no such"):
+        convert(model("mixtral"), tmp_path / "out", "onnx:f32", options=options)
 
 
 def test_the_metadata_says_what_became_of_every_tensor(model: Model, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.onnx_runs import decoded_logits, onnx_logits, session, tokens, with_tokenizer
 from tests.tiny import raw_model
-from zenconvert import Options, convert, open_checkpoint
+from zenconvert import Options, convert, open_checkpoint, plan
 from zenconvert.calibrating import Calibrating
 from zenconvert.errors import PlanError
 from zenconvert.formats.gguf import container
@@ -88,7 +88,7 @@ def in_act_order(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["onnx", "onnx:int8-standard"])
+@pytest.mark.parametrize("kind", ["onnx:own-acc0", "onnx:int8-standard"])
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("family", ["qwen2", "mixtral"])
 def test_gptq_and_awq_survive_a_graph(
@@ -98,15 +98,28 @@ def test_gptq_and_awq_survive_a_graph(
     done = convert(tmp_path / "source", tmp_path / "onnx", kind)
     assert done.plan.exact
     assert_same_numbers(tmp_path / "source", tmp_path / "onnx")
-    if kind == "onnx":
+    if kind == "onnx:own-acc0":
         back = convert(tmp_path / "onnx", tmp_path / "back", grid.partition(":")[0])
         assert back.plan.exact
         assert_same_arrays(tmp_path / "source", tmp_path / "back")
 
 
+def test_rounded_activations_are_named(model: Model, tmp_path: Path) -> None:
+    """At accuracy level 4 logits are not those of the weights, though every weight is exact."""
+    convert(model("qwen2"), tmp_path / "source", "gptq:w4g128")
+    expected = decoded_logits(tmp_path / "source", tmp_path / "hf", tokens())
+    for kind, level in (("own", 4), ("own-acc0", 0), ("own-standard", 0)):
+        done = convert(tmp_path / "source", tmp_path / kind, f"onnx:{kind}")
+        found = onnx_logits(session(tmp_path / kind / "model.onnx", level=0), tokens())
+        assert all(step.exact for step in done.plan.steps)
+        assert done.plan.exact == (np.abs(found - expected).max() < 1e-4) == (level == 0)
+    with pytest.raises(PlanError, match=r"accuracy_level is 4: .* -acc0"):
+        plan(tmp_path / "source", "onnx", exact=True)
+
+
 def test_three_bits_become_four(model: Model, tmp_path: Path) -> None:
     convert(model("qwen2"), tmp_path / "source", "gptq:w3g128")
-    done = convert(tmp_path / "source", tmp_path / "onnx", "onnx")
+    done = convert(tmp_path / "source", tmp_path / "onnx", "onnx:own-acc0")
     assert done.plan.exact
     assert_same_numbers(tmp_path / "source", tmp_path / "onnx")
     encodings = {str(t.encoding) for t in open_checkpoint(tmp_path / "onnx").tensors.values()}
@@ -140,7 +153,7 @@ def test_groups_that_are_no_power_of_two_split_exactly(tmp_path: Path) -> None:
     )  # fmt: skip
     convert(tmp_path / "model", tmp_path / "source", "gptq:w4g96-asym")
     in_act_order(tmp_path / "source")
-    for kind in ("onnx", "onnx:int4-standard"):
+    for kind in ("onnx:own-acc0", "onnx:int4-standard"):
         out = tmp_path / kind.replace(":", "-")
         assert convert(tmp_path / "source", out, kind).plan.exact
         assert_same_numbers(tmp_path / "source", out)
@@ -152,7 +165,7 @@ def test_gguf_survives_a_graph(family: str, kind: str, model: Model, tmp_path: P
     source = family if ":" in family else model(family)
     pure = Options(pure=True)
     convert(source, tmp_path / "first.gguf", f"gguf:{kind}", options=pure)
-    done = convert(tmp_path / "first.gguf", tmp_path / "onnx", "onnx")
+    done = convert(tmp_path / "first.gguf", tmp_path / "onnx", "onnx:own-acc0")
     assert done.plan.exact
     assert_same_numbers(tmp_path / "first.gguf", tmp_path / "onnx")
     back = convert(tmp_path / "onnx", tmp_path / "second.gguf", f"gguf:{kind}", options=pure)

@@ -6,7 +6,7 @@ output head is applied to a block of positions at a time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zenconvert.calib.windows import Window
@@ -40,8 +40,9 @@ class TransformersEngine:
         try:
             with clean_folder(checkpoint.path) as folder:
                 where = {"pretrained_model_name_or_path": folder, "local_files_only": True}
-                self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                    **where, torch_dtype="auto", trust_remote_code=False
+                self.model: Any
+                self.model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                    **where, torch_dtype="auto", trust_remote_code=False, output_loading_info=True
                 )
                 self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                     **where, trust_remote_code=False
@@ -55,6 +56,7 @@ class TransformersEngine:
             raise InvalidInput(f"{checkpoint.path}: transformers cannot load it: {error!r}") from (
                 error
             )
+        _refuse_noise(checkpoint, loading["missing_keys"])
         self.current = -1
         self.hidden: torch.Tensor = torch.empty(0)
 
@@ -112,6 +114,15 @@ class TransformersEngine:
     def close(self) -> None:
         """Free the model."""
         del self.model, self.hidden
+
+
+def _refuse_noise(checkpoint: Checkpoint, missing: Iterable[str]) -> None:
+    """Raise InvalidInput where weights were made up, which transformers only warns of."""
+    if names := sorted(missing):
+        raise InvalidInput(
+            f"{checkpoint.path}: transformers finds no {names[0]} in it (nor "
+            f"{len(names) - 1} others) and fills what it misses with noise"
+        )
 
 
 def _kernels(model: Any) -> str:
