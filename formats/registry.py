@@ -76,7 +76,7 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         gptq_reader.open_checkpoint,
         gptq_writer.choose,
         gptq_writer.lay_out,
-        hf_writer.facts,
+        gptq_writer.facts,
         gptq_writer.TYPES,
     ),
     "awq": Format(

@@ -57,6 +57,8 @@ class Fact:
     why: str = ""
     refused: bool = False
     """The target would compute something else without any bound."""
+    told: bool = False
+    """Shown in every plan, though nothing is lost."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""

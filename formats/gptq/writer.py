@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from zenconvert.checkpoint import Checkpoint
+from zenconvert.checkpoint import Checkpoint, Tensor
 from zenconvert.encoding import Grouped
 from zenconvert.errors import UsageError
 from zenconvert.formats import packed_folder
 from zenconvert.formats.gptq.codec import BITS, GptqCodec
 from zenconvert.formats.gptq.settings import LEGACY
+from zenconvert.formats.hf import writer as hf_writer
 from zenconvert.formats.hf.reader import QUANTIZATION
 from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_folder
 from zenconvert.formats.packed_folder import choose_modules, refuse_foreign
 from zenconvert.layout import Choice, Layout
+from zenconvert.meaning import Fact
 from zenconvert.target import Options, Scheme, Target
 
 DEFAULT: Final = "w4g128"
@@ -73,6 +75,24 @@ def lay_out(
     config = folder_config(checkpoint.config, float_name(choices))
     tables = {"config.json": {**config, QUANTIZATION: settings}, LEGACY: settings}
     return lay_out_folder(checkpoint, choices, options, tables)
+
+
+def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
+    """Facts of the config, and who does not run an order of columns."""
+    found = hf_writer.facts(checkpoint, target, options)
+    ordered = (
+        parse(target.type).act_order
+        if target.type
+        else any(_is_ordered(tensor) for tensor in checkpoint.tensors.values())
+    )
+    if ordered:
+        why = "AutoGPTQ, GPTQModel and transformers run act-order; vLLM and mlx-lm refuse it"
+        found.append(Fact("desc_act", True, LEGACY, why=why, told=True))
+    return found
+
+
+def _is_ordered(tensor: Tensor) -> bool:
+    return isinstance(tensor.encoding, Grouped) and tensor.encoding.ordered
 
 
 def _settings(choices: list[Choice], scheme: Scheme | None) -> dict[str, Any]:

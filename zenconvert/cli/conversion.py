@@ -144,8 +144,9 @@ def _summarise(planned: Plan) -> None:
             for (a, b, action, exact), count in counts.items()
         ],
     )
-    for fact in planned.lost:
-        echo(told(fact))
+    for fact in planned.facts:
+        if fact.told or not fact.exact:
+            echo(told(fact))
     files = len(planned.layout.files)
     echo(
         f"\n{planned.target}: {size(planned.output_bytes)} in {files} file{'s'[: files != 1]}, "
@@ -155,8 +156,8 @@ def _summarise(planned: Plan) -> None:
 
 
 def told(fact: Fact) -> str:
-    """One line about a fact that is lost."""
-    return f"lost: {fact.name} {fact.value!r:.60}: {fact.why}"
+    """One line about a fact that is lost, or that people have to know."""
+    return f"{'note' if fact.exact else 'lost'}: {fact.name} {fact.value!r:.60}: {fact.why}"
 
 
 @click.command()
