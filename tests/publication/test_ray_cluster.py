@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,10 +42,16 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+        patch.setenv("RAY_gcs_server_port_wait_time_s", "3600")
         small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
         first = {**small, "include_dashboard": False, "_system_config": NOTICES_THE_DEAD}
-        made: Any = Cluster(initialize_head=True, head_node_args=first)
-        made.workers = [made.add_node(**small) for _ in range(2)]
+        with pytest.MonkeyPatch.context() as starting:
+            # its limit on a node's start is half a minute by this clock; a busy machine takes more
+            patient = SimpleNamespace(**{**vars(time), "monotonic": lambda: 0.0})
+            starting.setattr("ray._private.node.time", patient)
+            made: Any = Cluster(initialize_head=True, head_node_args=first)
+            made.workers = [made.add_node(wait=False, **small) for _ in range(2)]
+            made.wait_for_nodes(timeout=3600)
         ray.init(address=made.address, log_to_driver=False, logging_level=logging.CRITICAL)
         try:
             yield made
