@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +30,6 @@ NOTICES_THE_DEAD = {  # a dead node refuses at once; one that is merely busy has
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 120_000,
     "health_check_failure_threshold": 5,
-    "raylet_start_wait_time_s": 600,
     "worker_register_timeout_seconds": 600,
 }
 
@@ -47,10 +48,11 @@ def cluster() -> Iterator[Any]:
         first = {**small, "include_dashboard": False, "_system_config": NOTICES_THE_DEAD}
         with pytest.MonkeyPatch.context() as starting:
             # its limit on a node's start is half a minute by this clock; a busy machine takes more
-            patient = SimpleNamespace(**{**vars(time), "monotonic": lambda: 0.0})
+            slow = time.monotonic
+            patient = SimpleNamespace(**{**vars(time), "monotonic": lambda: slow() / 100})
             starting.setattr("ray._private.node.time", patient)
-            made: Any = Cluster(initialize_head=True, head_node_args=first)
-            made.workers = [made.add_node(wait=False, **small) for _ in range(2)]
+            made: Any = Cluster(initialize_head=True, head_node_args={**first, **ports()})
+            made.workers = [made.add_node(wait=False, **small, **ports()) for _ in range(2)]
             made.wait_for_nodes(timeout=3600)
         ray.init(address=made.address, log_to_driver=False, logging_level=logging.CRITICAL)
         try:
@@ -58,6 +60,20 @@ def cluster() -> Iterator[Any]:
         finally:
             ray.shutdown()
             made.shutdown()
+
+
+def ports() -> dict[str, int]:
+    """Free ports for a node's agents. A node that has to learn which they took gives up, and dies,
+    when they are not up within a quarter of a minute."""
+    agents = (
+        "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port",
+        "runtime_env_agent_port",
+    )  # fmt: skip
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in agents]
+        for one in sockets:
+            one.bind(("", 0))
+        return {name: one.getsockname()[1] for name, one in zip(agents, sockets, strict=True)}
 
 
 def run_on(folder: Path, events: list[Event], **orders: Any) -> None:
