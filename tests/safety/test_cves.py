@@ -134,6 +134,8 @@ def test_pickles(number: str, name: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(models.folder(), tmp_path / "model"))
     if name == "pytorch_model.bin":
         (folder / "model.safetensors").unlink()
+    if name == "tokenizer.model":
+        (folder / "tokenizer.json").unlink()
     protocol = 2 if number == "CVE-2025-32434" else 4
     (folder / name).write_bytes(pickle.dumps(_Runs(tmp_path / "PWNED"), protocol))
     with pytest.raises(ZenError):
