@@ -69,12 +69,6 @@ def diffusers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
 
 
 @pytest.fixture(scope="session")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
-    """vLLM 0.32 on the CPU."""
-    yield from _running("vllm", tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
 def written(model: Family, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """(family or builtin:NAME, target) → our folder."""
     made: dict[tuple[str, str], Path] = {}
