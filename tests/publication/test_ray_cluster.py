@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from zenconvert.publication.executors.ray_cluster import RayExecutor
 from zenconvert.publication.graph import Run
 from zenconvert.publication.jobs import Event, Job, JobDone, JobFailed, Task
 from zenconvert.publication.ledger import Ledger
+from zenconvert.verification.watching import family
 
 ROOT = Path(__file__).parent.parent.parent
 NOTICES_THE_DEAD = {  # a dead node refuses at once; one that is merely busy has time to answer
@@ -38,22 +38,11 @@ NOTICES_THE_DEAD = {  # a dead node refuses at once; one that is merely busy has
 def cluster() -> Iterator[Any]:
     """Three nodes of one core each."""
     import ray
-    from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
-        patch.setenv("RAY_gcs_server_port_wait_time_s", "3600")
-        small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
-        first = {**small, "include_dashboard": False, "_system_config": NOTICES_THE_DEAD}
-        with pytest.MonkeyPatch.context() as starting:
-            # its limit on a node's start is half a minute by this clock; a busy machine takes more
-            slow = time.monotonic
-            patient = SimpleNamespace(**{**vars(time), "monotonic": lambda: slow() / 100})
-            starting.setattr("ray._private.node.time", patient)
-            made: Any = Cluster(initialize_head=True, head_node_args={**first, **ports()})
-            made.workers = [made.add_node(wait=False, **small, **ports()) for _ in range(2)]
-            made.wait_for_nodes(timeout=3600)
+        made = started()
         ray.init(address=made.address, log_to_driver=False, logging_level=logging.CRITICAL)
         try:
             yield made
@@ -62,18 +51,27 @@ def cluster() -> Iterator[Any]:
             made.shutdown()
 
 
-def ports() -> dict[str, int]:
-    """Free ports for a node's agents. A node that has to learn which they took gives up, and dies,
-    when they are not up within a quarter of a minute."""
-    agents = (
-        "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port",
-        "runtime_env_agent_port",
-    )  # fmt: skip
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in agents]
-        for one in sockets:
-            one.bind(("", 0))
-        return {name: one.getsockname()[1] for name, one in zip(agents, sockets, strict=True)}
+def started() -> Any:
+    """A cluster that has come up. Ray gives a node half a minute for that, and its agents half of
+    it, without a setting for either; on a busy machine it is tried again."""
+    from ray.cluster_utils import Cluster
+
+    small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    first = {**small, "include_dashboard": False, "_system_config": NOTICES_THE_DEAD}
+    before = set(family(os.getpid()))
+    for left in reversed(range(30)):
+        try:
+            made: Any = Cluster(initialize_head=True, head_node_args=first)
+            made.workers = [made.add_node(**small) for _ in range(2)]
+        except Exception:  # Ray raises plain ones
+            if not left:
+                raise
+            for pid in set(family(os.getpid())) - before:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        else:
+            return made
+    raise AssertionError
 
 
 def run_on(folder: Path, events: list[Event], **orders: Any) -> None:
