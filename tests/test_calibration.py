@@ -149,7 +149,7 @@ def test_the_command_reports_what_it_has_seen(model: Family, tmp_path: Path) -> 
     assert ["en", "40", "2", "1"] in [row[:4] for row in rows]
     assert "of 8 experts never reached" in done.output
     done = run(model("mixtral"), tmp_path / "y.stats", *FEW, "--json", "--all-experts")
-    facts = json.loads(done.output)
+    facts = json.loads(done.stdout)
     assert facts["files"] == [str(tmp_path / "y.stats")]
     assert [part["language"] for part in facts["languages"]] == ["en", "fr"]
     assert facts["experts"]["experts"] == 8

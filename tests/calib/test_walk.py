@@ -315,7 +315,8 @@ def test_another_run_empties_the_workspace(tmp_path: Path) -> None:
     for number in (1, 2):
         with open_workspace(tmp_path / "work", {"run": number}) as workspace:
             assert workspace.first_layer == 0
-            (tmp_path / "work" / "hidden-00003.bin").touch()
+            with workspace.new_file("hidden-00003.bin") as path:
+                path.touch()
             assert workspace.first_layer == 3
             with (
                 pytest.raises(UsageError, match="another run"),

@@ -26,7 +26,7 @@ Family = Callable[[str], Path]
 def test_they_are_refused_without_any(file_type: str) -> None:
     with pytest.raises(PlanError, match=r"blk\.\d.*--importance") as caught:
         plan(NANO, f"gguf:{file_type}")
-    assert len(caught.value.problems) == 1
+    assert all("needs importance weights" in problem for problem in caught.value.problems)
 
 
 @pytest.mark.parametrize("file_type", ["q2_k", "iq3_s", "iq3_m", "iq4_xs"])
@@ -43,7 +43,7 @@ def test_single_tensors_are_refused_too() -> None:
 def test_the_first_tensor_that_is_not_covered_is_named(model: Family) -> None:
     weights = importance_of(model("qwen2"))
     del weights["layers.1.ffn.up.weight"]
-    with pytest.raises(PlanError, match=r"1 tensors .* blk\.1\.ffn_up\.weight \(iq2_s\)"):
+    with pytest.raises(PlanError, match=r"blk\.1\.ffn_up\.weight: iq2_s needs importance"):
         planned(model("qwen2"), weights)
 
 
