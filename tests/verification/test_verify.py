@@ -255,7 +255,7 @@ def test_progress_reaches_the_end_of_every_stage(gguf: Gguf, short: Path) -> Non
         seen.setdefault(stage, []).append((done, total))
 
     verify(SOURCE, gguf(SOURCE, "q8_0"), text=short, progress=note)
-    assert list(seen) == ["reference", "noise floor", "candidate", "scoring"]
+    assert set(seen) == {"reference", "noise floor", "candidate", "scoring"}
     for steps in seen.values():
         total = steps[-1][1]
         assert steps == [(n, total) for n in range(1, total + 1)]
@@ -269,7 +269,6 @@ def test_progress_reaches_the_end_of_every_stage(gguf: Gguf, short: Path) -> Non
         ({"languages": []}, UsageError, "nothing to measure"),
         ({"text": "absent.jsonl"}, UsageError, "absent.jsonl: there is no such text file"),
         ({"device": "abacus"}, UsageError, "device 'abacus'"),
-        ({"context": 4096}, UsageError, "context is 2048 tokens; 4096 is more"),
         ({"context": 1}, UsageError, "too short"),
         ({"candidate": Path("absent.gguf")}, SourceNotFound, "absent.gguf"),
         ({"candidate": "builtin:zen-giga"}, SourceNotFound, "zen-giga"),
