@@ -355,7 +355,7 @@ def test_the_command_prints_a_table_and_writes_the_report(
     done = CliRunner().invoke(cli, [*command, "--json", str(out)], catch_exceptions=False)
     report = verified("q4_k_m", "torch")
     assert done.exit_code == 0
-    assert json.loads(out.read_text(encoding="utf-8")) == report.as_dict()
+    assert json.loads(out.read_text(encoding="utf-8")) == {**report.as_dict(), "warnings": []}
     rows = [line.split() for line in done.stdout.splitlines()]
     assert [row[:2] for row in rows[1:4]] == [
         [name, str(drift.tokens)]

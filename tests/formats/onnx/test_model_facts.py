@@ -95,7 +95,8 @@ def test_families_and_activations_without_a_graph_are_refused_by_name(tmp_path: 
 
 
 def test_genai_learns_the_special_tokens_and_the_settings_of_sampling(tmp_path: Path) -> None:
-    source = with_tokenizer(tmp_path / "source", "llama3", max_position_embeddings=512)
+    overrides = {"max_position_embeddings": 512, "pad_token_id": None}
+    source = with_tokenizer(tmp_path / "source", "llama3", **overrides)
     settings = {"eos_token_id": [5, 6], "temperature": 0.5, "top_k": 7, "do_sample": True}
     (source / "generation_config.json").write_text(json.dumps(settings))
     convert(source, tmp_path / "out", "onnx:f32")
