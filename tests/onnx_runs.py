@@ -87,7 +87,8 @@ def with_tokenizer(folder: Path, family: str, **changes: Any) -> Path:
     """A random model with a byte-level tokenizer, which every family can have."""
     folder.mkdir()
     vocab = qwen2(folder) if family.startswith("qwen") else llama3(folder, 1216)  # 32 divides it
-    return raw_model(folder, FAMILIES[family].config, vocab_size=vocab, **SPECIAL, **changes)
+    settings = {**SPECIAL, "vocab_size": vocab, **changes}
+    return raw_model(folder, FAMILIES[family].config, **settings)
 
 
 def tokens(rows: int = 2, length: int = 28, vocab: int = 500) -> NDArray[np.int64]:
