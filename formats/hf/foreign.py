@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from zenconvert.errors import InvalidInput
 from zenconvert.formats.hf.json_file import read_json
+from zenconvert.formats.hf.side_facts import GENERATION
 
 FILES: Final = (
     "config.json",
-    "generation_config.json",
+    GENERATION,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "processor_config.json",
@@ -67,19 +69,30 @@ def foreign_files(folder: Path) -> dict[str, Any]:
 
     Raises CorruptFile for a file that is no JSON object.
     """
-    found = {name: read_json(folder / name) for name in FILES if (folder / name).is_file()}
-    return {name: without_foreign(v) for name, v in found.items() if foreign_keys(v)}
+    return {n: without_foreign(v) for n, v in _tables(folder).items() if foreign_keys(v)}
 
 
 def foreign_warnings(folder: Path) -> list[str]:
     """What is left out of a folder's files, one line a file. Raises as :func:`foreign_files`."""
     told = []
+    for name, table in _tables(folder).items():
+        keys = [k for k in foreign_keys(table) if k not in _USUAL]
+        if keys:
+            told.append(
+                f"{folder / name}: {', '.join(map(repr, keys))} may name code or state of a "
+                "program and say nothing of the model; left out"
+            )
+    return told
+
+
+def _tables(folder: Path) -> dict[str, dict[str, Any]]:
+    """The files that there are; generation settings that are no table do not travel anyway."""
+    found = {}
     for name in FILES:
         if (folder / name).is_file():
-            keys = [k for k in foreign_keys(read_json(folder / name)) if k not in _USUAL]
-            if keys:
-                told.append(
-                    f"{folder / name}: {', '.join(map(repr, keys))} may name code or state of a "
-                    "program and say nothing of the model; left out"
-                )
-    return told
+            try:
+                found[name] = read_json(folder / name)
+            except InvalidInput:
+                if name != GENERATION:
+                    raise
+    return found
