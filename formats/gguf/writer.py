@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from zenconvert import pretokenizer
 from zenconvert.architecture import NO_GGUF, TensorName
 from zenconvert.checkpoint import Checkpoint, Tensor
 from zenconvert.encoding import F32
@@ -35,6 +36,7 @@ _OWN_KEYS: Final = frozenset(
     }
 )  # fmt: skip
 """Keys that are never carried from another file."""
+_PRE: Final = "tokenizer.ggml.pre"
 QUANTIZATION_VERSION: Final[KeyValue] = ("u32", 2)
 
 
@@ -222,7 +224,7 @@ def _metadata(
     if checkpoint.format == "gguf":
         metadata = _source_metadata(checkpoint.path)
         if options.pre_tokenizer is not None:
-            metadata["tokenizer.ggml.pre"] = ("str", known_pre(options.pre_tokenizer))
+            metadata[_PRE] = ("str", known_pre(options.pre_tokenizer))
         quantized = True
     else:
         metadata = _converted_metadata(checkpoint, code, choices, options)
@@ -262,4 +264,14 @@ def _converted_metadata(
         "general.quantization_version": QUANTIZATION_VERSION,
         **tokenizer,
     }
+    if options.pre_tokenizer is None and _names_one_rule(carried.get(_PRE), own[_PRE]):
+        own[_PRE] = carried[_PRE]
     return own | {k: v for k, v in carried.items() if k not in own}
+
+
+def _names_one_rule(carried: KeyValue | None, own: KeyValue) -> bool:
+    """Whether a carried pre-tokenizer is another name of the one that the tokenizer has."""
+    if carried is None or carried[0] != "str":
+        return False
+    rule = pretokenizer.by_name(carried[1])
+    return rule is not None and rule.name == own[1]
