@@ -88,6 +88,8 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
     ):
         why = "transformers.js has no such models; other runtimes take the files without --layout"
         found.append(Fact("model_type", model_type, "", exact=False, why=why, refused=True))
+    if any(fact.refused for fact in found):
+        return found  # what is refused need not be chosen
     return found + _rounded_products(checkpoint, target, options)
 
 

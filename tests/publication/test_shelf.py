@@ -11,7 +11,13 @@ import pytest
 import yaml
 
 from tests.publication.conftest import RECIPE, Made
-from zenconvert.errors import OutputExists, ReportMismatch, SourceNotFound, UsageError
+from zenconvert.errors import (
+    NotEnoughResources,
+    OutputExists,
+    ReportMismatch,
+    SourceNotFound,
+    UsageError,
+)
 from zenconvert.publication.facts import ReleaseFacts
 from zenconvert.publication.files import write_file
 from zenconvert.publication.lmstudio import model_yaml
@@ -125,7 +131,7 @@ def test_small_files_are_whole_or_not_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(NotEnoughResources, match="No space"):
         write_file(path, b"second")
     assert path.read_bytes() == b"first"
 
