@@ -112,7 +112,8 @@ def test_the_death_of_a_node_changes_nothing(cluster: Any, tmp_path: Path) -> No
     assert told(events, JobFailed) == []
     assert sorted(told(events, JobDone)) == sorted(job.title for job in jobs())
     lines = ran(tmp_path / "ray")
-    assert len(lines) == 1 + len(set(lines))  # what died with the node ran again
+    # what died with the node ran again, and had said so once already unless it was killed before
+    assert 0 <= len(lines) - len(set(lines)) <= 1
     assert "variant A B" not in lines  # each by itself
     run(tmp_path / "local")
     assert digest(tmp_path / "ray") == digest(tmp_path / "local")
