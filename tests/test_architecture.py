@@ -11,6 +11,7 @@ from tests.tiny import CONFIGS
 from zenconvert import architecture as arch
 from zenconvert.architecture_table import read_table
 from zenconvert.errors import InvalidInput
+from zenconvert.operations import NAMES
 
 TABLES = Path(arch.__file__).parent / "architectures"
 
@@ -33,8 +34,8 @@ def test_a_type_of_a_family_says_what_differs() -> None:
     assert (llama.windows, mistral.windows) == ("none", "every_layer")
     assert llama.bias_flags == {"attention_bias", "mlp_bias"}
     assert not mistral.bias_flags
-    assert {m.name: m.gguf_rows for m in llama.modules} == {
-        m.name: m.gguf_rows for m in mistral.modules
+    assert {m.name: m.gguf_operation for m in llama.modules} == {
+        m.name: m.gguf_operation for m in mistral.modules
     }
 
 
@@ -50,9 +51,9 @@ WRONG = {
     ),
     "a role": ('role = "head"', 'role = "heat"', "module head: the role 'heat'"),
     "a hole": ("input_layernorm", "{lyer}", "module layers.{layer}.attn_norm: hf"),
-    "a row operation": ("rope_pairs =", "rope_pears =", "[gguf_rows]: 'rope_pears'"),
+    "a row operation": ("rope_pairs =", "rope_pears =", "[gguf_operations]: 'rope_pears'"),
     "a module with an operation": ('pairs = ["layers.{layer}.attn.q"', 'pairs = ["layer.q"',
-                                   "[gguf_rows] rope_pairs: 'layer.q'"),
+                                   "[gguf_operations] rope_pairs: 'layer.q'"),
     "a bias without default": ("mlp_bias = false", "", "[biases] mlp_bias"),
     "a window": ('windows = "none"', 'windows = "nun"', "[block] windows"),
     "a value": ("pretraining_tp = [0, 1]", "pretraining_tp = 1", "[config] pretraining_tp"),
@@ -77,7 +78,7 @@ def test_a_wrong_table_is_one_error_that_names_file_and_row(case: str, tmp_path:
     path = tmp_path / "llama.toml"
     path.write_text(text.replace(before, after, 1))
     with pytest.raises(InvalidInput) as caught:
-        read_table(path, arch.ROW_OPERATIONS)
+        read_table(path, NAMES)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
 
@@ -100,6 +101,6 @@ def test_a_wrong_difference_is_one_error_too(case: str, tmp_path: Path) -> None:
     path = tmp_path / "mixtral.toml"
     path.write_text(text.replace(before, after, 1))
     with pytest.raises(InvalidInput) as caught:
-        read_table(path, arch.ROW_OPERATIONS)
+        read_table(path, NAMES)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)

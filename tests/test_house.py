@@ -28,6 +28,7 @@ LEVELS = (
     {"architecture_table"},
     {"grouped"},
     {"checkpoint", "target"},
+    {"operations"},
     {"architecture", "layout"},
     {"sliding"},
     {"meaning"},

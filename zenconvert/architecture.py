@@ -3,19 +3,19 @@
 One TOML file per family in ``zenconvert/architectures/``, read by
 :mod:`zenconvert.architecture_table`. A *module* is a weight with an optional bias; templates hold
 ``{layer}`` and ``{expert}``. Nothing here knows file formats; a row that a format keeps in another
-row order names a reversible operation from :data:`ROW_OPERATIONS`.
+row order or as other numbers names a reversible operation of :mod:`zenconvert.operations`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from zenconvert import operations
 from zenconvert.architecture_table import ALWAYS, IGNORED, Table, read_table
-from zenconvert.checkpoint import RowOrder
 from zenconvert.errors import InvalidInput, MissingTensor, UnknownArchitecture
 from zenconvert.hyperparameters import Hyperparameters, Names, from_config
 
@@ -47,8 +47,8 @@ class Module:
     bias: BiasRule = "none"
     bias_flag: str | None = None
     """Key of the config that says whether there is a bias; transformers goes by it alone."""
-    gguf_rows: str | None = None
-    """Row operation between the HF (neutral) and the GGUF row order."""
+    gguf_operation: str | None = None
+    """Operation that makes GGUF's tensor of HF's, which is the neutral one."""
     hf_also: str | None = None
     """Another name that tools give it which keep transformers' names of today."""
     hf_stack: str | None = None
@@ -216,23 +216,12 @@ def _expand(module: Module, hp: Hyperparameters, layer: int | None) -> Iterator[
             yield TensorName(*bias, module, shape[:1], required=required, expert=expert)
 
 
-def _rope_pairs(hp: Hyperparameters) -> RowOrder:
-    """Halves → neighbouring pairs within a head (``LlamaModel.permute`` in llama.cpp)."""
-    half = hp.head_dim // 2
-    return RowOrder(tuple(side * half + pair for pair in range(half) for side in (0, 1)))
-
-
-ROW_OPERATIONS: Final[dict[str, Callable[[Hyperparameters], RowOrder]]] = {
-    "rope_pairs": _rope_pairs,
-}
-
-
 @cache
 def _families() -> dict[str, dict[str, Architecture]]:
     """Table name → model type → architecture."""
     found = {}
     for path in sorted(_FOLDER.glob("*.toml")):
-        table = read_table(path, ROW_OPERATIONS)
+        table = read_table(path, operations.NAMES)
         found[path.stem] = {t: _built(table, t) for t in table.values["model_types"]}
     return found
 
@@ -269,7 +258,7 @@ def _built(table: Table, model_type: str) -> Architecture:
     """One model type's architecture from a checked table."""
     values = table.variant(model_type)
     flags = {name: flag for flag, names in values["biases"].items() for name in names}
-    rows = {name: kind for kind, names in values["gguf_rows"].items() for name in names}
+    kinds = {name: kind for kind, names in values["gguf_operations"].items() for name in names}
     block, config = values["block"], values["config"]
     return Architecture(
         id=table.path.stem,
@@ -282,7 +271,7 @@ def _built(table: Table, model_type: str) -> Architecture:
         genai_types=frozenset(block["genai_types"]),
         experts=values.get("experts", False),
         modules=tuple(
-            _module(row, flags.get(row["name"]), rows.get(row["name"])) for row in values["module"]
+            _module(row, flags.get(row["name"]), kinds.get(row["name"])) for row in values["module"]
         ),
         balances=tuple(
             Balance(b.get("smooth"), tuple(b["into"]), "heads" in b, "through" in b)
@@ -300,7 +289,7 @@ def _built(table: Table, model_type: str) -> Architecture:
     )
 
 
-def _module(row: Mapping[str, Any], flag: str | None, rows: str | None) -> Module:
+def _module(row: Mapping[str, Any], flag: str | None, operation: str | None) -> Module:
     fields = {k: v for k, v in row.items() if k != "after"}
     lists = {k: tuple(row[k]) for k in ("shape", "hf_stack_part") if k in row}
     bias: BiasRule = "none" if flag is None else "required" if flag == ALWAYS else "optional"
@@ -308,5 +297,5 @@ def _module(row: Mapping[str, Any], flag: str | None, rows: str | None) -> Modul
         **{**fields, **lists},
         bias=bias,
         bias_flag=flag if bias == "optional" else None,
-        gguf_rows=rows,
+        gguf_operation=operation,
     )

@@ -30,7 +30,7 @@ ALWAYS: Final = "always"
 """Key of ``[biases]`` for modules that have one whatever the config says."""
 _NONE: Final = "none"
 
-_SECTIONS: Final = ("sizes", "defaults", "config", "block", "biases", "gguf_rows")
+_SECTIONS: Final = ("sizes", "defaults", "config", "block", "biases", "gguf_operations")
 _KEYS: Final = (
     "like", "model_types", "class", "gguf", "gguf_keys", "experts", "without", "of", "module",
     "balance", *_SECTIONS,
@@ -71,7 +71,7 @@ class Table:
 def read_table(path: Path, operations: Collection[str]) -> Table:
     """Read and check a table.
 
-    ``operations`` are the row operations that there are. Raises InvalidInput that names the file
+    ``operations`` are the names of those that there are. Raises InvalidInput that names the file
     and the row.
     """
     values = _read(path, ())
@@ -179,9 +179,11 @@ class _Check:
         self._sizes(values)
         names = self._modules(values)
         self._lists("[biases]", values["biases"], names)
-        self._lists("[gguf_rows]", values["gguf_rows"], names)
-        if unknown := set(values["gguf_rows"]) - set(operations):
-            self.fail("[gguf_rows]", f"{sorted(unknown)[0]!r} is none of {sorted(operations)}")
+        self._lists("[gguf_operations]", values["gguf_operations"], names)
+        if unknown := set(values["gguf_operations"]) - set(operations):
+            self.fail(
+                "[gguf_operations]", f"{sorted(unknown)[0]!r} is none of {sorted(operations)}"
+            )
         self._config(values)
         self._lists("[block]", {"gguf_no_biases": values["block"]["gguf_no_biases"]}, names)
         self._balances(values["balance"], {m["name"]: m["shape"] for m in values["module"]})

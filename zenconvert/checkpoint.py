@@ -97,6 +97,8 @@ class Tensor:
     stored: StoredTensor | StoredPieces
     order: RowOrder | None = None
     """How the stored rows have to be reordered to be the logical ones."""
+    change: str | None = None
+    """Which of ``operations.CHANGES`` makes logical numbers of the stored ones."""
     origin: Encoding | None = None
     """What a solver made it from; None for a tensor as it was found."""
 

@@ -40,6 +40,8 @@ class Choice:
     encoding: Encoding
     order: RowOrder | None = None
     """How logical rows are reordered for storage."""
+    change: str | None = None
+    """Which of ``operations.CHANGES`` logical numbers go through before they are stored."""
     why: str = ""
     """What decided the encoding."""
     needs_importance: bool = False

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.checkpoint import StoredPieces, StoredTensor, Tensor
-from zenconvert.encoding import F16, Blocks, Dense, Encoding, Grouped
+from zenconvert.encoding import F16, F32, Blocks, Dense, Encoding, Grouped
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
 from zenconvert.formats.gguf import blocks, integer_grids
 from zenconvert.grouped import OFFSETS, ROW_UNIT, GroupedRows, Piece, Rows, regroup
 from zenconvert.layout import Choice, Verdict
+from zenconvert.operations import CHANGES, changed, comes_back, left_over
 from zenconvert.target import Scheme
 
 Quantize = Callable[[NDArray[np.float32], Scheme, NDArray[np.float32] | None], GroupedRows]
@@ -27,8 +28,13 @@ Quantize = Callable[[NDArray[np.float32], Scheme, NDArray[np.float32] | None], G
 
 
 def verdict(source: Tensor, choice: Choice) -> Verdict:
-    """How one source tensor becomes the chosen encoding, whether that is exact, and why."""
+    """How one source tensor becomes the chosen encoding, whether that is exact, and why.
+
+    Of tensors whose numbers are changed, which are small ones, it reads the data.
+    """
     old, new = source.encoding, choice.encoding
+    if names := left_over(source.change, choice.change):
+        return _changed(source, choice, names)
     if isinstance(new, Grouped):
         return _to_grid(old, new, choice, source.columns)
     if old == new:
@@ -42,6 +48,19 @@ def verdict(source: Tensor, choice: Choice) -> Verdict:
     if new.dtype == "f32":
         return Verdict("decode", True, f"{old} is decoded")
     return Verdict("decode", False, f"{old} is decoded and rounded")
+
+
+def _changed(source: Tensor, choice: Choice, names: tuple[str, ...]) -> Verdict:
+    """Numbers that are changed on their way: exact where all of them would come back."""
+    what = " and ".join(CHANGES[name].what for name in names)
+    if not isinstance(choice.encoding, Dense):
+        return Verdict("quantize", False, f"{what} is rounded to {choice.encoding}")
+    values = decode_rows(read_rows(source, 0, source.rows), source)
+    lost = comes_back(values, names, choice.encoding)
+    if not lost:
+        return Verdict("repack", True, f"{what}, computed in f32, and every number can come back")
+    share = f"{lost} of {values.size} numbers cannot come back"
+    return Verdict("repack", False, f"{what} is rounded to {choice.encoding}: {share}")
 
 
 def _to_grid(old: Encoding, new: Grouped, choice: Choice, columns: int) -> Verdict:
@@ -152,6 +171,9 @@ def recode(
     quantize: Quantize,
 ) -> Rows:
     """Stored rows of ``part`` in the encoding of ``choice``. Raises InvalidInput."""
+    if names := left_over(part.change, choice.change):
+        rows = changed(decode_rows(rows, part), names)
+        part, choice = replace(part, encoding=F32, change=None), replace(choice, change=None)
     target, found = choice.encoding, verdict(part, choice)
     try:
         if found.action == "copy" and not isinstance(target, Grouped):
@@ -212,11 +234,12 @@ def decode_rows(rows: Rows, tensor: Tensor) -> NDArray[Any]:
 
 
 def logical_rows(tensor: Tensor, begin: int, end: int) -> NDArray[np.float32]:
-    """Decoded rows in logical order, float32[n, columns]; bounds at multiples of the band."""
+    """Logical numbers in logical order, float32[n, columns]; bounds at multiples of the band."""
     rows = read_rows(tensor, begin, end)
     if tensor.order is not None:
         rows = tensor.order.apply(rows)
-    return decode_rows(rows, tensor).astype(np.float32, copy=False)
+    values = decode_rows(rows, tensor).astype(np.float32, copy=False)
+    return values if tensor.change is None else changed(values, (tensor.change,))
 
 
 def read_rows(tensor: Tensor, begin: int, end: int) -> Rows:

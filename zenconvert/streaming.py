@@ -72,7 +72,7 @@ class _Use:
         choice = self.choice
         weights = id(self.importance)  # the outputs of a pass share their arrays
         encodings = (self.part.encoding, choice.encoding)
-        return (self.order, *encodings, choice.scheme, choice.columns, weights)
+        return (self.order, choice.change, *encodings, choice.scheme, choice.columns, weights)
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """``(offset, size)`` of all that it fills in the file."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from zenconvert import architecture as arch
-from zenconvert.architecture import ROW_OPERATIONS, Architecture, TensorName
+from zenconvert.architecture import Architecture, TensorName
 from zenconvert.checkpoint import Checkpoint, Metadata, RowOrder, StoredTensor, Tensor
 from zenconvert.encoding import Blocks, Dense, Encoding
 from zenconvert.errors import (
@@ -39,6 +39,7 @@ from zenconvert.formats.gguf.tokenizer import (
     tokenizer_from_metadata,
 )
 from zenconvert.hyperparameters import Hyperparameters
+from zenconvert.operations import CHANGES, ROWS
 
 SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _MAX_SPLITS: Final = 99_999
@@ -292,20 +293,24 @@ def _split(info: TensorInfo, names: list[TensorName], hp: Hyperparameters) -> It
     size = info.nbytes // len(names)
     for i, name in enumerate(names):
         stored = StoredTensor(info.path, info.offset + i * size, info.name)
-        order = row_order(name, hp)
+        order, change = stored_form(name, hp)
         yield Tensor(
             name.name,
             name.shape,
             encoding_of(info.type),
             stored,
             order.inverse() if order is not None else None,
+            CHANGES[change].undone_by if change is not None else None,
         )
 
 
-def row_order(name: TensorName, hp: Hyperparameters) -> RowOrder | None:
-    """The order in which GGUF stores the rows of a tensor, None when it is the logical one."""
-    operation = name.module.gguf_rows
-    return None if operation is None else ROW_OPERATIONS[operation](hp)
+def stored_form(name: TensorName, hp: Hyperparameters) -> tuple[RowOrder | None, str | None]:
+    """The order in which GGUF stores the rows of a tensor, and what it does to their numbers; None
+    where they are the logical ones."""
+    operation = name.module.gguf_operation
+    if operation is None or operation in CHANGES:
+        return None, operation
+    return ROWS[operation](hp), None
 
 
 def _carried(metadata: Mapping[str, KeyValue], architecture: Architecture) -> dict[str, KeyValue]:

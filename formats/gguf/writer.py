@@ -22,7 +22,7 @@ from zenconvert.formats.gguf.container import KeyValue, TensorInfo
 from zenconvert.formats.gguf.general import general_metadata
 from zenconvert.formats.gguf.ggml_types import BY_NAME
 from zenconvert.formats.gguf.keys import extra_keys, model_keys
-from zenconvert.formats.gguf.reader import encoding_of, read_files, row_order
+from zenconvert.formats.gguf.reader import encoding_of, read_files, stored_form
 from zenconvert.formats.gguf.tokenizer import known_pre, tokenizer_metadata
 from zenconvert.layout import Choice, Layout, OutputFile, Slot
 from zenconvert.target import Options, Target
@@ -72,7 +72,7 @@ def choose(
                 tuple(parts),
                 _shape(parts),
                 encoding_of(BY_NAME[chosen.type]),
-                row_order(first, checkpoint.hyperparameters),
+                *stored_form(first, checkpoint.hyperparameters),
                 chosen.why,
                 needs_importance=mixtures.requires_importance(file_type, name, chosen.type),
             )
