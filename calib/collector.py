@@ -10,19 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zenconvert.calib.block import Block
-from zenconvert.calib.inputs import Input
 from zenconvert.calib.moments import Moments
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.errors import InvalidInput
+from zenconvert.reference.block import Block
+from zenconvert.reference.inputs import Input
+from zenconvert.reference.passage import Enough
 
 _ROWS: Final = 1024  # widened to float32 at a time
 
 Seen = Callable[[torch.Tensor], torch.Tensor]
-
-
-class Enough(Exception):
-    """Everything that was asked for has been seen; the rest of the block need not run."""
 
 
 class Sums:

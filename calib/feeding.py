@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Protocol
 
-from zenconvert.calib.reference import Reference
-from zenconvert.calib.selection import Selection
 from zenconvert.calib.workspace import Workspace
+from zenconvert.reference.reference import Reference
+from zenconvert.texts.selection import Selection
 
 if TYPE_CHECKING:
     from zenconvert.calib.layer import LayerStatistics

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zenconvert.calib.block import Block
-from zenconvert.calib.reference import Reference
 from zenconvert.calib.statistics import InputStatistics
-from zenconvert.encoding import Dense
 from zenconvert.errors import UsageError
+from zenconvert.model.encoding import Dense
+from zenconvert.reference.block import Block
+from zenconvert.reference.reference import Reference
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

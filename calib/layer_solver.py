@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 
-from zenconvert.calib.inputs import by_layer, layer_inputs
 from zenconvert.calib.layer import DTYPES
-from zenconvert.calib.smoothing import Heads, Inputs
-from zenconvert.calib.solution import Solved
-from zenconvert.checkpoint import Checkpoint
+from zenconvert.calib.solvers.smoothing import Heads, Inputs
+from zenconvert.calib.solvers.solution import Solved
 from zenconvert.errors import NotEnoughResources
-from zenconvert.target import Scheme
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.target import Scheme
+from zenconvert.reference.inputs import by_layer, layer_inputs
 
 if TYPE_CHECKING:
-    from zenconvert.calib.awq import Balance
-    from zenconvert.calib.reference import Reference
+    from zenconvert.calib.solvers.awq import Balance
     from zenconvert.calib.statistics import InputStatistics
     from zenconvert.calib.statistics_reader import Statistics
+    from zenconvert.reference.reference import Reference
 
 
 class Layer(Protocol):
@@ -88,8 +88,8 @@ class GptqLayer:
 
     def add(self, layer: Layer) -> Found:
         """Those that read one input share its factors."""
-        from zenconvert.calib.gptq import curvature_of, gptq
-        from zenconvert.calib.solution import GptqSettings
+        from zenconvert.calib.solvers.gptq import curvature_of, gptq
+        from zenconvert.calib.solvers.solution import GptqSettings
 
         found = Found()
         key, curvature = None, None
@@ -121,7 +121,7 @@ class AwqLayer:
 
     def add(self, layer: Layer) -> Found:
         """Raises NotEnoughResources when the layer comes in several parts."""
-        from zenconvert.calib.awq import awq
+        from zenconvert.calib.solvers.awq import awq
 
         balances = self._balances(layer)
         scaled = [module for b in balances for module in (b.smooth, *b.into)]
@@ -153,7 +153,7 @@ class AwqLayer:
     def _balances(self, layer: Layer) -> list[Balance]:
         """The rows of the architecture's table that may be scaled in this layer, one for each
         expert."""
-        from zenconvert.calib.awq import Balance
+        from zenconvert.calib.solvers.awq import Balance
 
         hp, given = self.checkpoint.hyperparameters, set(layer.modules)
         number = int(layer.modules[0].split(".")[1])

@@ -13,7 +13,6 @@ are 1 on average.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,14 +21,6 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
-
-
-def token_weights(weights: Sequence[float], tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    """c_l, float64[languages]: w/W · T/t for weight w, of W in all, and t tokens, of T in all."""
-    shares = np.array(weights, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        counts: NDArray[np.float64] = shares / shares.sum() * tokens.sum() / tokens
-    return counts
 
 
 @dataclass

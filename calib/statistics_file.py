@@ -20,12 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from zenconvert.atomic import hidden_name, sync_folder, system_errors, write_whole
+from zenconvert.base.atomic import hidden_name, sync_folder, system_errors, write_whole
+from zenconvert.base.scratch import DONE, remove_scratch
+from zenconvert.base.stamps import check_unchanged
 from zenconvert.calib.feeding import Consumer, feed
-from zenconvert.calib.fingerprint import fingerprint
-from zenconvert.calib.inputs import Input, head_input, layer_inputs
-from zenconvert.calib.reference import Reference
-from zenconvert.calib.selection import Selection
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.statistics_layout import (
     FORMAT,
@@ -39,10 +37,12 @@ from zenconvert.calib.statistics_layout import (
     state_entries,
 )
 from zenconvert.calib.workspace import SAVE_SECONDS, Workspace, open_workspace
-from zenconvert.encoding import DENSE_DTYPES
 from zenconvert.errors import NotEnoughResources
-from zenconvert.scratch import DONE, remove_scratch
-from zenconvert.stamps import check_unchanged
+from zenconvert.model.encoding import DENSE_DTYPES
+from zenconvert.reference.fingerprint import fingerprint
+from zenconvert.reference.inputs import Input, head_input, layer_inputs
+from zenconvert.reference.reference import Reference
+from zenconvert.texts.selection import Selection
 
 if TYPE_CHECKING:
     from zenconvert.calib.layer import LayerStatistics
@@ -121,7 +121,7 @@ class StatisticsRun:
         import torch
         import transformers
 
-        from zenconvert import __version__
+        from zenconvert.version import __version__
 
         checkpoint, selection, settings = self.reference.checkpoint, self.selection, self.settings
         values: dict[str, Any] = {

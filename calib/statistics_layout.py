@@ -25,7 +25,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.calib.inputs import Input
+from zenconvert.reference.inputs import Input
 
 FORMAT: Final = "zenconvert-statistics"
 VERSION: Final = "1"

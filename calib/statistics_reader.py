@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from zenconvert.calib.fingerprint import fingerprint
-from zenconvert.calib.reference import ReadRows
-from zenconvert.calib.statistics import InputStatistics, token_weights
+from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.statistics_layout import FORMAT, VERSION, unpack
-from zenconvert.calib.windows import Window
-from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UsageError
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.reference.fingerprint import fingerprint
+from zenconvert.reference.reference import ReadRows
+from zenconvert.texts.selection import token_weights
+from zenconvert.texts.windows import Window
 
 if TYPE_CHECKING:
     import torch

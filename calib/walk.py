@@ -40,20 +40,20 @@ from typing import Literal
 
 import torch
 
-from zenconvert.calib import memory
-from zenconvert.calib.batches import Batch, most_tokens
-from zenconvert.calib.block import Block
+from zenconvert.base.machine import take_device
+from zenconvert.base.scratch import temporary_folder
 from zenconvert.calib.collector import Collector, Sums, check_finite
-from zenconvert.calib.inputs import Input, head_input, layer_inputs
 from zenconvert.calib.layer import DTYPES, LayerStatistics
-from zenconvert.calib.passage import Passage
-from zenconvert.calib.reference import Reference
-from zenconvert.calib.selection import Selection
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.workspace import Workspace
 from zenconvert.errors import UsageError
-from zenconvert.machine import take_device
-from zenconvert.scratch import temporary_folder
+from zenconvert.reference import memory
+from zenconvert.reference.batches import Batch, most_tokens
+from zenconvert.reference.block import Block
+from zenconvert.reference.inputs import Input, head_input, layer_inputs
+from zenconvert.reference.passage import Passage
+from zenconvert.reference.reference import Reference
+from zenconvert.texts.selection import Selection
 
 Sequential = Literal["off", "layers", "stages"]
 

@@ -3,7 +3,7 @@
 It belongs to one run, known by its *identity*: everything that decides the result. Another run
 empties it first; a lock keeps two runs apart. Hidden states are saved from time to time, so that a
 resumed walk does not start at the first layer. Files get their names when they are whole, and are
-there for the next run only as long as they hold the same (:mod:`zenconvert.scratch`).
+there for the next run only as long as they hold the same (:mod:`zenconvert.base.scratch`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from zenconvert.atomic import sync_folder, system_errors, write_whole
-from zenconvert.scratch import clear, forget, held_scratch, is_kept, keep
+from zenconvert.base.atomic import sync_folder, system_errors, write_whole
+from zenconvert.base.scratch import clear, forget, held_scratch, is_kept, keep
 
 SAVE_SECONDS: Final = 60.0
 """Least time between two savings of the hidden states."""

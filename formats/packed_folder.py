@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.architecture import TensorName
-from zenconvert.checkpoint import Checkpoint, StoredPieces, StoredTensor, Tensor
-from zenconvert.encoding import BF16, F16, F32, Dense, Grouped
 from zenconvert.errors import CorruptFile, MissingTensor, UsageError
-from zenconvert.formats.gguf import integer_grids
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.reader import QUANTIZATION, Folder
 from zenconvert.formats.hf.tensor_names import foreign
 from zenconvert.formats.hf.writer import zero_biases
 from zenconvert.formats.safetensors_container import Entry
-from zenconvert.grouped import GroupedCodec
-from zenconvert.layout import Choice
-from zenconvert.target import Options, Scheme
+from zenconvert.ggml import integer_grids
+from zenconvert.model.architecture import TensorName
+from zenconvert.model.checkpoint import Checkpoint, StoredPieces, StoredTensor, Tensor
+from zenconvert.model.encoding import BF16, F16, F32, Dense, Grouped
+from zenconvert.model.grouped import GroupedCodec
+from zenconvert.model.layout import Choice
+from zenconvert.model.target import Options, Scheme
 
 CODES: Final = ".qweight"
 PIECES: Final = (CODES, ".qzeros", ".scales", ".g_idx")

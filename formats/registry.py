@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from zenconvert.checkpoint import Checkpoint
+from zenconvert.base.source_files import is_there, size_of, what_it_is
 from zenconvert.errors import InvalidInput, Unsupported, UsageError
 from zenconvert.formats.awq import reader as awq_reader
 from zenconvert.formats.awq import writer as awq_writer
@@ -20,12 +20,12 @@ from zenconvert.formats.gptq import writer as gptq_writer
 from zenconvert.formats.hf import reader as hf_reader
 from zenconvert.formats.hf import writer as hf_writer
 from zenconvert.formats.hf.weights import ADAPTER, adapter_problem
-from zenconvert.formats.onnx import reader as onnx_reader
-from zenconvert.formats.onnx import writer as onnx_writer
-from zenconvert.layout import Choice, Layout
-from zenconvert.meaning import Fact
-from zenconvert.source_files import is_there, size_of, what_it_is
-from zenconvert.target import Options, Target
+from zenconvert.formats.onnx.read import reader as onnx_reader
+from zenconvert.formats.onnx.write import writer as onnx_writer
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.layout import Choice, Layout
+from zenconvert.model.meaning import Fact
+from zenconvert.model.target import Options, Target
 
 
 class Chooser(Protocol):

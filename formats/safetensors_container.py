@@ -19,9 +19,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.encoding import DENSE_DTYPES, Dense
+from zenconvert.base.source_files import broken, size_of
 from zenconvert.errors import CorruptFile, SourceNotFound, UnsupportedEncoding
-from zenconvert.source_files import broken, size_of
+from zenconvert.model.encoding import DENSE_DTYPES, Dense
 
 MAX_HEADER: Final = 100_000_000
 """The limit of the reference implementation."""

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zenconvert.encoding import BF16
 from zenconvert.formats import safetensors_container
+from zenconvert.model.encoding import BF16
 from zenconvert.models import builtin_path
 
 ROOT = Path(__file__).parent.parent

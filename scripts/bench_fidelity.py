@@ -25,10 +25,10 @@ from pathlib import Path
 
 import zenconvert
 from tests.oracles.llama_quantize import quantize
-from zenconvert.calib.samples import LANGUAGES
 from zenconvert.calib.statistics_reader import load_importance
-from zenconvert.calibrating import Calibrating
-from zenconvert.recoding import logical_rows
+from zenconvert.plan.recoding import logical_rows
+from zenconvert.solve.calibration_texts import Calibrating
+from zenconvert.texts.samples import LANGUAGES
 from zenconvert.verification.report import Report
 
 ROOT = Path(__file__).parent.parent

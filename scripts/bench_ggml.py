@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.oracles import libggml
-from zenconvert.formats.gguf import blocks
-from zenconvert.formats.gguf.ggml_types import BY_NAME
+from zenconvert.ggml import blocks
+from zenconvert.ggml.types import BY_NAME
 
 COLUMNS = 4096
 TYPES = tuple(name for name in BY_NAME if blocks.can_encode(name) and name != "f32")

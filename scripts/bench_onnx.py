@@ -20,10 +20,10 @@ import numpy as np
 
 from scripts.bench_convert import Run, measure, synthetic_model
 from zenconvert import open_checkpoint
-from zenconvert.calib.samples import load_bundled
+from zenconvert.texts.samples import load_bundled
 from zenconvert.verification.engines.onnxruntime_engine import OnnxSession
 from zenconvert.verification.engines.onnxruntime_errors import Distance, reference_logits
-from zenconvert.verification.run import evaluation_windows
+from zenconvert.verification.measurement import evaluation_windows
 
 _ZENCONVERT: Final = (sys.executable, "-m", "zenconvert", "convert")
 _BUILDER: Final = (sys.executable, "-m", "onnxruntime_genai.models.builder")

@@ -16,13 +16,13 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from zenconvert.calib.curvature import Curvature
-from zenconvert.calib.gptq import curvature_of, quantize_rows
-from zenconvert.calib.grid import Levels, fused_kernels, search
 from zenconvert.calib.moments import Moments
-from zenconvert.calib.solution import GptqSettings
-from zenconvert.calib.sweep import sweep
-from zenconvert.target import Scheme
+from zenconvert.calib.solvers.curvature import Curvature
+from zenconvert.calib.solvers.gptq import curvature_of, quantize_rows
+from zenconvert.calib.solvers.grid import Levels, fused_kernels, search
+from zenconvert.calib.solvers.solution import GptqSettings
+from zenconvert.calib.solvers.sweep import sweep
+from zenconvert.model.target import Scheme
 
 HIDDEN, FFN, KEYS, LAYERS = 8192, 49152, 1024, 80
 CHUNK = 16384

@@ -8,16 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from zenconvert.architecture import architectures
-from zenconvert.checkpoint import Checkpoint, StoredTensor, Tensor
-from zenconvert.encoding import BF16, F32, Encoding, Grouped
-from zenconvert.formats.gguf.ggml_types import BY_NAME
 from zenconvert.formats.gguf.reader import encoding_of
 from zenconvert.formats.registry import format_named
-from zenconvert.hyperparameters import Hyperparameters
-from zenconvert.recoding import verdict
-from zenconvert.target import Options, Target
-from zenconvert.tokenizer import Tokenizer
+from zenconvert.ggml.types import BY_NAME
+from zenconvert.model.architecture import architectures
+from zenconvert.model.checkpoint import Checkpoint, StoredTensor, Tensor
+from zenconvert.model.encoding import BF16, F32, Encoding, Grouped
+from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.target import Options, Target
+from zenconvert.model.tokenizer import Tokenizer
+from zenconvert.plan.recoding import verdict
 
 GRIDS: Final[dict[str, tuple[str, Encoding]]] = {
     "HF": ("hf:bf16", BF16),

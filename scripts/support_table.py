@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from scripts import exactness
-from zenconvert.architecture import NO_GGUF, architectures
-from zenconvert.formats.gguf import blocks
-from zenconvert.formats.gguf.ggml_types import BY_NAME
 from zenconvert.formats.registry import FORMATS
+from zenconvert.ggml import blocks
+from zenconvert.ggml.types import BY_NAME
+from zenconvert.model.architecture import NO_GGUF, architectures
 
 _LEGEND = (
     "Linear weights between formats: `=` bit for bit, `≈` codes kept and a scale or minimum",

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from zenconvert import open_checkpoint
-from zenconvert.encoding import Grouped
-from zenconvert.recoding import logical_rows
+from zenconvert.model.encoding import Grouped
+from zenconvert.plan.recoding import logical_rows
 
 Tensors = dict[str, NDArray[Any]]
 SETTINGS = "quantization_config"

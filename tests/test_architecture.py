@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import CONFIGS
-from zenconvert import architecture as arch
-from zenconvert.architecture_table import read_table
 from zenconvert.errors import InvalidInput
-from zenconvert.operations import NAMES
+from zenconvert.model import architecture as arch
+from zenconvert.model.architecture_table import read_table
+from zenconvert.model.operations import NAMES
 
-TABLES = Path(arch.__file__).parent / "architectures"
+TABLES = Path(arch.__file__).parent.parent / "architectures"
 
 
 @pytest.mark.parametrize("family", CONFIGS)

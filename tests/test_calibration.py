@@ -14,15 +14,15 @@ from gguf import GGUFReader
 from tests.oracles.llama_activations import input_sums
 from tests.oracles.llama_quantize import load_imatrix, quantize
 from zenconvert import calibrate, convert, open_checkpoint
-from zenconvert.calib.samples import load_bundled
-from zenconvert.calib.selection import Selection, select
 from zenconvert.calib.statistics_reader import load_importance, open_statistics
-from zenconvert.calibrating import text_cutter
 from zenconvert.cli import cli
 from zenconvert.errors import NotEnoughResources, OutputExists, UsageError, ZenError
 from zenconvert.formats.gguf.imatrix import read_importance
 from zenconvert.formats.gguf.mixtures import FILE_TYPES
-from zenconvert.recoding import logical_rows
+from zenconvert.plan.recoding import logical_rows
+from zenconvert.solve.calibration_texts import text_cutter
+from zenconvert.texts.samples import load_bundled
+from zenconvert.texts.selection import Selection, select
 
 Family = Callable[[str], Path]
 Gguf = Callable[[str, str], Path]

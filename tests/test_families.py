@@ -17,8 +17,8 @@ from tests.test_llamacpp_parity import assert_same_file
 from tests.tiny import CONFIGS, raw_model
 from tests.tokenizers_for_tests import MAKERS
 from zenconvert import convert, open_checkpoint, plan
-from zenconvert.calibrating import Calibrating
 from zenconvert.errors import PlanError, Unsupported
+from zenconvert.solve.calibration_texts import Calibrating
 
 NEW = [name for name in FAMILIES if name not in CONFIGS]
 """Families that no other test of parity covers."""

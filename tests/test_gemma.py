@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from tests.calib.whole_models import FAMILIES, whole_model
 from tests.tokenizers_for_tests import MAKERS
 from zenconvert import convert, open_checkpoint, verify
-from zenconvert.calib.windows import Window
-from zenconvert.calibrating import Calibrating
 from zenconvert.errors import Unsupported, ZenError
+from zenconvert.solve.calibration_texts import Calibrating
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.torch_engine import TorchEngine
 
 TYPES = ["gemma2", "gemma3_text"]

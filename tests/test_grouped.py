@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zenconvert.encoding import F16, F32, Dense, Grouped
 from zenconvert.errors import InvalidInput
-from zenconvert.formats.gguf import integer_grids
-from zenconvert.grouped import GroupedRows, Piece, regroup
+from zenconvert.ggml import integer_grids
+from zenconvert.model.encoding import F16, F32, Dense, Grouped
+from zenconvert.model.grouped import GroupedRows, Piece, regroup
 
 
 def some_rows(

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.tiny import CONFIGS
-from zenconvert import architecture as arch
-from zenconvert.encoding import BF16, F16, F32, Dense
-from zenconvert.grouped import Rows
-from zenconvert.operations import CHANGES, ROWS, changed, comes_back, left_over
+from zenconvert.model import architecture as arch
+from zenconvert.model.encoding import BF16, F16, F32, Dense
+from zenconvert.model.grouped import Rows
+from zenconvert.model.operations import CHANGES, ROWS, changed, comes_back, left_over
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -15,11 +15,11 @@ import pytest
 
 from tests.tiny import raw_model
 from tests.tokenizers_for_tests import qwen2
-from zenconvert import architecture as arch
 from zenconvert import plan
-from zenconvert.encoding import BF16
 from zenconvert.errors import PlanError
 from zenconvert.formats import safetensors_container
+from zenconvert.model import architecture as arch
+from zenconvert.model.encoding import BF16
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],

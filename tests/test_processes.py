@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from zenconvert.processes import child_environment
+from zenconvert.base.processes import child_environment
 
 
 def test_threads_that_wait_sleep(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zenconvert import inspect, open_checkpoint
-from zenconvert.calib.samples import LANGUAGES, load_bundled
 from zenconvert.errors import SourceNotFound
 from zenconvert.models import BUILTIN, builtin_path
+from zenconvert.texts.samples import LANGUAGES, load_bundled
 
 FOLDER = builtin_path("zen-nano")
 CARD = (FOLDER / "README.md").read_text(encoding="utf-8")

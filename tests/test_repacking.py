@@ -13,7 +13,8 @@ from tests.packed_folders import Tensors, assert_same, changed, decoded
 from tests.tiny import raw_model
 from zenconvert import convert, open_checkpoint, plan
 from zenconvert.errors import CorruptFile, PlanError
-from zenconvert.formats.gguf import container, integer_grids
+from zenconvert.formats.gguf import container
+from zenconvert.ggml import integer_grids
 
 Family = Callable[[str], Path]
 Source = Callable[[str], Path]

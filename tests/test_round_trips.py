@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from zenconvert import Options, convert, diff, open_checkpoint
-from zenconvert.calib.windows import Window
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.llamacpp import LlamaCppEngine
 from zenconvert.verification.engines.torch_engine import TorchEngine
 

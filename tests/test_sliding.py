@@ -8,9 +8,9 @@ import pytest
 from transformers import AutoConfig
 
 from tests.tiny import CONFIGS
-from zenconvert.architecture import for_model_type
 from zenconvert.errors import InvalidInput, Unsupported
-from zenconvert.sliding import windows
+from zenconvert.model.architecture import for_model_type
+from zenconvert.model.sliding import windows
 
 LAYERS = 3
 

@@ -20,11 +20,11 @@ from click.testing import CliRunner
 from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
 from zenconvert import Options, calibrate, convert, open_checkpoint, plan
-from zenconvert.calibrating import Calibrating
 from zenconvert.cli import cli
-from zenconvert.encoding import Dense, Grouped
 from zenconvert.errors import ConversionFailed, OutputExists, UsageError
-from zenconvert.recoding import logical_rows
+from zenconvert.model.encoding import Dense, Grouped
+from zenconvert.plan.recoding import logical_rows
+from zenconvert.solve.calibration_texts import Calibrating
 
 SAMPLES: dict[str, Any] = {
     "languages": ["en", "ar"], "tokens_per_language": 400, "context": 64,
@@ -33,8 +33,8 @@ KILLED = """
 import os, signal, sys
 import torch
 from zenconvert import convert
-from zenconvert.solved import SolvedStore
-from zenconvert.calibrating import Calibrating
+from zenconvert.solve.store import SolvedStore
+from zenconvert.solve.calibration_texts import Calibrating
 put, layers = SolvedStore.put, []
 def dying(self, layer, solution):
     put(self, layer, solution)
@@ -250,7 +250,7 @@ def test_an_output_that_is_taken_is_refused_before_any_work(
     source: Path, statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr("zenconvert.solving.Job.layer_solver", _never)
+    monkeypatch.setattr("zenconvert.solve.solving.Job.layer_solver", _never)
     with pytest.raises(OutputExists):
         convert(source, tmp_path / "out", "gptq:w4g32", statistics=statistics)
 

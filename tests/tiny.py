@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from zenconvert import architecture as arch
-from zenconvert.encoding import Dense
 from zenconvert.formats import safetensors_container
+from zenconvert.model import architecture as arch
+from zenconvert.model.encoding import Dense
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {

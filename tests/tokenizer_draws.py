@@ -16,7 +16,7 @@ from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
 from tests.tokenizers_for_tests import evaluation_texts, texts, write_json
-from zenconvert.pretokenizer import DIGITS, GPT2, Rule, rules
+from zenconvert.model.pretokenizer import DIGITS, GPT2, Rule, rules
 
 _NAMES: Final = (
     "<|im_start|>",

@@ -11,8 +11,8 @@ from typing import Any
 import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from zenconvert.calib.samples import load_bundled
 from zenconvert.models import builtin_path
+from zenconvert.texts.samples import load_bundled
 
 LLAMA3_EXPRESSION = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

@@ -7,28 +7,28 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from zenconvert.version import __version__ as __version__
+
 TYPE_CHECKING = False  # as typing has it, which need not be loaded
 if TYPE_CHECKING:
     from typing import Any
 
     from zenconvert import errors
-    from zenconvert.calibration import Calibration, calibrate
-    from zenconvert.checkpoint import Checkpoint
     from zenconvert.conversion import Conversion, convert, plan
     from zenconvert.difference import Difference, diff
     from zenconvert.inspection import Inspection, inspect
-    from zenconvert.planning import Plan, Step
+    from zenconvert.model.checkpoint import Checkpoint
+    from zenconvert.model.target import Options, Target
+    from zenconvert.opening.sources import open_checkpoint
+    from zenconvert.plan.planning import Plan, Step
     from zenconvert.publication.preview import Preview
-    from zenconvert.publication.run import ReleaseResult, plan_release, release
-    from zenconvert.sources import open_checkpoint
-    from zenconvert.target import Options, Target
+    from zenconvert.publication.release_run import ReleaseResult, plan_release, release
+    from zenconvert.solve.calibration import Calibration, calibrate
     from zenconvert.verification.comparison import Comparison, compare
     from zenconvert.verification.gate import Outcome, Verdict
+    from zenconvert.verification.measurement import verify
     from zenconvert.verification.report import Report
-    from zenconvert.verification.run import verify
     from zenconvert.verification.tasks import TaskDrift, compare_tasks
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Calibration",
@@ -62,33 +62,33 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Calibration": "calibration",
-    "Checkpoint": "checkpoint",
+    "Calibration": "solve.calibration",
+    "Checkpoint": "model.checkpoint",
     "Comparison": "verification.comparison",
     "Conversion": "conversion",
     "Difference": "difference",
     "Inspection": "inspection",
-    "Options": "target",
+    "Options": "model.target",
     "Outcome": "verification.gate",
-    "Plan": "planning",
+    "Plan": "plan.planning",
     "Preview": "publication.preview",
-    "ReleaseResult": "publication.run",
+    "ReleaseResult": "publication.release_run",
     "Report": "verification.report",
-    "Step": "planning",
-    "Target": "target",
+    "Step": "plan.planning",
+    "Target": "model.target",
     "TaskDrift": "verification.tasks",
     "Verdict": "verification.gate",
-    "calibrate": "calibration",
+    "calibrate": "solve.calibration",
     "compare": "verification.comparison",
     "compare_tasks": "verification.tasks",
     "convert": "conversion",
     "diff": "difference",
     "inspect": "inspection",
-    "open_checkpoint": "sources",
+    "open_checkpoint": "opening.sources",
     "plan": "conversion",
-    "plan_release": "publication.run",
-    "release": "publication.run",
-    "verify": "verification.run",
+    "plan_release": "publication.release_run",
+    "release": "publication.release_run",
+    "verify": "verification.measurement",
 }
 
 

@@ -7,21 +7,21 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from zenconvert.atomic import hidden_name
-from zenconvert.calib.solution import ModuleReport
-from zenconvert.calibrating import Calibrating
+from zenconvert.base.atomic import hidden_name
+from zenconvert.base.machine import AUTO, take_device, usable_cores
+from zenconvert.base.places import check_places
+from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.errors import ZenError
-from zenconvert.knowledge import Knowledge
-from zenconvert.machine import AUTO, take_device, usable_cores
-from zenconvert.making import Making
-from zenconvert.output import refuse_source, refuse_taken
-from zenconvert.places import check_places
-from zenconvert.planning import Importance, Plan
-from zenconvert.solving import Job, Solver, Stage, silent, solved
-from zenconvert.sources import open_checkpoint, with_pre
-from zenconvert.streaming import write_outputs
-from zenconvert.target import Options, Target
-from zenconvert.variants import Variant, grids_of
+from zenconvert.model.target import Options, Target
+from zenconvert.opening.sources import open_checkpoint, with_pre
+from zenconvert.plan.planning import Importance, Plan
+from zenconvert.solve.calibration_texts import Calibrating
+from zenconvert.solve.importance import Knowledge
+from zenconvert.solve.solving import Job, Solver, Stage, silent, solved
+from zenconvert.solve.variants import Variant, grids_of
+from zenconvert.write.one_pass import write_outputs
+from zenconvert.write.output import refuse_source, refuse_taken
+from zenconvert.write.planned_output import Making
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from zenconvert.checkpoint import Checkpoint, Tensor
-from zenconvert.planning import SLAB_ELEMENTS
-from zenconvert.recoding import logical_rows
-from zenconvert.sources import open_checkpoint
+from zenconvert.model.checkpoint import Checkpoint, Tensor
+from zenconvert.opening.sources import open_checkpoint
+from zenconvert.plan.planning import SLAB_ELEMENTS
+from zenconvert.plan.recoding import logical_rows
 
 
 @dataclass(frozen=True, slots=True)

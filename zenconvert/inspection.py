@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zenconvert.checkpoint import Checkpoint
-from zenconvert.hyperparameters import Hyperparameters
-from zenconvert.sources import open_checkpoint
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.opening.sources import open_checkpoint
 
 
 @dataclass(frozen=True, slots=True)

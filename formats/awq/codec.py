@@ -23,10 +23,10 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.encoding import Grouped
 from zenconvert.errors import InvalidInput
 from zenconvert.formats import int_packing
-from zenconvert.grouped import GroupedRows, Piece
+from zenconvert.model.encoding import Grouped
+from zenconvert.model.grouped import GroupedRows, Piece
 
 BITS: Final = 4
 PER_WORD: Final = 8

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.architecture import TensorName
-from zenconvert.checkpoint import Checkpoint, Tensor
-from zenconvert.encoding import Dense, Grouped
 from zenconvert.errors import CorruptFile, InvalidInput, Unsupported
 from zenconvert.formats import packed_folder
 from zenconvert.formats.awq.codec import BITS, AwqCodec, Version
 from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder
+from zenconvert.model.architecture import TensorName
+from zenconvert.model.checkpoint import Checkpoint, Tensor
+from zenconvert.model.encoding import Dense, Grouped
 
 LEGACY: Final = "quant_config.json"
 _AUTO_ROUND: Final = "auto_round:auto_awq"

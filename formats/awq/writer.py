@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from zenconvert.checkpoint import Checkpoint
-from zenconvert.encoding import Grouped
 from zenconvert.errors import UsageError
 from zenconvert.formats import packed_folder
 from zenconvert.formats.awq.codec import BITS, AwqCodec
 from zenconvert.formats.hf.reader import QUANTIZATION
 from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_folder
 from zenconvert.formats.packed_folder import choose_modules, refuse_foreign
-from zenconvert.layout import Choice, Layout
-from zenconvert.target import Options, Scheme, Target
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.encoding import Grouped
+from zenconvert.model.layout import Choice, Layout
+from zenconvert.model.target import Options, Scheme, Target
 
 DEFAULT: Final = "w4g128"
 TYPES: Final = (DEFAULT, "w4g64", "w4g32", "w4g128-gemv")

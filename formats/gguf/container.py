@@ -24,9 +24,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from zenconvert.base.source_files import broken, size_of
 from zenconvert.errors import CorruptFile, SourceNotFound
-from zenconvert.formats.gguf.ggml_types import BY_ID, REMOVED_IDS, GgmlType
-from zenconvert.source_files import broken, size_of
+from zenconvert.ggml.types import BY_ID, REMOVED_IDS, GgmlType
 
 MAGIC: Final = b"GGUF"
 DEFAULT_ALIGNMENT: Final = 32

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from zenconvert import meaning
-from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import Unsupported, ZenError
 from zenconvert.formats.gguf import rope
 from zenconvert.formats.gguf.general import SAMPLING
-from zenconvert.meaning import Fact
-from zenconvert.sliding import windows
-from zenconvert.target import Options, Target
+from zenconvert.model import meaning
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.meaning import Fact
+from zenconvert.model.sliding import windows
+from zenconvert.model.target import Options, Target
 
 _RUNTIME: Final = "llama.cpp"
 _TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, Final
 
-from zenconvert.checkpoint import Checkpoint
-from zenconvert.formats.gguf import naming
+from zenconvert.formats.gguf import model_name as naming
 from zenconvert.formats.gguf.container import KeyValue
-from zenconvert.layout import Choice
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.layout import Choice
 
 SAMPLING: Final = {
     "sequence": ("str", ("sequence",)),

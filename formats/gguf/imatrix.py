@@ -24,7 +24,7 @@ from typing import BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.architecture import TensorName
+from zenconvert.base.source_files import read_bytes
 from zenconvert.errors import (
     CorruptFile,
     InputWarning,
@@ -34,8 +34,8 @@ from zenconvert.errors import (
 )
 from zenconvert.formats.gguf import container
 from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
-from zenconvert.formats.gguf.ggml_types import BY_NAME
-from zenconvert.source_files import read_bytes
+from zenconvert.ggml.types import BY_NAME
+from zenconvert.model.architecture import TensorName
 
 SUMS: Final = ".in_sum2"
 COUNTS: Final = ".counts"

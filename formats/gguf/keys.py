@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from zenconvert.architecture import Architecture
 from zenconvert.errors import CorruptFile
 from zenconvert.formats.gguf.container import KeyValue
 from zenconvert.formats.gguf.rope import scaling_keys
-from zenconvert.hyperparameters import Hyperparameters
+from zenconvert.model.architecture import Architecture
+from zenconvert.model.hyperparameters import Hyperparameters
 
 _READ: Final = frozenset(
     {

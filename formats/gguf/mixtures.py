@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.errors import InvalidInput, UsageError
-from zenconvert.formats.gguf import blocks
-from zenconvert.formats.gguf.ggml_types import BY_NAME
+from zenconvert.ggml import blocks
+from zenconvert.ggml.types import BY_NAME
 
 ALIASES: Final = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "mxfp4": "mxfp4_moe"}
 

@@ -14,10 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from zenconvert import architecture as arch
-from zenconvert.architecture import Architecture, TensorName
-from zenconvert.checkpoint import Checkpoint, Metadata, RowOrder, StoredTensor, Tensor
-from zenconvert.encoding import Blocks, Dense, Encoding
 from zenconvert.errors import (
     CorruptFile,
     InvalidInput,
@@ -31,15 +27,19 @@ from zenconvert.errors import (
 )
 from zenconvert.formats.gguf import container, rope
 from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
-from zenconvert.formats.gguf.ggml_types import GgmlType
 from zenconvert.formats.gguf.keys import KeyReader, hf_config, strange_keys
 from zenconvert.formats.gguf.tokenizer import (
     carried_keys,
     special_ids,
     tokenizer_from_metadata,
 )
-from zenconvert.hyperparameters import Hyperparameters
-from zenconvert.operations import CHANGES, ROWS
+from zenconvert.ggml.types import GgmlType
+from zenconvert.model import architecture as arch
+from zenconvert.model.architecture import Architecture, TensorName
+from zenconvert.model.checkpoint import Checkpoint, Metadata, RowOrder, StoredTensor, Tensor
+from zenconvert.model.encoding import Blocks, Dense, Encoding
+from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.operations import CHANGES, ROWS
 
 SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _MAX_SPLITS: Final = 99_999

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from zenconvert.errors import Unsupported
 from zenconvert.formats.gguf.container import KeyValue
-from zenconvert.hyperparameters import Hyperparameters
+from zenconvert.model.hyperparameters import Hyperparameters
 
 FREQS: Final = "rope_freqs.weight"
 

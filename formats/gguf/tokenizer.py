@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from zenconvert import pretokenizer
 from zenconvert.errors import CorruptFile, UnknownTokenizer, UsageError
 from zenconvert.formats.gguf.container import KeyValue
-from zenconvert.tokenizer import Kind, Tokenizer, TokenType
+from zenconvert.model import pretokenizer
+from zenconvert.model.tokenizer import Kind, Tokenizer, TokenType
 
 _PREFIX: Final = "tokenizer.ggml."
 _TEMPLATE: Final = "tokenizer.chat_template"

@@ -12,20 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from zenconvert import pretokenizer
-from zenconvert.architecture import NO_GGUF, TensorName
-from zenconvert.checkpoint import Checkpoint, Tensor
-from zenconvert.encoding import F32
 from zenconvert.errors import Unsupported, UsageError
 from zenconvert.formats.gguf import container, mixtures, rope
 from zenconvert.formats.gguf.container import KeyValue, TensorInfo
 from zenconvert.formats.gguf.general import general_metadata
-from zenconvert.formats.gguf.ggml_types import BY_NAME
 from zenconvert.formats.gguf.keys import extra_keys, model_keys
 from zenconvert.formats.gguf.reader import encoding_of, read_files, stored_form
 from zenconvert.formats.gguf.tokenizer import known_pre, tokenizer_metadata
-from zenconvert.layout import Choice, Layout, OutputFile, Slot
-from zenconvert.target import Options, Target
+from zenconvert.ggml.types import BY_NAME
+from zenconvert.model import pretokenizer
+from zenconvert.model.architecture import NO_GGUF, TensorName
+from zenconvert.model.checkpoint import Checkpoint, Tensor
+from zenconvert.model.encoding import F32
+from zenconvert.model.layout import Choice, Layout, OutputFile, Slot
+from zenconvert.model.target import Options, Target
 
 DEFAULT_TYPE: Final = "bf16"
 FLOAT_TYPES: Final = frozenset({"f32", "f16", "bf16"})

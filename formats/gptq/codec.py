@@ -24,10 +24,10 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.encoding import Grouped
 from zenconvert.errors import InvalidInput
 from zenconvert.formats import int_packing
-from zenconvert.grouped import GroupedRows, Piece
+from zenconvert.model.encoding import Grouped
+from zenconvert.model.grouped import GroupedRows, Piece
 
 BITS: Final = (2, 3, 4, 8)
 """What every consumer reads, and what is written; auto-round and GPTQModel know 5 to 7 as well."""

@@ -14,9 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from zenconvert.architecture import TensorName
-from zenconvert.checkpoint import Checkpoint, StoredPieces, Tensor
-from zenconvert.encoding import Dense, Grouped
 from zenconvert.errors import CorruptFile, InvalidInput, Unsupported
 from zenconvert.formats import packed_folder
 from zenconvert.formats.gptq import settings
@@ -24,6 +21,9 @@ from zenconvert.formats.gptq.codec import GptqCodec, ZeroRule
 from zenconvert.formats.gptq.settings import Settings
 from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder
 from zenconvert.formats.safetensors_container import Entry
+from zenconvert.model.architecture import TensorName
+from zenconvert.model.checkpoint import Checkpoint, StoredPieces, Tensor
+from zenconvert.model.encoding import Dense, Grouped
 
 _SAMPLE: Final = 4
 """About as many modules are looked at to find out how zeros are stored."""

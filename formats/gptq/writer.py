@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from zenconvert.checkpoint import Checkpoint, Tensor
-from zenconvert.encoding import Grouped
 from zenconvert.errors import UsageError
 from zenconvert.formats import packed_folder
 from zenconvert.formats.gptq.codec import BITS, GptqCodec
@@ -19,9 +17,11 @@ from zenconvert.formats.hf import writer as hf_writer
 from zenconvert.formats.hf.reader import QUANTIZATION
 from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_folder
 from zenconvert.formats.packed_folder import choose_modules, refuse_foreign
-from zenconvert.layout import Choice, Layout
-from zenconvert.meaning import Fact
-from zenconvert.target import Options, Scheme, Target
+from zenconvert.model.checkpoint import Checkpoint, Tensor
+from zenconvert.model.encoding import Grouped
+from zenconvert.model.layout import Choice, Layout
+from zenconvert.model.meaning import Fact
+from zenconvert.model.target import Options, Scheme, Target
 
 DEFAULT: Final = "w4g128"
 TYPES: Final = (DEFAULT, "w3g128", "w2g64", "w8g128", "w8g-1")

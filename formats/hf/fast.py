@@ -6,8 +6,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Final
 
+from zenconvert.base.machine import memory_errors
 from zenconvert.errors import CorruptFile
-from zenconvert.machine import memory_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer

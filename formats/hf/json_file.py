@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from zenconvert.base.source_files import MAX_JSON, parse_json
 from zenconvert.errors import CorruptFile
-from zenconvert.source_files import MAX_JSON, parse_json
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:

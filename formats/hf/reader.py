@@ -18,10 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert import architecture as arch
-from zenconvert.architecture import Architecture, TensorName
-from zenconvert.checkpoint import Checkpoint, Metadata, StoredTensor, Tensor
-from zenconvert.encoding import Dense
+from zenconvert.base.source_files import hub_id, is_there, refuse_links_out, size_of
 from zenconvert.errors import (
     CorruptFile,
     InvalidInput,
@@ -45,8 +42,11 @@ from zenconvert.formats.hf.tokenizer import read_tokenizer
 from zenconvert.formats.hf.tokenizer_files import FURTHER_TEMPLATES
 from zenconvert.formats.hf.weights import find_weights
 from zenconvert.formats.safetensors_container import Entry
-from zenconvert.hyperparameters import Hyperparameters
-from zenconvert.source_files import hub_id, is_there, refuse_links_out, size_of
+from zenconvert.model import architecture as arch
+from zenconvert.model.architecture import Architecture, TensorName
+from zenconvert.model.checkpoint import Checkpoint, Metadata, StoredTensor, Tensor
+from zenconvert.model.encoding import Dense
+from zenconvert.model.hyperparameters import Hyperparameters
 
 QUANTIZATION: Final = "quantization_config"
 """Key of config.json that says how weights are quantized."""

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import yaml
 
+from zenconvert.base.source_files import is_there, read_text
 from zenconvert.errors import InvalidInput
 from zenconvert.formats.hf.json_file import read_json
-from zenconvert.source_files import is_there, read_text
 
 CARD: Final = "README.md"
 GENERATION: Final = "generation_config.json"

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from zenconvert.architecture import Architecture, TensorName
 from zenconvert.errors import CorruptFile, InvalidInput, UnexpectedTensor
 from zenconvert.formats.safetensors_container import Entry
-from zenconvert.hyperparameters import Hyperparameters
+from zenconvert.model.architecture import Architecture, TensorName
+from zenconvert.model.hyperparameters import Hyperparameters
 
 _BLOCK: Final = 1 << 24
 _VALUE_HEADS: Final = ("v_head.", "value_head.")

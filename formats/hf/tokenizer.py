@@ -23,7 +23,7 @@ from zenconvert.formats.hf.tokenizer_files import Added, TokenizerFiles, text_of
 from zenconvert.formats.hf.tokenizer_json import ADDED_SCORE, definition_of
 from zenconvert.formats.hf.tokenizer_losses import ignored_of, losses_of
 from zenconvert.formats.hf.tokenizer_structure import Structure, understand
-from zenconvert.tokenizer import Tokenizer, TokenType, hole
+from zenconvert.model.tokenizer import Tokenizer, TokenType, hole
 
 UNUSED_SCORE: Final = -10000.0
 _LOOKS_SPECIAL: Final = re.compile(

@@ -18,11 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from zenconvert.base.source_files import MAX_JSON, read_text, what_it_is
 from zenconvert.errors import CorruptFile
 from zenconvert.formats.hf import fast
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.special_tokens import ROLES, find
-from zenconvert.source_files import MAX_JSON, read_text, what_it_is
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer

@@ -14,13 +14,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from zenconvert import pretokenizer
 from zenconvert.errors import InvalidInput, UnknownTokenizer
 from zenconvert.formats.hf import fast, sentencepiece_model
 from zenconvert.formats.hf.sentencepiece_model import Piece
 from zenconvert.formats.hf.special_tokens import ROLES
-from zenconvert.pretokenizer import DIGITS, GPT2, Rule
-from zenconvert.tokenizer import Tokenizer, TokenType
+from zenconvert.model import pretokenizer
+from zenconvert.model.pretokenizer import DIGITS, GPT2, Rule
+from zenconvert.model.tokenizer import Tokenizer, TokenType
 
 ADDED_SCORE: Final = -1000.0
 """Score that llama.cpp's converter gives to added tokens."""

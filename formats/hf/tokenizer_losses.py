@@ -9,10 +9,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from zenconvert import pretokenizer
 from zenconvert.formats.hf.tokenizer_files import Added
 from zenconvert.formats.hf.tokenizer_structure import parts_of
-from zenconvert.tokenizer import Tokenizer, TokenType
+from zenconvert.model import pretokenizer
+from zenconvert.model.tokenizer import Tokenizer, TokenType
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from zenconvert import pretokenizer
-from zenconvert.pretokenizer import DIGITS, GPT2
-from zenconvert.tokenizer import Kind
+from zenconvert.model import pretokenizer
+from zenconvert.model.pretokenizer import DIGITS, GPT2
+from zenconvert.model.tokenizer import Kind
 
 SPACE: Final = "▁"
 _MODELS: Final = ("BPE", "Unigram", "WordLevel", "WordPiece")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from zenconvert.base.source_files import is_there, size_of
 from zenconvert.errors import (
     CorruptFile,
     InvalidInput,
@@ -24,7 +25,6 @@ from zenconvert.errors import (
 from zenconvert.formats import safetensors_container
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.safetensors_container import Entry
-from zenconvert.source_files import is_there, size_of
 
 INDEX: Final = "model.safetensors.index.json"
 ADAPTER: Final = "adapter_config.json"

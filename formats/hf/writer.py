@@ -9,9 +9,6 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert import meaning
-from zenconvert.checkpoint import Checkpoint
-from zenconvert.encoding import BF16, F16, F32, Dense
 from zenconvert.errors import UsageError
 from zenconvert.formats import safetensors_container
 from zenconvert.formats.hf.foreign import FILES, foreign_keys, without_foreign
@@ -19,10 +16,13 @@ from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.reader import CARRIED
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
 from zenconvert.formats.hf.weights import INDEX
-from zenconvert.hyperparameters import rope_type
-from zenconvert.layout import Choice, Layout, OutputFile, Slot
-from zenconvert.meaning import Fact
-from zenconvert.target import Options, Target
+from zenconvert.model import meaning
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.encoding import BF16, F16, F32, Dense
+from zenconvert.model.hyperparameters import rope_type
+from zenconvert.model.layout import Choice, Layout, OutputFile, Slot
+from zenconvert.model.meaning import Fact
+from zenconvert.model.target import Options, Target
 
 DTYPES: Final[dict[str, Dense]] = {"bf16": BF16, "f16": F16, "f32": F32}
 TORCH_NAMES: Final = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}

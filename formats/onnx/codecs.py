@@ -31,9 +31,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.encoding import Grouped
 from zenconvert.formats.onnx.packing import pack, packed_width, per_byte, unpack
-from zenconvert.grouped import OFFSETS, ROW_UNIT, GroupedRows, Piece
+from zenconvert.model.encoding import Grouped
+from zenconvert.model.grouped import OFFSETS, ROW_UNIT, GroupedRows, Piece
 
 BITS: Final = (2, 4, 8)
 SMALLEST_BLOCK: Final = 16

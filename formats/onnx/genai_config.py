@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from zenconvert.checkpoint import Checkpoint
+from zenconvert.model.checkpoint import Checkpoint
 
 NAME: Final = "genai_config.json"
 _GENERIC: Final = "decoder"

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.architecture import Architecture
-from zenconvert.encoding import Dense
 from zenconvert.errors import Unsupported
-from zenconvert.hyperparameters import Hyperparameters
+from zenconvert.model.architecture import Architecture
+from zenconvert.model.encoding import Dense
+from zenconvert.model.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
     import torch

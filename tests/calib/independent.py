@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from zenconvert.calib.windows import Window
+from zenconvert.texts.windows import Window
 
 Rows = NDArray[np.float64]
 Seen = dict[tuple[str, str], Rows]

@@ -10,11 +10,11 @@ import torch
 
 from tests.calib.correlated import inputs as activations
 from tests.calib.correlated import weighted_error, weights
-from zenconvert.calib.awq import Awq, Balance, awq
-from zenconvert.calib.smoothing import Heads, Inputs, Reader, search_scales
-from zenconvert.calib.solution import AwqSettings
+from zenconvert.calib.solvers.awq import Awq, Balance, awq
+from zenconvert.calib.solvers.smoothing import Heads, Inputs, Reader, search_scales
+from zenconvert.calib.solvers.solution import AwqSettings
 from zenconvert.errors import ConversionFailed
-from zenconvert.target import Scheme
+from zenconvert.model.target import Scheme
 
 HIDDEN, FFN, HEADS = 128, 192, Heads(query=4, kv=2)
 VALUES = HIDDEN // 4 * 2
@@ -146,7 +146,7 @@ def test_less_error_than_gptq_and_rounding_alone() -> None:
 
 
 def _rounded(block: Toy, x: torch.Tensor, name: str, scheme: Scheme) -> torch.Tensor:
-    from zenconvert.calib.rtn import rtn
+    from zenconvert.calib.solvers.rtn import rtn
 
     importance = block.run(x)[name].square().mean(0)
     values = rtn(block.weights[name], scheme, importance=importance).values

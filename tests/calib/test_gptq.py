@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from tests.calib.correlated import inputs, moments, weighted_error, weights
-from zenconvert.calib import curvature as curvature_module
-from zenconvert.calib.gptq import curvature_of, gptq
-from zenconvert.calib.gptq_rows import GptqRows
-from zenconvert.calib.grid import Levels, quantize
-from zenconvert.calib.rtn import rtn
-from zenconvert.calib.solution import GptqSettings
-from zenconvert.grouped import GroupedRows
-from zenconvert.target import Scheme
+from zenconvert.calib.solvers import curvature as curvature_module
+from zenconvert.calib.solvers.gptq import curvature_of, gptq
+from zenconvert.calib.solvers.gptq_rows import GptqRows
+from zenconvert.calib.solvers.grid import Levels, quantize
+from zenconvert.calib.solvers.rtn import rtn
+from zenconvert.calib.solvers.solution import GptqSettings
+from zenconvert.model.grouped import GroupedRows
+from zenconvert.model.target import Scheme
 
 Floats = NDArray[np.float64]
 

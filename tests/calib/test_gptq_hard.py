@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.calib.correlated import inputs, moments, weighted_error, weights
-from zenconvert.calib import curvature as curvature_module
-from zenconvert.calib.gptq import gptq
-from zenconvert.calib.rtn import rtn
-from zenconvert.calib.solution import GptqSettings, Solved
-from zenconvert.target import Scheme
+from zenconvert.calib.solvers import curvature as curvature_module
+from zenconvert.calib.solvers.gptq import gptq
+from zenconvert.calib.solvers.rtn import rtn
+from zenconvert.calib.solvers.solution import GptqSettings, Solved
+from zenconvert.model.target import Scheme
 
 SCHEMES = [Scheme(4, 32), Scheme(4, 32, symmetric=False), Scheme(3, None), Scheme(2, 64)]
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from tests.tiny import CONFIGS
-from zenconvert.architecture import architectures
 from zenconvert.calib import moments
-from zenconvert.calib.batches import make_batches
-from zenconvert.calib.hidden import HiddenStates, Place
-from zenconvert.calib.inputs import Input, by_layer, layer_inputs
-from zenconvert.calib.memory import Needs, Placement, place
 from zenconvert.calib.moments import Moments
-from zenconvert.calib.windows import Window
 from zenconvert.errors import CorruptFile, NotEnoughResources
+from zenconvert.model.architecture import architectures
+from zenconvert.reference.batches import make_batches
+from zenconvert.reference.hidden import HiddenStates, Place
+from zenconvert.reference.inputs import Input, by_layer, layer_inputs
+from zenconvert.reference.memory import Needs, Placement, place
+from zenconvert.texts.windows import Window
 
 
 @pytest.mark.parametrize("columns", [1, 7, 8, 20, 24])

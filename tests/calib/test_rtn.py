@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.calib.correlated import weights
-from zenconvert.calib.grid import Levels, search
-from zenconvert.calib.rtn import rtn
-from zenconvert.grouped import GroupedRows
-from zenconvert.target import Scheme
+from zenconvert.calib.solvers.grid import Levels, search
+from zenconvert.calib.solvers.rtn import rtn
+from zenconvert.model.grouped import GroupedRows
+from zenconvert.model.target import Scheme
 
 SCHEMES = [
     Scheme(bits, group, symmetric)

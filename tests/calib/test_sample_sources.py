@@ -13,9 +13,6 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from zenconvert.calib import sample_sources
-from zenconvert.calib.sample_sources import language_of, load_samples
-from zenconvert.calib.samples import Message, Sample, load_bundled
 from zenconvert.errors import (
     CorruptFile,
     MissingDependency,
@@ -23,6 +20,9 @@ from zenconvert.errors import (
     UsageError,
     ZenError,
 )
+from zenconvert.texts import sample_sources
+from zenconvert.texts.sample_sources import language_of, load_samples
+from zenconvert.texts.samples import Message, Sample, load_bundled
 
 ROWS: list[dict[str, Any]] = [
     {"text": "Hello.", "language": "en", "id": "a"},

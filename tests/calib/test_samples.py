@@ -12,8 +12,9 @@ from typing import Final, get_args
 
 import pytest
 
-from zenconvert.calib import samples
-from zenconvert.calib.samples import (
+from zenconvert.errors import CorruptFile, UsageError
+from zenconvert.texts import samples
+from zenconvert.texts.samples import (
     LANGUAGES,
     Message,
     Sample,
@@ -21,7 +22,6 @@ from zenconvert.calib.samples import (
     load_bundled,
     load_file,
 )
-from zenconvert.errors import CorruptFile, UsageError
 
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 KINDS: Final = ("prose", "science", "chat", "instructions", "numbers", "code")

@@ -7,11 +7,11 @@ import random
 import numpy as np
 import pytest
 
-from zenconvert.calib.coverage import expert_coverage
-from zenconvert.calib.samples import Sample
-from zenconvert.calib.selection import select
-from zenconvert.calib.windows import Cutter, Window
 from zenconvert.errors import UsageError
+from zenconvert.texts.coverage import expert_coverage
+from zenconvert.texts.samples import Sample
+from zenconvert.texts.selection import select
+from zenconvert.texts.windows import Cutter, Window
 
 CONTEXT = 10
 

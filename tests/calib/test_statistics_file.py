@@ -21,7 +21,6 @@ from tests.calib.walking import assert_same, gather, reference, selection
 from tests.tiny import raw_model
 from zenconvert import convert, open_checkpoint
 from zenconvert.calib import statistics_file
-from zenconvert.calib.fingerprint import fingerprint
 from zenconvert.calib.layer import LayerStatistics
 from zenconvert.calib.statistics_file import StatisticsRun
 from zenconvert.calib.statistics_layout import packed_row, unpack
@@ -34,7 +33,8 @@ from zenconvert.errors import (
     SourceNotFound,
     UsageError,
 )
-from zenconvert.recoding import logical_rows
+from zenconvert.plan.recoding import logical_rows
+from zenconvert.reference.fingerprint import fingerprint
 
 ROOT = Path(__file__).parents[2]
 

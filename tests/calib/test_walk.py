@@ -16,15 +16,15 @@ from tests.calib.independent import Seen, activations
 from tests.calib.walking import assert_same, gather, reference, selection
 from tests.tiny import raw_model
 from zenconvert import open_checkpoint
-from zenconvert.calib import batches, memory
-from zenconvert.calib.block import Block
-from zenconvert.calib.memory import Placement
 from zenconvert.calib.moments import Moments
-from zenconvert.calib.reference import Reference
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.walk import Progress, Sequential, Settings, walk
 from zenconvert.calib.workspace import open_workspace
 from zenconvert.errors import InvalidInput, NotEnoughResources, UsageError
+from zenconvert.reference import batches, memory
+from zenconvert.reference.block import Block
+from zenconvert.reference.memory import Placement
+from zenconvert.reference.reference import Reference
 from zenconvert.verification.engines.torch_engine import TorchEngine
 
 

@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 from tests.calib.whole_models import FAMILIES, by_hand, whole_model
-from zenconvert.calib.coverage import language_coverage
-from zenconvert.calib.experts import unify_experts
-from zenconvert.calib.reference import Reference
-from zenconvert.calib.selection import Selection
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.walk import Settings, walk
-from zenconvert.calib.windows import Window
 from zenconvert.errors import InvalidInput, Unsupported
-from zenconvert.recoding import logical_rows
+from zenconvert.plan.recoding import logical_rows
+from zenconvert.reference.moe_modules import unify_experts
+from zenconvert.reference.reference import Reference
+from zenconvert.texts.coverage import language_coverage
+from zenconvert.texts.selection import Selection
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.torch_engine import TorchEngine
 
 LENGTHS = (3, 70, 24, 2, 47)

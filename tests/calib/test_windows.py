@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from zenconvert import open_checkpoint
-from zenconvert.calib import templates
-from zenconvert.calib.samples import Message, Sample, load_bundled
-from zenconvert.calib.windows import Cutter, Window, render, windows
 from zenconvert.errors import InvalidInput, UsageError
 from zenconvert.formats.hf.tokenizer import TextEncoder
 from zenconvert.models import builtin_path
+from zenconvert.texts import templates
+from zenconvert.texts.samples import Message, Sample, load_bundled
+from zenconvert.texts.windows import Cutter, Window, render, windows
 
 BOS = 7
 CHAT = Sample(

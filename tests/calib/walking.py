@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from zenconvert import open_checkpoint
-from zenconvert.calib.coverage import language_coverage
-from zenconvert.calib.reference import Reference
-from zenconvert.calib.selection import Selection
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.walk import Settings, walk
-from zenconvert.calib.windows import Window
-from zenconvert.recoding import logical_rows
+from zenconvert.plan.recoding import logical_rows
+from zenconvert.reference.reference import Reference
+from zenconvert.texts.coverage import language_coverage
+from zenconvert.texts.selection import Selection
+from zenconvert.texts.windows import Window
 
 LENGTHS = {"en": (40, 7, 64), "zh": (33, 64), "fr": (2, 90)}
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from zenconvert.architecture import Balance, Module, TensorName
-from zenconvert.checkpoint import Checkpoint, StoredTensor, Tensor
-from zenconvert.encoding import Dense
+from zenconvert.model.architecture import Balance, Module, TensorName
+from zenconvert.model.checkpoint import Checkpoint, StoredTensor, Tensor
+from zenconvert.model.encoding import Dense
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,

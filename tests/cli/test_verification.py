@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from zenconvert.calib.samples import load_bundled
 from zenconvert.cli import cli
 from zenconvert.errors import GateFailed, GateInconclusive, UsageError
+from zenconvert.texts.samples import load_bundled
 
 SOURCE = "builtin:zen-nano"
 POLICY = """

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.onnx_runs import onnx_logits, session
 from tests.tokenizers_for_tests import llama3
-from zenconvert.architecture import for_model_type
-from zenconvert.encoding import F32
 from zenconvert.formats import safetensors_container
+from zenconvert.model.architecture import for_model_type
+from zenconvert.model.encoding import F32
 
 Logits = NDArray[np.float32]
 VOCAB = 320

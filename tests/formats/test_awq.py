@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from tests.packed_folders import Tensors, assert_same, changed, decoded, grids_of, settings_of
 from tests.test_grouped import some_rows
 from zenconvert import Options, convert, open_checkpoint, plan
-from zenconvert.encoding import Grouped
 from zenconvert.errors import (
     CorruptFile,
     MissingTensor,
@@ -27,7 +26,8 @@ from zenconvert.errors import (
     ZenError,
 )
 from zenconvert.formats.awq.codec import AwqCodec, Version, zeros_width
-from zenconvert.grouped import GroupedRows
+from zenconvert.model.encoding import Grouped
+from zenconvert.model.grouped import GroupedRows
 
 MODULE = "model.layers.0.mlp.down_proj"
 

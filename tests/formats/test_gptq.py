@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from tests.packed_folders import assert_same, grids_of, settings_of
 from tests.test_grouped import some_rows
 from zenconvert import Options, convert, open_checkpoint, plan
-from zenconvert.encoding import Grouped
 from zenconvert.errors import (
     InvalidInput,
     PlanError,
@@ -25,7 +24,8 @@ from zenconvert.errors import (
 )
 from zenconvert.formats import int_packing
 from zenconvert.formats.gptq.codec import GptqCodec, ZeroRule
-from zenconvert.grouped import GroupedRows
+from zenconvert.model.encoding import Grouped
+from zenconvert.model.grouped import GroupedRows
 
 Folders = Callable[..., Path]
 MODULE = "model.layers.0.mlp.down_proj"

@@ -24,7 +24,7 @@ from zenconvert.errors import (
     Unsupported,
     ZenError,
 )
-from zenconvert.recoding import logical_rows
+from zenconvert.plan.recoding import logical_rows
 
 
 @pytest.fixture

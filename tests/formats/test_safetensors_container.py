@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from zenconvert.encoding import BF16, F32
 from zenconvert.errors import CorruptFile, UnsupportedEncoding
 from zenconvert.formats import safetensors_container as container
+from zenconvert.model.encoding import BF16, F32
 
 
 def packed(header: Any, data: bytes = b"", length: int | None = None) -> bytes:

@@ -19,8 +19,8 @@ from zenconvert.formats.gguf import container
 from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata, tokenizer_metadata
 from zenconvert.formats.hf.tokenizer import TextEncoder, read_tokenizer
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
-from zenconvert.pretokenizer import Rule, rules
-from zenconvert.tokenizer import Tokenizer
+from zenconvert.model.pretokenizer import Rule, rules
+from zenconvert.model.tokenizer import Tokenizer
 
 COUNT: Final = int(os.environ.get("ZENCONVERT_TOKENIZER_SEEDS", "40"))
 FIRST: Final = int(os.environ.get("ZENCONVERT_TOKENIZER_SEED", "0"))

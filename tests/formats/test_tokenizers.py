@@ -30,7 +30,7 @@ from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata, tokenizer
 from zenconvert.formats.hf import sentencepiece_model, special_tokens
 from zenconvert.formats.hf.tokenizer import TextEncoder, read_tokenizer
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
-from zenconvert.tokenizer import TokenType
+from zenconvert.model.tokenizer import TokenType
 
 Family = Callable[[str], Path]
 Gguf = Callable[[str, str], Path]

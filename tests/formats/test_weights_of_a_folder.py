@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig
 
 from zenconvert import open_checkpoint
-from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import (
     InvalidInput,
     MissingTensor,
@@ -24,7 +23,8 @@ from zenconvert.errors import (
     Unsupported,
     ZenError,
 )
-from zenconvert.recoding import logical_rows
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.plan.recoding import logical_rows
 
 Tensors = dict[str, torch.Tensor]
 SIZES: dict[str, Any] = {

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from tests.fuzz.gguf_shape import F16, F32, Gguf, Key, with_tensors
 from tests.tiny import raw_model
-from zenconvert import convert, pretokenizer
+from zenconvert import convert
 from zenconvert.formats.hf.sentencepiece_model import Piece, write
+from zenconvert.model import pretokenizer
 
 Files = dict[str, bytes]
 """Path below the folder → content."""

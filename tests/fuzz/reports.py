@@ -13,16 +13,16 @@ import numpy as np
 from tests.fuzz import gguf_shape, models
 from tests.fuzz.models import Files
 from zenconvert import open_checkpoint
+from zenconvert.publication.evidence import assemble
 from zenconvert.publication.facts import ReleaseFacts, SourceFacts, VariantFacts
-from zenconvert.publication.shelf import assemble
 from zenconvert.verification.drift import Scores, summarise
+from zenconvert.verification.engine_check import Generation, Mismatch, Proof
 from zenconvert.verification.facts import artifact, facts_of
 from zenconvert.verification.gate import decide
 from zenconvert.verification.histogram import histogram
 from zenconvert.verification.metrics import TokenScores, concatenate
 from zenconvert.verification.noise import Noise
 from zenconvert.verification.policy import Policy
-from zenconvert.verification.proof import Generation, Mismatch, Proof
 from zenconvert.verification.report import Report, Run, Text, documents
 from zenconvert.verification.tokens import Position
 

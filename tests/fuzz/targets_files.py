@@ -18,13 +18,14 @@ from tests.fuzz.hostile import INTEGERS, damaged, json_bytes, mutated
 from tests.fuzz.models import Files
 from tests.fuzz.target import Target
 from tests.fuzz.targets_folders import planned
-from zenconvert import architecture, open_checkpoint
+from zenconvert import open_checkpoint
 from zenconvert.calib.statistics_layout import FORMAT, VERSION, Entry, lay_out
 from zenconvert.calib.statistics_reader import open_statistics
 from zenconvert.formats.gguf import container
 from zenconvert.formats.gguf.imatrix import read_importance
 from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata
 from zenconvert.inspection import describe
+from zenconvert.model import architecture
 
 FILE: Final = "model.gguf"
 _PARTS: Final = tuple(f"model-{n:05d}-of-00002.gguf" for n in (1, 2))

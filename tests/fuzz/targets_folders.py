@@ -81,7 +81,7 @@ def _safetensors(choices: Choices, base: Files) -> Files:
 
 
 def _small_safetensors() -> Files:
-    from zenconvert.encoding import Dense
+    from zenconvert.model.encoding import Dense
 
     tensors = [
         ("a.weight", Dense("f32"), (2, 3)),

@@ -13,14 +13,14 @@ from tests.fuzz.hostile import damaged, json_bytes, mutated, text, text_bytes, v
 from tests.fuzz.models import Files
 from tests.fuzz.target import Target
 from zenconvert import Report
-from zenconvert.calib.sample_sources import load_samples
-from zenconvert.calib.samples import Message, Sample
-from zenconvert.calib.windows import render
 from zenconvert.publication import recipe_reader
 from zenconvert.publication.checking import check_release
 from zenconvert.publication.checksums import read_sums
 from zenconvert.publication.gotemplate import render_go
 from zenconvert.publication.modelfile import _CHATML, _LLAMA_3
+from zenconvert.texts.sample_sources import load_samples
+from zenconvert.texts.samples import Message, Sample
+from zenconvert.texts.windows import render
 from zenconvert.verification.gate import decide
 from zenconvert.verification.markdown import summary
 from zenconvert.verification.policy import Policy

@@ -19,15 +19,15 @@ from tests.fuzz import models, reports
 from tests.fuzz.targets_files import statistics_file
 from tests.fuzz.targets_texts import RECIPE
 from zenconvert import Report, convert, open_checkpoint, plan
+from zenconvert.base.source_files import parse_json
 from zenconvert.calib.statistics_reader import open_statistics
 from zenconvert.errors import CorruptFile, InvalidInput, RecipeError, UsageError, ZenError
 from zenconvert.formats.gguf import container
 from zenconvert.publication import recipe_reader
 from zenconvert.publication.checksums import read_sums
 from zenconvert.publication.gotemplate import render_go
-from zenconvert.publication.record import read_record
+from zenconvert.publication.release_report import read_record
 from zenconvert.publication.signing import is_keyless, statement_digests
-from zenconvert.source_files import parse_json
 from zenconvert.verification.policy import Policy
 from zenconvert.verification.rendering import report_page
 

@@ -9,8 +9,8 @@ from typing import Any
 import transformers
 
 from zenconvert import convert, open_checkpoint, verify
-from zenconvert.calib.windows import Window
 from zenconvert.errors import ZenError
+from zenconvert.texts.windows import Window
 
 
 def engine_refusal(engine: Callable[..., object]) -> Callable[[str], str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.formats.gguf.ggml_types import BY_NAME
+from zenconvert.ggml.types import BY_NAME
 
 FLOAT_P = ctypes.POINTER(ctypes.c_float)
 

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from zenconvert import open_checkpoint
-from zenconvert.calib.windows import Window
-from zenconvert.encoding import Grouped
-from zenconvert.recoding import logical_rows
+from zenconvert.model.encoding import Grouped
+from zenconvert.plan.recoding import logical_rows
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.torch_engine import TorchEngine
 
 IDS = tuple(np.random.default_rng(3).integers(3, 500, 48).tolist())

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from tests.oracles.here import engine_refusal, verified
 from tests.oracles.serve import copy_tokenizer, multipliers, rounded, save, serve
 from zenconvert import open_checkpoint
-from zenconvert.calib.windows import Window
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.autogptq import AutoGptqEngine
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from tests.oracles.here import engine_refusal, verified
 from tests.oracles.serve import copy_tokenizer, rounded, serve
 from zenconvert import open_checkpoint
-from zenconvert.calib.windows import Window
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.autoawq import AutoAwqEngine
 
 _CLASSES = {"gemm": WQLinear_GEMM, "gemv": WQLinear_GEMV}

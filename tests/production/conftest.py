@@ -12,7 +12,7 @@ import torch
 from tests.production.variants import everything
 from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
-from zenconvert.production import Gathered
+from zenconvert.batch.production import Gathered
 
 
 class Production(NamedTuple):

@@ -17,9 +17,10 @@ import torch
 from transformers.models.llama import modeling_llama  # noqa: F401
 
 from tests.production.variants import calibrating, variants
-from zenconvert import gathering, streaming
+from zenconvert.batch import shared_walk as gathering
+from zenconvert.batch.production import gather, produce
 from zenconvert.calib.workspace import open_workspace
-from zenconvert.production import gather, produce
+from zenconvert.write import one_pass as streaming
 
 NAMES = ("q4", "iq3", "gptq", "f16")
 _CALLS = ("pwrite", "replace", "fsync", "link", "rename", "unlink")

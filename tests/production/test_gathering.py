@@ -11,13 +11,15 @@ from safetensors import safe_open
 
 from tests.production.conftest import Production
 from tests.production.variants import SAMPLES, calibrating, digests, variants
-from zenconvert import calibrate, convert, gathering
-from zenconvert.calib import memory, walk
+from zenconvert import calibrate, convert
+from zenconvert.batch import shared_walk as gathering
+from zenconvert.batch.production import gather, produce
+from zenconvert.calib import walk
 from zenconvert.calib.workspace import open_workspace
 from zenconvert.errors import ConversionFailed, NotEnoughResources, PlanError, UsageError
-from zenconvert.production import gather, produce
-from zenconvert.solved import SolvedStore
-from zenconvert.solving import Solving
+from zenconvert.reference import memory
+from zenconvert.solve.solving import Solving
+from zenconvert.solve.store import SolvedStore
 
 
 def test_statistics_are_those_of_a_calibration(production: Production, tmp_path: Path) -> None:

@@ -25,15 +25,16 @@ from tests.production.variants import (
     digests,
     variants,
 )
-from zenconvert import calibrate, convert, open_checkpoint, streaming
+from zenconvert import calibrate, convert, open_checkpoint
+from zenconvert.batch.production import Variant, gather, plan_variants, produce
 from zenconvert.conversion import Conversion
 from zenconvert.errors import InvalidInput, OutputExists, PlanError, UsageError, ZenError
-from zenconvert.formats.gguf import blocks
-from zenconvert.output import Output
-from zenconvert.planning import Plan
-from zenconvert.production import Variant, gather, plan_variants, produce
-from zenconvert.recoding import read_rows
-from zenconvert.target import Target
+from zenconvert.ggml import blocks
+from zenconvert.model.target import Target
+from zenconvert.plan.planning import Plan
+from zenconvert.plan.recoding import read_rows
+from zenconvert.write import one_pass as streaming
+from zenconvert.write.output import Output
 
 FLOATS = ("gguf:f16", "hf:f16", "gguf:bf16", "gguf:q8_0", "onnx:f32")
 
@@ -84,7 +85,7 @@ def test_the_source_is_read_once(
         rows.update((tensor.name, row) for row in range(begin, end))
         return read_rows(tensor, begin, end)
 
-    monkeypatch.setattr("zenconvert.streaming.read_rows", counted)
+    monkeypatch.setattr("zenconvert.write.one_pass.read_rows", counted)
     wanted = variants(tmp_path, *GGUF, "gguf:q6_k", "gguf:f16", "hf:bf16", "onnx:f16")
     produce(production.source, wanted, production.gathered)
     tensors = open_checkpoint(production.source).tensors.values()
@@ -249,7 +250,7 @@ def test_an_interrupted_pass_is_gone_on_with(
         read.add(tensor.name)
         return read_rows(tensor, begin, end)
 
-    monkeypatch.setattr("zenconvert.streaming.read_rows", seen)
+    monkeypatch.setattr("zenconvert.write.one_pass.read_rows", seen)
     monkeypatch.setattr(streaming, "REMEMBER_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
         produce(production.source, wanted, production.gathered, stage=interrupt, threads=1)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zenconvert.calibrating import Calibrating
-from zenconvert.production import Gathered, Variant, gather, produce
-from zenconvert.scratch import is_mark
-from zenconvert.target import Target
+from zenconvert.base.scratch import is_mark
+from zenconvert.batch.production import Gathered, Variant, gather, produce
+from zenconvert.model.target import Target
+from zenconvert.solve.calibration_texts import Calibrating
 
 SAMPLES: dict[str, Any] = {
     "languages": ["en", "ar"], "tokens_per_language": 200, "context": 64,

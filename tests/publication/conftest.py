@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from zenconvert import __version__, convert, open_checkpoint, verify
-from zenconvert.calib.samples import load_bundled
+from zenconvert.publication.evidence import assemble
 from zenconvert.publication.facts import (
     CalibrationFacts,
     ReleaseFacts,
     SourceFacts,
     VariantFacts,
 )
-from zenconvert.publication.shelf import assemble
+from zenconvert.texts.samples import load_bundled
 from zenconvert.verification.facts import artifact
 from zenconvert.verification.policy import Policy
 

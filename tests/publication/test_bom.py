@@ -12,9 +12,9 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.publication.conftest import Made
 from zenconvert.publication.bom import bom_digests
+from zenconvert.publication.evidence import shelf_evidence
 from zenconvert.publication.facts import ReleaseFacts
-from zenconvert.publication.record import cleaned
-from zenconvert.publication.shelf import shelf_evidence
+from zenconvert.publication.release_report import cleaned
 from zenconvert.verification.digests import read_digest
 
 SHELVES = ["GGUF", "GPTQ-w4g128", "ONNX-int4"]

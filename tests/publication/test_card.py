@@ -14,9 +14,9 @@ from markdown_it.token import Token
 
 from tests.publication.conftest import SOURCE, Made
 from zenconvert.models import builtin_path
+from zenconvert.publication.evidence import shelf_evidence
 from zenconvert.publication.facts import ReleaseFacts
-from zenconvert.publication.record import cleaned
-from zenconvert.publication.shelf import shelf_evidence
+from zenconvert.publication.release_report import cleaned
 from zenconvert.publication.usage import usage
 from zenconvert.verification.figures import figure, span
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from tests.publication.conftest import Made, source_facts
-from zenconvert.calib.samples import Message, Sample
-from zenconvert.calib.windows import render
 from zenconvert.errors import CorruptFile
 from zenconvert.publication.facts import ReleaseFacts, SourceFacts, preferred
 from zenconvert.publication.gotemplate import render_go
 from zenconvert.publication.modelfile import modelfile, ollama_template
+from zenconvert.texts.samples import Message, Sample
+from zenconvert.texts.windows import render
 
 CHATML = """\
 {%- if default and messages[0].role != 'system' %}{{ '<|im_start|>system\\nBe kind.<|im_end|>\\n' }}

@@ -15,10 +15,10 @@ from tests.publication.test_signing import make_keys
 from zenconvert import open_checkpoint
 from zenconvert.errors import PublishingFailed, UsageError
 from zenconvert.publication.checking import check_release
+from zenconvert.publication.evidence import assemble
 from zenconvert.publication.facts import ReleaseFacts, VariantFacts
 from zenconvert.publication.hub import Destination
 from zenconvert.publication.publishing import BRANCH, Published, publish
-from zenconvert.publication.shelf import assemble
 from zenconvert.publication.signing import Signer, sign
 from zenconvert.verification.facts import facts_of
 from zenconvert.verification.gate import Check, Outcome, Verdict

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from zenconvert import plan_release
 from zenconvert.cli import cli
 from zenconvert.errors import RecipeError, SourceNotFound, UsageError
+from zenconvert.model.target import Target
 from zenconvert.publication.preparation import prepare
 from zenconvert.publication.recipe import SPLIT, THREADS
 from zenconvert.publication.recipe_reader import TABLES, VARIANT, read
 from zenconvert.publication.toml_lines import Lines
-from zenconvert.target import Target
 
 SMALLEST = """\
 [source]

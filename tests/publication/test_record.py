@@ -14,7 +14,7 @@ import pytest
 
 from tests.publication.conftest import Made
 from zenconvert.errors import CorruptFile
-from zenconvert.publication.record import (
+from zenconvert.publication.release_report import (
     SCHEMA,
     cleaned,
     read_record,

@@ -18,11 +18,11 @@ from zenconvert.errors import (
     SourceNotFound,
     UsageError,
 )
+from zenconvert.publication.evidence import assemble
 from zenconvert.publication.facts import ReleaseFacts
 from zenconvert.publication.files import write_file
 from zenconvert.publication.lmstudio import model_yaml
 from zenconvert.publication.names import repository_name
-from zenconvert.publication.shelf import assemble
 
 ROOT = {"SHA256SUMS", "policy.toml", "recipe.toml", "report.html", "report.json"}
 SHELF = ROOT | {"README.md", "bom.cdx.json"}

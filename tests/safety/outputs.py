@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from zenconvert.conversion import run
-from zenconvert.planning import Plan
+from zenconvert.plan.planning import Plan
 
 Files = dict[str, str]
 """Path relative to a folder → SHA-256."""

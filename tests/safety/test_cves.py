@@ -22,12 +22,12 @@ import pytest
 from tests.fuzz import gguf_shape, models
 from tests.safety.cves import GGUF, Case
 from zenconvert import convert, open_checkpoint
-from zenconvert.calib.samples import Message, Sample
-from zenconvert.calib.windows import render
 from zenconvert.errors import CorruptFile, InvalidInput, UnsafePath, Unsupported, ZenError
 from zenconvert.formats import safetensors_container
 from zenconvert.formats.gguf import container
 from zenconvert.formats.hf.tokenizer import TextEncoder
+from zenconvert.texts.samples import Message, Sample
+from zenconvert.texts.windows import render
 
 PATTERN = b"\x5a\x35"
 """Half of a float16 that every weight of a test holds."""

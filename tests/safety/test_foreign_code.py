@@ -13,7 +13,7 @@ import pytest
 
 from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
-from zenconvert.processes import child_environment, module_command
+from zenconvert.base.processes import child_environment, module_command
 
 NAMES: Final = (
     "abc", "click", "collections", "copyreg", "dataclasses", "enum", "hashlib", "huggingface_hub",

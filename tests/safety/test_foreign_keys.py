@@ -9,8 +9,8 @@ from typing import Any, Final
 import pytest
 
 from zenconvert import convert, open_checkpoint, plan, verify
-from zenconvert.calib import skeleton
 from zenconvert.formats.hf.foreign import foreign_keys, without_foreign
+from zenconvert.reference import skeleton
 from zenconvert.verification.engines.clean_folder import clean_folder
 
 KEYS: Final[dict[str, Any]] = {

@@ -161,7 +161,9 @@ class Disturbance(NamedTuple):
         if self.plain:
             unsupported = PermissionError(errno.EPERM, os.strerror(errno.EPERM))
             patches.enter_context(mock.patch("os.link", side_effect=unsupported))
-            patches.enter_context(mock.patch("zenconvert.output._exchange", return_value=False))
+            patches.enter_context(
+                mock.patch("zenconvert.write.output._exchange", return_value=False)
+            )
         return patches
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from zenconvert import calibrate, verify
-from zenconvert.compiling import _warn, njit
+from zenconvert.base.compiling import _warn, njit
+from zenconvert.base.machine import memory_errors, out_of_memory
+from zenconvert.base.processes import child_environment
 from zenconvert.errors import InvalidInput, MissingDependency, NotEnoughResources, ZenError
 from zenconvert.formats.hf import fast
-from zenconvert.machine import memory_errors, out_of_memory
-from zenconvert.processes import child_environment
 
 LACKS: dict[str, Exception] = {
     "of Python": MemoryError(),
@@ -63,7 +63,7 @@ def test_a_config_is_not_blamed(
 
     text = tmp_path / "text.txt"
     text.write_text("The cat sat on the mat. " * 8)
-    monkeypatch.setattr("zenconvert.calib.skeleton._weightless", lacking)
+    monkeypatch.setattr("zenconvert.reference.skeleton._weightless", lacking)
     with pytest.raises(NotEnoughResources, match="tiny"):
         calibrate(tiny, tmp_path / "x.stats", samples=text, context=16)
     with pytest.raises(NotEnoughResources, match="tiny"):

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.safety.outputs import Case, after, everything, fail, fresh, names
-from zenconvert import convert, output
+from zenconvert import convert
+from zenconvert.base.scratch import mark, open_scratch
 from zenconvert.errors import (
     ConversionFailed,
     NotEnoughResources,
@@ -23,7 +24,7 @@ from zenconvert.errors import (
     UsageError,
     ZenError,
 )
-from zenconvert.scratch import mark, open_scratch
+from zenconvert.write import output
 
 Cases = dict[str, Case]
 

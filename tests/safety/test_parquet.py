@@ -10,9 +10,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from zenconvert.calib import sample_sources
-from zenconvert.calib.sample_sources import load_samples
 from zenconvert.errors import CorruptFile
+from zenconvert.texts import sample_sources
+from zenconvert.texts.sample_sources import load_samples
 
 MEGABYTE = 1 << 20
 
@@ -20,7 +20,7 @@ MEGABYTE = 1 << 20
 # in a process of its own: what a process took once counts to its end
 READ = """
 import resource, sys
-from zenconvert.calib.sample_sources import load_samples
+from zenconvert.texts.sample_sources import load_samples
 print(len(load_samples(sys.argv[1])), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
 """
 

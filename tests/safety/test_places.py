@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from tests.safety.outputs import Case, everything
 from zenconvert import calibrate, convert, plan_release
+from zenconvert.base.places import check_files, check_places, check_side_file
 from zenconvert.cli import cli
 from zenconvert.errors import RecipeError, UsageError
-from zenconvert.places import check_files, check_places, check_side_file
 
 Cases = dict[str, Case]
 

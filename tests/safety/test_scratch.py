@@ -10,11 +10,8 @@ import pytest
 
 from tests.safety.outputs import everything
 from zenconvert import calibrate, convert
-from zenconvert.atomic import hidden_name
-from zenconvert.calibrating import Calibrating
-from zenconvert.errors import UsageError, ZenError
-from zenconvert.publication.graph import held
-from zenconvert.scratch import (
+from zenconvert.base.atomic import hidden_name
+from zenconvert.base.scratch import (
     held_scratch,
     is_kept,
     keep,
@@ -23,6 +20,9 @@ from zenconvert.scratch import (
     remove_scratch,
     sum_of,
 )
+from zenconvert.errors import UsageError, ZenError
+from zenconvert.publication.graph import held
+from zenconvert.solve.calibration_texts import Calibrating
 
 FEW = Calibrating(languages=("en",), tokens_per_language=64, context=32)
 

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from tests.safety.outputs import names
 from zenconvert import calibrate, convert, verify
-from zenconvert.calib.samples import Sample
-from zenconvert.calib.windows import Cutter
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound
+from zenconvert.texts.samples import Sample
+from zenconvert.texts.windows import Cutter
 
 CHANGES: dict[str, Callable[[Path], object]] = {
     "in place": lambda path: path.write_bytes(path.read_bytes()),

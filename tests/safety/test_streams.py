@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from zenconvert.base.processes import child_environment
 from zenconvert.cli import main
 from zenconvert.errors import InputWarning, NotEnoughResources
-from zenconvert.processes import child_environment
 
 EVIL = "\x1b[31mred\x1b]0;title\x07\x9b2J\u202eDESREVER\u2066\r\x08"
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -187,7 +187,7 @@ def test_warnings_and_progress_are_not_obeyed(
     tiny: Path, command: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from zenconvert.cli.printing import stages
-    from zenconvert.sources import open_checkpoint
+    from zenconvert.opening.sources import open_checkpoint
 
     def warned(*given: Any) -> Any:
         warnings.warn(f"a {EVIL}", InputWarning, stacklevel=1)
@@ -283,7 +283,7 @@ def test_ctrl_c_while_modules_are_loading(name: str, tiny: Path, tmp_path: Path)
 def test_no_place_for_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import tempfile
 
-    from zenconvert.scratch import temporary_file, temporary_folder
+    from zenconvert.base.scratch import temporary_file, temporary_folder
     from zenconvert.verification.probing import probe
 
     monkeypatch.setattr(tempfile, "tempdir", None)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from zenconvert import Report, verify
-from zenconvert.calib.samples import Sample, load_bundled
+from zenconvert.texts.samples import Sample, load_bundled
 
 SOURCE = "builtin:zen-nano"
 Gguf = Callable[[str, str], Path]

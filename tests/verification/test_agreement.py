@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from zenconvert import Checkpoint, open_checkpoint
-from zenconvert.tokenizer import Tokenizer, TokenType
+from zenconvert.model.tokenizer import Tokenizer, TokenType
 from zenconvert.verification.agreement import check_agreement
 
 SOURCE = "builtin:zen-nano"

@@ -15,8 +15,8 @@ import pytest
 
 from tests.tiny import raw_model
 from zenconvert import open_checkpoint, verify
-from zenconvert.calib.reference import Reference
-from zenconvert.calib.windows import Window
+from zenconvert.reference.reference import Reference
+from zenconvert.texts.windows import Window
 from zenconvert.verification import cache, digests, states
 from zenconvert.verification.states import open_states, reference_states, states_key
 

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny import raw_model
 from zenconvert import open_checkpoint
-from zenconvert.calib import batches, reference
-from zenconvert.calib.batches import make_batches
-from zenconvert.calib.windows import Window
 from zenconvert.errors import InvalidInput, MissingDependency, UsageError
+from zenconvert.reference import batches, reference
+from zenconvert.reference.batches import make_batches
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.llamacpp import LlamaCppEngine
 from zenconvert.verification.engines.torch_engine import TorchEngine
 from zenconvert.verification.scoring import score_windows

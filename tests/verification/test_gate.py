@@ -18,7 +18,7 @@ from zenconvert.errors import (
     SourceNotFound,
     UsageError,
 )
-from zenconvert.verification import identity
+from zenconvert.verification import file_check as identity
 from zenconvert.verification.drift import Drift, Summary
 from zenconvert.verification.gate import judge
 from zenconvert.verification.policy import Policy

@@ -19,8 +19,6 @@ from transformers import AutoModelForCausalLM
 
 from tests.verification.conftest import SOURCE, Gguf, Verified
 from zenconvert import Report, open_checkpoint, verify
-from zenconvert.calib.samples import LANGUAGES
-from zenconvert.calib.windows import Window
 from zenconvert.errors import (
     ConversionFailed,
     EngineFailed,
@@ -31,13 +29,15 @@ from zenconvert.errors import (
     ZenError,
 )
 from zenconvert.models import builtin_path
+from zenconvert.texts.samples import LANGUAGES
+from zenconvert.texts.windows import Window
 from zenconvert.verification import engines, native, probing
+from zenconvert.verification.engine_check import Text, prove_generation, prove_tokens
 from zenconvert.verification.engines import ENGINES, refusal
 from zenconvert.verification.engines.llamacpp import LlamaCppEngine
 from zenconvert.verification.engines.transformers_engine import TransformersEngine
 from zenconvert.verification.engines.vllm_engine import VllmEngine
 from zenconvert.verification.probing import Probe
-from zenconvert.verification.proof import Text, prove_generation, prove_tokens
 from zenconvert.verification.rendering import report_page
 from zenconvert.verification.report import SCHEMA
 
@@ -282,7 +282,7 @@ def test_what_is_missing_is_said_before_anything_runs(
     def loads(*args: Any, **named: Any) -> None:
         pytest.fail("something ran")
 
-    monkeypatch.setattr("zenconvert.verification.run.reference_states", loads)
+    monkeypatch.setattr("zenconvert.verification.measurement.reference_states", loads)
     with pytest.raises(UsageError, match=r"runs AWQ, GPTQ, HF folders; .* is gguf"):
         verify(SOURCE, gguf(SOURCE, "q8_0"), engine="vllm", text=short)
     with pytest.raises(UsageError, match="runs GGUF files"):

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.verification.conftest import SOURCE, Gguf, Verified
 from zenconvert import open_checkpoint, verify
-from zenconvert.calib.windows import Window
 from zenconvert.models import builtin_path
+from zenconvert.texts.windows import Window
 from zenconvert.verification.noise import noise_scores, serving_dtype
 from zenconvert.verification.states import reference_states
 

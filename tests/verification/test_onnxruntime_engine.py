@@ -11,8 +11,8 @@ import pytest
 
 from tests.onnx_runs import tokens, transformers_logits, variant, with_tokenizer
 from zenconvert import convert, open_checkpoint
-from zenconvert.calib.windows import Window
 from zenconvert.errors import InvalidInput, Unsupported, UsageError
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines import onnxruntime_probe
 from zenconvert.verification.engines.onnxruntime_engine import CHUNK, OnnxruntimeEngine
 from zenconvert.verification.engines.onnxruntime_errors import errors_apart

@@ -18,8 +18,8 @@ import pytest
 
 from tests.verification.conftest import SOURCE, Gguf, Verified
 from zenconvert import Report, compare, verify
-from zenconvert.calib.samples import LANGUAGES, load_bundled
 from zenconvert.errors import UsageError
+from zenconvert.texts.samples import LANGUAGES, load_bundled
 from zenconvert.verification.charts import linear_axis, power_label
 from zenconvert.verification.histogram import EDGES, histogram
 from zenconvert.verification.markdown import summary

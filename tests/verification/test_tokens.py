@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.tokenizers_for_tests import MAKERS, evaluation_texts
-from zenconvert.calib.windows import Window
 from zenconvert.formats.hf.tokenizer import TextEncoder, read_tokenizer
+from zenconvert.texts.windows import Window
 from zenconvert.verification.metrics import score
 from zenconvert.verification.tokens import token_bytes, worst_positions
 

@@ -19,7 +19,6 @@ from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
 from tests.verification.conftest import SOURCE, Gguf, Verified, chat_of
 from zenconvert import Options, convert, open_checkpoint, verify
-from zenconvert.calib.samples import Sample, load_bundled
 from zenconvert.cli import cli
 from zenconvert.errors import (
     CorruptFile,
@@ -30,6 +29,7 @@ from zenconvert.errors import (
     ZenError,
 )
 from zenconvert.models import builtin_path
+from zenconvert.texts.samples import Sample, load_bundled
 
 FOLDER = builtin_path("zen-nano")
 NUMBERS: dict[str, Any] = {

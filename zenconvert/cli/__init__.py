@@ -73,8 +73,8 @@ def _told(error: Exception) -> None:
     """End with the message and exit code of an error that is known; return from any other."""
     import click
 
+    from zenconvert.base.machine import out_of_memory
     from zenconvert.errors import NotEnoughResources, ZenError
-    from zenconvert.machine import out_of_memory
 
     if isinstance(error, click.exceptions.Abort):
         _end(_INTERRUPTED, EXIT_INTERRUPTED)

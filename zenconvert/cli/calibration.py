@@ -14,11 +14,11 @@ from zenconvert.cli.config import config_option, pre_option
 from zenconvert.cli.devices import taken
 from zenconvert.cli.printing import echo, echo_json, echo_table, new_bar, size
 from zenconvert.cli.sampling import codes, sampling_options, take_sampling
-from zenconvert.target import parse_size
+from zenconvert.model.target import parse_size
 
 if TYPE_CHECKING:
     from zenconvert.calib.walk import Progress
-    from zenconvert.calibration import Calibration
+    from zenconvert.solve.calibration import Calibration
 
 
 @click.command()
@@ -52,7 +52,7 @@ def calibrate(
     OUT is a statistics file for later conversions, or a llama.cpp imatrix if it ends in .gguf. A
     run that was interrupted goes on when it is started again.
     """
-    from zenconvert.calibration import calibrate as run
+    from zenconvert.solve.calibration import calibrate as run
 
     sampling = take_sampling(given)
     with _layers(quiet=as_json) as progress:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from zenconvert import __version__
 from zenconvert.cli.calibration import calibrate
 from zenconvert.cli.conversion import convert, plan
 from zenconvert.cli.doctor import doctor
@@ -13,6 +12,7 @@ from zenconvert.cli.printing import hearing_warnings
 from zenconvert.cli.publication import release
 from zenconvert.cli.tasks import tasks
 from zenconvert.cli.verification import compare, gate, verify
+from zenconvert.version import __version__
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

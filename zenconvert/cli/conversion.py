@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zenconvert.calibrating import Calibrating
 from zenconvert.cli.config import config_option
 from zenconvert.cli.devices import taken
 from zenconvert.cli.outputs import check_outputs, write_side_file
 from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages
 from zenconvert.cli.sampling import sampling_options, take_sampling
 from zenconvert.errors import UsageError, several
-from zenconvert.target import Options, parse_size, parse_tensor_type
+from zenconvert.model.target import Options, parse_size, parse_tensor_type
+from zenconvert.solve.calibration_texts import Calibrating
 
 if TYPE_CHECKING:
     from zenconvert.conversion import Conversion
-    from zenconvert.meaning import Fact
-    from zenconvert.planning import Plan
+    from zenconvert.model.meaning import Fact
+    from zenconvert.plan.planning import Plan
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

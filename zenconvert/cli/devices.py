@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from zenconvert.base.machine import AUTO, take_device
 from zenconvert.cli.printing import echo
-from zenconvert.machine import AUTO, take_device
 
 
 def device_option() -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from zenconvert.atomic import append_whole, write_whole
-from zenconvert.places import check_places, check_side_file
+from zenconvert.base.atomic import append_whole, write_whole
+from zenconvert.base.places import check_places, check_side_file
 
 
 def check_outputs(

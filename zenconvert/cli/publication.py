@@ -18,7 +18,7 @@ from zenconvert.errors import InvalidInput, UsageError
 if TYPE_CHECKING:
     from zenconvert.publication.jobs import Event
     from zenconvert.publication.preview import Preview
-    from zenconvert.publication.run import ReleaseResult
+    from zenconvert.publication.release_run import ReleaseResult
     from zenconvert.publication.signing import Signer
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -90,8 +90,8 @@ def run_release(
     $ZENCONVERT_KEY_PASSWORD. Exit codes: 0 all PASS, 1 a variant failed, 5 it cannot fit, 6
     INCONCLUSIVE or ANOMALOUS, 7 interrupted, 8 publishing failed.
     """
-    from zenconvert.publication.run import plan_release
-    from zenconvert.publication.run import release as run
+    from zenconvert.publication.release_run import plan_release
+    from zenconvert.publication.release_run import release as run
 
     check_outputs({"the recipe": recipe, "--sign-key": sign_key}, {"--summary": summary_file})
     wanted = [name for names in only for name in codes(names) or ()]
@@ -167,7 +167,7 @@ def write_skypilot(
     recipe: Path, out: Path, nodes: int, volume: str, accelerators: str | None
 ) -> None:
     """Write a SkyPilot task that brings up a Ray cluster and makes the release on it."""
-    from zenconvert.publication.run import plan_release
+    from zenconvert.publication.release_run import plan_release
     from zenconvert.publication.skypilot import task_file
 
     check_outputs({"the recipe": recipe}, {"OUT.yaml": out})

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from zenconvert.calibrating import TOKENS_PER_LANGUAGE
 from zenconvert.cli.devices import device_option
 from zenconvert.errors import UsageError
-from zenconvert.target import parse_size
+from zenconvert.model.target import parse_size
+from zenconvert.solve.calibration_texts import TOKENS_PER_LANGUAGE
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

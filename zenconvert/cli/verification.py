@@ -83,8 +83,8 @@ def verify(
     others' figures are printed and written, and the exit code is that of the failure (6 for an
     engine that does not work here). With --gate it is the verdict's.
     """
+    from zenconvert.verification.measurement import verify as run
     from zenconvert.verification.report import Report
-    from zenconvert.verification.run import verify as run
 
     if against is not None and policy is None:
         raise click.UsageError("--against needs --gate")

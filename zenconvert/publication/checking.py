@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.checkpoint import Checkpoint
+from zenconvert.base.source_files import parse_json, read_text
 from zenconvert.errors import BadSignature, CorruptFile, InvalidInput, ZenError
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.opening.sources import open_checkpoint
 from zenconvert.publication.bom import BOM, bom_digests
 from zenconvert.publication.card import CARD, language_tables, measured_table
 from zenconvert.publication.checksums import (
@@ -24,12 +26,10 @@ from zenconvert.publication.checksums import (
     listed,
     read_sums,
 )
+from zenconvert.publication.evidence import EVIDENCE, IMATRIX, POLICY
 from zenconvert.publication.facts import VariantFacts
-from zenconvert.publication.record import REPORT, read_record, variants_of
-from zenconvert.publication.shelf import EVIDENCE, IMATRIX, POLICY
+from zenconvert.publication.release_report import REPORT, read_record, variants_of
 from zenconvert.publication.signing import is_keyless, statement_digests, verify_signature
-from zenconvert.source_files import parse_json, read_text
-from zenconvert.sources import open_checkpoint
 from zenconvert.verification.agreement import check_agreement
 from zenconvert.verification.digests import combined
 from zenconvert.verification.facts import facts_of

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from zenconvert.base.machine import usable_cores
+from zenconvert.base.source_files import read_text
 from zenconvert.errors import CorruptFile, InvalidInput, UnsafePath
-from zenconvert.machine import usable_cores
-from zenconvert.source_files import read_text
 from zenconvert.verification.digests import file_digest, read_digest
 
 SUMS: Final = "SHA256SUMS"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zenconvert.atomic import write_whole
+from zenconvert.base.atomic import write_whole
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Final
 
-from zenconvert.atomic import system_errors
+from zenconvert.base.atomic import system_errors
+from zenconvert.base.notes import make_folder
+from zenconvert.base.scratch import LOCK, mark, open_scratch
 from zenconvert.errors import ConversionFailed, UsageError
-from zenconvert.journal import make_folder
 from zenconvert.publication.executors import Executor, Progress
 from zenconvert.publication.jobs import (
     Event,
@@ -29,7 +30,6 @@ from zenconvert.publication.jobs import (
     Task,
 )
 from zenconvert.publication.ledger import STATE, Ledger
-from zenconvert.scratch import LOCK, mark, open_scratch
 
 Tell = Callable[[Event], None]
 _MOST: Final = 256

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from zenconvert import __version__, errors
+from zenconvert import errors
 from zenconvert.errors import ConversionFailed, ZenError
+from zenconvert.version import __version__
 
 Kind = Literal["gather", "variant", "verify", "assemble", "sign", "publish"]
 _VERBS: Final[Mapping[Kind, str]] = {"variant": "make"}

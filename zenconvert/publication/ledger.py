@@ -14,8 +14,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.atomic import write_whole
-from zenconvert.journal import make_folder
+from zenconvert.base.atomic import write_whole
+from zenconvert.base.notes import make_folder
 from zenconvert.verification.digests import file_digest
 
 STATE: Final = ".zenconvert"

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from zenconvert.calib.samples import Message, Sample
-from zenconvert.calib.windows import render
 from zenconvert.errors import InvalidInput
 from zenconvert.publication.facts import ReleaseFacts, SourceFacts, VariantFacts, preferred
 from zenconvert.publication.gotemplate import render_go
+from zenconvert.texts.samples import Message, Sample
+from zenconvert.texts.windows import render
 
 MODELFILE: Final = "Modelfile"
 USUAL_CONTEXT: Final = 8192

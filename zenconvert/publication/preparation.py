@@ -7,27 +7,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zenconvert.checkpoint import Checkpoint
-from zenconvert.encoding import Blocks, Grouped
+from zenconvert.base.machine import take_device
+from zenconvert.base.places import check_places
+from zenconvert.batch.production import plan_variants
 from zenconvert.errors import RecipeError, UsageError, ZenError
-from zenconvert.formats.gguf import blocks
-from zenconvert.machine import take_device
-from zenconvert.places import check_places
-from zenconvert.planning import Plan
-from zenconvert.production import plan_variants
+from zenconvert.ggml import blocks
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.encoding import Blocks, Grouped
+from zenconvert.opening.sources import open_checkpoint
+from zenconvert.plan.planning import Plan
 from zenconvert.publication.ledger import STATE
 from zenconvert.publication.recipe import Recipe, VariantRecipe
 from zenconvert.publication.recipe_reader import read
-from zenconvert.publication.record import read_record
+from zenconvert.publication.release_report import read_record
 from zenconvert.publication.toml_lines import Place
-from zenconvert.sources import open_checkpoint
 from zenconvert.verification.engines import ALL, ENGINES, TORCH, refusal
+from zenconvert.verification.measurement import evaluation_samples, evaluation_windows
 from zenconvert.verification.policy import Policy
-from zenconvert.verification.run import evaluation_samples, evaluation_windows
 
 if TYPE_CHECKING:
-    from zenconvert.calib.selection import Selection
-    from zenconvert.calib.windows import Window
+    from zenconvert.texts.selection import Selection
+    from zenconvert.texts.windows import Window
 
 Problem = tuple[Place, str, ZenError | None]
 """Where, what, and the error that it is."""

@@ -7,17 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zenconvert.calibration import imatrix_bytes
+from zenconvert.base.machine import free_disk, free_ram
 from zenconvert.errors import NotEnoughResources
-from zenconvert.machine import free_disk, free_ram
+from zenconvert.publication.evidence import EVIDENCE, IMATRIX
 from zenconvert.publication.graph import undone
+from zenconvert.publication.job_bodies import losses
 from zenconvert.publication.ledger import STATE, Ledger
-from zenconvert.publication.needs import Need, gathering, making, statistics, verifying
 from zenconvert.publication.preparation import Prepared
 from zenconvert.publication.recipe import VariantRecipe
+from zenconvert.publication.resources import Need, gathering, making, statistics, verifying
 from zenconvert.publication.schedule import Schedule
-from zenconvert.publication.shelf import EVIDENCE, IMATRIX
-from zenconvert.publication.work import losses
+from zenconvert.solve.calibration import imatrix_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,17 +21,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from zenconvert.base.scratch import temporary_folder
 from zenconvert.errors import PublishingFailed, UsageError
 from zenconvert.publication.changes import changes_text, entry
 from zenconvert.publication.checking import check_release
 from zenconvert.publication.checksums import CHANGES, SIGNATURE, SUMS, read_sums
+from zenconvert.publication.evidence import EVIDENCE, policy_bytes, shelf_evidence, write_shelf
 from zenconvert.publication.facts import ReleaseFacts, VariantFacts
 from zenconvert.publication.hub import Destination, Hub, RemoteFile, quiet
 from zenconvert.publication.names import repository_name
-from zenconvert.publication.record import cleaned
-from zenconvert.publication.shelf import EVIDENCE, policy_bytes, shelf_evidence, write_shelf
+from zenconvert.publication.release_report import cleaned
 from zenconvert.publication.signing import Signer, sign
-from zenconvert.scratch import temporary_folder
 from zenconvert.verification.digests import read_digest
 from zenconvert.verification.markdown import code
 

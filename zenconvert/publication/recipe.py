@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from zenconvert.calibrating import Calibrating
+from zenconvert.model.target import Options, Target
 from zenconvert.publication.toml_lines import Lines, Place
-from zenconvert.solving import Solver
-from zenconvert.target import Options, Target
-from zenconvert.variants import Variant
+from zenconvert.solve.calibration_texts import Calibrating
+from zenconvert.solve.solving import Solver
+from zenconvert.solve.variants import Variant
 
 THREADS: Final = 4
 """Threads of a job by default; the same everywhere, since float sums depend on them."""

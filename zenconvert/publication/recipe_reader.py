@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.calibrating import Calibrating
+from zenconvert.base.machine import AUTO, auto_device
+from zenconvert.base.source_files import hub_id, read_bytes
 from zenconvert.errors import InvalidInput, RecipeError, UsageError
 from zenconvert.formats.registry import FORMATS
-from zenconvert.machine import AUTO, auto_device
+from zenconvert.model.target import Options, Target
 from zenconvert.publication import recipe_values as v
 from zenconvert.publication.recipe import (
     Calibration,
@@ -27,9 +28,8 @@ from zenconvert.publication.recipe import (
     default_name,
 )
 from zenconvert.publication.toml_lines import Lines, Place
-from zenconvert.solving import SOLVERS
-from zenconvert.source_files import hub_id, read_bytes
-from zenconvert.target import Options, Target
+from zenconvert.solve.calibration_texts import Calibrating
+from zenconvert.solve.solving import SOLVERS
 from zenconvert.verification.engines import engine_names
 from zenconvert.verification.gate import Outcome
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from zenconvert.errors import UsageError
-from zenconvert.target import Target, parse_size, parse_tensor_type
+from zenconvert.model.target import Target, parse_size, parse_tensor_type
 
 Check = Callable[[Any], Any]
 """Value of a key → the same as the program wants it."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.publication.jobs import Job, Task, key
-from zenconvert.publication.needs import gathering, making, verifying
 from zenconvert.publication.preparation import Prepared, may_calibrate
 from zenconvert.publication.recipe import VariantRecipe
+from zenconvert.publication.resources import gathering, making, verifying
 from zenconvert.verification.digests import digest
 from zenconvert.verification.states import ids_digest
 

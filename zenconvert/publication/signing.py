@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from zenconvert.base.scratch import temporary_folder
+from zenconvert.base.source_files import parse_json
 from zenconvert.errors import (
     BadSignature,
     ConversionFailed,
@@ -24,8 +26,6 @@ from zenconvert.errors import (
 )
 from zenconvert.publication.checksums import OUTSIDE, SIGNATURE, SUMS
 from zenconvert.publication.files import write_file
-from zenconvert.scratch import temporary_folder
-from zenconvert.source_files import parse_json
 
 if TYPE_CHECKING:
     from types import ModuleType

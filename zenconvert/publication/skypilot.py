@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import yaml
 
-from zenconvert import __version__
 from zenconvert.publication.preview import Preview
+from zenconvert.version import __version__
 
 MOUNT: Final = "/release"
 """Where every machine has the volume, with the folder of the recipe."""

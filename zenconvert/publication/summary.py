@@ -11,7 +11,7 @@ from zenconvert.verification.markdown import escape
 
 if TYPE_CHECKING:
     from zenconvert.publication.facts import VariantFacts
-    from zenconvert.publication.run import ReleaseResult
+    from zenconvert.publication.release_run import ReleaseResult
 
 _SIGNS: Final = {"PASS": "✅", "FAIL": "❌", "ERROR": "❌"}
 _HEAD: Final = (

@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from zenconvert.publication.evidence import EVIDENCE, IMATRIX
+from zenconvert.publication.job_bodies import RECEIPTS, gathered_folder
 from zenconvert.publication.ledger import FAILED_ENGINES, Ledger, Record
 from zenconvert.publication.schedule import Schedule
-from zenconvert.publication.shelf import EVIDENCE, IMATRIX
-from zenconvert.publication.work import RECEIPTS, gathered_folder
 
 
 def tidy(ledger: Ledger, schedule: Schedule) -> None:

@@ -18,8 +18,8 @@ from dataclasses import asdict
 from threading import Lock, Thread
 from typing import Any, Final
 
+from zenconvert.base.machine import memory_errors
 from zenconvert.errors import ZenError
-from zenconvert.machine import memory_errors
 from zenconvert.publication.jobs import Failure, Task
 
 Perform = Callable[[Task, Callable[[str, int, int], None]], Mapping[str, Failure]]
@@ -71,6 +71,6 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    from zenconvert.publication.work import perform
+    from zenconvert.publication.job_bodies import perform
 
     serve(perform)

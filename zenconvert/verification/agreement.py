@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import several
-from zenconvert.tokenizer import Tokenizer, TokenType
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.tokenizer import Tokenizer, TokenType
 
 _MARKED = (TokenType.CONTROL, TokenType.USER_DEFINED)
 

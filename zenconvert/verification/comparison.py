@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zenconvert.errors import UsageError
-from zenconvert.verification.against import paired
+from zenconvert.verification.growth import paired
 from zenconvert.verification.report import Report, Run
 
 

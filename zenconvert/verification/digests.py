@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from zenconvert.machine import usable_cores
+from zenconvert.base.machine import usable_cores
 from zenconvert.verification.cache import cache_folder, new_file
 
 _CHUNK: Final = 1 << 22

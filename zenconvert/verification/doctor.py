@@ -12,11 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert import __version__
-from zenconvert.machine import free_disk, free_ram, usable_cores
+from zenconvert.base.machine import free_disk, free_ram, usable_cores
 from zenconvert.verification.cache import cache_folder
 from zenconvert.verification.engines import ENGINES, TORCH
 from zenconvert.verification.probing import Probe, gpus, probe
+from zenconvert.version import __version__
 
 _NEEDED: Final = (
     "numpy", "torch", "transformers", "tokenizers", "safetensors", "numba", "onnx", "jinja2",
@@ -130,7 +130,7 @@ def kernel_folder() -> Path:
     written, else the user's cache folder (numba's own order)."""
     if given := os.environ.get("NUMBA_CACHE_DIR"):
         return Path(given)
-    from zenconvert.formats.gguf import blocks
+    from zenconvert.ggml import blocks
 
     beside = Path(blocks.__file__).resolve().parent / "__pycache__"
     if _writable(beside):

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from zenconvert.checkpoint import Checkpoint
-from zenconvert.encoding import Dense, Encoding
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.encoding import Dense, Encoding
 from zenconvert.verification.digests import digest, file_digest
 
 _NUMBER: Final = re.compile(r"\d+")

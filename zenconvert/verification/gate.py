@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.errors import several
-from zenconvert.verification.against import Growth, growth
 from zenconvert.verification.drift import TO_MEDIAN, Drift
-from zenconvert.verification.identity import check_files
+from zenconvert.verification.file_check import check_files
+from zenconvert.verification.growth import Growth, growth
 from zenconvert.verification.intervals import Interval
 from zenconvert.verification.policy import Limit, Policy, Tier
 from zenconvert.verification.report import EngineFailure, Report, Run, check_whole

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert import errors
-from zenconvert.calib.windows import Window
-from zenconvert.checkpoint import Checkpoint
+from zenconvert.base.processes import child_environment, module_command
+from zenconvert.base.scratch import temporary_folder
 from zenconvert.errors import ConversionFailed, EngineFailed, InvalidInput, NotEnoughResources
-from zenconvert.processes import child_environment, module_command
-from zenconvert.scratch import temporary_folder
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.texts.windows import Window
+from zenconvert.verification.engine_check import Proof, Text
 from zenconvert.verification.engines import ENGINES
 from zenconvert.verification.metrics import TokenScores, split
-from zenconvert.verification.proof import Proof, Text
 from zenconvert.verification.states import Count, States
 from zenconvert.verification.watching import Hung, lines_of
 from zenconvert.verification.worker import JOB, RESULT, SCORES

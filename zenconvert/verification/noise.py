@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.calib.windows import Window
-from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import NotFinite
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.texts.windows import Window
 from zenconvert.verification.cache import cache_folder, new_file, touch
 from zenconvert.verification.drift import Drift, Summary
 from zenconvert.verification.histogram import histogram_as_dict

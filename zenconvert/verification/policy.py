@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from zenconvert.base.source_files import read_bytes
 from zenconvert.errors import InvalidInput, UsageError
-from zenconvert.source_files import read_bytes
 from zenconvert.verification.drift import TO_MEDIAN
 from zenconvert.verification.facts import Facts
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import zenconvert
+from zenconvert.base.processes import child_environment, module_command
+from zenconvert.base.scratch import temporary_folder
 from zenconvert.errors import MissingDependency, ZenError
-from zenconvert.processes import child_environment, module_command
-from zenconvert.scratch import temporary_folder
 from zenconvert.verification.engines import ENGINES, TORCH, requirement
 from zenconvert.verification.watching import Hung, kill, lines_of
 
@@ -142,8 +142,8 @@ def _mend(engine: str) -> str:
 
 def _main(engine: str) -> dict[str, str]:
     """The child's side: the engine's version, or the error."""
+    from zenconvert.verification.measurement import verify
     from zenconvert.verification.native import RuntimeDied
-    from zenconvert.verification.run import verify
 
     try:
         with temporary_folder() as folder:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 from zenconvert import errors
 from zenconvert.errors import CorruptFile, EngineFailed, InvalidInput, UsageError, ZenError
 from zenconvert.verification.drift import Drift, Scores, Summary
+from zenconvert.verification.engine_check import Proof
 from zenconvert.verification.facts import Artifact, Facts
 from zenconvert.verification.histogram import histogram_as_dict
 from zenconvert.verification.intervals import CONFIDENCE, RESAMPLES, SEED
 from zenconvert.verification.noise import Noise
-from zenconvert.verification.proof import Proof
 from zenconvert.verification.tokens import Position
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from zenconvert.calib.windows import Window
 from zenconvert.errors import NotFinite
+from zenconvert.texts.windows import Window
 from zenconvert.verification.drift import Scores
 from zenconvert.verification.metrics import TokenScores, block_positions, concatenate, score
 from zenconvert.verification.states import Count
@@ -17,7 +17,7 @@ from zenconvert.verification.states import Count
 if TYPE_CHECKING:
     import torch
 
-    from zenconvert.calib.head import Head
+    from zenconvert.reference.head import Head
 
 
 class Logits(Protocol):

@@ -21,23 +21,23 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from zenconvert import __version__
-from zenconvert.calib.batches import Batch, most_tokens
-from zenconvert.calib.reference import Reference
-from zenconvert.calib.windows import Window
-from zenconvert.checkpoint import Checkpoint
+from zenconvert.base.scratch import new_temporary_folder, temporary_file
 from zenconvert.errors import NotEnoughResources
-from zenconvert.recoding import logical_rows
-from zenconvert.scratch import new_temporary_folder, temporary_file
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.plan.recoding import logical_rows
+from zenconvert.reference.batches import Batch, most_tokens
+from zenconvert.reference.reference import Reference
+from zenconvert.texts.windows import Window
 from zenconvert.verification.cache import cache_folder, new_file, touch
+from zenconvert.version import __version__
 
 if TYPE_CHECKING:
     import torch
 
-    from zenconvert.calib.block import Block
-    from zenconvert.calib.head import Head
-    from zenconvert.calib.hidden import Place
-    from zenconvert.calib.passage import Passage
+    from zenconvert.reference.block import Block
+    from zenconvert.reference.head import Head
+    from zenconvert.reference.hidden import Place
+    from zenconvert.reference.passage import Passage
 
 Count = Callable[[int, int], None]
 """Called with (done, total)."""
@@ -78,7 +78,7 @@ def final_states(
     """
     import torch
 
-    from zenconvert.calib.passage import Passage
+    from zenconvert.reference.passage import Passage
 
     kind = getattr(torch, dtype)
     reference = Reference(checkpoint, logical_rows, device=device)
@@ -99,7 +99,7 @@ def final_states(
 
 
 def _place(reference: Reference, windows: Sequence[Window], item: int) -> Place:
-    from zenconvert.calib import memory
+    from zenconvert.reference import memory
 
     need = memory.needs(
         reference.checkpoint.hyperparameters.hidden,

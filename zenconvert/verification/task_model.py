@@ -13,11 +13,11 @@ from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
-from zenconvert.calib.windows import Window
-from zenconvert.checkpoint import Checkpoint
+from zenconvert.base.machine import usable_cores
 from zenconvert.errors import UsageError
 from zenconvert.formats.hf.tokenizer import TextEncoder
-from zenconvert.machine import usable_cores
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines import ENGINES, TORCH, check
 from zenconvert.verification.engines.torch_engine import TorchEngine
 from zenconvert.verification.states import Count

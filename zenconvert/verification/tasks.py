@@ -14,10 +14,10 @@ from math import comb
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.checkpoint import Checkpoint
+from zenconvert.base.machine import AUTO, take_device
 from zenconvert.errors import MissingDependency, SourceNotFound, UsageError
-from zenconvert.machine import AUTO, take_device
-from zenconvert.sources import open_checkpoint
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.opening.sources import open_checkpoint
 from zenconvert.verification.engines import TORCH, engine_names
 from zenconvert.verification.engines.packed_model import quiet, replaced
 from zenconvert.verification.task_model import TaskModel, harness_model

@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.calib.windows import Window
-from zenconvert.tokenizer import Tokenizer, TokenType
+from zenconvert.model.tokenizer import Tokenizer, TokenType
+from zenconvert.texts.windows import Window
 from zenconvert.verification.metrics import TokenScores
 
 WORST: Final = 10

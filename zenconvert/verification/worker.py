@@ -17,13 +17,11 @@ from typing import Any, Final
 
 import torch
 
-from zenconvert.calib.windows import Window
+from zenconvert.base.machine import memory_errors
 from zenconvert.errors import InvalidInput, ZenError
-from zenconvert.machine import memory_errors
-from zenconvert.sources import open_checkpoint
-from zenconvert.verification.engines import ENGINES
-from zenconvert.verification.metrics import concatenate
-from zenconvert.verification.proof import (
+from zenconvert.opening.sources import open_checkpoint
+from zenconvert.texts.windows import Window
+from zenconvert.verification.engine_check import (
     GENERATED,
     PROMPT,
     Proof,
@@ -31,6 +29,8 @@ from zenconvert.verification.proof import (
     prove_generation,
     prove_tokens,
 )
+from zenconvert.verification.engines import ENGINES
+from zenconvert.verification.metrics import concatenate
 from zenconvert.verification.scoring import HeadOnStates, score_windows
 from zenconvert.verification.states import open_states, output_head
 from zenconvert.verification.tokens import token_bytes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zenconvert.formats.gguf import block_grids, blocks, integer_grids
-from zenconvert.formats.gguf.ggml_types import BY_NAME
+from zenconvert.ggml import block_grids, blocks, integer_grids
+from zenconvert.ggml.types import BY_NAME
 
 HALVES = {
     "q2_k": (80, 82),

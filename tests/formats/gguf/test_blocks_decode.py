@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from tests.formats.gguf.block_samples import weights
 from tests.oracles import libggml
-from zenconvert.formats.gguf import blocks
-from zenconvert.formats.gguf.ggml_types import BY_NAME, GgmlType
+from zenconvert.ggml import blocks
+from zenconvert.ggml.types import BY_NAME, GgmlType
 
 # Where the float16 scales stand whose exponent random bytes must not set to that of NaN and inf.
 SCALES_AT = {

@@ -7,8 +7,8 @@ import pytest
 
 from tests.formats.gguf.block_samples import IMPORTANCE, WEIGHTS, importance, weights
 from tests.oracles import libggml
-from zenconvert.formats.gguf import blocks
-from zenconvert.formats.gguf.ggml_types import BY_NAME
+from zenconvert.ggml import blocks
+from zenconvert.ggml.types import BY_NAME
 
 TYPES = (
     *("f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "iq4_xs"),

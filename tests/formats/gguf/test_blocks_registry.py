@@ -13,14 +13,14 @@ import pytest
 from tests.formats.gguf.block_samples import importance, weights
 from tests.oracles import libggml
 from zenconvert.errors import InvalidInput, UnsupportedEncoding
-from zenconvert.formats.gguf import blocks
-from zenconvert.formats.gguf.ggml_types import BY_NAME
+from zenconvert.ggml import blocks
+from zenconvert.ggml.types import BY_NAME
 
 ENCODED = [name for name in BY_NAME if blocks.can_encode(name)]
 
 
 def test_importing_the_package_does_not_import_numba() -> None:
-    code = "import sys, zenconvert.formats.gguf.blocks; sys.exit('numba' in sys.modules)"
+    code = "import sys, zenconvert.ggml.blocks; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -117,7 +117,7 @@ def test_warm_up_leaves_nothing_to_compile() -> None:
 import sys
 import numpy as np
 from zenconvert.formats.gguf import blocks
-from zenconvert.formats.gguf.ggml_types import BY_NAME
+from zenconvert.ggml.types import BY_NAME
 
 def specialisations():
     modules = [m for name, m in sys.modules.items() if name.startswith(blocks.__name__)]

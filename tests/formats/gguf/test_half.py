@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from zenconvert.formats.gguf.blocks.half import f16_bits_to_f32, f32_to_f16_bits
+from zenconvert.ggml.blocks.half import f16_bits_to_f32, f32_to_f16_bits
 
 
 @njit  # type: ignore[untyped-decorator]

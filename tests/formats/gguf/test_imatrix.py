@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from tests.oracles.llama_quantize import load_imatrix
 from tests.tiny import CONFIGS
-from zenconvert.architecture import TensorName, for_model_type
 from zenconvert.errors import CorruptFile, InputWarning, InvalidInput, SourceNotFound, UsageError
 from zenconvert.formats.gguf.imatrix import (
     ImatrixEntry,
@@ -21,6 +20,7 @@ from zenconvert.formats.gguf.imatrix import (
     read_importance,
     write_imatrix,
 )
+from zenconvert.model.architecture import TensorName, for_model_type
 
 
 def names(family: str) -> list[TensorName]:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from zenconvert import Options, convert, open_checkpoint, plan
 from zenconvert.conversion import run
 from zenconvert.errors import PlanError
-from zenconvert.planning import Plan, make_plan
-from zenconvert.target import Target
+from zenconvert.model.target import Target
+from zenconvert.plan.planning import Plan, make_plan
 
 NANO = "builtin:zen-nano"
 Family = Callable[[str], Path]

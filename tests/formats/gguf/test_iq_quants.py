@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from tests.formats.gguf.block_samples import IMPORTANCE, WEIGHTS, importance, weights
 from tests.oracles import libggml
 from zenconvert.errors import InvalidInput
-from zenconvert.formats.gguf import blocks
-from zenconvert.formats.gguf.blocks.grids import codes
-from zenconvert.formats.gguf.blocks.neighbours import neighbours
+from zenconvert.ggml import blocks
+from zenconvert.ggml.blocks.grids import codes
+from zenconvert.ggml.blocks.neighbours import neighbours
 
 TYPES = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s")
 PLAIN = tuple(name for name in TYPES if not blocks.requires_importance(name))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tests.formats.gguf.block_samples import IMPORTANCE, WEIGHTS, importance, weights
 from tests.oracles import libggml
-from zenconvert.formats.gguf import blocks
+from zenconvert.ggml import blocks
 
 TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 # 21 super-blocks, so one full tile and a part of one, with three to a row.

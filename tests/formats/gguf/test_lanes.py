@@ -12,7 +12,7 @@ from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untype
 CODE = """
 import numpy as np
 from numba import njit
-from zenconvert.formats.gguf.blocks.lanes import (
+from zenconvert.ggml.blocks.lanes import (
     first_least, lane, load, load_words, lookup, store, to_floats
 )
 

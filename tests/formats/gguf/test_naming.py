@@ -5,7 +5,7 @@ from __future__ import annotations
 import gguf
 import pytest
 
-from zenconvert.formats.gguf import naming
+from zenconvert.formats.gguf import model_name as naming
 
 NAMES = [
     "Qwen1.5-110B-Chat", "Qwen/Qwen1.5-110B", "Meta-Llama-3-70B-Instruct", "Mixtral-8x22B-v0.1",

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from tests.onnx_runs import session
-from zenconvert.encoding import F16, F32, Grouped
 from zenconvert.formats.onnx import packing
 from zenconvert.formats.onnx.codecs import CODES, SCALES, ZEROS, BlockCodec, NBitsCodec, block_of
-from zenconvert.grouped import GroupedRows
+from zenconvert.model.encoding import F16, F32, Grouped
+from zenconvert.model.grouped import GroupedRows
 
 KINDS = {2: TensorProto.UINT2, 4: TensorProto.UINT4, 8: TensorProto.UINT8}
 SIGNED = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}

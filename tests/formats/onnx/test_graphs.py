@@ -25,9 +25,9 @@ from tests.onnx_runs import (
     variant,
 )
 from zenconvert import Options, convert, open_checkpoint
-from zenconvert.architecture_table import BLOCK_KEYS
 from zenconvert.errors import InvalidInput, PlanError, Unsupported, UsageError
-from zenconvert.formats.onnx.writer import check_family
+from zenconvert.formats.onnx.write.writer import check_family
+from zenconvert.model.architecture_table import BLOCK_KEYS
 
 Model = Callable[[str], Path]
 FAMILIES = ("qwen2", "llama 3", "mistral", "mixtral", "qwen3", "qwen3 moe", "smollm3")

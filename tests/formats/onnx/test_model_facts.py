@@ -16,11 +16,12 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from tests.onnx_runs import variant, with_tokenizer
 from tests.tiny import CONFIGS, raw_model
 from zenconvert import Options, convert, open_checkpoint
-from zenconvert.architecture import for_model_type
-from zenconvert.encoding import F16, F32
 from zenconvert.errors import PlanError, Unsupported, UsageError
-from zenconvert.formats.onnx import rotary, writer
-from zenconvert.hyperparameters import Hyperparameters
+from zenconvert.formats.onnx import rotary
+from zenconvert.formats.onnx.write import writer
+from zenconvert.model.architecture import for_model_type
+from zenconvert.model.encoding import F16, F32
+from zenconvert.model.hyperparameters import Hyperparameters
 
 SCALINGS: dict[str, dict[str, Any]] = {
     "default": {},

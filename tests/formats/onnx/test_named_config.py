@@ -13,9 +13,9 @@ from tests.formats.onnx.test_repacking import assert_same_numbers
 from tests.onnx_runs import with_tokenizer
 from tests.tiny import CONFIGS, raw_model
 from zenconvert import convert, diff, inspect, open_checkpoint, plan
-from zenconvert.calibrating import Calibrating
 from zenconvert.cli import cli
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, Unsupported, UsageError
+from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.verification.report import Report
 
 

@@ -15,10 +15,10 @@ from safetensors.numpy import load_file, save_file
 from tests.onnx_runs import decoded_logits, onnx_logits, session, tokens, with_tokenizer
 from tests.tiny import raw_model
 from zenconvert import Options, convert, open_checkpoint, plan
-from zenconvert.calibrating import Calibrating
 from zenconvert.errors import PlanError
 from zenconvert.formats.gguf import container
-from zenconvert.recoding import logical_rows
+from zenconvert.plan.recoding import logical_rows
+from zenconvert.solve.calibration_texts import Calibrating
 
 Model = Callable[[str], Path]
 GRIDS = (

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from zenconvert.processes import child_environment, module_command
+from zenconvert.base.processes import child_environment, module_command
 from zenconvert.publication.executors import Progress
 from zenconvert.publication.jobs import Failure, Task
 from zenconvert.publication.ledger import STATE

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 
-from zenconvert.machine import free_ram, usable_cores
+from zenconvert.base.machine import free_ram, usable_cores
 from zenconvert.publication.executors import Progress
 from zenconvert.publication.executors.child import WORKER, Child
 from zenconvert.publication.jobs import Failure, Job, Task

@@ -17,8 +17,8 @@ from zenconvert.errors import MissingDependency, UsageError, ZenError
 if TYPE_CHECKING:
     import torch
 
-    from zenconvert.calib.windows import Window
-    from zenconvert.checkpoint import Checkpoint
+    from zenconvert.model.checkpoint import Checkpoint
+    from zenconvert.texts.windows import Window
 
 
 class Engine(Protocol):

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from zenconvert.calib.windows import Window
-from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import InvalidInput, MissingDependency
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines import check
 from zenconvert.verification.engines.clean_folder import clean_folder
 from zenconvert.verification.engines.packed_model import (

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from zenconvert.calib.windows import Window
-from zenconvert.checkpoint import Checkpoint, StoredPieces
 from zenconvert.errors import InvalidInput, MissingDependency, UsageError
 from zenconvert.formats.gptq.codec import GptqCodec
 from zenconvert.formats.gptq.settings import LEGACY
+from zenconvert.model.checkpoint import Checkpoint, StoredPieces
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines import check
 from zenconvert.verification.engines.clean_folder import clean_folder
 from zenconvert.verification.engines.packed_model import (

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from zenconvert.base.scratch import temporary_folder
 from zenconvert.formats.hf.foreign import foreign_files
-from zenconvert.scratch import temporary_folder
 
 
 @contextmanager

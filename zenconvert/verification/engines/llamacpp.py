@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.calib.windows import Window
-from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import InvalidInput
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines import check
 
 if TYPE_CHECKING:

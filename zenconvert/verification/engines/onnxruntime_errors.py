@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.calib.windows import Window
-from zenconvert.checkpoint import Checkpoint
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.onnxruntime_engine import SINGLE, OnnxSession
 from zenconvert.verification.engines.torch_engine import TorchEngine
 

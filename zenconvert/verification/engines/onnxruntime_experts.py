@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.formats.onnx.packing import pack
-from zenconvert.formats.onnx.stacking import attributes_of
-from zenconvert.grouped import GroupedRows
+from zenconvert.formats.onnx.write.stacking import attributes_of
+from zenconvert.model.grouped import GroupedRows
 from zenconvert.verification.engines.onnxruntime_nodes import computed, tensor
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.encoding import F32
 from zenconvert.formats.onnx.packing import pack
-from zenconvert.grouped import GroupedRows
+from zenconvert.model.encoding import F32
+from zenconvert.model.grouped import GroupedRows
 from zenconvert.verification.engines.onnxruntime_experts import EXPERTS, ExpertLayer
 from zenconvert.verification.engines.onnxruntime_nodes import computed, tensor
 

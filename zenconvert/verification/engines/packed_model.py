@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from zenconvert.calib.batches import make_batches, most_tokens
-from zenconvert.calib.windows import Window
-from zenconvert.checkpoint import Checkpoint
-from zenconvert.encoding import Grouped
 from zenconvert.errors import InvalidInput
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.encoding import Grouped
+from zenconvert.reference.batches import make_batches, most_tokens
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.clean_folder import clean_folder
 
 if TYPE_CHECKING:

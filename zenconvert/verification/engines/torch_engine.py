@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from zenconvert.calib.windows import Window
-from zenconvert.checkpoint import Checkpoint
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.texts.windows import Window
 from zenconvert.verification.scoring import HeadOnStates
 from zenconvert.verification.states import Count, final_states, output_head
 

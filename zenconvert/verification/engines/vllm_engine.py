@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from zenconvert.calib.windows import Window
-from zenconvert.checkpoint import Checkpoint
 from zenconvert.errors import InvalidInput
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.clean_folder import clean_folder
 
 if TYPE_CHECKING:

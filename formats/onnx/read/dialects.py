@@ -1,0 +1,78 @@
+"""What exporters call the modules of a model, and what transformers calls them.
+
+=====================  =======================================================================
+zenconvert, mobius     the names of transformers (mobius: those of transformers 5 for experts)
+onnxruntime-genai      ``model.layers.0.attn.qkv_proj.MatMul.weight``, ``…final_norm_layernorm…``
+optimum (TorchScript)  numbered weights; nodes are ``/model/layers.0/self_attn/q_proj/MatMul``
+torch.onnx (dynamo)    numbered weights; nodes carry the path of their module as metadata
+=====================  =======================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from zenconvert.model.architecture import Architecture
+from zenconvert.model.hyperparameters import Hyperparameters
+
+_LAYER: Final = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)")
+_FUSED: Final = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+"""One product that exporters put in the place of several."""
+_OUTSIDE: Final = {
+    "embed_tokens": "embed",
+    "final_norm_layernorm": "norm",
+    "norm": "norm",
+    "lm_head": "head",
+}
+"""What exporters call the modules outside layers → their neutral names."""
+
+
+class Names:
+    """Finds the modules that a name in a graph speaks of."""
+
+    def __init__(self, architecture: Architecture, hp: Hyperparameters) -> None:
+        self.outside = {m.name: m.hf for m in architecture.modules if "{layer}" not in m.name}
+        self.inside: dict[tuple[str, str], str] = {}
+        """Layer and path in it, by every name that the family's table has → module."""
+        names = list(architecture.tensor_names(hp))
+        for text, hf in [(n.hf, n.hf) for n in names] + [(n.hf_also, n.hf) for n in names]:
+            match = _LAYER.search((text or "").rpartition(".")[0])
+            if match is not None:
+                self.inside.setdefault((match[1], match[2]), hf.rpartition(".")[0])
+
+    def modules(self, texts: Iterable[str]) -> tuple[str, ...]:
+        """Modules of transformers that the first telling text names; several where it is fused."""
+        for text in texts:
+            if found := self._modules(text.replace("/", ".").strip(".")):
+                return found
+        return ()
+
+    def _modules(self, text: str) -> tuple[str, ...]:
+        match = _LAYER.search(text)
+        if match is None or match[2].startswith("final_norm"):
+            parts = text.split(".")
+            return next(((self.outside[n],) for key, n in _OUTSIDE.items() if key in parts), ())
+        rest = _canonical(match[2])
+        for end in range(len(rest), 0, -1):
+            part = ".".join(rest[:end])
+            found = [self.inside.get((match[1], one)) for one in _FUSED.get(part) or (part,)]
+            if known := tuple(module for module in found if module is not None):
+                return known if len(known) == len(found) else ()
+        return ()
+
+
+def _canonical(path: str) -> list[str]:
+    """The parts of a module's path inside its layer, as transformers has them."""
+    parts = path.split(".")
+    if parts[0] == "attn":
+        parts[0] = "self_attn"
+    if parts[0] == "moe":
+        parts[0] = "mlp"
+    if parts[:2] == ["mlp", "router"]:
+        parts[1] = "gate"
+    return parts

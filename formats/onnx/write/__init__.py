@@ -1,0 +1,1 @@
+"""Checkpoint → ONNX graph, its weights and the files beside them."""

@@ -1,0 +1,155 @@
+"""The graph of a decoder: one builder for every family that the architecture rows describe.
+
+::
+
+    input_ids i64[batch, sequence], attention_mask i64[batch, total],
+    past_key_values.N.key / .value [batch, kv_heads, past, head]
+    → logits [batch, sequence, vocab], present.N.key / .value [batch, kv_heads, total, head]
+
+What a layer is follows from its modules: attention with or without biases and norms of heads, a
+gated feed-forward network or experts. How norms and attention are written is the affair of a
+profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import onnx_ir as ir
+
+from zenconvert.formats.onnx.write.graph.builder import GraphBuilder
+from zenconvert.formats.onnx.write.graph.feed_forward import experts, gated
+from zenconvert.formats.onnx.write.graph.weights import Weights
+from zenconvert.model.hyperparameters import Hyperparameters
+
+PRODUCER: Final = "zenconvert"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a graph depends on beside its weights."""
+
+    hp: Hyperparameters
+    windows: Sequence[int | None]
+    """Tokens that every layer sees; None for all."""
+    rotating: Sequence[bool]
+    """Whether every layer rotates positions."""
+    floats: str
+    """Type of the activations."""
+
+
+class Profile(Protocol):
+    """How the parts that every decoder has are written in operators."""
+
+    opsets: dict[str, int]
+    ir_version: int
+
+    def begin(self, ids: ir.Value, mask: ir.Value) -> None:
+        """Compute what all layers share."""
+
+    def norm(self, x: ir.Value, gamma: ir.Value) -> ir.Value:
+        """The root mean square norm over the last dimension."""
+
+    def add_and_norm(
+        self, x: ir.Value, update: ir.Value, gamma: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
+        """``x + update``, and its norm first."""
+
+    def attention(
+        self, layer: int, qkv: Sequence[ir.Value], past: Sequence[ir.Value]
+    ) -> list[ir.Value]:
+        """Attention of one layer, with its rotation if there is one: its output
+        ``[batch, sequence, q_width]``, keys and values."""
+
+
+def build(facts: Facts, builder: GraphBuilder, weights: Weights, profile: Profile) -> ir.Model:
+    """The whole model."""
+    hp = facts.hp
+    ids = builder.input("input_ids", "i64", ("batch_size", "sequence_length"))
+    mask = builder.input("attention_mask", "i64", ("batch_size", "total_sequence_length"))
+    profile.begin(ids, mask)
+    x, update = weights.lookup("embed.weight", ids), None
+    for layer in range(hp.layers):
+        x, update = _layer(layer, facts, builder, weights, profile, x, update)
+    with builder.inside(weights.path("norm")):
+        assert update is not None  # there is at least one layer
+        hidden, _ = profile.add_and_norm(x, update, weights.plain("norm.weight"))
+    logits = weights.linear("head" if "head.weight" in weights else "embed", hidden)
+    builder.output(logits, "logits", facts.floats, ("batch_size", "sequence_length", hp.vocab))
+    # logits come first, the caches after them in the order of the layers
+    builder.outputs.insert(0, builder.outputs.pop())
+    return ir.Model(
+        builder.graph("main", profile.opsets),
+        ir_version=profile.ir_version,
+        producer_name=PRODUCER,
+    )
+
+
+def _layer(
+    layer: int,
+    facts: Facts,
+    builder: GraphBuilder,
+    weights: Weights,
+    profile: Profile,
+    x: ir.Value,
+    update: ir.Value | None,
+) -> tuple[ir.Value, ir.Value]:
+    """One block: the stream before its second half, and what that half adds to it."""
+    name = f"layers.{layer}"
+    with builder.inside(weights.path(f"{name}.attn_norm")):
+        gamma = weights.plain(f"{name}.attn_norm.weight")
+        if update is None:
+            normed = profile.norm(x, gamma)
+        else:
+            normed, x = profile.add_and_norm(x, update, gamma)
+    qkv = [weights.linear(f"{name}.attn.{part}", normed) for part in "qkv"]
+    for at, heads in enumerate((facts.hp.heads, facts.hp.kv_heads)):
+        module = f"{name}.attn.{'qk'[at]}_norm"
+        if f"{module}.weight" in weights:
+            qkv[at] = _normed_heads(module, heads, facts, builder, weights, profile, qkv[at])
+    with builder.inside(weights.around(f"{name}.attn.q")):
+        past = _past(layer, facts, builder)
+        mixed, *present = profile.attention(layer, qkv, past)
+        _present(layer, facts, builder, present)
+    update = weights.linear(f"{name}.attn.o", mixed)
+    with builder.inside(weights.path(f"{name}.ffn_norm")):
+        gamma = weights.plain(f"{name}.ffn_norm.weight")
+        normed, x = profile.add_and_norm(x, update, gamma)
+    if facts.hp.experts:
+        return x, experts(builder, weights, facts.hp, layer, normed)
+    return x, gated(builder, weights, f"{name}.ffn", normed)
+
+
+def _normed_heads(
+    module: str,
+    heads: int,
+    facts: Facts,
+    builder: GraphBuilder,
+    weights: Weights,
+    profile: Profile,
+    x: ir.Value,
+) -> ir.Value:
+    """``[batch, sequence, heads · head_dim]`` with every head normed by itself."""
+    size = facts.hp.head_dim
+    with builder.inside(weights.path(module)):
+        parts = builder.op("Reshape", x, builder.integers(0, 0, heads, size))
+        normed = profile.norm(parts, weights.plain(f"{module}.weight"))
+        return builder.op("Reshape", normed, builder.integers(0, 0, heads * size))
+
+
+def _cache_shape(hp: Hyperparameters, length: str) -> tuple[str | int, ...]:
+    return ("batch_size", hp.kv_heads, length, hp.head_dim)
+
+
+def _past(layer: int, facts: Facts, builder: GraphBuilder) -> list[ir.Value]:
+    shape = _cache_shape(facts.hp, "past_sequence_length")
+    names = (f"past_key_values.{layer}.{part}" for part in ("key", "value"))
+    return [builder.input(name, facts.floats, shape) for name in names]
+
+
+def _present(layer: int, facts: Facts, builder: GraphBuilder, values: Sequence[ir.Value]) -> None:
+    shape = _cache_shape(facts.hp, "total_sequence_length")
+    for value, part in zip(values, ("key", "value"), strict=True):
+        builder.output(value, f"present.{layer}.{part}", facts.floats, shape)

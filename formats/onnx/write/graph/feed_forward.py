@@ -1,0 +1,100 @@
+"""The second half of a layer: a gated network, or experts of which every token chooses some."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from zenconvert.formats.onnx.write.graph.builder import CONTRIB, GraphBuilder
+from zenconvert.formats.onnx.write.graph.weights import Weights
+from zenconvert.formats.onnx.write.placing import Stack
+from zenconvert.formats.onnx.write.stacking import attributes_of
+from zenconvert.model.encoding import Grouped
+from zenconvert.model.hyperparameters import Hyperparameters
+
+
+def gated(
+    builder: GraphBuilder, weights: Weights, name: str, x: ir.Value, *, rank: int = 3
+) -> ir.Value:
+    """``down(silu(gate(x)) · up(x))``."""
+    gate, up = (weights.linear(f"{name}.{part}", x, rank=rank) for part in ("gate", "up"))
+    with builder.inside(weights.around(f"{name}.gate")):
+        active = builder.op("Mul", gate, builder.op("Sigmoid", gate))
+        product = builder.op("Mul", active, up)
+    return weights.linear(f"{name}.down", product, rank=rank)
+
+
+def experts(
+    builder: GraphBuilder, weights: Weights, hp: Hyperparameters, layer: int, x: ir.Value
+) -> ir.Value:
+    """The best ``hp.experts_used`` experts of every token, weighed by the router and summed.
+
+    One operator computes a layer whose weights are stacked. Else every expert computes the tokens
+    that chose it and no others, and the sum is kept in f32.
+    """
+    name = f"layers.{layer}.moe"
+    path = weights.around(f"{name}.router")
+    with builder.inside(path):
+        flat = builder.op("Reshape", x, builder.integers(-1, hp.hidden))
+    logits = weights.linear(f"{name}.router", flat, rank=2)
+    if name in weights.stacks:
+        with builder.inside(path):
+            return _fused(builder, weights, hp, weights.stacks[name], x, logits)
+    with builder.inside(weights.path(f"{name}.router")):
+        logits = _as(builder, logits, weights.floats, "f32")
+        count = builder.integers(hp.experts_used)
+        best, chosen = builder.ops("TopK", [logits, count], [True, True], axis=-1)
+        # softmax over all experts, normalised over the chosen ones, is softmax over the chosen ones
+        shares = builder.op("Softmax", best, axis=-1)
+    with builder.inside(path):
+        zero = ir.tensor(np.zeros(1, dtype=np.float32))
+        total = builder.op("ConstantOfShape", builder.op("Shape", flat), value=zero)
+    for expert in range(hp.experts):
+        inner = weights.around(f"{name}.{expert}.gate")
+        with builder.inside(inner):
+            hits = builder.op("NonZero", builder.op("Equal", chosen, builder.integer(expert)))
+            share = builder.op("GatherND", shares, builder.op("Transpose", hits, perm=[1, 0]))
+            tokens = builder.op("Gather", hits, builder.integer(0), axis=0)
+            rows = builder.op("Gather", flat, tokens, axis=0)
+        result = gated(builder, weights, f"{name}.{expert}", rows, rank=2)
+        with builder.inside(inner):
+            result = _as(builder, result, weights.floats, "f32")
+            last = builder.integers(-1)
+            weighed = builder.op("Mul", result, builder.op("Unsqueeze", share, last))
+            places = builder.op("Unsqueeze", tokens, last)
+            total = builder.op("ScatterND", total, places, weighed, reduction="add")
+    with builder.inside(path):
+        total = _as(builder, total, "f32", weights.floats)
+        return builder.op("Reshape", total, builder.op("Shape", x))
+
+
+def _fused(
+    builder: GraphBuilder,
+    weights: Weights,
+    hp: Hyperparameters,
+    stacks: tuple[Stack, Stack],
+    x: ir.Value,
+    logits: ir.Value,
+) -> ir.Value:
+    """All experts of a layer in one operator."""
+    (codes, scales, zeros), (codes2, scales2, zeros2) = map(weights.stacked, stacks)
+    grid = stacks[0].members[0].encoding
+    assert isinstance(grid, Grouped)  # as all stacks are
+    arrays = [x, logits, codes, scales, None, codes2, scales2, *[None] * 4, zeros, zeros2]
+    while arrays[-1] is None:
+        arrays.pop()
+    return builder.op(
+        "QMoE",
+        *arrays,
+        domain=CONTRIB,
+        **attributes_of(
+            chosen=hp.experts_used,
+            bits=grid.bits,
+            block=grid.group or hp.hidden,
+            level=weights.level,
+        ),
+    )
+
+
+def _as(builder: GraphBuilder, value: ir.Value, old: str, new: str) -> ir.Value:
+    return value if old == new else builder.cast(value, new)

@@ -1,0 +1,84 @@
+"""Norms and attention in onnxruntime's own operators, which its providers have fast kernels for.
+
+Sources: onnxruntime ``contrib_defs.cc`` and ``bert_defs.cc`` (GroupQueryAttention,
+SkipSimplifiedLayerNormalization).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from zenconvert.formats.onnx.rotary import TABLES
+from zenconvert.formats.onnx.write.graph.builder import CONTRIB, GraphBuilder
+from zenconvert.formats.onnx.write.graph.decoder import Facts
+from zenconvert.formats.onnx.write.graph.weights import Weights
+
+
+class OnnxruntimeProfile:
+    """Opset 21 and ``com.microsoft`` 1: onnxruntime 1.18 and later."""
+
+    def __init__(self, facts: Facts, builder: GraphBuilder, weights: Weights) -> None:
+        self.opsets, self.ir_version = {"": 21, CONTRIB: 1}, 10
+        self.facts, self.builder, self.weights = facts, builder, weights
+        self.lengths: list[ir.Value] = []
+        self.tables: list[ir.Value] = []
+
+    def begin(self, ids: ir.Value, mask: ir.Value) -> None:
+        """Lengths of the sequences and of the cache; rows are padded on the right."""
+        del ids
+        builder, hp = self.builder, self.facts.hp
+        with builder.inside("model.attn_mask"):
+            ones = builder.op("ReduceSum", mask, builder.integers(1), keepdims=0)
+            last = builder.cast(builder.op("Sub", ones, builder.integer(1)), "i32")
+            length = builder.op("Gather", builder.op("Shape", mask), builder.integer(1))
+            total = builder.cast(length, "i32")
+        shape = (hp.context, hp.head_dim // 2)
+        self.tables = [self.weights.table(n, self.facts.floats, shape) for n in TABLES]
+        self.lengths = [last, total]
+
+    def norm(self, x: ir.Value, gamma: ir.Value) -> ir.Value:
+        """In standard operators: the fused one stands in a domain where it does not belong."""
+        builder, floats = self.builder, self.facts.floats
+        wide = x if floats == "f32" else builder.cast(x, "f32")
+        square = builder.op("Mul", wide, wide)
+        mean = builder.op("ReduceMean", square, builder.integers(-1), keepdims=1)
+        epsilon = builder.constant("const.epsilon", np.array(self.facts.hp.rms_eps, np.float32))
+        root = builder.op("Sqrt", builder.op("Add", mean, epsilon))
+        scaled = builder.op("Div", wide, root)
+        scaled = scaled if floats == "f32" else builder.cast(scaled, floats)
+        return builder.op("Mul", scaled, gamma)
+
+    def add_and_norm(
+        self, x: ir.Value, update: ir.Value, gamma: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
+        """The norm of a sum, and the sum."""
+        normed, total = self.builder.ops(
+            "SkipSimplifiedLayerNormalization",
+            [x, update, gamma],
+            [True, False, False, True],
+            domain=CONTRIB,
+            epsilon=self.facts.hp.rms_eps,
+        )
+        return normed, total
+
+    def attention(
+        self, layer: int, qkv: Sequence[ir.Value], past: Sequence[ir.Value]
+    ) -> list[ir.Value]:
+        """Rotation, cache, window and attention in one operator."""
+        hp, window = self.facts.hp, self.facts.windows[layer]
+        rotates = self.facts.rotating[layer]
+        return self.builder.ops(
+            "GroupQueryAttention",
+            [*qkv, *past, *self.lengths, *(self.tables if rotates else ())],
+            [True, True, True],
+            domain=CONTRIB,
+            num_heads=hp.heads,
+            kv_num_heads=hp.kv_heads,
+            scale=float(np.float32(hp.head_dim**-0.5)),
+            do_rotary=int(rotates),
+            rotary_interleaved=0,
+            local_window_size=-1 if window is None else window,
+        )

@@ -1,0 +1,113 @@
+"""Norms and attention in operators of the ONNX standard alone.
+
+Sources: ONNX operators Attention 24, RotaryEmbedding 23, RMSNormalization 23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from zenconvert.formats.onnx.write.graph.builder import GraphBuilder
+from zenconvert.formats.onnx.write.graph.decoder import Facts
+
+RATES = "rotary.frequencies"
+
+
+class StandardProfile:
+    """Opset 24, or 25 where there are integers of two bits."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        builder: GraphBuilder,
+        rotations: tuple[NDArray[np.float32], float],
+        *,
+        two_bits: bool,
+    ) -> None:
+        self.facts, self.builder, self.rotations = facts, builder, rotations
+        self.opsets = {"": 25 if two_bits else 24}
+        self.ir_version = 13 if two_bits else 12
+        self.masks: dict[int | None, ir.Value] = {}
+        self.rotary: list[ir.Value] = []
+
+    def begin(self, ids: ir.Value, mask: ir.Value) -> None:
+        """Who sees whom, and the rotation of every token; padding may stand left or right."""
+        builder = self.builder
+        with builder.inside("model.attn_mask"):
+            new = builder.op("Shape", ids, start=1, end=2)
+            length = builder.op("Shape", mask, start=1, end=2)
+            past = builder.op("Sub", length, new)
+            self._masks(mask, past, length)
+        with builder.inside("model.rotary_emb"):
+            self._rotary(mask, past, length)
+
+    def _masks(self, mask: ir.Value, past: ir.Value, length: ir.Value) -> None:
+        """bool[batch, 1, sequence, total] for every window: the keys that a query sees."""
+        builder = self.builder
+        zero, one = builder.integer(0), builder.integer(1)
+        end = builder.op("Squeeze", length)
+        keys = builder.op("Range", zero, end, one)
+        places = builder.op("Range", builder.op("Squeeze", past), end, one)
+        queries = builder.op("Unsqueeze", places, builder.integers(1))
+        real = builder.op(
+            "Unsqueeze", builder.op("Cast", mask, to=int(ir.DataType.BOOL)), builder.integers(1, 2)
+        )
+        before = builder.op("LessOrEqual", keys, queries)
+        itself = builder.op("Equal", keys, queries)
+        for window in dict.fromkeys(self.facts.windows):
+            seen = before
+            if window is not None:
+                first = builder.op("Sub", queries, builder.integer(window))
+                seen = builder.op("And", seen, builder.op("Greater", keys, first))
+            # a token of padding sees itself, so that no row is empty and becomes NaN
+            self.masks[window] = builder.op("Or", builder.op("And", seen, real), itself)
+
+    def _rotary(self, mask: ir.Value, past: ir.Value, length: ir.Value) -> None:
+        """Cosines and sines [batch, sequence, head / 2] of the new tokens."""
+        builder, floats = self.builder, self.facts.floats
+        rates, amplitude = self.rotations
+        counted = builder.op("CumSum", mask, builder.integer(1))
+        places = builder.op("Slice", counted, past, length, builder.integers(1))
+        one = builder.integer(1)
+        places = builder.op("Max", builder.op("Sub", places, one), builder.integer(0))
+        places = builder.op("Unsqueeze", builder.cast(places, "f32"), builder.integers(2))
+        angles = builder.op("Mul", places, builder.constant(RATES, rates))
+        for function in ("Cos", "Sin"):
+            values = builder.op(function, angles)
+            if amplitude != 1:
+                factor = np.array(amplitude, np.float32)
+                values = builder.op("Mul", values, builder.constant("rotary.amplitude", factor))
+            self.rotary.append(values if floats == "f32" else builder.cast(values, floats))
+
+    def norm(self, x: ir.Value, gamma: ir.Value) -> ir.Value:
+        """The norm over the last dimension."""
+        return self.builder.op("RMSNormalization", x, gamma, axis=-1, epsilon=self.facts.hp.rms_eps)
+
+    def add_and_norm(
+        self, x: ir.Value, update: ir.Value, gamma: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
+        """The norm of a sum, and the sum."""
+        total = self.builder.op("Add", x, update)
+        return self.norm(total, gamma), total
+
+    def attention(
+        self, layer: int, qkv: Sequence[ir.Value], past: Sequence[ir.Value]
+    ) -> list[ir.Value]:
+        """Any rotation of queries and keys, then attention over the cache and the new tokens."""
+        builder, hp = self.builder, self.facts.hp
+        query, key, value = qkv
+        if self.facts.rotating[layer]:
+            query = builder.op("RotaryEmbedding", query, *self.rotary, num_heads=hp.heads)
+            key = builder.op("RotaryEmbedding", key, *self.rotary, num_heads=hp.kv_heads)
+        return builder.ops(
+            "Attention",
+            [query, key, value, self.masks[self.facts.windows[layer]], *past],
+            [True, True, True],
+            q_num_heads=hp.heads,
+            kv_num_heads=hp.kv_heads,
+            scale=float(np.float32(hp.head_dim**-0.5)),
+        )

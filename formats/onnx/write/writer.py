@@ -1,0 +1,172 @@
+"""Checkpoint → folder with a graph, its weights, and what the runtimes want beside them.
+
+::
+
+    model.onnx          the graph: protobuf without weights
+    model.onnx.data     the weights
+    genai_config.json   onnxruntime-genai
+    config.json, tokenizer.json, …
+
+or, for transformers.js, ``onnx/model_q4.onnx`` with ``onnx/model_q4.onnx_data`` and the config.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from zenconvert.errors import Unsupported
+from zenconvert.formats.hf.writer import float_name, folder_config, json_bytes, side_files
+from zenconvert.formats.onnx import rotary
+from zenconvert.formats.onnx.codecs import NBitsCodec
+from zenconvert.formats.onnx.write import layouts
+from zenconvert.formats.onnx.write.choosing import choose, order_name
+from zenconvert.formats.onnx.write.placing import Place, Stack, place
+from zenconvert.formats.onnx.write.stacking import stacks_of
+from zenconvert.formats.onnx.write.target_type import TYPES, TargetType, parse
+from zenconvert.model import meaning
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.layout import Choice, Layout, OutputFile
+from zenconvert.model.meaning import Fact
+from zenconvert.model.sliding import windows
+from zenconvert.model.target import Options, Target
+
+__all__ = ["TYPES", "choose", "facts", "lay_out"]
+
+_HEAD_STEP: Final = 16
+_FEED_FORWARD: Final = {
+    "dense": {"ffn.gate", "ffn.up", "ffn.down"},
+    "experts": {"moe.router", "moe.{expert}.gate", "moe.{expert}.up", "moe.{expert}.down"},
+}
+_EVERY: Final = {
+    *("embed", "norm", "head"),
+    *("attn_norm", "attn.q", "attn.k", "attn.v", "attn.o", "ffn_norm"),
+}
+_HEAD_NORMS: Final = {"attn.q_norm", "attn.k_norm"}
+_ROUNDED: Final = {2: "float16", 3: "bfloat16", 4: "eight bits"}
+"""Accuracy levels that are not float32."""
+
+
+def lay_out(
+    checkpoint: Checkpoint, target: Target, choices: list[Choice], options: Options, name: str
+) -> Layout:
+    """The graph as literal bytes, the weights at their places, and the small files."""
+    check_family(checkpoint)
+    kind = parse(target.type)
+    found = layouts.names(options.layout, kind, choices)
+    limits = [size for size in (options.split_max_size, found.limit) if size is not None]
+    tensors = _by_neutral_name(checkpoint, choices)
+    stacks = stacks_of(checkpoint.hyperparameters, kind, tensors)
+    stacked = [stack for pair in stacks.values() for stack in pair]
+    places, files = place(choices, stacked, found.data, found.folder, min(limits, default=None))
+    graph = graph_bytes(checkpoint, kind, choices, stacks, places)
+    config = folder_config(checkpoint.config, float_name(choices))
+    if any(c.name == "lm_head.weight" for c in choices):
+        config["tie_word_embeddings"] = False
+    tables = layouts.tables(found, config, checkpoint, kind, len(files))
+    small = [OutputFile.of_bytes(n, json_bytes(table)) for n, table in tables.items()]
+    first = OutputFile.of_bytes(found.folder + found.graph, graph)
+    beside = [f for f in side_files(checkpoint) if f.name not in tables]
+    return Layout((first, *files, *small, *beside), is_folder=True)
+
+
+def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
+    """Every fact of the config that the graph computes with, or is not written for."""
+    found = meaning.described(checkpoint, options.ignored_keys, "the graph")
+    found += meaning.rotations(checkpoint, options.ignored_keys, rotary.KINDS, "the graph")
+    size = checkpoint.hyperparameters.head_dim
+    if size % _HEAD_STEP and not parse(target.type).standard:
+        why = (
+            f"onnxruntime's attention takes sizes that are multiples of {_HEAD_STEP}; "
+            "a -standard target takes any"
+        )
+        found.append(Fact("head_dim", size, "", exact=False, why=why, refused=True))
+    model_type = str(checkpoint.config.get("model_type"))
+    if (
+        options.layout == layouts.TRANSFORMERS_JS
+        and model_type not in layouts.TRANSFORMERS_JS_TYPES
+    ):
+        why = "transformers.js has no such models; other runtimes take the files without --layout"
+        found.append(Fact("model_type", model_type, "", exact=False, why=why, refused=True))
+    if any(fact.refused for fact in found):
+        return found  # what is refused need not be chosen
+    return found + _rounded_products(checkpoint, target, options)
+
+
+def _rounded_products(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
+    """What the accuracy level does to activations, where any weight is multiplied in integers."""
+    level = parse(target.type).level
+    if level not in _ROUNDED:
+        return []
+    choices = choose(checkpoint, target, options, importance=True)
+    if not any(isinstance(c.codec, NBitsCodec) and not c.codec.explicit for c in choices):
+        return []
+    why = (
+        f"onnxruntime rounds activations to {_ROUNDED[level]} before products; -acc0 keeps them, "
+        "and takes several times as long for every token"
+    )
+    return [Fact("accuracy_level", level, "the graph", exact=False, why=why)]
+
+
+def check_family(checkpoint: Checkpoint) -> None:
+    """Raise Unsupported for a model that the graph builder does not know."""
+    architecture = checkpoint.architecture
+    modules = {m.name.removeprefix("layers.{layer}.") for m in architecture.modules}
+    common = _EVERY | (_HEAD_NORMS if architecture.head_norms else set())
+    known = [common | parts for parts in _FEED_FORWARD.values()]
+    if modules in known:
+        return
+    nearest = min(known, key=lambda parts: len(parts ^ modules))
+    odd = [f"no {name} in its layers" for name in sorted(modules - nearest)]
+    odd += [f"none without {name}" for name in sorted(nearest - modules)]
+    raise Unsupported(
+        f"{architecture.id} models cannot be written as ONNX graphs yet: the graph has "
+        f"{' and '.join(odd[:3])}; convert to gguf or hf instead"
+    )
+
+
+def graph_bytes(
+    checkpoint: Checkpoint,
+    kind: TargetType,
+    choices: list[Choice],
+    stacks: Mapping[str, tuple[Stack, Stack]],
+    places: Mapping[str, Place],
+) -> bytes:
+    """The protobuf of the graph; the same bytes for the same plan."""
+    from zenconvert.formats.onnx.write.graph.decoder import Facts
+    from zenconvert.formats.onnx.write.graph.model import build_model, serialized
+
+    hp, architecture = checkpoint.hyperparameters, checkpoint.architecture
+    seen = windows(architecture, checkpoint.config, hp)
+    facts = Facts(hp, seen, rotary.rotated(architecture, hp.layers), str(kind.floats))
+    tensors = _by_neutral_name(checkpoint, choices)
+    orders: dict[tuple[int, ...], str] = {}
+    for choice in choices:
+        if choice.columns is not None:
+            orders.setdefault(choice.columns, order_name(choice))
+    model = build_model(facts, kind, tensors, stacks, places, orders)
+    model.metadata_props.update(_metadata(checkpoint, choices))
+    return serialized(model)
+
+
+def _by_neutral_name(checkpoint: Checkpoint, choices: list[Choice]) -> dict[str, Choice]:
+    names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
+    neutral = {n.hf: n.name for n in names}
+    return {neutral[c.name]: c for c in choices if c.derived is None}
+
+
+def _metadata(checkpoint: Checkpoint, choices: list[Choice]) -> dict[str, str]:
+    """What the model is and what became of every tensor."""
+    verdicts: dict[str, Any] = {
+        c.name: [
+            {"from": str(p.source_encoding), "to": str(c.encoding), "exact": v.exact, "why": v.why}
+            for p, v in zip(c.parts, c.verdicts, strict=True)
+        ]
+        for c in choices
+        if c.derived is None
+    }
+    return {
+        "zenconvert.model.architecture": checkpoint.architecture.id,
+        "zenconvert.steps": json.dumps(verdicts, ensure_ascii=False, separators=(",", ":")),
+    }

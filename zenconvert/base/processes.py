@@ -1,0 +1,32 @@
+"""How processes of our own are started.
+
+Nothing is imported from the folder that a user happens to stand in: not by the interpreter's own
+rule (``-P``), and not through an entry of ``PYTHONPATH`` that means the current folder.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+_ROOT: Final = Path(__file__).resolve().parents[2]
+_PATIENT: Final = {"OMP_WAIT_POLICY": "passive"}
+"""Threads that wait for one another sleep. By default they spin, and where other work has the cores
+llama.cpp takes seconds for a token instead of hundredths of one."""
+_INSTALLED: Final = {"site-packages", "dist-packages"}
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module of ours in a process of its own."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """The environment of such a process: this one's and ``more``, and a path to this package."""
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = [place for place in given if Path(place).is_absolute()]
+    if _ROOT.name not in _INSTALLED:
+        path.append(str(_ROOT))
+    return {**_PATIENT, **os.environ, "PYTHONPATH": os.pathsep.join(path), **more}

@@ -1,0 +1,1 @@
+"""ggml's tensor types: their bytes, their numbers and their integer grids."""

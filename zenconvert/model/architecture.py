@@ -1,0 +1,302 @@
+"""Architectures as data: which tensors a model family has and what each vocabulary calls them.
+
+One TOML file per family in ``zenconvert/architectures/``, read by
+:mod:`zenconvert.model.architecture_table`. A *module* is a weight with an optional bias; templates
+hold ``{layer}`` and ``{expert}``. Nothing here knows file formats; a row that a format keeps in
+another row order or as other numbers names a reversible operation of
+:mod:`zenconvert.model.operations`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from zenconvert.errors import InvalidInput, MissingTensor, UnknownArchitecture
+from zenconvert.model import operations
+from zenconvert.model.architecture_table import ALWAYS, IGNORED, Table, read_table
+from zenconvert.model.hyperparameters import Hyperparameters, Names, from_config
+
+Role = Literal["embed", "linear", "norm", "router", "head"]
+BiasRule = Literal["none", "optional", "required"]
+
+NO_GGUF: Final = "none"
+"""In place of llama.cpp's name of a family whose files are neither read nor written."""
+_STACK: Final = 3
+"""Dimensions of a tensor that holds the experts of a layer."""
+_FUSED: Final = 3
+"""Modules at most that a file may keep in one tensor."""
+_MOST_EXPERTS: Final = 1 << 16
+_MOST_TOKENS: Final = 1 << 22
+_FOLDER: Final = Path(__file__).parent.parent / "architectures"
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One row of an architecture table."""
+
+    name: str
+    """Neutral template, e.g. ``layers.{layer}.attn.q``."""
+    hf: str
+    gguf: str
+    role: Role
+    shape: tuple[str, ...]
+    """Fields of :class:`Hyperparameters`, ``[out, in]``."""
+    bias: BiasRule = "none"
+    bias_flag: str | None = None
+    """Key of the config that says whether there is a bias; transformers goes by it alone."""
+    gguf_operation: str | None = None
+    """Operation that makes GGUF's tensor of HF's, which is the neutral one."""
+    hf_also: str | None = None
+    """Another name that tools give it which keep transformers' names of today."""
+    hf_stack: str | None = None
+    """The tensor that has all experts of a layer where transformers keeps them in one,
+    ``[experts, parts · out, in]``."""
+    hf_stack_part: tuple[int, int] = (0, 1)
+    """Which part of the rows of an expert there it is, and of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Modules that read one input, and what puts it out: AWQ may scale the output channels of
+    ``smooth`` and unscale the inputs of ``into``."""
+
+    smooth: str | None
+    """None where nothing may be scaled."""
+    into: tuple[str, ...]
+    kv_to_q: bool = False
+    """The channels are those of key-value heads, each read through several query heads."""
+    one_plus: bool = False
+    """``smooth`` is a norm that multiplies by 1 + its weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorName:
+    """One tensor of a concrete model in every vocabulary."""
+
+    name: str
+    """Neutral."""
+    hf: str
+    gguf: str
+    module: Module
+    shape: tuple[int, ...]
+    required: bool
+    expert: int | None = None
+    """Position in the stack where a vocabulary stacks experts."""
+    hf_also: str | None = None
+    """Its other name in HF files, where there is one."""
+    hf_stack: str | None = None
+    """The tensor of all experts in HF files that have one."""
+
+    @property
+    def is_weight(self) -> bool:
+        """True for the weight, False for the bias of the module."""
+        return self.name.endswith(".weight")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model family, as one of its model types has it: modules, and what configs mean."""
+
+    id: str
+    """Name of its TOML file."""
+    model_types: tuple[str, ...]
+    """``config.json`` ``model_type`` values of the family; the first is written."""
+    hf_class: str
+    gguf: str
+    """``general.architecture`` in GGUF; ``none`` for a family that has no files there yet."""
+    gguf_keys: tuple[str, ...]
+    """GGUF keys beyond the common ones."""
+    gguf_any_heads: bool
+    """Heads may have another size than hidden / heads in llama.cpp's graph."""
+    gguf_frequency_factors: bool
+    """llama.cpp's graph divides rotary frequencies by factors of the file."""
+    genai_types: frozenset[str]
+    """Model types that onnxruntime-genai knows by name."""
+    experts: bool
+    modules: tuple[Module, ...]
+    balances: tuple[Balance, ...]
+    names: Names
+    """Size → where a config has it."""
+    defaults: Mapping[str, Any]
+    """What holds where a config is silent."""
+    constants: Mapping[str, Sequence[Any]]
+    """Config key → the values that graphs beside transformers' compute."""
+    ignored: frozenset[str]
+    """Config keys that change nothing in this family."""
+    list_rules: Mapping[str, Mapping[str, Any]]
+    """Config key → what its entries for every layer have to be, as ``LIST_RULES`` says."""
+    windows: Literal["none", "every_layer", "every_layer_if_used", "upper_layers"]
+    """Which layers see a sliding window, where the config has one."""
+    rotates: Literal["every_layer", "three_of_four"]
+    """Which layers rotate positions."""
+    head_norms: bool
+    """q and k are normed head by head, before they are rotated."""
+    gguf_no_biases: frozenset[str]
+    """Modules of which llama.cpp's graph has no bias."""
+
+    def sizes(self, config: Mapping[str, Any], *, where: str) -> Hyperparameters:
+        """The sizes of a config. Raises as ``from_config``."""
+        return from_config(config, self.defaults, self.names, where=where)
+
+    def key(self, size: str) -> str:
+        """The key under which a config that is written has a size."""
+        names = self.names[size]
+        return names if isinstance(names, str) else names[0]
+
+    @property
+    def bias_flags(self) -> frozenset[str]:
+        """Config keys that say whether modules have biases."""
+        return frozenset(m.bias_flag for m in self.modules if m.bias_flag is not None)
+
+    def announces(self, config: Mapping[str, Any], module: Module) -> bool:
+        """Whether a config says that a module has the bias that it may have."""
+        if module.bias_flag is None:
+            return module.bias == "required"
+        found = config.get(module.bias_flag)
+        return bool(self.defaults.get(module.bias_flag) if found is None else found)
+
+    def check_counts(
+        self, hp: Hyperparameters, shapes: Iterable[tuple[int, ...]], where: str
+    ) -> None:
+        """Raise MissingTensor for more layers or experts than tensors of these shapes can hold.
+
+        Raises InvalidInput for a vocabulary that no model has.
+
+        To be called before :meth:`tensor_names`, which takes as long as there are names.
+        """
+        if hp.vocab > _MOST_TOKENS:
+            raise InvalidInput(f"{where}: a vocabulary of {hp.vocab}; at most {_MOST_TOKENS}")
+        one = replace(hp, layers=1, experts=min(hp.experts, 1))
+        needed = [n for n in self.tensor_names(one) if n.required and "{layer}" in n.module.name]
+        of_experts = sum(n.expert is not None for n in needed)
+        least = hp.layers * (len(needed) - of_experts + of_experts * hp.experts)
+        stored = [shape for shape in shapes if 0 not in shape]
+        room = len(stored) + sum(shape[0] for shape in stored if len(shape) == _STACK)
+        if least > _FUSED * room or hp.experts > _MOST_EXPERTS:
+            experts = f" of {hp.experts} experts" if hp.experts else ""
+            raise MissingTensor(
+                f"{where}: {hp.layers} layers{experts} call for at least {least} tensors, and "
+                f"{len(stored)} are stored; the counts are wrong, or files are missing"
+            )
+
+    def tensor_names(self, hp: Hyperparameters) -> Iterator[TensorName]:
+        """Every tensor that a model of this size may have, layer by layer."""
+        blocks = [m for m in self.modules if "{layer}" in m.name]
+        first = self.modules.index(blocks[0])
+        last = self.modules.index(blocks[-1])
+        for module in self.modules[:first]:
+            yield from _expand(module, hp, None)
+        for layer in range(hp.layers):
+            for module in blocks:
+                yield from _expand(module, hp, layer)
+        for module in self.modules[last + 1 :]:
+            yield from _expand(module, hp, None)
+
+
+def _expand(module: Module, hp: Hyperparameters, layer: int | None) -> Iterator[TensorName]:
+    experts = range(hp.experts) if "{expert}" in module.name else (None,)
+    for expert in experts:
+        values = {"layer": layer, "expert": expert}
+        name, hf, gguf = (t.format(**values) for t in (module.name, module.hf, module.gguf))
+        also = f"{module.hf_also.format(**values)}.weight" if module.hf_also is not None else None
+        stack = module.hf_stack.format(**values) if module.hf_stack is not None else None
+        shape = tuple(int(getattr(hp, size)) for size in module.shape)
+        tied_head = module.role == "head" and hp.tied
+        weight = (f"{name}.weight", f"{hf}.weight", f"{gguf}.weight")
+        yield TensorName(
+            *weight, module, shape, required=not tied_head, expert=expert, hf_also=also,
+            hf_stack=stack,
+        )  # fmt: skip
+        if module.bias != "none":
+            bias = (f"{name}.bias", f"{hf}.bias", f"{gguf}.bias")
+            required = module.bias == "required"
+            yield TensorName(*bias, module, shape[:1], required=required, expert=expert)
+
+
+@cache
+def _families() -> dict[str, dict[str, Architecture]]:
+    """Table name → model type → architecture."""
+    found = {}
+    for path in sorted(_FOLDER.glob("*.toml")):
+        table = read_table(path, operations.NAMES)
+        found[path.stem] = {t: _built(table, t) for t in table.values["model_types"]}
+    return found
+
+
+def architectures() -> dict[str, Architecture]:
+    """Every known architecture by id, as the first of its model types has it."""
+    return {name: next(iter(types.values())) for name, types in _families().items()}
+
+
+def for_model_type(model_type: str) -> Architecture:
+    """The architecture of a ``config.json`` model type. Raises UnknownArchitecture."""
+    for types in _families().values():
+        if model_type in types:
+            return types[model_type]
+    known = sorted(t for types in _families().values() for t in types)
+    raise UnknownArchitecture(
+        f"model type {model_type!r} is not known; known are {', '.join(known)}"
+    )
+
+
+def for_gguf(name: str, *, experts: bool) -> Architecture:
+    """The architecture of a GGUF ``general.architecture``. Raises UnknownArchitecture."""
+    for architecture in architectures().values():
+        if architecture.gguf == name != NO_GGUF and architecture.experts == experts:
+            return architecture
+    known = sorted({a.gguf for a in architectures().values()} - {NO_GGUF})
+    kind = "with experts" if experts else "without experts"
+    raise UnknownArchitecture(
+        f"GGUF architecture {name!r} {kind} is not known; known are {', '.join(known)}."
+    )
+
+
+def _built(table: Table, model_type: str) -> Architecture:
+    """One model type's architecture from a checked table."""
+    values = table.variant(model_type)
+    flags = {name: flag for flag, names in values["biases"].items() for name in names}
+    kinds = {name: kind for kind, names in values["gguf_operations"].items() for name in names}
+    block, config = values["block"], values["config"]
+    return Architecture(
+        id=table.path.stem,
+        model_types=tuple(values["model_types"]),
+        hf_class=values["class"],
+        gguf=values["gguf"],
+        gguf_keys=tuple(values.get("gguf_keys", ())),
+        gguf_any_heads=block["gguf_heads"] == "any",
+        gguf_frequency_factors=block["gguf_frequency_factors"],
+        genai_types=frozenset(block["genai_types"]),
+        experts=values.get("experts", False),
+        modules=tuple(
+            _module(row, flags.get(row["name"]), kinds.get(row["name"])) for row in values["module"]
+        ),
+        balances=tuple(
+            Balance(b.get("smooth"), tuple(b["into"]), "heads" in b, "through" in b)
+            for b in values["balance"]
+        ),
+        names=values["sizes"],
+        defaults=values["defaults"],
+        constants={k: v for k, v in config.items() if isinstance(v, list)},
+        list_rules={k: v for k, v in config.items() if isinstance(v, dict)},
+        ignored=frozenset(k for k, v in config.items() if v == IGNORED),
+        windows=block["windows"],
+        rotates=block["rotates"],
+        head_norms=block["head_norms"],
+        gguf_no_biases=frozenset(block["gguf_no_biases"]),
+    )
+
+
+def _module(row: Mapping[str, Any], flag: str | None, operation: str | None) -> Module:
+    fields = {k: v for k, v in row.items() if k != "after"}
+    lists = {k: tuple(row[k]) for k in ("shape", "hf_stack_part") if k in row}
+    bias: BiasRule = "none" if flag is None else "required" if flag == ALWAYS else "optional"
+    return Module(
+        **{**fields, **lists},
+        bias=bias,
+        bias_flag=flag if bias == "optional" else None,
+        gguf_operation=operation,
+    )

@@ -1,0 +1,266 @@
+"""The tables in ``zenconvert/architectures/``: read, put together and checked, row by row.
+
+A table may be ``like`` another one and say only what differs: its keys replace that one's, the keys
+of a section replace that section's keys, a module of the same name replaces that module and any
+other stands ``after`` the module that it names; ``without`` lists modules that are left out, and
+balance rows, once there are any, replace all. ``[of.TYPE]`` says in the same way what differs for
+one model type of the family.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from zenconvert.errors import InvalidInput
+from zenconvert.model.hyperparameters import COMPUTED_SIZES, SIZES
+
+ROLES: Final = ("embed", "linear", "norm", "router", "head")
+WINDOWS: Final = ("none", "every_layer", "every_layer_if_used", "upper_layers")
+ROTATES: Final = ("every_layer", "three_of_four")
+GGUF_HEADS: Final = ("any", "hidden / heads")
+IGNORED: Final = "ignored"
+LIST_RULES: Final = frozenset({"all", "zero_every"})
+"""What a list with an entry for every layer may be held to: ``all`` entries have one value, or they
+are 0 in every so many-th layer and 1 in others."""
+ALWAYS: Final = "always"
+"""Key of ``[biases]`` for modules that have one whatever the config says."""
+_NONE: Final = "none"
+
+_SECTIONS: Final = ("sizes", "defaults", "config", "block", "biases", "gguf_operations")
+_KEYS: Final = (
+    "like", "model_types", "class", "gguf", "gguf_keys", "experts", "without", "of", "module",
+    "balance", *_SECTIONS,
+)  # fmt: skip
+_REQUIRED: Final = ("model_types", "class", "gguf", "module", "balance", *_SECTIONS)
+_MODULE_KEYS: Final = (
+    "name", "hf", "gguf", "role", "shape", "hf_also", "hf_stack", "hf_stack_part", "after",
+)  # fmt: skip
+_VARIANT_KEYS: Final = ("class", *_SECTIONS)
+_BLOCK: Final[dict[str, Callable[[Any], bool]]] = {
+    "genai_types": lambda value: isinstance(value, list),
+    "windows": WINDOWS.__contains__,
+    "gguf_heads": GGUF_HEADS.__contains__,
+    "gguf_frequency_factors": lambda value: isinstance(value, bool),
+    "gguf_no_biases": lambda value: isinstance(value, list),
+    "head_norms": lambda value: isinstance(value, bool),
+    "rotates": ROTATES.__contains__,
+}
+_BALANCE: Final = {"heads": "kv_to_q", "through": "1+w"}
+"""What else a balance row may say, and how."""
+BLOCK_KEYS: Final = frozenset(_BLOCK)
+"""What ``[block]`` may say of a family."""
+_HOLES: Final = ("{layer}", "{expert}")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One family, whole."""
+
+    path: Path
+    values: Mapping[str, Any]
+
+    def variant(self, model_type: str) -> Mapping[str, Any]:
+        """What holds for one model type."""
+        return _laid_over(self.values, self.values.get("of", {}).get(model_type, {}))
+
+
+def read_table(path: Path, operations: Collection[str]) -> Table:
+    """Read and check a table.
+
+    ``operations`` are the names of those that there are. Raises InvalidInput that names the file
+    and the row.
+    """
+    values = _read(path, ())
+    check = _Check(path)
+    check.keys("the table", values, _KEYS, _REQUIRED)
+    for model_type in values.get("of", {}):
+        if model_type not in values["model_types"]:
+            check.fail(f"[of.{model_type}]", f"model_types are {values['model_types']}")
+        check.keys(f"[of.{model_type}]", values["of"][model_type], _VARIANT_KEYS)
+    table = Table(path, values)
+    for model_type in check.strings("model_types", values["model_types"]):
+        check.whole(table.variant(model_type), operations)
+    return table
+
+
+def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidInput(f"{path}: the table cannot be read: {error}") from error
+    check = _Check(path)
+    check.keys("the table", values, _KEYS)
+    for section in (*_SECTIONS, "of"):
+        if not isinstance(values.get(section, {}), dict):
+            check.fail(f"[{section}]", "should be a section")
+    for row in ("module", "balance"):
+        rows = values.get(row, [])
+        if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+            check.fail(f"[[{row}]]", "should be rows")
+    if (like := values.get("like")) is None:
+        return values
+    parent = path.with_name(f"{like}.toml")
+    if parent in (path, *children) or not parent.is_file():
+        check.fail("like", f"{like!r} is no other table of {path.parent}")
+    return _like(check, _read(parent, (path, *children)), values)
+
+
+def _like(check: _Check, parent: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A table over the one that it is like."""
+    inherited = {k: v for k, v in parent.items() if k not in ("of", "without")}
+    values = _laid_over(inherited, {k: v for k, v in own.items() if k != "module"})
+    modules = list(inherited.get("module", ()))
+    names = [str(row.get("name")) for row in modules]
+    for name in own.get("without", ()):
+        if name not in names:
+            check.fail("without", f"{name!r} is no module of {own['like']}.toml")
+    modules = [row for row in modules if row.get("name") not in own.get("without", ())]
+    for row in own.get("module", ()):
+        names = [str(m.get("name")) for m in modules]
+        name, after = str(row.get("name")), row.get("after")
+        if after is None and name in names:
+            modules[names.index(name)] = row
+        elif after in names:
+            modules.insert(names.index(after) + 1, row)
+        else:
+            check.fail(f"module {name}", f"after = {after!r} names no module that stands before")
+    return {**values, "module": modules}
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of ``above`` in place of those of ``below``; in sections, one by one."""
+    values = {**below, **above}
+    for section in _SECTIONS:
+        if section in below or section in above:
+            merged = {**below.get(section, {}), **above.get(section, {})}
+            values[section] = {k: v for k, v in merged.items() if v != _NONE or k == "windows"}
+    return values
+
+
+class _Check:
+    """Says what is wrong with a table, and where."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def fail(self, where: str, text: str) -> NoReturn:
+        """Raises InvalidInput."""
+        raise InvalidInput(f"{self.path}: {where}: {text}")
+
+    def keys(
+        self, where: str, row: Any, known: Sequence[str], required: Sequence[str] = ()
+    ) -> None:
+        """Unknown keys are refused, and missing ones."""
+        if not isinstance(row, dict):
+            self.fail(where, f"should have keys, found {row!r:.60}")
+        if unknown := sorted(set(row) - set(known)):
+            self.fail(where, f"unknown keys {unknown}; known are {sorted(known)}")
+        if missing := [key for key in required if key not in row]:
+            self.fail(where, f"{missing[0]} is missing")
+
+    def strings(self, where: str, value: Any) -> list[str]:
+        """A list of words."""
+        if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
+            self.fail(where, f"should be a list of words, found {value!r:.60}")
+        return list(value)
+
+    def whole(self, values: Mapping[str, Any], operations: Collection[str]) -> None:
+        """Everything that one model type's rows say."""
+        for key in ("class", "gguf"):
+            if not isinstance(values[key], str) or not values[key]:
+                self.fail(key, f"should be a word, found {values[key]!r:.60}")
+        if not isinstance(values.get("experts", False), bool):
+            self.fail("experts", "should be true or false")
+        self.strings("gguf_keys", values.get("gguf_keys", []))
+        self._sizes(values)
+        names = self._modules(values)
+        self._lists("[biases]", values["biases"], names)
+        self._lists("[gguf_operations]", values["gguf_operations"], names)
+        if unknown := set(values["gguf_operations"]) - set(operations):
+            self.fail(
+                "[gguf_operations]", f"{sorted(unknown)[0]!r} is none of {sorted(operations)}"
+            )
+        self._config(values)
+        self._lists("[block]", {"gguf_no_biases": values["block"]["gguf_no_biases"]}, names)
+        self._balances(values["balance"], {m["name"]: m["shape"] for m in values["module"]})
+
+    def _sizes(self, values: Mapping[str, Any]) -> None:
+        for size, found in values["sizes"].items():
+            where = f"[sizes] {size}"
+            if size not in SIZES:
+                self.fail(where, f"there is no such size; known are {sorted(SIZES)}")
+            self.strings(where, found if isinstance(found, list) else [found])
+
+    def _modules(self, values: Mapping[str, Any]) -> set[str]:
+        known = {*values["sizes"], *COMPUTED_SIZES}
+        names: set[str] = set()
+        for row in values["module"]:
+            where = f"module {row.get('name')}"
+            self.keys(where, row, _MODULE_KEYS, ("name", "hf", "gguf", "role", "shape"))
+            for key in ("name", "hf", "gguf", "hf_also", "hf_stack"):
+                text = row.get(key, "")
+                if not isinstance(text, str) or "{" in _without_holes(text):
+                    self.fail(where, f"{key} {text!r:.60} should be a name with {_HOLES} in it")
+            if row["role"] not in ROLES:
+                self.fail(where, f"the role {row['role']!r} is none of {list(ROLES)}")
+            for size in self.strings(f"{where}: shape", row["shape"]):
+                if size not in known:
+                    self.fail(where, f"the size {size!r} is none of {sorted(known)}")
+            part = row.get("hf_stack_part", [0, 1])
+            if not isinstance(part, list) or [type(n) for n in part] != [int, int]:
+                self.fail(where, f"hf_stack_part {part!r:.60} should be [part, parts]")
+            if row["name"] in names:
+                self.fail(where, "stands there twice")
+            names.add(row["name"])
+        return names
+
+    def _lists(self, where: str, section: Mapping[str, Any], names: Collection[str]) -> None:
+        seen: set[str] = set()
+        for key, modules in section.items():
+            for name in self.strings(f"{where} {key}", modules):
+                if name not in names or name in seen:
+                    self.fail(f"{where} {key}", f"{name!r} is no module, or is named twice")
+                seen.add(name)
+
+    def _config(self, values: Mapping[str, Any]) -> None:
+        for key, meaning in values["config"].items():
+            rule = isinstance(meaning, dict) and len(meaning) == 1 and set(meaning) <= LIST_RULES
+            if meaning != IGNORED and not rule and (not isinstance(meaning, list) or not meaning):
+                told = f"should be {IGNORED!r}, a list of values, or one of {sorted(LIST_RULES)}"
+                self.fail(f"[config] {key}", told)
+        self.keys("[block]", values["block"], tuple(_BLOCK), tuple(_BLOCK))
+        for key, is_right in _BLOCK.items():
+            if not is_right(values["block"][key]):
+                self.fail(f"[block] {key}", f"{values['block'][key]!r:.60} is not understood")
+        for flag, modules in values["biases"].items():
+            if flag != ALWAYS and modules and not isinstance(values["defaults"].get(flag), bool):
+                self.fail(f"[biases] {flag}", "there is no true or false of it in [defaults]")
+
+    def _balances(
+        self, rows: Sequence[Mapping[str, Any]], shapes: Mapping[str, Sequence[str]]
+    ) -> None:
+        """``shapes`` of all modules."""
+        for row in rows:
+            where = f"balance of {row.get('smooth')}"
+            self.keys(where, row, ("smooth", "into", *_BALANCE), ("into",))
+            into = self.strings(f"{where}: into", row["into"])
+            named = [*into, row["smooth"]] if "smooth" in row else into
+            if missing := sorted(set(named) - set(shapes)):
+                self.fail(where, f"there are no modules {missing}")
+            for key, value in _BALANCE.items():
+                if row.get(key, value) != value or (key in row and "smooth" not in row):
+                    self.fail(where, f"{key} should be {value!r}, and beside a smooth")
+            if "smooth" in row:
+                channels = shapes[row["smooth"]][0]
+                if "heads" not in row and {shapes[name][-1] for name in into} != {channels}:
+                    self.fail(where, f"{channels} channels go out, and its readers take others in")
+
+
+def _without_holes(template: str) -> str:
+    for hole in _HOLES:
+        template = template.replace(hole, "")
+    return template

@@ -1,0 +1,198 @@
+"""What a checkpoint is, whatever file it came from.
+
+A reader fills a :class:`Checkpoint` from headers alone; tensor data is read later, slab by slab.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zenconvert.base.stamps import Stamp
+from zenconvert.errors import InputWarning
+from zenconvert.model.encoding import Encoding, Grouped
+from zenconvert.model.grouped import GroupedCodec, GroupedRows, Rows
+
+if TYPE_CHECKING:
+    from zenconvert.model.architecture import Architecture
+    from zenconvert.model.hyperparameters import Hyperparameters
+    from zenconvert.model.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class RowOrder:
+    """A permutation of rows inside consecutive bands of equal height.
+
+    ``index[k]`` is the row of the stored band that stands at row ``k`` of the logical band.
+    """
+
+    index: tuple[int, ...]
+
+    @property
+    def band(self) -> int:
+        """Rows per band; slabs are cut at multiples of it."""
+        return len(self.index)
+
+    def apply(self, rows: Rows) -> Rows:
+        """Reorder ``rows[n, …]``, n a multiple of the band."""
+        if isinstance(rows, GroupedRows):
+            starts = np.arange(0, len(rows.codes), self.band)[:, None]
+            return rows.take((starts + np.asarray(self.index)).reshape(-1))
+        banded = rows.reshape(-1, self.band, *rows.shape[1:])
+        return np.ascontiguousarray(banded[:, list(self.index)]).reshape(rows.shape)
+
+    def inverse(self) -> RowOrder:
+        """The permutation that undoes this one."""
+        return RowOrder(tuple(int(i) for i in np.argsort(self.index)))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where the bytes of a tensor lie in a file, row after row."""
+
+    path: Path
+    offset: int
+    """Byte offset of the first row from the start of the file."""
+    name: str
+    """The tensor's name in that file."""
+    stride: int | None = None
+    """Bytes from one line of a matrix to the next, where rows of ours are columns of the file, or
+    rows of other tensors lie in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPieces:
+    """Where the arrays of a grouped tensor lie, and who can read them."""
+
+    name: str
+    """The module's name in that file."""
+    codec: GroupedCodec
+    encoding: Grouped
+    """As the arrays have it; that of the tensor may be narrower, once their numbers are known."""
+    pieces: Mapping[str, StoredTensor]
+    """Piece name → place; as many as ``codec.pieces`` asks for, in its order."""
+
+    @property
+    def path(self) -> Path:
+        """The file of the first piece."""
+        return next(iter(self.pieces.values())).path
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One logical tensor: shape and encoding are known without touching its data."""
+
+    name: str
+    """Neutral name, e.g. ``layers.3.attn.q.weight``."""
+    shape: tuple[int, ...]
+    """``[out, in]``, or ``[n]`` for vectors."""
+    encoding: Encoding
+    stored: StoredTensor | StoredPieces
+    order: RowOrder | None = None
+    """How the stored rows have to be reordered to be the logical ones."""
+    change: str | None = None
+    """Which of ``operations.CHANGES`` makes logical numbers of the stored ones."""
+    origin: Encoding | None = None
+    """What a solver made it from; None for a tensor as it was found."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the two-dimensional view; a vector is a column of one-element rows."""
+        return prod(self.shape[:-1]) if len(self.shape) > 1 else prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        """Elements per row."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def source_encoding(self) -> Encoding:
+        """What it was before anything was solved."""
+        return self.origin or self.encoding
+
+    @property
+    def row_bytes(self) -> int:
+        """Stored bytes of one row."""
+        return self.encoding.row_bytes(self.columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        if isinstance(self.stored, StoredPieces):
+            pieces = self.stored.codec.pieces(self.stored.encoding, self.shape)
+            return sum(piece.nbytes for piece in pieces)
+        return self.rows * self.row_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What is known of the model beside its tensors and config."""
+
+    label: str = ""
+    """Folder name or hub id: what people call this model."""
+    card: Mapping[str, Any] = field(default_factory=dict)
+    """Front matter of the model card."""
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    """``generation_config.json``."""
+    carried: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    """Typed GGUF key/values that came with the model and have no place in a config."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, opened: every fact, no tensor data."""
+
+    path: Path
+    format: str
+    """Name of the format it was read from (``hf``, ``gguf``, …)."""
+    architecture: Architecture
+    hyperparameters: Hyperparameters
+    config: Mapping[str, Any]
+    """Model configuration in the vocabulary of HF's ``config.json``."""
+    tensors: Mapping[str, Tensor]
+    """Neutral name → tensor, in file order."""
+    load_tokenizer: Callable[[], Tokenizer]
+    """Reads the tokenizer; cached by :attr:`tokenizer`."""
+    metadata: Metadata = field(default_factory=Metadata)
+    side_files: Mapping[str, Path] | None = None
+    """Small files that travel unchanged to formats with the same folder layout; None where the
+    source has no such layout."""
+    files: tuple[Path, ...] = ()
+    """Every file that holds tensor data."""
+    warnings: tuple[str, ...] = ()
+    """What is odd about the files, and how it was taken."""
+    unexplained: Mapping[str, Any] = field(default_factory=dict)
+    """Facts of the files that may change what is computed and that no config can say."""
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+    """Every file that was read, and the state that it was in."""
+    named_config: Path | None = None
+    """The ``config.json`` that was named to open files without one."""
+    kept: frozenset[str] = frozenset()
+    """Weights that a solver could not quantize within its bounds: they stay as they are."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, read on first use; what is odd about it is warned of (InputWarning)."""
+        found = self.load_tokenizer()
+        for text in found.warnings:
+            warnings.warn(InputWarning(text), stacklevel=3)
+        return found
+
+    @property
+    def is_quantized(self) -> bool:
+        """True when any tensor is stored in a quantized encoding."""
+        from zenconvert.model.encoding import Dense
+
+        return any(not isinstance(t.encoding, Dense) for t in self.tensors.values())

@@ -1,0 +1,131 @@
+"""How the numbers of one tensor are stored: the neutral encodings that every format maps to.
+
+* :class:`Dense` is one number per element (``f32``, ``f16``, ``bf16``, …).
+* :class:`Blocks` is ggml block bytes as stored in GGUF (``q4_k``, …).
+* :class:`Grouped` is small integers with a scale per group of columns (GPTQ, AWQ, MatMulNBits).
+
+An encoding is known from headers alone. Data travels in row slabs: ``Dense`` as an array
+``[rows, columns]`` of its dtype, ``Blocks`` as ``uint8[rows, row_bytes]``, ``Grouped`` as
+:class:`zenconvert.model.grouped.GroupedRows`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+
+from zenconvert.errors import UnsupportedEncoding
+
+DENSE_DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "f64": np.dtype(np.float64),
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f8_e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "f8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "i64": np.dtype(np.int64),
+    "i32": np.dtype(np.int32),
+    "i16": np.dtype(np.int16),
+    "i8": np.dtype(np.int8),
+    "u8": np.dtype(np.uint8),
+    "bool": np.dtype(np.bool_),
+}
+
+# Every value of the key is a value of each dtype in the set.
+_WIDENS_TO: Final[dict[str, frozenset[str]]] = {
+    "f32": frozenset({"f32", "f64"}),
+    "f16": frozenset({"f16", "f32", "f64"}),
+    "bf16": frozenset({"bf16", "f32", "f64"}),
+    "f8_e4m3": frozenset({"f8_e4m3", "f16", "bf16", "f32", "f64"}),
+    "f8_e5m2": frozenset({"f8_e5m2", "f16", "bf16", "f32", "f64"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """One number per element."""
+
+    dtype: str
+
+    def __str__(self) -> str:
+        return self.dtype
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The numpy dtype (``ml_dtypes`` for bf16 and f8). Raises UnsupportedEncoding."""
+        try:
+            return DENSE_DTYPES[self.dtype]
+        except KeyError:
+            raise UnsupportedEncoding(
+                f"no such dense dtype: {self.dtype!r}; known are {', '.join(DENSE_DTYPES)}"
+            ) from None
+
+    def widens_to(self, other: Dense) -> bool:
+        """True when every value of this dtype is exactly a value of ``other``."""
+        return self.dtype == other.dtype or other.dtype in _WIDENS_TO.get(self.dtype, frozenset())
+
+    def row_bytes(self, columns: int) -> int:
+        """Stored bytes of one row of ``columns`` elements."""
+        return columns * self.numpy.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """ggml block bytes: every ``block_size`` elements of a row take ``block_bytes`` bytes."""
+
+    type: str
+    block_size: int
+    block_bytes: int
+
+    def __str__(self) -> str:
+        return self.type
+
+    def row_bytes(self, columns: int) -> int:
+        """Stored bytes of one row of ``columns`` elements."""
+        return columns // self.block_size * self.block_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """``w[o, i] = (code[o, i] - zero[o, g(i)]) * scale[o, g(i)]`` with unsigned integer codes.
+
+    With an ``offset`` there is no zero: ``w = code * scale + offset``.
+    """
+
+    bits: int
+    group: int | None
+    """Columns per group; None for one group a row. The last group of a row may be shorter."""
+    symmetric: bool
+    """Every zero is the midpoint ``2 ** (bits - 1)``; else zeros are integers of their own."""
+    scale: Dense = Dense("f16")
+    ordered: bool = False
+    """The group of a column is given by an index (act-order), not by its position."""
+    offset: Dense | None = None
+    """A float minimum for every group in the place of a zero; such a grid is not symmetric."""
+
+    def __str__(self) -> str:
+        group = -1 if self.group is None else self.group
+        kind = "-min" if self.offset is not None else "" if self.symmetric else "-asym"
+        return f"w{self.bits}g{group}{kind}{'-actorder' if self.ordered else ''}"
+
+    def groups(self, columns: int) -> int:
+        """Groups in a row of ``columns``."""
+        return 1 if self.group is None else -(-columns // self.group)
+
+    def row_bytes(self, columns: int) -> int:
+        """Bytes of the codes, scales and zeros of one row, rounded up; files add padding to it."""
+        zero = 0 if self.symmetric else self.bits
+        if self.offset is not None:
+            zero = 8 * self.offset.numpy.itemsize
+        per_group = 8 * self.scale.numpy.itemsize + zero
+        return -(-(columns * self.bits + self.groups(columns) * per_group) // 8)
+
+
+Encoding = Dense | Blocks | Grouped
+
+F32: Final = Dense("f32")
+F16: Final = Dense("f16")
+BF16: Final = Dense("bf16")

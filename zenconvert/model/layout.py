@@ -1,0 +1,130 @@
+"""Where every byte of an output goes, known before the first one is written.
+
+A format's writer turns a checkpoint and a target into a :class:`Layout`; ``conversion`` fills it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+from zenconvert.model.checkpoint import RowOrder, Tensor
+from zenconvert.model.encoding import Encoding, Grouped
+from zenconvert.model.grouped import GroupedCodec, Piece
+from zenconvert.model.target import Scheme
+
+Action = Literal["copy", "repack", "decode", "quantize"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What happens to a tensor on its way into another encoding."""
+
+    action: Action
+    exact: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A tensor of the output: what it is made of and how it will be stored."""
+
+    name: str
+    """Name in the output."""
+    parts: tuple[Tensor, ...]
+    """Source tensors, stacked along a new first dimension when there is more than one."""
+    shape: tuple[int, ...]
+    """Stored shape, slowest dimension first."""
+    encoding: Encoding
+    order: RowOrder | None = None
+    """How logical rows are reordered for storage."""
+    change: str | None = None
+    """Which of ``operations.CHANGES`` logical numbers go through before they are stored."""
+    why: str = ""
+    """What decided the encoding."""
+    needs_importance: bool = False
+    """Quantizing to this encoding is refused without importance weights."""
+    derived: bytes | None = None
+    """The whole data of a tensor that is computed from the config and has no parts."""
+    codec: GroupedCodec | None = None
+    """How a grouped tensor is stored."""
+    scheme: Scheme | None = None
+    """What a grouped tensor is quantized to where its numbers are not on the grid already."""
+    is_linear: bool = False
+    """Consumers of the format take it for quantized unless the config says otherwise."""
+    columns: tuple[int, ...] | None = None
+    """The logical column at every stored column, where the format stores them in another order."""
+    sheds_zeros: bool = False
+    """Zeros need not be stored where every one turns out to be the midpoint."""
+    transposed: bool = False
+    """A dense matrix whose logical rows are columns of the file; ``shape`` is that of the file."""
+    verdicts: tuple[Verdict, ...] = ()
+    """What becomes of every part; the planner fills it in before the layout is made."""
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The arrays of a grouped tensor; none for any other."""
+        if self.codec is None or not isinstance(self.encoding, Grouped):
+            return ()
+        return self.codec.pieces(self.encoding, self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        if self.derived is not None:
+            return len(self.derived)
+        if self.codec is not None:
+            return sum(piece.nbytes for piece in self.pieces)
+        columns = self.parts[0].columns
+        return prod(self.shape) // columns * self.encoding.row_bytes(columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A choice with its place in a file."""
+
+    choice: Choice
+    offset: int
+    """Of the first byte; of the first piece of a grouped tensor."""
+    offsets: tuple[int, ...] = ()
+    """Of every piece of a grouped tensor."""
+    strides: tuple[int, ...] = ()
+    """Bytes from row to row of every piece, where rows of other tensors lie in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One file: literal bytes, tensor slots, or a copy of another file."""
+
+    name: str
+    """Relative to the output folder, with / between folders; the output's own for a single file."""
+    size: int
+    literals: tuple[tuple[int, bytes], ...] = ()
+    """``(offset, bytes)``; whatever nothing covers is zero."""
+    slots: tuple[Slot, ...] = ()
+    copy_of: Path | None = None
+
+    @classmethod
+    def of_bytes(cls, name: str, data: bytes) -> OutputFile:
+        """A small file given whole."""
+        return cls(name, len(data), ((0, data),))
+
+    @classmethod
+    def of_copy(cls, name: str, path: Path) -> OutputFile:
+        """A file copied byte for byte."""
+        return cls(name, path.stat().st_size, copy_of=path)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """All files of an output."""
+
+    files: tuple[OutputFile, ...]
+    is_folder: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)

@@ -1,0 +1,244 @@
+"""What a config says beside sizes, and what becomes of every fact of it in a target.
+
+A target that carries ``config.json`` along for the runtime that it was written for (HF, GPTQ, AWQ)
+keeps keys that nobody here understands. Every other target computes by a description of its own, so
+there each key has to be a size, a value that the target's graph computes, or harmless by name; what
+is none of these is refused. The torch engine and calibration are given by transformers what it
+reads of a config; a key that it reads is in the family's table.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from zenconvert.errors import UsageError
+from zenconvert.model import sliding
+from zenconvert.model.architecture import Architecture
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.hyperparameters import ROPE_KEYS, rope_parameters, rope_type
+
+_SHARED: Final = Path(__file__).parent / "config_keys.toml"
+_READ: Final[dict[str, frozenset[str]]] = {
+    "default": frozenset(),
+    "linear": frozenset({"factor"}),
+    "dynamic": frozenset({"factor"}),
+    "llama3": frozenset(
+        {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+    ),
+    "yarn": frozenset(
+        {
+            "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
+            "original_max_position_embeddings", "truncate",
+        }
+    ),
+}  # fmt: skip
+"""Kind of scaled rotations → the parameters that transformers reads."""
+_SPARE: Final = frozenset({"rope_type", "type", "rope_theta", "finetuned", "extrapolation_factor"})
+_ANY: Final = frozenset().union(_SPARE, *_READ.values())
+_WHOLE: Final = "partial_rotary_factor"
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What becomes of one fact of the source."""
+
+    name: str
+    """Key in the source; dots lead into objects."""
+    value: Any
+    place: str
+    """Where it is in the target; empty where it is nowhere."""
+    exact: bool = True
+    """The target computes the same with it, or without it."""
+    why: str = ""
+    refused: bool = False
+    """The target would compute something else without any bound."""
+    told: bool = False
+    """Shown in every plan, though nothing is lost."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "name": self.name,
+            "value": self.value,
+            "place": self.place,
+            "exact": self.exact,
+            "why": self.why,
+        }
+
+
+@cache
+def _shared() -> dict[str, Any]:
+    return tomllib.loads(_SHARED.read_text(encoding="utf-8"))
+
+
+def understood(architecture: Architecture, key: str) -> bool:
+    """Whether a key of a family's config is known, whatever its value."""
+    shared = _shared()
+    return (
+        key in _structural(architecture)
+        or key in architecture.constants
+        or key in architecture.list_rules
+        or key in architecture.ignored
+        or key in shared["ignored"]
+        or key in shared["constants"]
+        or key.startswith(tuple(shared["ignored_prefixes"]))
+    )
+
+
+def _structural(architecture: Architecture) -> frozenset[str]:
+    """Keys that become sizes, rotations, windows, biases and tied heads."""
+    sizes: set[str] = set()
+    for names in architecture.names.values():
+        sizes.update(n.split(".")[0] for n in ([names] if isinstance(names, str) else names))
+    windows = sliding.KEYS[architecture.windows]
+    return frozenset(
+        {*sizes, *ROPE_KEYS, *windows, *architecture.bias_flags, "tie_word_embeddings"}
+    )
+
+
+def carried(checkpoint: Checkpoint, ignored: Sequence[str]) -> list[Fact]:
+    """Facts of a target that takes the config along: keys that are not understood stay in it."""
+    _check_ignored(checkpoint, ignored)
+    facts = [
+        Fact(key, value, "config.json", why="not understood, and carried along as it is")
+        for key, value in checkpoint.config.items()
+        if value is not None and not understood(checkpoint.architecture, key)
+    ]
+    return [*facts, *_unexplained(checkpoint, ignored)]
+
+
+def described(checkpoint: Checkpoint, ignored: Sequence[str], target: str) -> list[Fact]:
+    """Facts of a target that computes by its own description, but for rotations and windows.
+
+    ``ignored`` are unknown keys that were said to be harmless. Raises UsageError for those that
+    are not there or that are understood.
+    """
+    _check_ignored(checkpoint, ignored)
+    facts = [
+        _judged(checkpoint, key, value, ignored, target)
+        for key, value in checkpoint.config.items()
+        if value is not None and key not in _structural(checkpoint.architecture)
+    ]
+    facts += _silent(checkpoint, target)
+    flags = [
+        Fact(flag, checkpoint.config[flag], "the tensors that are there")
+        for flag in sorted(checkpoint.architecture.bias_flags)
+        if checkpoint.config.get(flag) is not None
+    ]
+    return [*facts, *flags, *_unexplained(checkpoint, ignored)]
+
+
+def _judged(
+    checkpoint: Checkpoint, key: str, value: Any, ignored: Sequence[str], target: str
+) -> Fact:
+    architecture, shared = checkpoint.architecture, _shared()
+    constants = {**shared["constants"], **architecture.constants}
+    if key in constants:
+        if value in constants[key]:
+            return Fact(key, value, f"what {target} computes")
+        allowed = " or ".join(map(repr, constants[key])) or "nothing"
+        why = f"{target} computes {architecture.id} models with {allowed} only"
+        return Fact(key, value, "", exact=False, why=why, refused=True)
+    if key in architecture.list_rules:
+        rule = architecture.list_rules[key]
+        if _follows(value, rule, checkpoint.hyperparameters.layers):
+            return Fact(key, value, f"what {target} computes")
+        why = f"{target} computes {architecture.id} models with {dict(rule)} only"
+        return Fact(key, value, "", exact=False, why=why, refused=True)
+    if understood(architecture, key):
+        return Fact(key, value, "", why="changes nothing that is computed")
+    return _unknown(checkpoint, key, value, ignored)
+
+
+def _silent(checkpoint: Checkpoint, target: str) -> list[Fact]:
+    """Values that hold where the config is silent, and that the target does not compute."""
+    architecture, config = checkpoint.architecture, checkpoint.config
+    found = [
+        _judged(checkpoint, key, architecture.defaults[key], (), target)
+        for key in architecture.constants
+        if config.get(key) is None and key in architecture.defaults
+    ]
+    return [fact for fact in found if fact.refused]
+
+
+def _follows(value: Any, rule: Mapping[str, Any], layers: int) -> bool:
+    """Whether a list with an entry for every layer is as a rule has it."""
+    if not isinstance(value, list) or len(value) != layers:
+        return False
+    if "all" in rule:
+        return all(one == rule["all"] for one in value)
+    period = rule["zero_every"]
+    return [bool(one) for one in value] == [(i + 1) % period != 0 for i in range(layers)]
+
+
+def _unknown(checkpoint: Checkpoint, key: str, value: Any, ignored: Sequence[str]) -> Fact:
+    if key in ignored:
+        return Fact(key, value, "", why="ignored, as --ignore-key asks")
+    why = (
+        f"it is not known what this means for {checkpoint.architecture.id} models; if it changes "
+        f"nothing that is computed, say so with --ignore-key {key}"
+    )
+    return Fact(key, value, "", exact=False, why=why, refused=True)
+
+
+def _unexplained(checkpoint: Checkpoint, ignored: Sequence[str]) -> list[Fact]:
+    return [_unknown(checkpoint, k, v, ignored) for k, v in checkpoint.unexplained.items()]
+
+
+def _check_ignored(checkpoint: Checkpoint, ignored: Sequence[str]) -> None:
+    for key in ignored:
+        if key in checkpoint.unexplained or key.startswith(("rope_scaling.", "rope_parameters.")):
+            continue
+        if key not in checkpoint.config:
+            raise UsageError(f"--ignore-key {key}: {checkpoint.path} has no such key")
+        if understood(checkpoint.architecture, key):
+            raise UsageError(f"--ignore-key {key}: it is known what this means")
+
+
+def rotations(
+    checkpoint: Checkpoint, ignored: Sequence[str], kinds: Sequence[str], target: str
+) -> Iterator[Fact]:
+    """Facts of the rotary embedding that no target but the config itself can hold.
+
+    ``kinds`` are the scalings that the target has.
+    """
+    config = checkpoint.config
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    parameters = rope_parameters(config)
+    kind = rope_type(parameters)
+    if kind not in kinds:
+        why = f"{target} has no such scaling for {checkpoint.architecture.id} models; it has "
+        why += ", ".join(kinds)
+        yield Fact(f"{key}.rope_type", kind, "", exact=False, why=why, refused=True)
+        return
+    for name, value in parameters.items():
+        if value is not None and name not in _ANY and name != _WHOLE:
+            yield _unknown(checkpoint, f"{key}.{name}", value, ignored)
+    yield from _contradictions(config, parameters, kind)
+    for name, value in ((_WHOLE, config.get(_WHOLE)), (f"{key}.{_WHOLE}", parameters.get(_WHOLE))):
+        if value is not None and value != 1:
+            why = f"{target} rotates heads of {checkpoint.architecture.id} models whole"
+            yield Fact(name, value, "", exact=False, why=why, refused=True)
+
+
+def _contradictions(
+    config: Mapping[str, Any], parameters: Mapping[str, Any], kind: str
+) -> Iterator[Fact]:
+    """Two places of a config that say different things of one number."""
+    other = rope_parameters({"rope_parameters": config.get("rope_parameters")})
+    if config.get("rope_scaling") and other:
+        here = {k: v for k, v in parameters.items() if k in _READ[kind] and v is not None}
+        there = {k: v for k, v in other.items() if k in _READ[kind] and v is not None}
+        if rope_type(other) != kind or here != there:
+            why = f"rope_scaling says {dict(parameters)}, and which holds depends on who reads it"
+            yield Fact("rope_parameters", other, "", exact=False, why=why, refused=True)
+    name = "original_max_position_embeddings"
+    outer, inner = config.get(name), parameters.get(name)
+    if outer is not None and inner is not None and outer != inner and name in _READ[kind]:
+        why = f"the scaling says {inner!r}, and which holds depends on who reads it"
+        yield Fact(name, outer, "", exact=False, why=why, refused=True)

@@ -1,0 +1,79 @@
+"""Reversible operations between the tensors of HF files and those of another vocabulary.
+
+A closed dictionary that the tables in ``architectures/`` name. An operation either moves rows, and
+is exact whatever they hold, or changes every number; then it is computed in float32, and whether it
+can be undone depends on the numbers (:func:`comes_back`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.model.checkpoint import RowOrder
+from zenconvert.model.encoding import Dense
+from zenconvert.model.hyperparameters import Hyperparameters
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What happens to every number, in float32."""
+
+    what: str
+    """In a few words, w being the number."""
+    undone_by: str
+    """Name of the change that takes it back."""
+    apply: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def _rope_pairs(hp: Hyperparameters) -> RowOrder:
+    """Halves → neighbouring pairs within a head (``LlamaModel.permute`` in llama.cpp)."""
+    half = hp.head_dim // 2
+    return RowOrder(tuple(side * half + pair for pair in range(half) for side in (0, 1)))
+
+
+def _add_one(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return values + np.float32(1)
+
+
+def _take_one(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return values - np.float32(1)
+
+
+ROWS: Final[dict[str, Callable[[Hyperparameters], RowOrder]]] = {"rope_pairs": _rope_pairs}
+"""Operations that move rows."""
+CHANGES: Final = {
+    "add_one": Change("1 + w", "take_one", _add_one),
+    "take_one": Change("w - 1", "add_one", _take_one),
+}
+"""Operations that change numbers."""
+NAMES: Final = frozenset(ROWS) | frozenset(CHANGES)
+"""All of them."""
+
+
+def left_over(stored: str | None, wanted: str | None) -> tuple[str, ...]:
+    """What is to be done to numbers that are stored with one change undone by ``stored``, so that
+    they have ``wanted``: nothing where the two take each other back."""
+    if stored is not None and wanted is not None and CHANGES[stored].undone_by == wanted:
+        return ()
+    return tuple(name for name in (stored, wanted) if name is not None)
+
+
+def changed(values: NDArray[Any], names: tuple[str, ...]) -> NDArray[np.float32]:
+    """float32 numbers after changes, in order."""
+    result: NDArray[np.float32] = values.astype(np.float32)
+    for name in names:
+        result = CHANGES[name].apply(result)
+    return result
+
+
+def comes_back(values: NDArray[Any], names: tuple[str, ...], target: Dense) -> int:
+    """How many of the numbers do not come back, once they are changed and stored as ``target``."""
+    with np.errstate(over="ignore"):
+        stored = changed(values, names).astype(target.numpy)
+    back = changed(stored, tuple(CHANGES[name].undone_by for name in reversed(names)))
+    return int(np.count_nonzero(back.astype(values.dtype) != values))

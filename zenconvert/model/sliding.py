@@ -1,0 +1,43 @@
+"""Which layers see a sliding window, as transformers reads it from a config of a family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from zenconvert.errors import InvalidInput, Unsupported
+from zenconvert.model.architecture import Architecture
+from zenconvert.model.hyperparameters import Hyperparameters
+
+KEYS: Final = {
+    "none": (),
+    "every_layer": ("sliding_window",),
+    "every_layer_if_used": ("sliding_window", "use_sliding_window"),
+    "upper_layers": ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+}
+"""Rule of an architecture → the config keys that it reads."""
+
+
+def windows(
+    architecture: Architecture, config: Mapping[str, Any], hp: Hyperparameters
+) -> tuple[int | None, ...]:
+    """Tokens that every layer sees, itself included; None for all.
+
+    Raises InvalidInput for a config that contradicts itself, Unsupported for other kinds of layers.
+    """
+    if architecture.windows == "none":
+        return (None,) * hp.layers
+    if architecture.windows in ("every_layer", "every_layer_if_used"):
+        return (hp.sliding_window,) * hp.layers
+    types = config.get("layer_types")
+    if types is None:
+        first = config.get("max_window_layers")
+        first = architecture.defaults["max_window_layers"] if first is None else first
+        return tuple(None if i < first else hp.sliding_window for i in range(hp.layers))
+    if not isinstance(types, list) or len(types) != hp.layers:
+        raise InvalidInput(f"layer_types should name {hp.layers} layers, found {types!r:.100}")
+    if unknown := [t for t in types if t not in ("full_attention", "sliding_attention")]:
+        raise Unsupported(f"layers of type {unknown[0]!r} have no graph here")
+    if hp.sliding_window is None and "sliding_attention" in types:
+        raise InvalidInput("layer_types names sliding layers, and there is no sliding_window")
+    return tuple(hp.sliding_window if t == "sliding_attention" else None for t in types)

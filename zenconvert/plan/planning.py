@@ -1,0 +1,281 @@
+"""The plan of a conversion: a pure function of headers, target and options.
+
+Every output tensor part is one frozen :class:`Step`; refusals are gathered and raised together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.base.stamps import Stamp
+from zenconvert.errors import PlanError, first_names
+from zenconvert.formats.registry import format_named
+from zenconvert.ggml import blocks
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.encoding import Blocks, Dense, Encoding, Grouped
+from zenconvert.model.layout import Action, Choice, Layout
+from zenconvert.model.meaning import Fact
+from zenconvert.model.target import Options, Target
+from zenconvert.plan.recoding import refined, verdict
+
+Importance = Mapping[str, NDArray[np.float32]]
+"""Neutral tensor name → weight of every input channel, f32[columns]."""
+
+SLAB_ELEMENTS: Final = 1 << 21
+"""Elements that a worker handles at a time."""
+PACKED_ROWS: Final = 256
+"""Fewest rows of a slab of packed integers."""
+_GROUPS: Final = (128, 64, 32, 16)
+"""What may fit where another group does not, the largest first."""
+_BASE_RAM: Final = 320_000_000  # interpreter, numpy, numba and loaded kernels
+_SLAB_COPIES: Final = 16  # bytes per slab element: stored, float32, weights and encoded rows
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happens to one source tensor."""
+
+    source: str
+    """Name in the source file."""
+    target: str
+    """Name in the output file."""
+    from_: Encoding | None
+    """None for a tensor computed from the config."""
+    to: Encoding
+    shape: tuple[int, ...]
+    """Logical shape of the source tensor."""
+    bytes: int
+    """Bytes that it takes in the output."""
+    action: Action
+    exact: bool
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "source": self.source,
+            "target": self.target,
+            "from": str(self.from_) if self.from_ is not None else "config",
+            "to": str(self.to),
+            "shape": list(self.shape),
+            "bytes": self.bytes,
+            "action": self.action,
+            "exact": self.exact,
+            "why": self.why,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All steps, where every byte goes, and what it will take."""
+
+    target: Target
+    steps: tuple[Step, ...]
+    facts: tuple[Fact, ...]
+    """What becomes of what the config says beside sizes."""
+    layout: Layout
+    threads: int
+    warnings: tuple[str, ...] = ()
+    """What is odd about the source, and how it was taken."""
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+    """The files of the source, as they were when it was opened."""
+
+    @property
+    def lost(self) -> tuple[Fact, ...]:
+        """Facts without which the target computes something else."""
+        return tuple(fact for fact in self.facts if not fact.exact)
+
+    @property
+    def output_bytes(self) -> int:
+        """Exact size of everything that will be written."""
+        return self.layout.size
+
+    @property
+    def exact(self) -> bool:
+        """True when every step is exact and no fact is lost."""
+        return all(step.exact for step in self.steps) and not self.lost
+
+    @property
+    def peak_ram_bytes(self) -> int:
+        """Upper estimate of resident memory: a fixed part and one slab per worker."""
+        widest = max((s.shape[-1] for s in self.steps if s.shape), default=0)
+        slab = max(SLAB_ELEMENTS, widest * 256)
+        headers = sum(len(data) for file in self.layout.files for _, data in file.literals)
+        return _BASE_RAM + 4 * headers + self.threads * slab * _SLAB_COPIES
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form, as ``zenconvert plan --json`` prints it."""
+        return {
+            "target": str(self.target),
+            "output_bytes": self.output_bytes,
+            "peak_ram_bytes": self.peak_ram_bytes,
+            "exact": self.exact,
+            "files": [{"name": f.name, "bytes": f.size} for f in self.layout.files],
+            "steps": [step.as_dict() for step in self.steps],
+            "warnings": list(self.warnings),
+            "facts": [fact.as_dict() for fact in self.facts],
+        }
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    target: Target,
+    options: Options,
+    *,
+    name: str,
+    threads: int,
+    importance: Importance | None = None,
+    exact: bool = False,
+    allow_requantize: bool = False,
+) -> Plan:
+    """Plan a conversion from headers alone.
+
+    ``name`` is the output's file or folder name. Raises PlanError with every refused step and
+    UsageError for a target or option that makes no sense.
+    """
+    writer = format_named(target.format)
+    facts = tuple(writer.facts(checkpoint, target, options))
+    if refused := [_lost(fact, checkpoint) for fact in facts if fact.refused]:
+        raise PlanError(refused)
+    choices = writer.choose(checkpoint, target, options, importance=importance is not None)
+    choices = [_judged(choice) for choice in choices]
+    steps = tuple(step for choice in choices for step in _steps(choice))
+    found = _problems(choices, importance, exact=exact, allow_requantize=allow_requantize)
+    lost = [_lost(fact, checkpoint) for fact in facts if exact and not fact.exact]
+    if problems := [*lost, *_gathered(found)]:
+        raise PlanError(problems)
+    layout = writer.lay_out(checkpoint, target, choices, options, name)
+    return Plan(target, steps, facts, layout, threads, checkpoint.warnings, checkpoint.stamps)
+
+
+def _lost(fact: Fact, checkpoint: Checkpoint) -> str:
+    """Why a fact is a reason to refuse."""
+    return f"{checkpoint.path}: {fact.name} is {fact.value!r:.80}: {fact.why}"
+
+
+def _judged(choice: Choice) -> Choice:
+    """A choice whose parts are looked at as closely as their verdicts need."""
+    if choice.sheds_zeros and isinstance(choice.encoding, Grouped):
+        choice = _without_zeros(choice, choice.encoding)
+    choice = replace(choice, parts=tuple(refined(part, choice) for part in choice.parts))
+    sources = [replace(part, encoding=part.source_encoding) for part in choice.parts]
+    return replace(choice, verdicts=tuple(verdict(part, choice) for part in sources))
+
+
+def _without_zeros(choice: Choice, encoding: Grouped) -> Choice:
+    """The choice on a symmetric grid, where its parts are on one and only their file is not."""
+    grids = [p.encoding for p in choice.parts]
+    if encoding.symmetric or not all(isinstance(g, Grouped) for g in grids):
+        return choice
+    plain = replace(choice, encoding=replace(encoding, symmetric=True))
+    parts = tuple(refined(part, plain) for part in choice.parts)
+    return plain if all(verdict(part, plain).exact for part in parts) else choice
+
+
+def _steps(choice: Choice) -> Iterator[Step]:
+    if choice.derived is not None:
+        size = len(choice.derived)
+        yield Step(
+            "config.json", choice.name, None, choice.encoding, choice.shape, size, "repack", True,
+            choice.why,
+        )  # fmt: skip
+    for part, found in zip(choice.parts, choice.verdicts, strict=True):
+        yield Step(
+            source=part.stored.name,
+            target=choice.name,
+            from_=part.source_encoding,
+            to=choice.encoding,
+            shape=part.shape,
+            bytes=choice.nbytes // len(choice.parts),
+            action=found.action,
+            exact=found.exact,
+            why="; ".join(filter(None, (found.why, choice.why))),
+        )
+
+
+def _gathered(found: Iterator[tuple[str, str]]) -> list[str]:
+    """One line for all tensors that have the same trouble: how many, and the first of them."""
+    gathered: dict[str, list[str]] = {}
+    for name, problem in found:
+        gathered.setdefault(problem, []).append(name)
+    return [
+        f"{names[0]}: {problem}"
+        if len(names) == 1
+        else f"{len(names)} tensors, {first_names(names)}: {problem}"
+        for problem, names in gathered.items()
+    ]
+
+
+def _problems(
+    choices: list[Choice],
+    importance: Importance | None,
+    *,
+    exact: bool,
+    allow_requantize: bool,
+) -> Iterator[tuple[str, str]]:
+    """Names of output tensors, and why they cannot be made."""
+    hint = _fitting_group(choices)
+    for choice in choices:
+        target = choice.encoding
+        if isinstance(target, Blocks):
+            changed = [p for p in choice.parts if p.encoding != target]
+            if changed and not blocks.can_encode(target.type):
+                yield choice.name, f"{target} can be read and not yet written"
+            yield from _importance_problems(choice, importance)
+        if isinstance(target, Grouped) and choice.codec is not None:
+            reason = choice.codec.refuses(target, choice.shape)
+            if reason is not None:
+                name = choice.codec.name
+                yield choice.name, f"{target} cannot be stored as {name}: {reason}{hint}"
+        for part, found in zip(choice.parts, choice.verdicts, strict=True):
+            if exact and not found.exact:
+                yield choice.name, f"not exact: {found.why}"
+            quantized = not isinstance(part.encoding, Dense) and not isinstance(target, Dense)
+            if found.action == "quantize" and quantized and not allow_requantize:
+                yield (
+                    choice.name,
+                    f"{part.encoding} → {target} quantizes a second time "
+                    f"({found.why}); start from the original weights, or allow it with "
+                    "--allow-requantize",
+                )
+
+
+def _fitting_group(choices: list[Choice]) -> str:
+    """Which group every matrix takes, where the one that was asked for does not fit some."""
+    grids = [
+        (choice.codec, choice.encoding, choice.shape)
+        for choice in choices
+        if choice.codec is not None and isinstance(choice.encoding, Grouped)
+    ]
+    if all(not grid.group or shape[-1] % grid.group == 0 for _, grid, shape in grids):
+        return ""
+    for group in _GROUPS:
+        if all(codec.refuses(replace(e, group=group), s) is None for codec, e, s in grids):
+            return f"; groups of {group} fit every matrix"
+    return "; no group of 16 or more fits every matrix: keep some in floats with --tensor-type"
+
+
+def _importance_problems(
+    choice: Choice, importance: Importance | None
+) -> Iterator[tuple[str, str]]:
+    given = importance or {}
+    changed = [part for part in choice.parts if part.encoding != choice.encoding]
+    if choice.needs_importance and any(part.name not in given for part in changed):
+        yield (
+            choice.name,
+            f"{choice.encoding} needs importance weights and there are none: at so few bits the "
+            "result would be garbage; give an imatrix file that covers it with --importance",
+        )
+    for part in choice.parts:
+        weights = importance.get(part.name) if importance is not None else None
+        if weights is not None and weights.shape != (part.columns,):
+            yield (
+                choice.name,
+                f"{weights.size} importance weights were given for rows of {part.columns}",
+            )

@@ -1,0 +1,341 @@
+"""How rows of one encoding become rows of another: what it costs, and doing it.
+
+:func:`verdict` is asked while planning, from headers; :func:`recode` does what it said.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
+from zenconvert.ggml import blocks, integer_grids
+from zenconvert.model.checkpoint import StoredPieces, StoredTensor, Tensor
+from zenconvert.model.encoding import F16, F32, Blocks, Dense, Encoding, Grouped
+from zenconvert.model.grouped import OFFSETS, ROW_UNIT, GroupedRows, Piece, Rows, regroup
+from zenconvert.model.layout import Choice, Verdict
+from zenconvert.model.operations import CHANGES, changed, comes_back, left_over
+from zenconvert.model.target import Scheme
+
+Quantize = Callable[[NDArray[np.float32], Scheme, NDArray[np.float32] | None], GroupedRows]
+"""``(weights f32[rows, columns], scheme, importance f32[columns] or None)`` → codes and scales."""
+
+
+def verdict(source: Tensor, choice: Choice) -> Verdict:
+    """How one source tensor becomes the chosen encoding, whether that is exact, and why.
+
+    Of tensors whose numbers are changed, which are small ones, it reads the data.
+    """
+    old, new = source.encoding, choice.encoding
+    if names := left_over(source.change, choice.change):
+        return _changed(source, choice, names)
+    if isinstance(new, Grouped):
+        return _to_grid(old, new, choice, source.columns)
+    if old == new:
+        return Verdict("copy", True)
+    if isinstance(new, Blocks):
+        return _to_blocks(old, new, source.columns)
+    if isinstance(old, Dense):
+        if old.widens_to(new):
+            return Verdict("repack", True, f"every {old} value is a {new} value")
+        return Verdict("quantize", False, f"{old} is rounded to {new}")
+    if new.dtype == "f32":
+        return Verdict("decode", True, f"{old} is decoded")
+    return Verdict("decode", False, f"{old} is decoded and rounded")
+
+
+def _changed(source: Tensor, choice: Choice, names: tuple[str, ...]) -> Verdict:
+    """Numbers that are changed on their way: exact where all of them would come back."""
+    what = " and ".join(CHANGES[name].what for name in names)
+    if not isinstance(choice.encoding, Dense):
+        return Verdict("quantize", False, f"{what} is rounded to {choice.encoding}")
+    values = decode_rows(read_rows(source, 0, source.rows), source)
+    lost = comes_back(values, names, choice.encoding)
+    if not lost:
+        return Verdict("repack", True, f"{what}, computed in f32, and every number can come back")
+    share = f"{lost} of {values.size} numbers cannot come back"
+    return Verdict("repack", False, f"{what} is rounded to {choice.encoding}: {share}")
+
+
+def _to_grid(old: Encoding, new: Grouped, choice: Choice, columns: int) -> Verdict:
+    if isinstance(old, Dense):
+        return Verdict("quantize", False, f"{old} is rounded to the grid {choice.scheme or new}")
+    grid = old if isinstance(old, Grouped) else integer_grids.grid_of(old.type)
+    if grid is None:
+        return Verdict("quantize", False, f"{old} is decoded and quantized again: it is no grid")
+    if choice.columns is not None:
+        grid = replace(grid, ordered=False)  # the order becomes that of the file
+    return _onto(grid, new, columns, str(old))
+
+
+def _onto(grid: Grouped, new: Grouped, columns: int, name: str) -> Verdict:
+    """Numbers on one grid onto another, of the same tensor."""
+    reason = misfit(grid, new, columns)
+    if reason is None:
+        return Verdict("repack", True, f"the codes and scales of {name} are kept bit for bit")
+    rounded = replace(grid, scale=new.scale, offset=grid.offset and (new.offset or grid.offset))
+    if misfit(rounded, new, columns) is None:
+        how = f"the codes of {name} are kept; its scales are {grid.scale} and round to {new.scale}"
+        return Verdict("repack", False, f"{how}, by 2^-11 of themselves or 2^-25 at most")
+    return Verdict("quantize", False, f"{name} is decoded and quantized again: {reason}")
+
+
+def _to_blocks(old: Encoding, new: Blocks, columns: int) -> Verdict:
+    if isinstance(old, Dense):
+        return Verdict("quantize", False, f"{old} is rounded to the grid of {new}")
+    grid = integer_grids.takes(new.type, old) if isinstance(old, Grouped) else None
+    if isinstance(old, Grouped) and grid is not None:
+        found = _onto(old, grid, columns, str(old))
+        if found.exact and _rounds_minimum(old, new):
+            return Verdict("repack", False, "codes are kept; minimum -zero·scale rounds to f16")
+        return found
+    return Verdict("quantize", False, f"{old} is decoded and quantized again")
+
+
+def _rounds_minimum(old: Grouped, new: Encoding) -> bool:
+    """Whether zeros become a float16 minimum. A midpoint times a float16 is a float16 itself."""
+    minimum = isinstance(new, Blocks) and new.type in integer_grids.WITH_MINIMUM
+    return minimum and old.offset is None and not old.symmetric
+
+
+def misfit(old: Grouped, new: Grouped, columns: int) -> str | None:
+    """Why numbers of one grid cannot all lie on another; None when they do, bit for bit."""
+    whole = columns if old.group is None else old.group
+    if old.ordered and not new.ordered:
+        return "its columns are grouped in act-order"
+    if new.group != old.group and (new.group is None or old.ordered or whole % new.group):
+        return f"its scales hold for {whole} columns, not {new.group or columns}"
+    if new.bits < old.bits:
+        return f"its codes have {old.bits} bits"
+    if old.offset is not None and new.offset is None:
+        return "it is no grid without minimums"
+    if new.offset is not None and (old.offset is None or not old.offset.widens_to(new.offset)):
+        return f"its minimums are {old.offset or 'zero points'}, not {new.offset}"
+    if new.symmetric and not old.symmetric:
+        return "it has zero points of its own"
+    if not old.scale.widens_to(new.scale):
+        return f"its scales are {old.scale}, not {new.scale}"
+    return None
+
+
+def refined(tensor: Tensor, choice: Choice) -> Tensor:
+    """The tensor with the narrowest encoding that its scales and zeros allow.
+
+    Files may store zeros that are all the midpoint, or scales in a wider type than they need. They
+    are read only where that decides whether the choice can be had bit for bit.
+    """
+    old, stored, target = tensor.encoding, tensor.stored, choice.encoding
+    if not isinstance(old, Grouped):
+        return tensor
+    new = integer_grids.takes(target.type, old) if isinstance(target, Blocks) else target
+    if not isinstance(new, Grouped):
+        return tensor
+    plain = replace(old, ordered=old.ordered and choice.columns is None)
+    fits = misfit(plain, new, tensor.columns) is None and not _rounds_minimum(old, target)
+    if fits or not isinstance(stored, StoredPieces):
+        return tensor
+    narrowest = replace(plain, symmetric=old.offset is None, scale=F16, offset=old.offset and F16)
+    if misfit(narrowest, new, tensor.columns) is not None:
+        return tensor
+    arrays = _read_arrays(stored, tensor, 0, tensor.rows, codes=False)
+    scales, zeros = stored.codec.unpack_groups(arrays, stored.encoding, tensor.columns)
+    offsets = arrays.get(OFFSETS)
+    symmetric = zeros is None or bool((zeros == 1 << (old.bits - 1)).all())
+    encoding = replace(
+        old,
+        symmetric=symmetric and offsets is None,
+        scale=F16 if _fits_f16(scales) else old.scale,
+        offset=F16 if offsets is not None and _fits_f16(offsets) else old.offset,
+    )
+    return replace(tensor, encoding=encoding)
+
+
+def _fits_f16(values: NDArray[Any]) -> bool:
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float16).astype(np.float32)
+    return np.array_equal(narrow, values.astype(np.float32))
+
+
+def recode(
+    rows: Rows,
+    part: Tensor,
+    choice: Choice,
+    weights: NDArray[np.float32] | None,
+    where: str,
+    quantize: Quantize,
+) -> Rows:
+    """Stored rows of ``part`` in the encoding of ``choice``. Raises InvalidInput."""
+    if names := left_over(part.change, choice.change):
+        rows = changed(decode_rows(rows, part), names)
+        part, choice = replace(part, encoding=F32, change=None), replace(choice, change=None)
+    target, found = choice.encoding, verdict(part, choice)
+    try:
+        if found.action == "copy" and not isinstance(target, Grouped):
+            return rows
+        if isinstance(target, Grouped):
+            if found.action != "quantize":  # a copy too: data must be what the header said
+                grid = _reordered(_on_grid(rows, part), choice.columns)
+                return regroup(grid, target, round_scales=not found.exact)
+            assert choice.scheme is not None  # every grouped choice has one
+            values = decode_rows(rows, part).astype(np.float32, copy=False)
+            return regroup(quantize(values, choice.scheme, weights), target)
+        if isinstance(target, Blocks):
+            if found.action == "repack":
+                grid = _on_grid(rows, part)
+                new = integer_grids.takes(target.type, grid.encoding)
+                assert new is not None  # the verdict said so
+                grid = regroup(grid, new, round_scales=not found.exact)
+                return integer_grids.from_grouped(target.type, grid)
+            values = decode_rows(rows, part).astype(np.float32, copy=False)
+            return blocks.encode(target.type, values, weights)
+    except ZenError as error:
+        raise InvalidInput(f"{where}: {error}") from error
+    return _cast(decode_rows(rows, part), target, where)
+
+
+def _on_grid(rows: Rows, part: Tensor) -> GroupedRows:
+    if isinstance(rows, GroupedRows):
+        return rows
+    return integer_grids.to_grouped(str(part.encoding), rows, part.columns)
+
+
+def _reordered(rows: GroupedRows, columns: tuple[int, ...] | None) -> GroupedRows:
+    """The rows with their columns in the order in which a format stores them."""
+    if columns is None or rows.group_index is None:
+        return rows
+    order = np.asarray(columns)
+    return replace(rows, codes=rows.codes[:, order], group_index=rows.group_index[order])
+
+
+def _cast(values: NDArray[Any], target: Dense, where: str) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        narrowed = values.astype(target.numpy, copy=False)
+    if target.dtype == "f16" and np.isinf(narrowed).any() and not np.isinf(values).any():
+        largest = float(np.abs(values.astype(np.float32)).max())
+        raise InvalidInput(
+            f"{where}: {largest:g} is beyond the range of f16 (65504); choose bf16 or f32"
+        )
+    return narrowed
+
+
+def decode_rows(rows: Rows, tensor: Tensor) -> NDArray[Any]:
+    """Stored rows as numbers: dense rows as they are, any others as float32[n, columns]."""
+    if isinstance(rows, GroupedRows):
+        return rows.dequantize()
+    if isinstance(tensor.encoding, Blocks):
+        return blocks.decode(tensor.encoding.type, rows, tensor.columns)
+    return rows
+
+
+def logical_rows(tensor: Tensor, begin: int, end: int) -> NDArray[np.float32]:
+    """Logical numbers in logical order, float32[n, columns]; bounds at multiples of the band."""
+    rows = read_rows(tensor, begin, end)
+    if tensor.order is not None:
+        rows = tensor.order.apply(rows)
+    values = decode_rows(rows, tensor).astype(np.float32, copy=False)
+    return values if tensor.change is None else changed(values, (tensor.change,))
+
+
+def read_rows(tensor: Tensor, begin: int, end: int) -> Rows:
+    """Stored rows ``[begin, end)`` of a tensor.
+
+    ``dtype[n, columns]``, ``uint8[n, row_bytes]`` for blocks, or grouped rows. Raises
+    SourceNotFound when the file cannot be read and CorruptFile when it ends too early.
+    """
+    encoding, stored = tensor.encoding, tensor.stored
+    if isinstance(stored, StoredPieces):
+        return _read_pieces(stored, tensor, begin, end)
+    if stored.stride is not None:
+        return _read_columns(stored, tensor, begin, end)
+    data = _read(
+        stored.path, stored.offset + begin * tensor.row_bytes, end - begin, tensor.row_bytes
+    )
+    if isinstance(encoding, Dense):
+        return data.reshape(-1).view(encoding.numpy).reshape(end - begin, tensor.columns)
+    return data
+
+
+def _read_columns(stored: StoredTensor, tensor: Tensor, begin: int, end: int) -> NDArray[Any]:
+    """Rows of a dense matrix that lie as columns in the file."""
+    assert isinstance(tensor.encoding, Dense)
+    dtype = tensor.encoding.numpy
+    offset, width = stored.offset + begin * dtype.itemsize, (end - begin) * dtype.itemsize
+    data = _read(stored.path, offset, tensor.columns, width, stride=stored.stride)
+    lines = data.reshape(-1).view(dtype).reshape(tensor.columns, end - begin)
+    return np.ascontiguousarray(lines.T)
+
+
+def _read_pieces(stored: StoredPieces, tensor: Tensor, begin: int, end: int) -> GroupedRows:
+    first, last = begin // ROW_UNIT * ROW_UNIT, min(-(-end // ROW_UNIT) * ROW_UNIT, tensor.rows)
+    arrays = _read_arrays(stored, tensor, first, last)
+    try:
+        rows = stored.codec.unpack(arrays, stored.encoding)
+    except ZenError as error:
+        raise InvalidInput(f"{stored.path}: {stored.name}: {error}") from error
+    return rows if (first, last) == (begin, end) else rows.take(slice(begin - first, end - first))
+
+
+def _read_arrays(
+    stored: StoredPieces, tensor: Tensor, begin: int, end: int, *, codes: bool = True
+) -> dict[str, NDArray[Any]]:
+    pieces = stored.codec.pieces(stored.encoding, tensor.shape)
+    return {
+        p.name: _read_piece(stored.pieces[p.name], p, begin, end)
+        for p in pieces
+        if codes or not p.codes
+    }
+
+
+def _read_piece(place: StoredTensor, piece: Piece, begin: int, end: int) -> NDArray[Any]:
+    dtype = Dense(piece.dtype).numpy
+    first, last = piece.span(begin, end)
+    row = piece.shape[-1] * dtype.itemsize if len(piece.shape) > 1 else dtype.itemsize
+    if piece.axis != 1:
+        line = place.stride or row
+        data = _read(place.path, place.offset + first * line, last - first, row, stride=line)
+        return data.reshape(-1).view(dtype).reshape(last - first, *piece.shape[1:])
+    width = (last - first) * dtype.itemsize
+    offset = place.offset + first * dtype.itemsize
+    data = _read(place.path, offset, piece.shape[0], width, stride=place.stride or row)
+    return data.reshape(-1).view(dtype).reshape(piece.shape[0], last - first)
+
+
+def _read(
+    path: Path, offset: int, count: int, width: int, stride: int | None = None
+) -> NDArray[np.uint8]:
+    """``count`` runs of ``width`` bytes, ``stride`` apart: uint8[count, width]."""
+    data = np.empty((count, width), dtype=np.uint8)
+    runs = [data.reshape(-1)] if stride in {None, width} else list(data)
+    try:
+        with path.open("rb", buffering=0) as file:
+            for index, run in enumerate(runs):
+                view, at = run.data, offset + index * (stride or 0)
+                while view:
+                    done = os.preadv(file.fileno(), [view], at)
+                    if done == 0:
+                        raise CorruptFile(f"{path}: ends before byte {at + len(view)}")
+                    view, at = view[done:], at + done
+    except OSError as error:
+        raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
+    return data
+
+
+def round_to_nearest(
+    weights: NDArray[np.float32], scheme: Scheme, importance: NDArray[np.float32] | None
+) -> GroupedRows:
+    """Round rows to the nearest points of a grid that fits them best. Raises InvalidInput."""
+    import torch
+
+    from zenconvert.calib.solvers.rtn import nearest
+
+    tensor = None if importance is None else torch.from_numpy(importance)
+    values = nearest(torch.from_numpy(weights), scheme, importance=tensor)
+    if values is None:
+        raise InvalidInput("its weights are not finite or beyond float16; they cannot be quantized")
+    return values

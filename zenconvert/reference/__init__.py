@@ -1,0 +1,1 @@
+"""The reference model in transformers' own modules, one layer in memory at a time."""

@@ -1,0 +1,40 @@
+"""The output head in transformers' own modelling code: scales, softcaps and biases are its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from zenconvert.errors import InvalidInput
+from zenconvert.reference.skeleton import Skeleton
+
+
+class Head:
+    """Final hidden states in, logits out, in float32."""
+
+    def __init__(self, skeleton: Skeleton, weights: Mapping[str, torch.Tensor]) -> None:
+        """``weights``: ``weight`` float32[vocab, hidden], ``bias`` float32[vocab] where the model
+        has one. Raises InvalidInput for a bias that the config has no place for."""
+        self.device = weights["weight"].device
+        self._states = torch.empty(0)
+        biased = getattr(skeleton.model, skeleton.head).bias is not None
+        if "bias" in weights and not biased:
+            raise InvalidInput(f"{skeleton.where}: the config has no place for lm_head.bias")
+        with torch.device("meta"):
+            vocab, hidden = weights["weight"].shape
+            linear = torch.nn.Linear(hidden, vocab, bias=biased)
+        linear.weight = torch.nn.Parameter(weights["weight"], requires_grad=False)
+        if biased:
+            zeros = weights["weight"].new_zeros(len(weights["weight"]))
+            linear.bias = torch.nn.Parameter(weights.get("bias", zeros), requires_grad=False)
+        self._model = skeleton.with_head(linear, lambda: self._states)
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """States [n, hidden] of any float type → float32[n, vocab], on the head's device."""
+        self._states = states.to(device=self.device, dtype=torch.float32)[None]
+        with torch.no_grad():
+            output = self._model(inputs_embeds=self._states, use_cache=False, return_dict=True)
+        self._states = torch.empty(0)
+        logits: torch.Tensor = output.logits[0].float()
+        return logits

@@ -1,0 +1,125 @@
+"""The passage of windows through a model, layer by layer: what calibration and verification share.
+
+Hidden states of all windows lie on the device, in memory or on disk; one block is in memory at a
+time, and the weights of the next one are read while it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+
+from zenconvert.reference.batches import Batch, make_batches, most_tokens
+from zenconvert.reference.block import Block, Padding
+from zenconvert.reference.hidden import HiddenStates, Place
+from zenconvert.reference.reference import Reference
+from zenconvert.texts.windows import Window
+
+
+class Enough(Exception):
+    """Everything that was asked for has been seen; the rest of the block need not run."""
+
+
+class Passage:
+    """Windows on their way; a context manager, so that threads and states go away again.
+
+    ``states`` are the hidden states that go into the next layer, or the final ones.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        windows: Sequence[Window],
+        languages: Sequence[str],
+        dtype: torch.dtype,
+        *,
+        place: Place,
+        folder: Path,
+    ) -> None:
+        """``folder`` takes the file of states that are kept on disk."""
+        self.reference, self.windows, self.dtype = reference, windows, dtype
+        self.batches = make_batches(windows, languages, most_tokens(reference.device))
+        self.states = HiddenStates(
+            sum(len(window.ids) for window in windows),
+            reference.checkpoint.hyperparameters.hidden,
+            dtype,
+            device=reference.device,
+            place=place,
+            folder=folder,
+        )
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="weights")
+        self._next: tuple[int, Future[dict[str, torch.Tensor]]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def embed(self) -> None:
+        """Fill the states with what the first layer is given."""
+        ordered = [self.windows[i].ids for batch in self.batches for i in batch.windows]
+        for places, values in self.reference.embeddings(np.concatenate(ordered), self.dtype):
+            self.states.put(places, values)
+        for batch in self.batches:
+            states = self.states.read(batch)
+            padding = Padding(batch.lengths, states.device)
+            with torch.no_grad():
+                entered = self.reference.skeleton.enter(padding.pad(states))
+            self.states.write(batch, padding.rows(entered))
+
+    def block(self, layer: int) -> Block:
+        """A layer on the device. Whoever asks must have let go of the one before; the weights of
+        the next one are being read when this returns."""
+        begun, self._next = self._next, None
+        weights = begun[1] if begun is not None and begun[0] == layer else self._read(layer)
+        device = self.reference.device
+        moved = {name: value.to(device) for name, value in weights.result().items()}
+        del weights, begun
+        if layer + 1 < self.reference.layers:
+            self._next = (layer + 1, self._read(layer + 1))
+        return self.reference.block(layer, moved)
+
+    def _read(self, layer: int) -> Future[dict[str, torch.Tensor]]:
+        return self._pool.submit(self.reference.weights, layer, self.dtype)
+
+    def forward(
+        self,
+        block: Block,
+        *,
+        keep: bool = True,
+        before: Callable[[Batch], None] | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        """Put all windows through a block; ``keep`` its outputs in place of the inputs.
+
+        ``before`` is called with every batch and ``after`` when it is done. A hook may raise
+        ``Enough`` to end the batch.
+        """
+        for batch in self.batches:
+            if before is not None:
+                before(batch)
+            with suppress(Enough):
+                states = block.forward(self.states.read(batch), batch.lengths)
+                if keep:
+                    self.states.write(batch, states)
+            if after is not None:
+                after()
+
+    def by_window(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """(window, its states [tokens, hidden] on the CPU), in the order of the batches."""
+        for batch in self.batches:
+            rows = torch.split(self.states.read(batch).cpu(), list(batch.lengths))
+            yield from zip(batch.windows, rows, strict=True)

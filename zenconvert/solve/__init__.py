@@ -1,0 +1,1 @@
+"""Statistics and solvers at work on one checkpoint."""

@@ -1,0 +1,222 @@
+"""Quantize with statistics, layer by layer: from a statistics file, or in a walk of its own.
+
+Every solved layer goes to a :class:`~zenconvert.solve.store.SolvedStore` at once, so that a run
+that was killed goes on where it was. What comes back is the source with the solved tensors over
+it, which the ordinary conversion then writes, in any format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from zenconvert.base.scratch import remove_scratch
+from zenconvert.calib.solvers.solution import ModuleReport
+from zenconvert.errors import ConversionFailed, several
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.encoding import Dense
+from zenconvert.model.target import Scheme
+from zenconvert.plan.recoding import logical_rows
+from zenconvert.reference.fingerprint import fingerprint
+from zenconvert.solve.calibration_texts import Calibrating
+from zenconvert.solve.store import LayerSolution, SolvedStore
+from zenconvert.version import __version__
+
+if TYPE_CHECKING:
+    from zenconvert.calib.layer import LayerStatistics
+    from zenconvert.calib.layer_solver import Found, LayerSolver
+    from zenconvert.calib.statistics_reader import Statistics
+    from zenconvert.calib.walk import Sequential, Settings
+    from zenconvert.calib.workspace import Workspace
+    from zenconvert.reference.reference import Reference
+    from zenconvert.texts.selection import Selection
+
+Solver = Literal["rtn", "gptq", "awq"]
+SOLVERS: Final[tuple[Solver, ...]] = ("rtn", "gptq", "awq")
+
+Stage = Callable[[str, int, int], None]
+"""Called with (what is being done, done, total)."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be solved for."""
+
+    checkpoint: Checkpoint
+    grids: Mapping[str, Scheme]
+    """Neutral weight name → grid, of every weight that is quantized."""
+    solver: Solver
+    device: str = "cpu"
+    largest_error: float | None = None
+    """Weighted relative error above which a module is a failure."""
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return self.checkpoint.hyperparameters.layers
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that decides what comes out, beside the statistics."""
+        return {
+            "version": __version__,
+            "model": fingerprint(self.checkpoint, logical_rows),
+            "grids": {n: str(grid) for n, grid in self.grids.items() if n.startswith("layers.")},
+            "solver": self.solver,
+            "device": self.device,
+        }
+
+    def layer_solver(self) -> LayerSolver:
+        """The solver of single layers."""
+        from zenconvert.calib.layer_solver import LAYER_SOLVERS
+
+        return LAYER_SOLVERS[self.solver](self.checkpoint, self.grids)
+
+
+@contextmanager
+def solved(
+    job: Job, source: Statistics | Calibrating, folder: Path, stage: Stage
+) -> Iterator[tuple[Checkpoint, dict[str, ModuleReport]]]:
+    """Solve every layer; gives the source with the solved tensors over it, and every report.
+
+    ``folder`` keeps what is done while it lasts; it goes when the block ends without an error, and
+    after one the next run of the same job goes on from it. Raises UsageError when the statistics do
+    not hold what the solver needs, ConversionFailed when a module's error is above the job's bound,
+    and the errors of reading samples and of running the model.
+    """
+    from zenconvert.calib.feeding import feed
+    from zenconvert.calib.workspace import open_workspace
+    from zenconvert.reference.reference import Reference
+
+    reference = Reference(job.checkpoint, logical_rows, device=job.device)
+    if isinstance(source, Calibrating):
+        selection = source.selection(job.checkpoint)
+        settings = walk_settings(source, job.device, job.solver)
+        with open_solving(job, selection, settings, folder, stage) as solving:
+            feed([solving], reference, selection, settings, workspace=solving.workspace)
+            yield finished(job, solving.store)
+    else:
+        with open_workspace(folder, {**job.facts, "statistics": source.facts["samples"]}):
+            store = SolvedStore(folder)
+            _read(job, source, reference, store, stage)
+            yield finished(job, store)
+    remove_scratch(folder)
+
+
+def walk_settings(calibrating: Calibrating, device: str, solver: Solver) -> Settings:
+    """How a walk computes that feeds a solver. AWQ solves for a whole layer at once, GPTQ stage by
+    stage."""
+    steps: Sequential = "layers" if solver == "awq" else "stages"
+    return calibrating.settings(
+        device, moments=True, sequential=steps if calibrating.sequential else "off"
+    )
+
+
+@contextmanager
+def open_solving(
+    job: Job, selection: Selection, settings: Settings, folder: Path, stage: Stage
+) -> Iterator[Solving]:
+    """Who takes the parts of a walk with ``settings``.
+
+    ``folder`` keeps what is done; what another job left in it goes. Raises as ``open_workspace``.
+    """
+    from zenconvert.calib.workspace import open_workspace
+
+    with open_workspace(folder, identity(job, selection, settings)) as workspace:
+        yield Solving(job, workspace, stage, sequential=settings.sequential != "off")
+
+
+def identity(job: Job, selection: Selection, settings: Settings) -> dict[str, Any]:
+    """All that decides what comes out of a walk."""
+    deciding = replace(settings, max_vram=None, max_ram=None)
+    return {**job.facts, "samples": selection.digest, "settings": repr(deciding)}
+
+
+def _read(
+    job: Job, statistics: Statistics, reference: Reference, store: SolvedStore, stage: Stage
+) -> None:
+    """Solve with the statistics of a file."""
+    from zenconvert.calib.layer_solver import FileLayer
+
+    for layer in range(job.layers):
+        if not store.has(layer):
+            found = job.layer_solver().add(FileLayer(layer, statistics, reference))
+            store.put(layer, _solution(job, found))
+        stage(job.solver, layer + 1, job.layers)
+
+
+class Solving:
+    """Solves the layers of a walk for one job; made by :func:`open_solving`."""
+
+    def __init__(self, job: Job, workspace: Workspace, stage: Stage, *, sequential: bool) -> None:
+        self.job, self.workspace = job, workspace
+        self.stage, self.sequential = stage, sequential
+        self.store = SolvedStore(workspace.folder)
+        self.solver, self.solution = job.layer_solver(), LayerSolution()
+
+    def has(self, layer: int | None) -> bool:
+        """Whether a layer is solved; there is nothing to solve in the head."""
+        return layer is None or self.store.has(layer)
+
+    def take(self, part: LayerStatistics) -> None:
+        """Solve for the modules of a part, and keep the layer when it is the last."""
+        if part.layer is None:
+            return
+        found = self.solver.add(part)
+        self.solution |= _solution(self.job, found)
+        if self.sequential:
+            _replace(part, found)
+        if part.last:
+            self.store.put(part.layer, self.solution)
+            self.solution = LayerSolution()
+            self.stage(self.job.solver, part.layer + 1, self.job.layers)
+
+
+def _solution(job: Job, found: Found) -> LayerSolution:
+    """What is kept of a solved layer: changed tensors in the dtype that they are stored in."""
+    changed = {}
+    for name, values in found.changed.items():
+        encoding = job.checkpoint.tensors[name].encoding
+        dtype = encoding.numpy if isinstance(encoding, Dense) else np.dtype(np.float32)
+        changed[name] = values.cpu().numpy().astype(dtype)
+    return LayerSolution(found.quantized, changed)
+
+
+def _replace(part: LayerStatistics, found: Found) -> None:
+    """Let the walk go on with the numbers that will be written."""
+    import torch
+
+    for name, values in found.changed.items():
+        part.replace(name, values)
+    for name, one in found.quantized.items():
+        if one.values is not None:
+            part.replace(name, torch.from_numpy(one.values.dequantize()))
+
+
+def finished(job: Job, store: SolvedStore) -> tuple[Checkpoint, dict[str, ModuleReport]]:
+    """The source with the solved tensors over it, once every module is within its bound.
+
+    Raises ConversionFailed where one is not.
+    """
+    reports = store.reports(job.layers)
+    bound = job.largest_error
+    if bound is not None:
+        failed = [n for n, r in reports.items() if r.method == "keep" or not r.error <= bound]
+        if failed:
+            worst = max(failed, key=lambda name: reports[name].error)
+            raise ConversionFailed(
+                f"{several(len(failed), 'module has', 'modules have')} a weighted error above "
+                f"{bound:g}, the worst is {worst} with {reports[worst].error:.3g} "
+                f"({reports[worst].method}); use more bits or smaller groups, "
+                "or leave them in floats with --tensor-type"
+            )
+    return store.over(job.checkpoint), reports

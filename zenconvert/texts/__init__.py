@@ -1,0 +1,1 @@
+"""Texts of many languages, and the windows of tokens that they become."""

@@ -1,0 +1,172 @@
+"""What ``--samples`` takes: files, folders and data sets of the Hub.
+
+* ``FILE``: text (one document), ``.jsonl`` (one document a line), ``.json`` (an array of them),
+  ``.csv``, ``.tsv`` or ``.parquet`` (one a row).
+* ``DIR``: all such files below it (of these suffixes, ``.txt``, ``.md`` and ``.ndjson``).
+* ``hub:ORGANISATION/NAME[:SPLIT]``: a data set of the Hub; the split ``train`` by default.
+
+Rows hold ``text`` or ``messages`` and, if known, ``language``. Where a row names no language, the
+file does: ``de.jsonl`` and ``de.train.txt`` are German, other files ``und`` (undetermined). Of a
+table or data set, the first :data:`MOST_ROWS` rows with text in them are read, or as many of them
+as hold 256 MB of text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from zenconvert.base.source_files import size_of
+from zenconvert.errors import CorruptFile, MissingDependency, SourceNotFound, UsageError
+from zenconvert.texts.samples import FACTS, Sample, load_bundled, load_file, sample_of_row
+
+MOST_ROWS: Final = 20_000
+_MOST_BYTES: Final = 256 * 1024 * 1024
+"""Of the text of one table, and of what is unfolded at a time."""
+_BATCH: Final = 64
+
+_SUFFIXES: Final = frozenset(
+    {".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
+)
+_COLUMNS: Final = (
+    "id", "language", "kind", "text", "messages", "conversations", "instruction", "input", "output",
+    "system", "prompt", "completion", "question", "answer",
+)  # fmt: skip
+_LANGUAGE: Final = re.compile(
+    r"([a-z]{2}|arz|ast|bho|ceb|ckb|fil|haw|hmn|ilo|kab|kmr|lij|mai|min|nan|nds|nso|pap|scn|sdh"
+    r"|szl|tzm|vec|war|wuu|yue)(-[A-Za-z0-9]{2,8})*(?=\..)"
+)
+"""Codes of two letters, and those of three that languages without such a code have."""
+_HUB: Final = re.compile(r"hub:(?P<id>[\w.\-]+/[\w.\-]+)(:(?P<split>[\w.\-]+))?")
+
+
+def load_samples(
+    source: str | Path | None = None, languages: Sequence[str] | None = None
+) -> list[Sample]:
+    """The samples of a source, the bundled calibration texts by default.
+
+    Only those in ``languages`` where given. Raises UsageError for a source that is not there, a
+    source without text or a language that it does not have, CorruptFile for broken rows,
+    SourceNotFound for a data set that cannot be had, and MissingDependency.
+    """
+    if source is None:
+        return load_bundled("calibration", languages)
+    samples = list(_samples(source))
+    if not samples:
+        raise UsageError(f"{source}: there is no text in it")
+    if languages is None:
+        return samples
+    known = {sample.language for sample in samples}
+    if absent := [code for code in languages if code not in known]:
+        raise UsageError(
+            f"{source}: no text in {', '.join(absent)}; there is {', '.join(sorted(known))}"
+        )
+    return [sample for sample in samples if sample.language in languages]
+
+
+def language_of(path: Path) -> str:
+    """The language that a file's name begins with, ``und`` where it begins with none."""
+    match = _LANGUAGE.match(path.name)
+    return match[0] if match else "und"
+
+
+def _samples(source: str | Path) -> Iterator[Sample]:
+    if match := _HUB.fullmatch(str(source)):
+        yield from _rows(_hub_rows(match["id"], match["split"] or "train"), str(source), "und")
+        return
+    path = Path(source)
+    if not path.exists():
+        raise UsageError(
+            f"{source}: there is no such file or folder (a data set of the Hub is written "
+            "hub:organisation/name)"
+        )
+    files = [path]
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
+    for file in files:
+        if file.suffix.lower() == ".parquet":
+            yield from _rows(_parquet_rows(file), file.name, language_of(file))
+        else:
+            yield from load_file(file, language_of(file))
+
+
+def _rows(rows: Iterable[Mapping[str, Any]], where: str, language: str) -> Iterator[Sample]:
+    """Rows of a table, whose absent values are None; rows without text are left out."""
+    read = 0
+    for number, row in enumerate(rows, 1):
+        if read > _MOST_BYTES:
+            return
+        given = {key: row[key] for key in _COLUMNS if row.get(key) is not None}
+        text = given.get("text")
+        if isinstance(text, str) and not text.strip():
+            del given["text"]
+        if isinstance(given.get("id"), int):
+            given["id"] = str(given["id"])
+        if given.keys() - FACTS:
+            sample = sample_of_row(given, f"{where}:{number}", language)
+            read += len(sample.content)
+            yield sample
+
+
+def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise _missing(path) from error
+    size_of(path)
+    try:
+        metadata = parquet.read_metadata(path)
+        with parquet.ParquetFile(path, read_dictionary=_texts(metadata.schema)) as file:
+            columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            _check_groups(path, metadata, columns)
+            batches = file.iter_batches(batch_size=_BATCH, columns=columns)
+            yield from islice((row for batch in batches for row in _rows_of(batch)), MOST_ROWS)
+    except (ArrowException, OSError, ValueError) as error:
+        raise CorruptFile(f"{path}: it cannot be read as parquet: {error}") from error
+
+
+def _texts(schema: Any) -> list[str]:
+    """Columns that stay dictionaries when they are read: what is there often is there once."""
+    columns = map(schema.column, range(len(schema)))
+    return [c.path for c in columns if c.path in _COLUMNS and c.physical_type == "BYTE_ARRAY"]
+
+
+def _check_groups(path: Path, metadata: Any, columns: Sequence[str]) -> None:
+    """Raise CorruptFile for columns of a row group that are read whole and too large for that."""
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for column in map(group.column, range(group.num_columns)):
+            size = column.total_uncompressed_size
+            if column.path_in_schema.split(".")[0] in columns and size > _MOST_BYTES:
+                raise CorruptFile(
+                    f"{path}: {column.path_in_schema} of row group {number} unfolds to {size} "
+                    f"bytes, more than {_MOST_BYTES}; write the table in smaller row groups"
+                )
+
+
+def _rows_of(batch: Any) -> Iterator[Mapping[str, Any]]:
+    """Rows one by one, so that no more than one text of a batch is unfolded at a time."""
+    for number in range(batch.num_rows):
+        yield from batch.slice(number, 1).to_pylist()
+
+
+def _hub_rows(name: str, split: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise _missing(f"hub:{name}") from error
+    try:
+        yield from islice(datasets.load_dataset(name, split=split, streaming=True), MOST_ROWS)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SourceNotFound(
+            f"hub:{name}: the split {split!r} of this data set cannot be had: {error}"
+        ) from error
+
+
+def _missing(source: object) -> MissingDependency:
+    return MissingDependency(
+        f"{source}: tables and data sets need more packages; install zenconvert[datasets]"
+    )
