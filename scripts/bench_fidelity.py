@@ -26,7 +26,7 @@ from pathlib import Path
 import zenconvert
 from tests.oracles.llama_quantize import quantize
 from zenconvert.calib.statistics_reader import load_importance
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.texts.samples import LANGUAGES
 from zenconvert.verification.report import Report

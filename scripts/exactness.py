@@ -17,7 +17,7 @@ from zenconvert.model.encoding import BF16, F32, Encoding, Grouped
 from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.target import Options, Target
 from zenconvert.model.tokenizer import Tokenizer
-from zenconvert.plan.recoding import verdict
+from zenconvert.planning.recoding import verdict
 
 GRIDS: Final[dict[str, tuple[str, Encoding]]] = {
     "HF": ("hf:bf16", BF16),

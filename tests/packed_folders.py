@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from zenconvert import open_checkpoint
 from zenconvert.model.encoding import Grouped
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 
 Tensors = dict[str, NDArray[Any]]
 SETTINGS = "quantization_config"

@@ -19,7 +19,7 @@ from zenconvert.cli import cli
 from zenconvert.errors import NotEnoughResources, OutputExists, UsageError, ZenError
 from zenconvert.formats.gguf.imatrix import read_importance
 from zenconvert.formats.gguf.mixtures import FILE_TYPES
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 from zenconvert.solve.calibration_texts import text_cutter
 from zenconvert.texts.samples import load_bundled
 from zenconvert.texts.selection import Selection, select

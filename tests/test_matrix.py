@@ -21,7 +21,7 @@ from scripts.exactness import (
 from tests.onnx_runs import with_tokenizer
 from zenconvert import Options, convert, open_checkpoint
 from zenconvert.errors import PlanError
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 
 Source = Callable[[str, str], Path]
 FIVE = {"HF": "HF", "GGUF Q4_0": "GGUF Q4_0", "GPTQ": "GPTQ", "AWQ": "AWQ", "ONNX": "ONNX"}

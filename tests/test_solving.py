@@ -23,7 +23,7 @@ from zenconvert import Options, calibrate, convert, open_checkpoint, plan
 from zenconvert.cli import cli
 from zenconvert.errors import ConversionFailed, OutputExists, UsageError
 from zenconvert.model.encoding import Dense, Grouped
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 from zenconvert.solve.calibration_texts import Calibrating
 
 SAMPLES: dict[str, Any] = {

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zenconvert.model.checkpoint import Checkpoint
     from zenconvert.model.target import Options, Target
     from zenconvert.opening.sources import open_checkpoint
-    from zenconvert.plan.planning import Plan, Step
+    from zenconvert.planning.plan import Plan, Step
     from zenconvert.publication.preview import Preview
     from zenconvert.publication.release_run import ReleaseResult, plan_release, release
     from zenconvert.solve.calibration import Calibration, calibrate
@@ -70,11 +70,11 @@ _HOMES = {
     "Inspection": "inspection",
     "Options": "model.target",
     "Outcome": "verification.gate",
-    "Plan": "plan.planning",
+    "Plan": "planning.plan",
     "Preview": "publication.preview",
     "ReleaseResult": "publication.release_run",
     "Report": "verification.report",
-    "Step": "plan.planning",
+    "Step": "planning.plan",
     "Target": "model.target",
     "TaskDrift": "verification.tasks",
     "Verdict": "verification.gate",

@@ -14,7 +14,7 @@ from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.errors import ZenError
 from zenconvert.model.target import Options, Target
 from zenconvert.opening.sources import open_checkpoint, with_pre
-from zenconvert.plan.planning import Importance, Plan
+from zenconvert.planning.plan import Importance, Plan
 from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.solve.importance import Knowledge
 from zenconvert.solve.solving import Job, Solver, Stage, silent, solved

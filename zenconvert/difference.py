@@ -11,8 +11,8 @@ import numpy as np
 
 from zenconvert.model.checkpoint import Checkpoint, Tensor
 from zenconvert.opening.sources import open_checkpoint
-from zenconvert.plan.planning import SLAB_ELEMENTS
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.plan import SLAB_ELEMENTS
+from zenconvert.planning.recoding import logical_rows
 
 
 @dataclass(frozen=True, slots=True)

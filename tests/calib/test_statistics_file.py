@@ -33,7 +33,7 @@ from zenconvert.errors import (
     SourceNotFound,
     UsageError,
 )
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.fingerprint import fingerprint
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from tests.calib.whole_models import FAMILIES, by_hand, whole_model
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.walk import Settings, walk
 from zenconvert.errors import InvalidInput, Unsupported
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.moe_modules import unify_experts
 from zenconvert.reference.reference import Reference
 from zenconvert.texts.coverage import language_coverage

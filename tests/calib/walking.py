@@ -11,7 +11,7 @@ import numpy as np
 from zenconvert import open_checkpoint
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.walk import Settings, walk
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.reference import Reference
 from zenconvert.texts.coverage import language_coverage
 from zenconvert.texts.selection import Selection

@@ -24,7 +24,7 @@ from zenconvert.errors import (
     Unsupported,
     ZenError,
 )
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from zenconvert.errors import (
     ZenError,
 )
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 
 Tensors = dict[str, torch.Tensor]
 SIZES: dict[str, Any] = {

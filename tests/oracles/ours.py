@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from zenconvert import open_checkpoint
 from zenconvert.model.encoding import Grouped
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.torch_engine import TorchEngine
 

@@ -31,8 +31,8 @@ from zenconvert.conversion import Conversion
 from zenconvert.errors import InvalidInput, OutputExists, PlanError, UsageError, ZenError
 from zenconvert.ggml import blocks
 from zenconvert.model.target import Target
-from zenconvert.plan.planning import Plan
-from zenconvert.plan.recoding import read_rows
+from zenconvert.planning.plan import Plan
+from zenconvert.planning.recoding import read_rows
 from zenconvert.write import one_pass as streaming
 from zenconvert.write.output import Output
 

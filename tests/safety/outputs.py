@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from zenconvert.conversion import run
-from zenconvert.plan.planning import Plan
+from zenconvert.planning.plan import Plan
 
 Files = dict[str, str]
 """Path relative to a folder → SHA-256."""

@@ -12,7 +12,7 @@ from tests.safety.outputs import after, fail, names
 from zenconvert import plan
 from zenconvert.conversion import run
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
-from zenconvert.plan.planning import Plan
+from zenconvert.planning.plan import Plan
 from zenconvert.write import output
 
 targets = pytest.mark.parametrize("target", ["gguf:f16", "gguf:q8_0", "hf:f16"])

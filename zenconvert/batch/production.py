@@ -25,7 +25,7 @@ from zenconvert.errors import ZenError
 from zenconvert.formats.registry import format_named
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.opening.sources import open_checkpoint
-from zenconvert.plan.planning import Importance, Plan
+from zenconvert.planning.plan import Importance, Plan
 from zenconvert.solve.importance import expected_importance, measured_importance, solver_for
 from zenconvert.solve.solving import Solver, Stage, silent
 from zenconvert.solve.variants import Variant, check_names, grids_of

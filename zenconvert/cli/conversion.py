@@ -22,7 +22,7 @@ from zenconvert.solve.calibration_texts import Calibrating
 if TYPE_CHECKING:
     from zenconvert.conversion import Conversion
     from zenconvert.model.meaning import Fact
-    from zenconvert.plan.planning import Plan
+    from zenconvert.planning.plan import Plan
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -14,7 +14,7 @@ from zenconvert.batch.production import Gathered, gather, produce
 from zenconvert.conversion import Conversion
 from zenconvert.errors import ConversionFailed, ZenError
 from zenconvert.opening.sources import resolve
-from zenconvert.plan.planning import Plan
+from zenconvert.planning.plan import Plan
 from zenconvert.publication.evidence import IMATRIX
 from zenconvert.publication.executors import Progress
 from zenconvert.publication.jobs import Failure, Task

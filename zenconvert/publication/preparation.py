@@ -15,7 +15,7 @@ from zenconvert.ggml import blocks
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.encoding import Blocks, Grouped
 from zenconvert.opening.sources import open_checkpoint
-from zenconvert.plan.planning import Plan
+from zenconvert.planning.plan import Plan
 from zenconvert.publication.ledger import STATE
 from zenconvert.publication.recipe import Recipe, VariantRecipe
 from zenconvert.publication.recipe_reader import read

@@ -28,7 +28,7 @@ from zenconvert.errors import OutputExists, UsageError
 from zenconvert.formats.gguf.imatrix import ImatrixEntry, Sums, Texts, imatrix_size, write_imatrix
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.opening.sources import open_checkpoint
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.reference import Reference
 from zenconvert.solve.calibration_texts import TOKENS_PER_LANGUAGE, Calibrating, window_length
 from zenconvert.texts.coverage import ExpertCoverage, LanguageCoverage, expert_coverage

@@ -15,8 +15,8 @@ from zenconvert.base.atomic import hidden_name
 from zenconvert.base.scratch import held_scratch, is_kept, keep, remove_scratch
 from zenconvert.errors import UsageError
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.plan.planning import Importance
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.plan import Importance
+from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.inputs import by_layer, head_input, layer_inputs
 from zenconvert.solve.calibration import calibrate
 from zenconvert.solve.calibration_texts import Calibrating

@@ -21,7 +21,7 @@ from zenconvert.errors import ConversionFailed, several
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.encoding import Dense
 from zenconvert.model.target import Scheme
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.fingerprint import fingerprint
 from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.solve.store import LayerSolution, SolvedStore

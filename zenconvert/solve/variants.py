@@ -18,8 +18,8 @@ from zenconvert.errors import UsageError
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.encoding import Grouped
 from zenconvert.model.target import Options, Scheme, Target
-from zenconvert.plan.planning import Importance, Plan, Step, make_plan
-from zenconvert.plan.recoding import verdict
+from zenconvert.planning.plan import Importance, Plan, Step, make_plan
+from zenconvert.planning.recoding import verdict
 from zenconvert.solve.solving import Solver
 
 _NAME: Final = re.compile(r"\w[\w.+\-]*")  # fits into the name of a file

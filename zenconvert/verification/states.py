@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from zenconvert.base.scratch import new_temporary_folder, temporary_file
 from zenconvert.errors import NotEnoughResources
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.batches import Batch, most_tokens
 from zenconvert.reference.reference import Reference
 from zenconvert.texts.windows import Window

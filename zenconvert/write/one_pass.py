@@ -29,8 +29,8 @@ from zenconvert.model.checkpoint import RowOrder, StoredPieces, Tensor
 from zenconvert.model.encoding import Blocks, Dense, Grouped
 from zenconvert.model.grouped import ROW_UNIT, GroupedRows, Rows
 from zenconvert.model.layout import Choice, OutputFile, Slot
-from zenconvert.plan.planning import PACKED_ROWS, SLAB_ELEMENTS, Importance, Plan
-from zenconvert.plan.recoding import read_rows, recode, round_to_nearest
+from zenconvert.planning.plan import PACKED_ROWS, SLAB_ELEMENTS, Importance, Plan
+from zenconvert.planning.recoding import read_rows, recode, round_to_nearest
 from zenconvert.write.output import Output, refuse_source
 from zenconvert.write.planned_output import Making
 

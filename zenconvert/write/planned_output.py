@@ -10,7 +10,7 @@ from pathlib import Path
 from zenconvert.base.notes import read_word, write_word
 from zenconvert.base.stamps import check_unchanged, stamp
 from zenconvert.model.checkpoint import StoredPieces, Tensor
-from zenconvert.plan.planning import Importance, Plan
+from zenconvert.planning.plan import Importance, Plan
 from zenconvert.version import __version__
 from zenconvert.write.output import Output
 

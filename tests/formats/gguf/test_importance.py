@@ -13,7 +13,7 @@ from zenconvert import Options, convert, open_checkpoint, plan
 from zenconvert.conversion import run
 from zenconvert.errors import PlanError
 from zenconvert.model.target import Target
-from zenconvert.plan.planning import Plan, make_plan
+from zenconvert.planning.plan import Plan, make_plan
 
 NANO = "builtin:zen-nano"
 Family = Callable[[str], Path]

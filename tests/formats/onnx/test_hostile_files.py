@@ -365,7 +365,7 @@ def test_weights_inside_the_graph_are_read_where_they_are(good: Path, tmp_path: 
     found, expected = open_checkpoint(folder), open_checkpoint(good)
     assert found.files == (folder / "model.onnx",)
     for name in ("embed.weight", "norm.weight", "layers.1.ffn.up.weight"):
-        from zenconvert.plan.recoding import logical_rows
+        from zenconvert.planning.recoding import logical_rows
 
         ours = logical_rows(expected.tensors[name], 0, expected.tensors[name].rows)
         theirs = logical_rows(found.tensors[name], 0, expected.tensors[name].rows)

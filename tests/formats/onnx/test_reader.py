@@ -20,7 +20,7 @@ from tests.onnx_runs import decoded_logits, onnx_logits, session, tokens, varian
 from tests.tiny import raw_model
 from zenconvert import convert, diff, open_checkpoint
 from zenconvert.errors import InvalidInput, UnexpectedTensor, Unsupported
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 
 Sources = Callable[..., Path]
 

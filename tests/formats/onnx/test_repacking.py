@@ -17,7 +17,7 @@ from tests.tiny import raw_model
 from zenconvert import Options, convert, open_checkpoint, plan
 from zenconvert.errors import PlanError
 from zenconvert.formats.gguf import container
-from zenconvert.plan.recoding import logical_rows
+from zenconvert.planning.recoding import logical_rows
 from zenconvert.solve.calibration_texts import Calibrating
 
 Model = Callable[[str], Path]

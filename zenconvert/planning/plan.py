@@ -22,7 +22,7 @@ from zenconvert.model.encoding import Blocks, Dense, Encoding, Grouped
 from zenconvert.model.layout import Action, Choice, Layout
 from zenconvert.model.meaning import Fact
 from zenconvert.model.target import Options, Target
-from zenconvert.plan.recoding import refined, verdict
+from zenconvert.planning.recoding import refined, verdict
 
 Importance = Mapping[str, NDArray[np.float32]]
 """Neutral tensor name → weight of every input channel, f32[columns]."""
