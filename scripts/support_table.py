@@ -9,7 +9,7 @@ from scripts import exactness
 from zenconvert.formats.registry import FORMATS
 from zenconvert.ggml import blocks
 from zenconvert.ggml.types import BY_NAME
-from zenconvert.model.architecture import NO_GGUF, architectures
+from zenconvert.model.architecture import architectures
 
 _LEGEND = (
     "Linear weights between formats: `=` bit for bit, `≈` codes kept and a scale or minimum",
@@ -29,8 +29,7 @@ def table() -> str:
     lines += ["", "| architecture | model types | GGUF architecture |", "|---|---|---|"]
     for known in architectures().values():
         types = ", ".join(f"`{t}`" for t in known.model_types)
-        gguf = "none yet: no GGUF, no ONNX" if known.gguf == NO_GGUF else f"`{known.gguf}`"
-        lines.append(f"| {known.id} | {types} | {gguf} |")
+        lines.append(f"| {known.id} | {types} | `{known.gguf}` |")
     lines += ["", *_LEGEND, "", exactness.table().rstrip()]
     lines += ["", "| ggml type | bits per weight | decoded | encoded | importance weights |"]
     lines.append("|---|---|---|---|---|")

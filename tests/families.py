@@ -21,6 +21,8 @@ class Family:
     """A maker of ``tests.tokenizers_for_tests``."""
     pre: str = "llama-bpe"
     """What llama.cpp calls its pre-tokenizer."""
+    llamacpp: float = 1e-3
+    """How far llama.cpp's logits may be off, in their deviations: its GELU is a table of f16."""
     onnx: bool = True
     """A graph can be written."""
     optional: dict[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -84,6 +86,28 @@ FAMILIES: dict[str, Family] = {
             tie_word_embeddings=True, layer_types=["full_attention"] * 8, pretraining_tp=2,
             pad_token_id=0,
         ),
+    ),
+    "gemma2": Family(
+        _sizes(
+            "gemma2", "Gemma2ForCausalLM", num_hidden_layers=4, head_dim=128,
+            query_pre_attn_scalar=128, sliding_window=16, attn_logit_softcapping=2.0,
+            final_logit_softcapping=3.0, hidden_act="gelu_pytorch_tanh",
+            hidden_activation="gelu_pytorch_tanh", cache_implementation="hybrid",
+            attention_bias=False, rope_theta=10000.0, tie_word_embeddings=True, pad_token_id=0,
+        ),
+        "gemma", "default", llamacpp=1e-2,
+    ),
+    "gemma3": Family(
+        _sizes(
+            "gemma3_text", "Gemma3ForCausalLM", num_hidden_layers=12, head_dim=128,
+            query_pre_attn_scalar=128, sliding_window=16, sliding_window_pattern=6,
+            attn_logit_softcapping=None, final_logit_softcapping=None,
+            hidden_activation="gelu_pytorch_tanh", cache_implementation="hybrid",
+            attention_bias=False, rope_theta=1000000.0, rope_local_base_freq=10000.0,
+            rope_scaling={"rope_type": "linear", "factor": 8.0}, tie_word_embeddings=True,
+            pad_token_id=0,
+        ),
+        "gemma", "default", llamacpp=1e-2,
     ),
 }  # fmt: skip
 

@@ -65,8 +65,11 @@ WRONG = {
     "a type": ("[of.mistral]", "[of.mystral]", "[of.mystral]"),
     "a row twice": ('name = "head"', 'name = "norm"', "module norm: stands there twice"),
     "no role": ('role = "head"', "", "module head: role is missing"),
-    "keys of GGUF": ('gguf_keys = ["vocab_size", "rope.dimension_count"]', "gguf_keys = [1]",
-                     "gguf_keys: should be a list of words"),
+    "a key of GGUF": ('"u32 vocab"', '"u64 vocab"', "[gguf_keys] vocab_size: 'u64 vocab'"),
+    "a size in GGUF": ('"u32 ffn"', '"u32 fnf"', "[gguf_keys] feed_forward_length: 'u32 fnf'"),
+    "no file type": ('file_type = "file_type"', "", "[gguf_keys]: no row holds the file_type"),
+    "an implied size": ('kv_heads = "heads"', 'kv_heads = "heds"', "[gguf_implied] kv_heads"),
+    "a fact of llama.cpp": ('head = "any"', 'head = "some"', "[gguf_graph] head: 'some'"),
 }  # fmt: skip
 
 

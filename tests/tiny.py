@@ -124,6 +124,7 @@ def raw_model(
         for name in names:
             values = random.standard_normal(name.shape) * 0.05
             if name.module.role == "norm":
-                values += 1
+                # what 1 is added to stays away from 0, as tiny numbers do not come back from that
+                values += 0.25 if architecture.norms_add_one else 1
             file.write(values.astype(encoding.numpy).tobytes())
     return folder

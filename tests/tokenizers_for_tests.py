@@ -145,7 +145,57 @@ def sentencepiece_bpe(folder: Path, vocab: int = 1500) -> int:
     return int(processor.vocab_size())
 
 
+def gemma(folder: Path, vocab: int = 1500) -> int:
+    """SentencePiece with byte fallback as Gemma has it: no space before a text, ids of its own."""
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line for text in texts() for line in text.splitlines()),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=vocab,
+        byte_fallback=True,
+        character_coverage=0.98,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        user_defined_symbols=["<mask>", "<start_of_turn>", "<end_of_turn>", "\n\n"],
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(out.getvalue())
+    special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>")
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "added_tokens_decoder": {
+                **{
+                    str(i): {"content": text, "special": True, "normalized": False}
+                    for i, text in enumerate(special)
+                },
+                "7": {"content": "\n\n", "special": False, "normalized": False},
+            },
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            "tokenizer_class": "GemmaTokenizer",
+            "chat_template": TEMPLATE,
+        },
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_proto=out.getvalue())
+    return int(processor.vocab_size())
+
+
 MAKERS = {
+    "gemma": gemma,
     "qwen2": qwen2,
     "llama3": llama3,
     "mistral": sentencepiece_bpe,

@@ -18,6 +18,8 @@ from zenconvert.model.sliding import windows
 from zenconvert.model.target import Options, Target
 
 _RUNTIME: Final = "llama.cpp"
+_COMPUTED: Final = ("score_width", "score_softcap", "logit_softcap", "sliding_theta")
+"""Sizes that change what is computed, and that only some architectures have keys for."""
 _TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -30,6 +32,7 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
         *meaning.described(checkpoint, options.ignored_keys, _RUNTIME),
         *_rotations(checkpoint, options),
         *_windows(checkpoint),
+        *_implied(checkpoint),
         *_heads(checkpoint),
         *_biases(checkpoint),
         *_generation(checkpoint),
@@ -51,7 +54,7 @@ def _tokenizer(checkpoint: Checkpoint) -> Iterator[Fact]:
 
 def _rotations(checkpoint: Checkpoint, options: Options) -> Iterator[Fact]:
     architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
-    kinds = (*rope.KINDS, *([rope.FACTORS] if architecture.gguf_frequency_factors else ()))
+    kinds = ("default", *sorted(architecture.in_gguf.scalings))
     found = list(meaning.rotations(checkpoint, options.ignored_keys, kinds, _RUNTIME))
     yield from found
     if any(fact.refused for fact in found):
@@ -66,7 +69,7 @@ def _rotations(checkpoint: Checkpoint, options: Options) -> Iterator[Fact]:
 
 
 def _windows(checkpoint: Checkpoint) -> Iterator[Fact]:
-    """llama.cpp's graphs of these architectures see every token."""
+    """llama.cpp's graphs of many architectures see every token."""
     hp = checkpoint.hyperparameters
     try:
         sizes = windows(checkpoint.architecture, checkpoint.config, hp)
@@ -78,6 +81,9 @@ def _windows(checkpoint: Checkpoint) -> Iterator[Fact]:
     if not seen:
         return
     shortest = min(seen)
+    if checkpoint.architecture.in_gguf.window_period:
+        yield Fact("sliding_window", shortest, "attention.sliding_window")
+        return
     if shortest >= hp.context:
         why = f"no text of {hp.context} tokens is longer than the window"
         yield Fact("sliding_window", shortest, "", why=why)
@@ -90,9 +96,27 @@ def _windows(checkpoint: Checkpoint) -> Iterator[Fact]:
     yield Fact("sliding_window", shortest, "", exact=False, why=why)
 
 
+def _implied(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """Numbers without a key, or that no key can take away: they have to be llama.cpp's own."""
+    architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
+    family = architecture.in_gguf
+    rows = {key.size: key.name for key in family.keys}
+    for size in _COMPUTED:
+        value, implied = hp.number(size), family.implied_number(size, hp)
+        name = architecture.key(size)
+        if size in rows and value is not None:
+            yield Fact(name, value, f"{architecture.gguf}.{rows[size]}")
+        elif value != implied:
+            why = f"llama.cpp computes {architecture.gguf} models with {implied or 'none'}"
+            yield Fact(name, value, "", exact=False, why=why, refused=True)
+
+
 def _heads(checkpoint: Checkpoint) -> Iterator[Fact]:
     architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
-    if not architecture.gguf_any_heads and hp.head_dim * hp.heads != hp.hidden:
+    if architecture.in_gguf.tied_head and "head.weight" in checkpoint.tensors:
+        why = f"llama.cpp's {architecture.gguf} graph has no head but the embedding"
+        yield Fact("tie_word_embeddings", False, "", exact=False, why=why, refused=True)
+    if not architecture.in_gguf.any_heads and hp.head_dim * hp.heads != hp.hidden:
         why = f"llama.cpp has heads of hidden / heads only in {architecture.gguf} models"
         yield Fact("head_dim", hp.head_dim, "", exact=False, why=why, refused=True)
 
@@ -100,7 +124,7 @@ def _heads(checkpoint: Checkpoint) -> Iterator[Fact]:
 def _biases(checkpoint: Checkpoint) -> Iterator[Fact]:
     architecture = checkpoint.architecture
     for module in architecture.modules:
-        if module.name not in architecture.gguf_no_biases or module.bias_flag is None:
+        if module.name not in architecture.in_gguf.no_biases or module.bias_flag is None:
             continue
         tensor = f"{module.name.replace('{layer}', '0')}.bias"
         if tensor in checkpoint.tensors:

@@ -6,7 +6,7 @@ llama.cpp). Reals are stored as f32; reading gives the shortest decimal that rou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,17 +15,17 @@ from zenconvert.errors import CorruptFile
 from zenconvert.formats.gguf.container import KeyValue
 from zenconvert.formats.gguf.rope import scaling_keys
 from zenconvert.model.architecture import Architecture
+from zenconvert.model.architecture_table import FILE_TYPE, ROTATIONS
 from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.sliding import FULL, SLIDES, layer_types
 
 _READ: Final = frozenset(
     {
-        "block_count", "context_length", "embedding_length", "feed_forward_length",
-        "attention.head_count", "attention.head_count_kv", "attention.key_length",
-        "attention.layer_norm_rms_epsilon", "expert_count", "expert_used_count",
-        "rope.freq_base", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
+        "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
         "rope.scaling.attn_factor", "rope.scaling.original_context_length",
     }
 )  # fmt: skip
+"""Keys that are read beside those that a family's table has."""
 _HARMLESS: Final = frozenset(
     {
         # llama.cpp reads these for other architectures, or for nothing
@@ -48,39 +48,45 @@ _CONSTANTS: Final[dict[str, tuple[Any, ...]]] = {
     "embedding_scale": (1.0,),
 }
 """Keys that change nothing as long as they have one of these values."""
+_REQUIRED: Final = frozenset({"layers", "context", "hidden", "ffn", "heads", "rms_eps"})
+_TOLD_OTHERWISE: Final = frozenset({"vocab", "head_dim"})
+"""Sizes whose rows are only compared with what other rows and tensors say."""
+_PATTERN: Final = "attention.sliding_window_pattern"
 _INTEGERS: Final = frozenset({"u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64"})
 
 
-def model_keys(architecture: Architecture, hp: Hyperparameters) -> dict[str, KeyValue]:
-    """The architecture's key/values in the converter's order, file type left out."""
-    keys: dict[str, KeyValue] = {
-        "block_count": ("u32", hp.layers),
-        "context_length": ("u32", hp.context),
-        "embedding_length": ("u32", hp.hidden),
-        "feed_forward_length": ("u32", hp.ffn),
-        "attention.head_count": ("u32", hp.heads),
-        "attention.head_count_kv": ("u32", hp.kv_heads),
-        **scaling_keys(hp),
-        "rope.freq_base": ("f32", hp.rope_theta),
-        "attention.layer_norm_rms_epsilon": ("f32", hp.rms_eps),
-    }
-    if hp.experts:
-        keys["expert_count"] = ("u32", hp.experts)
-        keys["expert_used_count"] = ("u32", hp.experts_used)
-    if hp.explicit_head_dim:
-        keys["attention.key_length"] = ("u32", hp.head_dim)
-        keys["attention.value_length"] = ("u32", hp.head_dim)
-    return {f"{architecture.gguf}.{key}": value for key, value in keys.items()}
+def model_keys(
+    architecture: Architecture, hp: Hyperparameters, file_type: KeyValue, slides: Sequence[bool]
+) -> dict[str, KeyValue]:
+    """The architecture's key/values in the converter's order, the file type at its place.
+
+    ``slides``: which layers see a window.
+    """
+    family, keys = architecture.in_gguf, dict[str, KeyValue]()
+    prefix = f"{architecture.gguf}."
+    for key in family.keys:
+        if key.type == ROTATIONS:
+            keys |= {f"{prefix}{name}": value for name, value in scaling_keys(hp).items()}
+        elif key.type == FILE_TYPE:
+            keys["general.file_type"] = file_type
+        else:
+            number = hp.number(key.size) if key.size != "sliding_window" or any(slides) else None
+            spare = key.only_other and number == family.implied_number(key.size, hp)
+            if number is not None and not spare:
+                value = int(number) if key.type == "u32" else float(number)
+                keys[f"{prefix}{key.name}"] = (key.type, value)
+    if pattern := _pattern(architecture, hp, slides):
+        keys[f"{prefix}{_PATTERN}"] = ("arr:bool", np.array(pattern))
+    return keys
 
 
-def extra_keys(architecture: Architecture, hp: Hyperparameters) -> dict[str, KeyValue]:
-    """Key/values that only some architectures have; they follow the file type."""
-    known: dict[str, KeyValue] = {
-        "vocab_size": ("u32", hp.vocab),
-        "rope.dimension_count": ("u32", hp.head_dim),
-        "expert_feed_forward_length": ("u32", hp.expert_ffn),
-    }
-    return {f"{architecture.gguf}.{key}": known[key] for key in architecture.gguf_keys}
+def _pattern(
+    architecture: Architecture, hp: Hyperparameters, slides: Sequence[bool]
+) -> list[bool] | None:
+    """Which layers slide, where llama.cpp takes it otherwise from a window alone."""
+    period = architecture.in_gguf.window_period
+    usual = [kind == SLIDES for kind in layer_types(hp.layers, period)] if period else []
+    return list(slides) if period and any(slides) and list(slides) != usual else None
 
 
 class KeyReader:
@@ -122,9 +128,9 @@ class KeyReader:
             raise CorruptFile(f"{self.where}: {full} should be a string, found {found!r:.100}")
         return str(found[1])
 
-    def optional_integer(self, key: str) -> int | None:
-        """An integer, or None when the key is absent. Raises CorruptFile."""
-        return self.integer(key) if self._get(key)[1] is not None else None
+    def has(self, key: str) -> bool:
+        """Whether the file has the key."""
+        return self._get(key)[1] is not None
 
 
 def hf_config(
@@ -137,39 +143,81 @@ def hf_config(
     rope_scaling: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """A ``config.json`` dictionary from key/values (``keys`` prefixed with the architecture)."""
-    heads = keys.integer("attention.head_count")
-    sizes: dict[str, int | float | None] = {
-        "vocab": vocab,
-        "hidden": keys.integer("embedding_length"),
-        "ffn": keys.integer("feed_forward_length"),
-        "layers": keys.integer("block_count"),
-        "heads": heads,
-        "kv_heads": keys.integer("attention.head_count_kv", heads),
-        "context": keys.integer("context_length"),
-        "rms_eps": keys.real("attention.layer_norm_rms_epsilon"),
-        "head_dim": keys.optional_integer("attention.key_length"),
-    }
-    if architecture.experts:
-        sizes["experts"] = keys.integer("expert_count")
-        sizes["experts_used"] = keys.integer("expert_used_count")
-    if "expert_ffn" in architecture.names:
-        sizes["expert_ffn"] = keys.integer("expert_feed_forward_length")
+    sizes = {**_read_sizes(architecture, keys), "vocab": vocab}
+    theta = sizes.pop("rope_theta")
     config: dict[str, Any] = {
         "architectures": [architecture.hf_class],
         "model_type": architecture.model_types[0],
-        **{architecture.key(k): v for k, v in sizes.items() if v is not None},
-        "hidden_act": "silu",
-        "rope_theta": keys.real("rope.freq_base", 10000.0),
+        **{architecture.key(k): v for k, v in sizes.items()},
+        architecture.activation_key: architecture.constants[architecture.activation_key][0],
+        "rope_theta": theta,
         "rope_scaling": rope_scaling,
         "tie_word_embeddings": tied,
         "attention_dropout": 0.0,
         "use_cache": True,
         "pad_token_id": None,  # families have defaults, which need not be in the vocabulary
         **_unlike_defaults(architecture),
+        **_layers(architecture, keys),
     }
+    config |= _implied(architecture, config, keys)
     flags = {flag: flag in bias_flags for flag in architecture.bias_flags}
     usual = architecture.defaults
     return {**config, **{k: v for k, v in sorted(flags.items()) if v or usual.get(k)}}
+
+
+def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]:
+    """Size → number, of every row that the file has; the first row of a size counts."""
+    family, found = architecture.in_gguf, dict[str, float]()
+    required = _REQUIRED | {size for size in architecture.names if size.startswith("expert")}
+    for key in family.keys:
+        if key.type in (ROTATIONS, FILE_TYPE) or key.size in _TOLD_OTHERWISE:
+            continue
+        size = "head_dim" if key.size == "stated_head_dim" else key.size
+        if size in found:
+            continue
+        if keys.has(key.name) or size in required:
+            read = keys.integer if key.type == "u32" else keys.real
+            found[size] = read(key.name)
+    for size, value in family.implied.items():
+        if size not in found and not isinstance(value, str):
+            found[size] = value
+    return {**found, "kv_heads": found.get("kv_heads", found["heads"])}
+
+
+def _layers(architecture: Architecture, keys: KeyReader) -> dict[str, Any]:
+    """Which layers slide, where that is not what a config that is silent says."""
+    period, layers = architecture.in_gguf.window_period, keys.integer("block_count")
+    if not period:
+        return {}
+    pattern = keys.metadata.get(f"{keys.prefix}{_PATTERN}")
+    if not keys.integer("attention.sliding_window", _implied_window(architecture)):
+        return {"layer_types": layer_types(layers, 1)}
+    if pattern is None:
+        usual = period == architecture.window_period
+        return {} if usual else {"layer_types": layer_types(layers, period)}
+    if pattern[0] == "arr:bool" and len(pattern[1]) >= layers:
+        return {"layer_types": [SLIDES if s else FULL for s in list(pattern[1])[:layers]]}
+    return {"layer_types": layer_types(layers, keys.integer(_PATTERN) or 1)}
+
+
+def _implied_window(architecture: Architecture) -> int:
+    found = architecture.in_gguf.implied.get("sliding_window", 0)
+    return int(found) if not isinstance(found, str) else 0
+
+
+def _implied(
+    architecture: Architecture, config: Mapping[str, Any], keys: KeyReader
+) -> dict[str, Any]:
+    """Sizes that llama.cpp takes from others, under the keys that a config has them."""
+    family = architecture.in_gguf
+    named = [s for s, v in family.implied.items() if isinstance(v, str) and s in architecture.names]
+    found = {}
+    for size in named:
+        if architecture.key(size) not in config:
+            number = family.implied_number(size, architecture.sizes(config, where=keys.where))
+            assert number is not None  # sizes that others imply are there
+            found[architecture.key(size)] = int(number) if number == int(number) else number
+    return found
 
 
 def _unlike_defaults(architecture: Architecture) -> dict[str, Any]:
@@ -184,18 +232,24 @@ def _unlike_defaults(architecture: Architecture) -> dict[str, Any]:
     return found
 
 
-def strange_keys(keys: KeyReader, hp: Hyperparameters) -> dict[str, Any]:
+def strange_keys(
+    architecture: Architecture, keys: KeyReader, hp: Hyperparameters
+) -> dict[str, Any]:
     """Keys of the file's architecture that may change what is computed and are not understood."""
     same = {
+        "attention.key_length": hp.head_dim,
         "attention.value_length": hp.head_dim,
         "rope.dimension_count": hp.head_dim,
         "vocab_size": hp.vocab,
         "expert_feed_forward_length": hp.expert_ffn or hp.ffn,
     }
+    rows = {key.name for key in architecture.in_gguf.keys} - set(same)
+    if architecture.in_gguf.window_period:
+        rows.add(_PATTERN)
     strange = {}
     for full, (_, value) in keys.metadata.items():
         key = full.removeprefix(keys.prefix)
-        if key == full or key in _READ or key in _HARMLESS:
+        if key == full or key in rows or key in _READ or key in _HARMLESS:
             continue
         if key in _CONSTANTS and value in _CONSTANTS[key]:
             continue

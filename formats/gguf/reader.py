@@ -131,7 +131,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ),
         files=tuple(f.path for f in files),
         warnings=(*warnings, *(f"{path}: {text}" for text in special_ids(metadata)[1])),
-        unexplained={**strange, **strange_keys(keys, hp)},
+        unexplained={**strange, **strange_keys(architecture, keys, hp)},
     )
 
 

@@ -35,9 +35,9 @@ _YARN: Final = {
 }
 _BETAS: Final = {"beta_fast": 32.0, "beta_slow": 1.0}
 KINDS: Final = ("default", "linear", "yarn", "dynamic")
-"""Scalings that every architecture of llama.cpp has, or nearly has."""
+"""Scalings that are key/values, or that llama.cpp leaves away."""
 FACTORS: Final = "llama3"
-"""The scaling that is a tensor of factors, for architectures that read one."""
+"""The scaling that is a tensor of factors."""
 
 
 class _Keys(Protocol):

@@ -15,6 +15,7 @@ import numpy as np
 from zenconvert.errors import CorruptFile, UnknownTokenizer, UsageError
 from zenconvert.formats.gguf.container import KeyValue
 from zenconvert.model import pretokenizer
+from zenconvert.model.architecture import GgufFamily
 from zenconvert.model.tokenizer import Kind, Tokenizer, TokenType
 
 _PREFIX: Final = "tokenizer.ggml."
@@ -29,23 +30,22 @@ _INTEGERS: Final = frozenset({"u32", "i32", "u64", "i64"})
 _OTHER_KEYS: Final = (
     "model", "pre", "tokens", "token_type", "scores", "merges", "add_space_prefix",
 )  # fmt: skip
-_GRANITE_VOCABULARY: Final = 49152  # the converter never lets these models add BOS
 
 
 def tokenizer_metadata(
-    tokenizer: Tokenizer, architecture: str, *, pre_tokenizer: str | None = None
+    tokenizer: Tokenizer, family: GgufFamily, *, pre_tokenizer: str | None = None
 ) -> dict[str, KeyValue]:
     """The key/values in the converter's order.
 
-    ``architecture`` is GGUF's name; ``pre_tokenizer`` overrides ``tokenizer.ggml.pre``. Raises
-    UnknownTokenizer when the pre-tokenizer is not known, UsageError for a useless override.
+    ``pre_tokenizer`` overrides ``tokenizer.ggml.pre``. Raises UnknownTokenizer when the
+    pre-tokenizer is not known, UsageError for a useless override.
     """
     if tokenizer.problem:
         raise UnknownTokenizer(
             f"this tokenizer cannot be stored in GGUF: {tokenizer.problem} (other targets take it)"
         )
     keys: dict[str, KeyValue] = {}
-    if architecture == "llama" and tokenizer.add_space_prefix is not None:
+    if family.space_prefix == "first" and tokenizer.add_space_prefix is not None:
         keys["add_space_prefix"] = ("bool", tokenizer.add_space_prefix)
     keys["model"] = ("str", next(n for n, k in _MODELS.items() if k == tokenizer.kind))
     keys["pre"] = ("str", _pre(tokenizer, pre_tokenizer))
@@ -61,9 +61,14 @@ def tokenizer_metadata(
     for role, value in tokenizer.adds.items():
         if role in _ADDED:
             keys[f"add_{role}_token"] = ("bool", value)
-    if architecture == "llama" and len(tokenizer.tokens) == _GRANITE_VOCABULARY:
+    if len(tokenizer.tokens) in family.without_bos:
         keys["add_bos_token"] = ("bool", False)
-    return {f"{_PREFIX}{key}": value for key, value in keys.items()} | _templates(tokenizer)
+    last = family.space_prefix == "last" and tokenizer.kind == "spm"
+    end: dict[str, KeyValue] = {
+        f"{_PREFIX}add_space_prefix": ("bool", bool(tokenizer.add_space_prefix))
+    }
+    metadata = {f"{_PREFIX}{key}": value for key, value in keys.items()} | _templates(tokenizer)
+    return metadata | (end if last else {})
 
 
 def _pre(tokenizer: Tokenizer, override: str | None) -> str:

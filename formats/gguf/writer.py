@@ -12,19 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from zenconvert.errors import Unsupported, UsageError
+from zenconvert.errors import UsageError
 from zenconvert.formats.gguf import container, mixtures, rope
 from zenconvert.formats.gguf.container import KeyValue, TensorInfo
 from zenconvert.formats.gguf.general import general_metadata
-from zenconvert.formats.gguf.keys import extra_keys, model_keys
+from zenconvert.formats.gguf.keys import model_keys
 from zenconvert.formats.gguf.reader import encoding_of, read_files, stored_form
 from zenconvert.formats.gguf.tokenizer import known_pre, tokenizer_metadata
 from zenconvert.ggml.types import BY_NAME
 from zenconvert.model import pretokenizer
-from zenconvert.model.architecture import NO_GGUF, TensorName
+from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, Tensor
 from zenconvert.model.encoding import F32
 from zenconvert.model.layout import Choice, Layout, OutputFile, Slot
+from zenconvert.model.sliding import windows
 from zenconvert.model.target import Options, Target
 
 DEFAULT_TYPE: Final = "bf16"
@@ -45,10 +46,8 @@ def choose(
 ) -> list[Choice]:
     """The type of every tensor by llama.cpp's mixture rules, in file order.
 
-    Raises UsageError, and Unsupported for a family that has no files of this format yet.
+    Raises UsageError.
     """
-    if checkpoint.architecture.gguf == NO_GGUF:
-        raise Unsupported(f"{checkpoint.architecture.id} models cannot be written as GGUF yet")
     if options.layout is not None:
         raise UsageError("--layout makes no sense for gguf targets")
     file_type = file_type_of(target)
@@ -248,19 +247,18 @@ def _converted_metadata(
     checkpoint: Checkpoint, code: KeyValue, choices: list[Choice], options: Options
 ) -> dict[str, KeyValue]:
     architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
+    slides = [size is not None for size in windows(architecture, checkpoint.config, hp)]
     carried = {k: v for k, v in checkpoint.metadata.carried.items() if k not in _OWN_KEYS}
     general = {k: v for k, v in carried.items() if k.startswith("general.")}
     if not general:
         general = general_metadata(checkpoint, choices)
     tokenizer = tokenizer_metadata(
-        checkpoint.tokenizer, architecture.gguf, pre_tokenizer=options.pre_tokenizer
+        checkpoint.tokenizer, architecture.in_gguf, pre_tokenizer=options.pre_tokenizer
     )
     own = {
         "general.architecture": ("str", architecture.gguf),
         **general,
-        **model_keys(architecture, hp),
-        "general.file_type": code,
-        **extra_keys(architecture, hp),
+        **model_keys(architecture, hp, code, slides),
         "general.quantization_version": QUANTIZATION_VERSION,
         **tokenizer,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 TABLES: Final = ("cos_cache", "sin_cache")
 """Names of the tables in graphs that have them."""
+SLIDING_TABLES: Final = ("cos_cache_sliding", "sin_cache_sliding")
+"""Those of layers that slide, where they rotate in a way of their own."""
 KINDS: Final = ("default", "linear", "llama3", "yarn")
 """Scalings that tables can hold."""
 _PERIOD: Final = 4
@@ -34,6 +37,13 @@ def rotated(architecture: Architecture, layers: int) -> list[bool]:
     if architecture.rotates == "every_layer":
         return [True] * layers
     return [(layer + 1) % _PERIOD != 0 for layer in range(layers)]
+
+
+def of_sliding(hp: Hyperparameters) -> Hyperparameters | None:
+    """Sizes with the rotations of layers that slide; None where all layers rotate alike."""
+    if hp.sliding_theta is None:
+        return None
+    return replace(hp, rope_theta=hp.sliding_theta, rope_scaling=None)
 
 
 def frequencies(hp: Hyperparameters) -> tuple[NDArray[np.float32], float]:

@@ -75,7 +75,7 @@ def in_transformers(folder: Path, text: list[int]) -> Logits:
     """float32[tokens, vocab]. Raises Refused where tensors and config do not fit together."""
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
+            folder, dtype=torch.float32, output_loading_info=True, attn_implementation="eager"
         )
         with torch.inference_mode():
             logits: Logits = model.eval()(torch.tensor([text])).logits[0].numpy()

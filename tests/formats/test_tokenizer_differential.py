@@ -19,8 +19,11 @@ from zenconvert.formats.gguf import container
 from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata, tokenizer_metadata
 from zenconvert.formats.hf.tokenizer import TextEncoder, read_tokenizer
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
+from zenconvert.model.architecture import for_model_type
 from zenconvert.model.pretokenizer import Rule, rules
 from zenconvert.model.tokenizer import Tokenizer
+
+LLAMA = for_model_type("llama").in_gguf
 
 COUNT: Final = int(os.environ.get("ZENCONVERT_TOKENIZER_SEEDS", "40"))
 FIRST: Final = int(os.environ.get("ZENCONVERT_TOKENIZER_SEED", "0"))
@@ -29,7 +32,7 @@ TEXTS: Final = 10
 
 def vocabulary_file(tokenizer: Tokenizer, path: Path) -> llama_cpp.Llama:
     """llama.cpp on a GGUF file that holds a tokenizer and nothing else."""
-    metadata = {"general.architecture": ("str", "llama"), **tokenizer_metadata(tokenizer, "llama")}
+    metadata = {"general.architecture": ("str", "llama"), **tokenizer_metadata(tokenizer, LLAMA)}
     path.write_bytes(container.pack_header(metadata, []))
     return llama_cpp.Llama(model_path=str(path), vocab_only=True, verbose=False)
 
@@ -44,7 +47,7 @@ def compare(drawn: Draw, folder: Path, texts: int = TEXTS) -> None:
     for text, number in theirs.get_vocab().items():
         assert ours.tokens[number] == text, who
     engine = vocabulary_file(ours, folder / "vocab.gguf")
-    metadata = tokenizer_metadata(ours, "llama")
+    metadata = tokenizer_metadata(ours, LLAMA)
     read = tokenizer_from_metadata(metadata, where=who)
     back = folder / "back"
     back.mkdir()

@@ -29,6 +29,7 @@ from zenconvert.formats.gguf import container
 from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata, tokenizer_metadata
 from zenconvert.formats.hf.tokenizer import TextEncoder, read_tokenizer
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
+from zenconvert.model.architecture import for_model_type
 
 Family = Callable[[str], Path]
 Gguf = Callable[[str, str], Path]
@@ -230,7 +231,7 @@ def test_an_ill_typed_part_is_one_error(
     folder = drawn.write(tmp_path / "m")
     try:
         found = read_tokenizer(folder, vocab_size=drawn.size)
-        tokenizer_metadata(found, "llama")
+        tokenizer_metadata(found, for_model_type("llama").in_gguf)
     except ZenError:
         pass
     else:

@@ -30,6 +30,7 @@ from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata, tokenizer
 from zenconvert.formats.hf import sentencepiece_model, special_tokens
 from zenconvert.formats.hf.tokenizer import TextEncoder, read_tokenizer
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
+from zenconvert.model.architecture import for_model_type
 from zenconvert.model.tokenizer import TokenType
 
 Family = Callable[[str], Path]
@@ -87,7 +88,7 @@ def test_the_neutral_tokenizer_survives_both_formats(
     """Metadata → tokenizer → HF files → tokenizer → metadata: nothing changes."""
     folder = folder_of(source, model)
     checkpoint = open_checkpoint(folder)
-    arch, size = checkpoint.architecture.gguf, checkpoint.hyperparameters.vocab
+    arch, size = checkpoint.architecture.in_gguf, checkpoint.hyperparameters.vocab
     first = tokenizer_metadata(checkpoint.tokenizer, arch)
     neutral = tokenizer_from_metadata(first, where="test")
     for name, data in write_tokenizer(neutral).items():
@@ -106,7 +107,7 @@ def test_named_templates_are_kept(model: Family, tmp_path: Path) -> None:
         chat_template="plain",
         named_templates={"tool_use": "tools", "rag": "documents"},
     )
-    metadata = tokenizer_metadata(tokenizer, "qwen2")
+    metadata = tokenizer_metadata(tokenizer, for_model_type("qwen2").in_gguf)
     assert metadata["tokenizer.chat_templates"] == ("arr:str", ["tool_use", "rag"])
     for name, data in write_tokenizer(tokenizer_from_metadata(metadata, where="test")).items():
         (tmp_path / name).write_bytes(data)

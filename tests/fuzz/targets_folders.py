@@ -20,6 +20,7 @@ from zenconvert.formats.hf import sentencepiece_model
 from zenconvert.formats.hf.tokenizer import read_tokenizer
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
 from zenconvert.inspection import describe
+from zenconvert.model.architecture import for_model_type
 
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = f"{WEIGHTS}.index.json"
@@ -152,7 +153,7 @@ _TOKENIZER_WORDS: Final = (
 def _read_tokenizer(path: Path) -> None:
     tokenizer = read_tokenizer(path, vocab_size=len(models.TOKENS))
     _try(lambda: write_tokenizer(tokenizer))
-    _try(lambda: tokenizer_metadata(tokenizer, "llama"))
+    _try(lambda: tokenizer_metadata(tokenizer, for_model_type("llama").in_gguf))
 
 
 def _sentencepiece(choices: Choices, base: Files) -> Files:

@@ -13,18 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from zenconvert.errors import InvalidInput, MissingTensor, UnknownArchitecture
 from zenconvert.model import operations
-from zenconvert.model.architecture_table import ALWAYS, IGNORED, Table, read_table
+from zenconvert.model.architecture_table import ALWAYS, IGNORED, OTHER, Table, read_table
 from zenconvert.model.hyperparameters import Hyperparameters, Names, from_config
 
 Role = Literal["embed", "linear", "norm", "router", "head"]
 BiasRule = Literal["none", "optional", "required"]
 
-NO_GGUF: Final = "none"
-"""In place of llama.cpp's name of a family whose files are neither read nor written."""
 _STACK: Final = 3
 """Dimensions of a tensor that holds the experts of a layer."""
 _FUSED: Final = 3
@@ -97,6 +95,52 @@ class TensorName:
         return self.name.endswith(".weight")
 
 
+@dataclass(frozen=True, slots=True)
+class GgufKey:
+    """A key of GGUF files, without the architecture before it, and what it holds."""
+
+    name: str
+    type: Literal["u32", "f32", "rotations", "file_type"]
+    """``rotations``: all keys of scaled rotations; ``file_type``: only a place."""
+    size: str = ""
+    """A number of :class:`Hyperparameters`; the key is left out where the model has none."""
+    only_other: bool = False
+    """Left out, too, where llama.cpp takes that number anyway."""
+
+
+@dataclass(frozen=True)
+class GgufFamily:
+    """A family in GGUF: keys, and what llama.cpp computes whatever they say."""
+
+    keys: tuple[GgufKey, ...]
+    """In the converter's order."""
+    implied: Mapping[str, float | str]
+    """Size → the number, or the size, that holds where a file is silent or has no key."""
+    any_heads: bool
+    """Heads may have another size than hidden / heads."""
+    scalings: frozenset[str]
+    """Kinds of scaled rotations; ``llama3`` is factors of frequencies in a tensor."""
+    no_biases: frozenset[str]
+    """Modules of which the graph has no bias."""
+    window_period: int
+    """The last of so many layers sees everything and the others a window; 0: no windows."""
+    tied_head: bool
+    """There is no head but the embedding."""
+    hidden_over_heads_layers: int
+    """Models of so many layers divide scores by √(hidden / heads)."""
+    space_prefix: Literal["first", "last", "silent"]
+    """Where a file says whether text begins with a space."""
+    without_bos: frozenset[int]
+    """Sizes of vocabularies that never get a BOS."""
+
+    def implied_number(self, size: str, hp: Hyperparameters) -> float | None:
+        """What llama.cpp takes for a size of such a model where the file is silent."""
+        if size == "score_width" and hp.layers == self.hidden_over_heads_layers:
+            return float(hp.hidden // hp.heads)
+        found = self.implied.get(size)
+        return hp.number(found) if isinstance(found, str) else found
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A model family, as one of its model types has it: modules, and what configs mean."""
@@ -107,13 +151,8 @@ class Architecture:
     """``config.json`` ``model_type`` values of the family; the first is written."""
     hf_class: str
     gguf: str
-    """``general.architecture`` in GGUF; ``none`` for a family that has no files there yet."""
-    gguf_keys: tuple[str, ...]
-    """GGUF keys beyond the common ones."""
-    gguf_any_heads: bool
-    """Heads may have another size than hidden / heads in llama.cpp's graph."""
-    gguf_frequency_factors: bool
-    """llama.cpp's graph divides rotary frequencies by factors of the file."""
+    """``general.architecture`` in GGUF."""
+    in_gguf: GgufFamily
     genai_types: frozenset[str]
     """Model types that onnxruntime-genai knows by name."""
     experts: bool
@@ -129,14 +168,20 @@ class Architecture:
     """Config keys that change nothing in this family."""
     list_rules: Mapping[str, Mapping[str, Any]]
     """Config key → what its entries for every layer have to be, as ``LIST_RULES`` says."""
-    windows: Literal["none", "every_layer", "every_layer_if_used", "upper_layers"]
+    windows: Literal["none", "every_layer", "every_layer_if_used", "upper_layers", "pattern"]
     """Which layers see a sliding window, where the config has one."""
+    window_period: int
+    """The last of so many layers sees everything, where there is a pattern and no config's own."""
     rotates: Literal["every_layer", "three_of_four"]
     """Which layers rotate positions."""
     head_norms: bool
     """q and k are normed head by head, before they are rotated."""
-    gguf_no_biases: frozenset[str]
-    """Modules of which llama.cpp's graph has no bias."""
+    norms_add_one: bool
+    """Norms multiply by 1 + their weight."""
+    scales_embedding: bool
+    """Embeddings are multiplied by the root of the hidden size."""
+    activation_key: str
+    """Config key of the function in the feed-forward network."""
 
     def sizes(self, config: Mapping[str, Any], *, where: str) -> Hyperparameters:
         """The sizes of a config. Raises as ``from_config``."""
@@ -144,7 +189,7 @@ class Architecture:
 
     def key(self, size: str) -> str:
         """The key under which a config that is written has a size."""
-        names = self.names[size]
+        names = self.names.get(size, size)
         return names if isinstance(names, str) else names[0]
 
     @property
@@ -246,9 +291,9 @@ def for_model_type(model_type: str) -> Architecture:
 def for_gguf(name: str, *, experts: bool) -> Architecture:
     """The architecture of a GGUF ``general.architecture``. Raises UnknownArchitecture."""
     for architecture in architectures().values():
-        if architecture.gguf == name != NO_GGUF and architecture.experts == experts:
+        if architecture.gguf == name and architecture.experts == experts:
             return architecture
-    known = sorted({a.gguf for a in architectures().values()} - {NO_GGUF})
+    known = sorted({a.gguf for a in architectures().values()})
     kind = "with experts" if experts else "without experts"
     raise UnknownArchitecture(
         f"GGUF architecture {name!r} {kind} is not known; known are {', '.join(known)}."
@@ -266,9 +311,7 @@ def _built(table: Table, model_type: str) -> Architecture:
         model_types=tuple(values["model_types"]),
         hf_class=values["class"],
         gguf=values["gguf"],
-        gguf_keys=tuple(values.get("gguf_keys", ())),
-        gguf_any_heads=block["gguf_heads"] == "any",
-        gguf_frequency_factors=block["gguf_frequency_factors"],
+        in_gguf=_in_gguf(values),
         genai_types=frozenset(block["genai_types"]),
         experts=values.get("experts", False),
         modules=tuple(
@@ -284,10 +327,34 @@ def _built(table: Table, model_type: str) -> Architecture:
         list_rules={k: v for k, v in config.items() if isinstance(v, dict)},
         ignored=frozenset(k for k, v in config.items() if v == IGNORED),
         windows=block["windows"],
+        window_period=block["window_period"],
         rotates=block["rotates"],
         head_norms=block["head_norms"],
-        gguf_no_biases=frozenset(block["gguf_no_biases"]),
+        norms_add_one=block["norm_weights"] == "1+w",
+        scales_embedding=block["embedding_scale"] != "1",
+        activation_key=block["activation"],
     )
+
+
+def _in_gguf(values: Mapping[str, Any]) -> GgufFamily:
+    graph, tokenizer = values["gguf_graph"], values["gguf_tokenizer"]
+    return GgufFamily(
+        keys=tuple(_gguf_key(name, row) for name, row in values["gguf_keys"].items()),
+        implied=values["gguf_implied"],
+        any_heads=graph["heads"] == "any",
+        scalings=frozenset(graph["scalings"]),
+        no_biases=frozenset(graph["no_biases"]),
+        window_period=graph["window_period"],
+        tied_head=graph["head"] == "tied",
+        hidden_over_heads_layers=graph["hidden_over_heads_layers"],
+        space_prefix=tokenizer["space_prefix"],
+        without_bos=frozenset(tokenizer["without_bos"]),
+    )
+
+
+def _gguf_key(name: str, row: str) -> GgufKey:
+    kind, _, size = row.partition(" ")
+    return GgufKey(name, cast(Any, kind), size.removesuffix(OTHER), size.endswith(OTHER))
 
 
 def _module(row: Mapping[str, Any], flag: str | None, operation: str | None) -> Module:

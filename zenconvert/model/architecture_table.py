@@ -19,9 +19,9 @@ from zenconvert.errors import InvalidInput
 from zenconvert.model.hyperparameters import COMPUTED_SIZES, SIZES
 
 ROLES: Final = ("embed", "linear", "norm", "router", "head")
-WINDOWS: Final = ("none", "every_layer", "every_layer_if_used", "upper_layers")
+WINDOWS: Final = ("none", "every_layer", "every_layer_if_used", "upper_layers", "pattern")
 ROTATES: Final = ("every_layer", "three_of_four")
-GGUF_HEADS: Final = ("any", "hidden / heads")
+SCALINGS: Final = frozenset({"linear", "yarn", "dynamic", "llama3"})
 IGNORED: Final = "ignored"
 LIST_RULES: Final = frozenset({"all", "zero_every"})
 """What a list with an entry for every layer may be held to: ``all`` entries have one value, or they
@@ -30,10 +30,13 @@ ALWAYS: Final = "always"
 """Key of ``[biases]`` for modules that have one whatever the config says."""
 _NONE: Final = "none"
 
-_SECTIONS: Final = ("sizes", "defaults", "config", "block", "biases", "gguf_operations")
+_SECTIONS: Final = (
+    "sizes", "defaults", "config", "block", "biases", "gguf_operations", "gguf_keys",
+    "gguf_implied", "gguf_graph", "gguf_tokenizer",
+)  # fmt: skip
 _KEYS: Final = (
-    "like", "model_types", "class", "gguf", "gguf_keys", "experts", "without", "of", "module",
-    "balance", *_SECTIONS,
+    "like", "model_types", "class", "gguf", "experts", "without", "of", "module", "balance",
+    *_SECTIONS,
 )  # fmt: skip
 _REQUIRED: Final = ("model_types", "class", "gguf", "module", "balance", *_SECTIONS)
 _MODULE_KEYS: Final = (
@@ -43,12 +46,34 @@ _VARIANT_KEYS: Final = ("class", *_SECTIONS)
 _BLOCK: Final[dict[str, Callable[[Any], bool]]] = {
     "genai_types": lambda value: isinstance(value, list),
     "windows": WINDOWS.__contains__,
-    "gguf_heads": GGUF_HEADS.__contains__,
-    "gguf_frequency_factors": lambda value: isinstance(value, bool),
-    "gguf_no_biases": lambda value: isinstance(value, list),
+    "window_period": lambda value: type(value) is int,
+    "norm_weights": ("w", "1+w").__contains__,
+    "embedding_scale": ("1", "sqrt(hidden)").__contains__,
+    "activation": lambda value: isinstance(value, str),
     "head_norms": lambda value: isinstance(value, bool),
     "rotates": ROTATES.__contains__,
 }
+_GGUF_GRAPH: Final[dict[str, Callable[[Any], bool]]] = {
+    "heads": ("any", "hidden / heads").__contains__,
+    "scalings": lambda value: isinstance(value, list) and set(value) <= SCALINGS,
+    "no_biases": lambda value: isinstance(value, list),
+    "window_period": lambda value: type(value) is int,
+    "head": ("any", "tied").__contains__,
+    "hidden_over_heads_layers": lambda value: type(value) is int,
+}
+_GGUF_TOKENIZER: Final[dict[str, Callable[[Any], bool]]] = {
+    "space_prefix": ("first", "last", "silent").__contains__,
+    "without_bos": lambda value: isinstance(value, list),
+}
+ROTATIONS: Final = "rotations"
+"""What the row of all keys about scaled rotations holds."""
+FILE_TYPE: Final = "file_type"
+"""What the row at the place of the file type holds."""
+ALL: Final = "*"
+"""With ``none`` in ``[gguf_keys]``: what the table that this is like has there is left out."""
+OTHER: Final = " other"
+"""After a size in ``[gguf_keys]``: only written where it is other than what is implied."""
+_GGUF_TYPES: Final = ("u32", "f32")
 _BALANCE: Final = {"heads": "kv_to_q", "through": "1+w"}
 """What else a balance row may say, and how."""
 BLOCK_KEYS: Final = frozenset(_BLOCK)
@@ -136,7 +161,8 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
     values = {**below, **above}
     for section in _SECTIONS:
         if section in below or section in above:
-            merged = {**below.get(section, {}), **above.get(section, {})}
+            start = {} if ALL in above.get(section, {}) else below.get(section, {})
+            merged = {**start, **above.get(section, {})}
             values[section] = {k: v for k, v in merged.items() if v != _NONE or k == "windows"}
     return values
 
@@ -175,8 +201,8 @@ class _Check:
                 self.fail(key, f"should be a word, found {values[key]!r:.60}")
         if not isinstance(values.get("experts", False), bool):
             self.fail("experts", "should be true or false")
-        self.strings("gguf_keys", values.get("gguf_keys", []))
         self._sizes(values)
+        self._gguf(values)
         names = self._modules(values)
         self._lists("[biases]", values["biases"], names)
         self._lists("[gguf_operations]", values["gguf_operations"], names)
@@ -185,7 +211,8 @@ class _Check:
                 "[gguf_operations]", f"{sorted(unknown)[0]!r} is none of {sorted(operations)}"
             )
         self._config(values)
-        self._lists("[block]", {"gguf_no_biases": values["block"]["gguf_no_biases"]}, names)
+        biases = values["gguf_graph"]["no_biases"]
+        self._lists("[gguf_graph]", {"no_biases": biases}, names)
         self._balances(values["balance"], {m["name"]: m["shape"] for m in values["module"]})
 
     def _sizes(self, values: Mapping[str, Any]) -> None:
@@ -194,6 +221,34 @@ class _Check:
             if size not in SIZES:
                 self.fail(where, f"there is no such size; known are {sorted(SIZES)}")
             self.strings(where, found if isinstance(found, list) else [found])
+
+    def _facts(
+        self, section: str, values: Mapping[str, Any], known: Mapping[str, Callable[[Any], bool]]
+    ) -> None:
+        """A section with exactly these keys."""
+        found = values[section]
+        self.keys(f"[{section}]", found, tuple(known), tuple(known))
+        for key, is_right in known.items():
+            if not is_right(found[key]):
+                self.fail(f"[{section}] {key}", f"{found[key]!r:.60} is not understood")
+
+    def _gguf(self, values: Mapping[str, Any]) -> None:
+        self._facts("gguf_graph", values, _GGUF_GRAPH)
+        self._facts("gguf_tokenizer", values, _GGUF_TOKENIZER)
+        known = {*SIZES, *COMPUTED_SIZES}
+        for key, row in values["gguf_keys"].items():
+            if row in (ROTATIONS, FILE_TYPE):
+                continue
+            kind, _, size = row.partition(" ") if isinstance(row, str) else ("", "", "")
+            if kind not in _GGUF_TYPES or size.removesuffix(OTHER) not in known:
+                told = f"{row!r:.60} should be a type of {_GGUF_TYPES} and one of {sorted(known)}"
+                self.fail(f"[gguf_keys] {key}", told)
+        if FILE_TYPE not in values["gguf_keys"].values():
+            self.fail("[gguf_keys]", f"no row holds the {FILE_TYPE}")
+        for size, value in values["gguf_implied"].items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if size not in known or not (number or value in known):
+                self.fail(f"[gguf_implied] {size}", f"{value!r:.60} should be a size or a number")
 
     def _modules(self, values: Mapping[str, Any]) -> set[str]:
         known = {*values["sizes"], *COMPUTED_SIZES}
@@ -232,10 +287,7 @@ class _Check:
             if meaning != IGNORED and not rule and (not isinstance(meaning, list) or not meaning):
                 told = f"should be {IGNORED!r}, a list of values, or one of {sorted(LIST_RULES)}"
                 self.fail(f"[config] {key}", told)
-        self.keys("[block]", values["block"], tuple(_BLOCK), tuple(_BLOCK))
-        for key, is_right in _BLOCK.items():
-            if not is_right(values["block"][key]):
-                self.fail(f"[block] {key}", f"{values['block'][key]!r:.60} is not understood")
+        self._facts("block", values, _BLOCK)
         for flag, modules in values["biases"].items():
             if flag != ALWAYS and modules and not isinstance(values["defaults"].get(flag), bool):
                 self.fail(f"[biases] {flag}", "there is no true or false of it in [defaults]")

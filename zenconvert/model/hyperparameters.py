@@ -11,12 +11,15 @@ from zenconvert.errors import InvalidInput
 SIZES: Final = frozenset(
     {
         "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context", "rms_eps",
-        "experts", "experts_used", "expert_ffn",
+        "experts", "experts_used", "expert_ffn", "window_period", "score_width", "score_softcap",
+        "logit_softcap", "sliding_theta",
     }
 )  # fmt: skip
 """Numbers that a table of a family finds in a config."""
-COMPUTED_SIZES: Final = frozenset({"q_width", "kv_width"})
-"""Sizes that follow from others."""
+COMPUTED_SIZES: Final = frozenset(
+    {"q_width", "kv_width", "stated_head_dim", "rope_theta", "sliding_window"}
+)
+"""Sizes that follow from others, or are read in a way of their own."""
 ROPE_KEYS: Final = (
     "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
     "original_max_position_embeddings",
@@ -26,6 +29,7 @@ Names = Mapping[str, str | Sequence[str]]
 """Size → the key that a config has it under, or several of which the first that is there counts;
 dots lead into objects."""
 
+_FULL: Final = "full_attention"
 _LIMIT: Final = 1 << 31
 _SCALING_NUMBERS: Final = (
     "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
@@ -64,6 +68,26 @@ class Hyperparameters:
     expert_ffn: int = 0
     """Inner size of an expert, where it has one of its own."""
     sliding_window: int | None = None
+    window_period: int = 0
+    """The config's: the last of so many layers sees everything; 0 where it has none."""
+    score_width: float = 0.0
+    """Scores are divided by its root; the head size in most families."""
+    score_softcap: float | None = None
+    """c in c · tanh(scores / c)."""
+    logit_softcap: float | None = None
+    """c in c · tanh(logits / c)."""
+    sliding_theta: float | None = None
+    """Base of the rotations in layers with a window, where they have plain ones of their own."""
+
+    @property
+    def stated_head_dim(self) -> int | None:
+        """The head size, where the config says it."""
+        return self.head_dim if self.explicit_head_dim else None
+
+    def number(self, size: str) -> float | None:
+        """A size by its name; None for one that the model does not have."""
+        value: float | None = getattr(self, size)
+        return value or None
 
     @property
     def q_width(self) -> int:
@@ -84,8 +108,9 @@ def from_config(
     ``where`` names the file in error messages. Raises InvalidInput for a missing, ill-typed or
     impossible value.
     """
-    # null means "no window" and "as many as query heads" there, whatever the default is
-    nullable = ("sliding_window", names["kv_heads"])
+    # null means "none" and "as many as query heads" there, whatever the default is
+    nullable = {"sliding_window", names["kv_heads"]}
+    nullable |= {str(names[size]) for size in ("score_softcap", "logit_softcap") if size in names}
     given = {k: v for k, v in config.items() if v is not None or k in nullable}
     merged = {**defaults, **given}
     sizes = _Sizes(given, merged, names, where)
@@ -124,6 +149,11 @@ def from_config(
         experts_used=sizes.count("experts_used", zero=True, optional=True),
         expert_ffn=sizes.count("expert_ffn", optional=True),
         sliding_window=_sliding_window(merged, where),
+        window_period=sizes.count("window_period", optional=True, silent=True),
+        score_width=sizes.real("score_width") or float(head_dim),
+        score_softcap=sizes.real("score_softcap"),
+        logit_softcap=sizes.real("logit_softcap"),
+        sliding_theta=sizes.real("sliding_theta"),
     )
 
 
@@ -148,11 +178,26 @@ class _Sizes:
                     return key, value
         return keys[0], None
 
-    def count(self, size: str, *, zero: bool = False, optional: bool = False) -> int:
-        """A whole number. Raises InvalidInput."""
+    def real(self, size: str) -> float | None:
+        """A positive number; None where the config or the family has none. Raises InvalidInput."""
+        if size not in self.names:
+            return None
+        key, value = self.found(size)
+        return None if value is None else _real(key, value, self.where)
+
+    def count(
+        self, size: str, *, zero: bool = False, optional: bool = False, silent: bool = False
+    ) -> int:
+        """A whole number. Raises InvalidInput.
+
+        0 where the size is ``optional`` and the family has none, or where a config may be
+        ``silent`` on it and is.
+        """
         if optional and size not in self.names:
             return 0
         key, value = self.found(size)
+        if silent and value is None:
+            return 0
         if zero and value is None and key in self.config:
             return 0
         return _count({key: value}, key, self.where, zero=zero)
@@ -189,9 +234,12 @@ def _real(key: str, value: Any, where: str) -> float:
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config says of scaled rotations, ``rope_theta`` among it where it is inside.
 
-    transformers takes ``rope_scaling`` before ``rope_parameters`` where both are there.
+    transformers takes ``rope_scaling`` before ``rope_parameters`` where both are there. Where
+    kinds of layers have parameters of their own, those of layers that see everything count.
     """
     found = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if isinstance(found, Mapping) and isinstance(found.get(_FULL), Mapping):
+        found = found[_FULL]
     return dict(found) if isinstance(found, Mapping) else {}
 
 

@@ -210,6 +210,7 @@ def rotations(
     config = checkpoint.config
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     parameters = rope_parameters(config)
+    yield from _of_layer_kinds(checkpoint, target)
     kind = rope_type(parameters)
     if kind not in kinds:
         why = f"{target} has no such scaling for {checkpoint.architecture.id} models; it has "
@@ -224,6 +225,25 @@ def rotations(
         if value is not None and value != 1:
             why = f"{target} rotates heads of {checkpoint.architecture.id} models whole"
             yield Fact(name, value, "", exact=False, why=why, refused=True)
+
+
+def _of_layer_kinds(checkpoint: Checkpoint, target: str) -> Iterator[Fact]:
+    """Rotations that kinds of layers have for themselves: plain ones, of layers that slide."""
+    found = checkpoint.config.get("rope_parameters")
+    if not isinstance(found, Mapping):
+        return
+    for kind, own in found.items():
+        if not isinstance(own, Mapping) or kind == sliding.FULL:
+            continue
+        plain = rope_type(own) == "default" and set(own) <= {"rope_type", "rope_theta"}
+        if kind != sliding.SLIDES or "sliding_theta" not in checkpoint.architecture.names:
+            why = f"{target} has no rotations of {checkpoint.architecture.id} models for them"
+        elif not plain:
+            why = f"{target} has plain rotations for layers that slide"
+        else:
+            continue
+        name = f"rope_parameters.{kind}"
+        yield Fact(name, dict(own), "", exact=False, why=why, refused=True)
 
 
 def _contradictions(

@@ -14,8 +14,18 @@ KEYS: Final = {
     "every_layer": ("sliding_window",),
     "every_layer_if_used": ("sliding_window", "use_sliding_window"),
     "upper_layers": ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+    "pattern": ("sliding_window", "layer_types"),
 }
 """Rule of an architecture → the config keys that it reads."""
+
+
+SLIDES: Final = "sliding_attention"
+FULL: Final = "full_attention"
+
+
+def layer_types(layers: int, period: int) -> list[str]:
+    """What layers are called of which the last of every ``period`` sees everything."""
+    return [SLIDES if (layer + 1) % period else FULL for layer in range(layers)]
 
 
 def windows(
@@ -30,14 +40,16 @@ def windows(
     if architecture.windows in ("every_layer", "every_layer_if_used"):
         return (hp.sliding_window,) * hp.layers
     types = config.get("layer_types")
+    if types is None and architecture.windows == "pattern":
+        types = layer_types(hp.layers, hp.window_period or architecture.window_period)
     if types is None:
         first = config.get("max_window_layers")
         first = architecture.defaults["max_window_layers"] if first is None else first
         return tuple(None if i < first else hp.sliding_window for i in range(hp.layers))
     if not isinstance(types, list) or len(types) != hp.layers:
         raise InvalidInput(f"layer_types should name {hp.layers} layers, found {types!r:.100}")
-    if unknown := [t for t in types if t not in ("full_attention", "sliding_attention")]:
+    if unknown := [t for t in types if t not in (FULL, SLIDES)]:
         raise Unsupported(f"layers of type {unknown[0]!r} have no graph here")
-    if hp.sliding_window is None and "sliding_attention" in types:
+    if hp.sliding_window is None and SLIDES in types:
         raise InvalidInput("layer_types names sliding layers, and there is no sliding_window")
-    return tuple(hp.sliding_window if t == "sliding_attention" else None for t in types)
+    return tuple(hp.sliding_window if t == SLIDES else None for t in types)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -57,7 +57,10 @@ def name_tensors(
             used |= _without_effect(item, modules, file)
             continue
         for name, part in zip(wanted, _slices(item, wanted, file), strict=True):
-            _add(tensors, name, _tensor(item, name, part), file)
+            tensor = _tensor(item, name, part)
+            if item.role == "norm" and architecture.norms_add_one:
+                tensor = replace(tensor, change="take_one")  # graphs multiply by what they hold
+            _add(tensors, name, tensor, file)
         used |= _arrays(item)
     tied, warnings = _is_tied(tensors, hp), []
     head = tensors.pop("head.weight") if tied else None

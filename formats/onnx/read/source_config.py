@@ -37,6 +37,7 @@ _ROWS: Final = 1 << 12
 """Rows of a table of sines that are looked at."""
 _SIZES: Final = ("hidden_size", "head_size", "num_hidden_layers", "num_attention_heads",
                  "num_key_value_heads")  # fmt: skip
+_TOLD_BY_CONFIG: Final = {"score_width", "score_softcap", "logit_softcap", "sliding_theta"}
 _NORMS: Final = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization",
                  "RMSNormalization")  # fmt: skip
 
@@ -68,6 +69,10 @@ def _rebuilt(
         raise Unsupported(
             f"{file.path.parent / GENAI_CONFIG}: from the type {model_type!r:.100} alone the model "
             f"cannot be told; {_HINT}"
+        )
+    if known[model_type].scales_embedding or _TOLD_BY_CONFIG & known[model_type].names.keys():
+        raise Unsupported(
+            f"{file.path}: what {model_type} models compute stands in their config alone; {_HINT}"
         )
     for key in _SIZES:
         if not isinstance(decoder.get(key), int):

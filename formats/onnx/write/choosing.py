@@ -60,7 +60,9 @@ def _tables(checkpoint: Checkpoint, kind: TargetType) -> list[Choice]:
     if kind.standard:
         return []
     hp = checkpoint.hyperparameters
-    size = hp.context * hp.head_dim * kind.floats.numpy.itemsize
+    sliding = rotary.of_sliding(hp)
+    kinds = [(rotary.TABLES, hp), *([(rotary.SLIDING_TABLES, sliding)] if sliding else [])]
+    size = hp.context * hp.head_dim * kind.floats.numpy.itemsize * len(kinds)
     if size > _MOST_TABLES:
         raise UsageError(
             f"{checkpoint.path}: the cosines and sines of {hp.context} positions "
@@ -70,7 +72,8 @@ def _tables(checkpoint: Checkpoint, kind: TargetType) -> list[Choice]:
     why = "computed from the config's rotary embedding"
     return [
         Choice(name, (), values.shape, kind.floats, why=why, derived=values.tobytes())
-        for name, values in zip(rotary.TABLES, rotary.tables(hp, kind.floats), strict=True)
+        for names, sizes in kinds
+        for name, values in zip(names, rotary.tables(sizes, kind.floats), strict=True)
     ]
 
 
@@ -115,7 +118,11 @@ class _Chooser:
         if isinstance(wanted, Dense):
             turned = name.is_weight and name.module.role in {"linear", "router", "head"}
             shape = tensor.shape[::-1] if turned else tensor.shape
-            return Choice(name.hf, (tensor,), shape, wanted, why=why, transposed=turned)
+            adds = name.module.role == "norm" and self.checkpoint.architecture.norms_add_one
+            change = "add_one" if adds else None
+            return Choice(
+                name.hf, (tensor,), shape, wanted, change=change, why=why, transposed=turned
+            )
         return self._grouped(tensor, name, wanted, why)
 
     def _wanted(self, tensor: Tensor, name: TensorName) -> tuple[Grouped | Dense, str]:

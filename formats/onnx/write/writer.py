@@ -44,6 +44,7 @@ _EVERY: Final = {
     *("attn_norm", "attn.q", "attn.k", "attn.v", "attn.o", "ffn_norm"),
 }
 _HEAD_NORMS: Final = {"attn.q_norm", "attn.k_norm"}
+_POST_NORMS: Final = {"attn_post_norm", "ffn_post_norm"}
 _ROUNDED: Final = {2: "float16", 3: "bfloat16", 4: "eight bits"}
 """Accuracy levels that are not float32."""
 
@@ -114,7 +115,8 @@ def check_family(checkpoint: Checkpoint) -> None:
     architecture = checkpoint.architecture
     modules = {m.name.removeprefix("layers.{layer}.") for m in architecture.modules}
     common = _EVERY | (_HEAD_NORMS if architecture.head_norms else set())
-    known = [common | parts for parts in _FEED_FORWARD.values()]
+    known = [common | parts | extra for parts in _FEED_FORWARD.values()
+             for extra in (set[str](), _POST_NORMS)]  # fmt: skip
     if modules in known:
         return
     nearest = min(known, key=lambda parts: len(parts ^ modules))
@@ -124,6 +126,13 @@ def check_family(checkpoint: Checkpoint) -> None:
         f"{architecture.id} models cannot be written as ONNX graphs yet: the graph has "
         f"{' and '.join(odd[:3])}; convert to gguf or hf instead"
     )
+
+
+def _activation(checkpoint: Checkpoint) -> str:
+    """The function in the feed-forward network; of values that mean one function, the first."""
+    architecture = checkpoint.architecture
+    given = checkpoint.config.get(architecture.activation_key)
+    return str(given or architecture.constants[architecture.activation_key][0])
 
 
 def graph_bytes(
@@ -139,7 +148,14 @@ def graph_bytes(
 
     hp, architecture = checkpoint.hyperparameters, checkpoint.architecture
     seen = windows(architecture, checkpoint.config, hp)
-    facts = Facts(hp, seen, rotary.rotated(architecture, hp.layers), str(kind.floats))
+    facts = Facts(
+        hp=hp,
+        windows=seen,
+        rotating=rotary.rotated(architecture, hp.layers),
+        activation=_activation(checkpoint),
+        scales_embedding=architecture.scales_embedding,
+        floats=str(kind.floats),
+    )
     tensors = _by_neutral_name(checkpoint, choices)
     orders: dict[tuple[int, ...], str] = {}
     for choice in choices:

@@ -372,7 +372,10 @@ def test_graphs_that_rotate_other_layers_are_refused(model: Model, tmp_path: Pat
 def test_the_graph_interprets_every_feature_of_a_block() -> None:
     """A feature that tables get has to be computed here, or refused, before it is listed here."""
     features = {key for key in BLOCK_KEYS if not key.startswith(("gguf_", "genai_"))}
-    assert features == {"windows", "rotates", "head_norms"}
+    assert features == {
+        *("windows", "window_period", "rotates", "head_norms"),
+        *("norm_weights", "embedding_scale", "activation"),  # by modules beside them
+    }
 
 
 def test_families_with_other_modules_are_refused_by_name(model: Model) -> None:

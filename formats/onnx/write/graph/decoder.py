@@ -17,11 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import numpy as np
 import onnx_ir as ir
 
 from zenconvert.formats.onnx.write.graph.builder import GraphBuilder
 from zenconvert.formats.onnx.write.graph.feed_forward import experts, gated
 from zenconvert.formats.onnx.write.graph.weights import Weights
+from zenconvert.model.encoding import DENSE_DTYPES
 from zenconvert.model.hyperparameters import Hyperparameters
 
 PRODUCER: Final = "zenconvert"
@@ -36,6 +38,10 @@ class Facts:
     """Tokens that every layer sees; None for all."""
     rotating: Sequence[bool]
     """Whether every layer rotates positions."""
+    activation: str
+    """Of the feed-forward network, as configs call it."""
+    scales_embedding: bool
+    """Embeddings are multiplied by the root of the hidden size."""
     floats: str
     """Type of the activations."""
 
@@ -71,12 +77,17 @@ def build(facts: Facts, builder: GraphBuilder, weights: Weights, profile: Profil
     mask = builder.input("attention_mask", "i64", ("batch_size", "total_sequence_length"))
     profile.begin(ids, mask)
     x, update = weights.lookup("embed.weight", ids), None
+    if facts.scales_embedding:
+        x = builder.op("Mul", x, _number("embedding.scale", hp.hidden**0.5, facts, builder))
     for layer in range(hp.layers):
         x, update = _layer(layer, facts, builder, weights, profile, x, update)
     with builder.inside(weights.path("norm")):
         assert update is not None  # there is at least one layer
         hidden, _ = profile.add_and_norm(x, update, weights.plain("norm.weight"))
     logits = weights.linear("head" if "head.weight" in weights else "embed", hidden)
+    if hp.logit_softcap is not None:
+        cap = _number("logits.softcap", hp.logit_softcap, facts, builder)
+        logits = builder.op("Mul", builder.op("Tanh", builder.op("Div", logits, cap)), cap)
     builder.output(logits, "logits", facts.floats, ("batch_size", "sequence_length", hp.vocab))
     # logits come first, the caches after them in the order of the layers
     builder.outputs.insert(0, builder.outputs.pop())
@@ -114,12 +125,30 @@ def _layer(
         mixed, *present = profile.attention(layer, qkv, past)
         _present(layer, facts, builder, present)
     update = weights.linear(f"{name}.attn.o", mixed)
+    update = _normed_after(f"{name}.attn_post_norm", update, builder, weights, profile)
     with builder.inside(weights.path(f"{name}.ffn_norm")):
         gamma = weights.plain(f"{name}.ffn_norm.weight")
         normed, x = profile.add_and_norm(x, update, gamma)
     if facts.hp.experts:
-        return x, experts(builder, weights, facts.hp, layer, normed)
-    return x, gated(builder, weights, f"{name}.ffn", normed)
+        update = experts(builder, weights, facts.hp, facts.activation, layer, normed)
+    else:
+        update = gated(builder, weights, f"{name}.ffn", facts.activation, normed)
+    return x, _normed_after(f"{name}.ffn_post_norm", update, builder, weights, profile)
+
+
+def _number(name: str, value: float, facts: Facts, builder: GraphBuilder) -> ir.Value:
+    """A constant in the type of the activations."""
+    return builder.constant(name, np.array(value, DENSE_DTYPES[facts.floats]))
+
+
+def _normed_after(
+    module: str, x: ir.Value, builder: GraphBuilder, weights: Weights, profile: Profile
+) -> ir.Value:
+    """What a half of a layer gives, normed before it is added where the family has such a norm."""
+    if f"{module}.weight" not in weights:
+        return x
+    with builder.inside(weights.path(module)):
+        return profile.norm(x, weights.plain(f"{module}.weight"))
 
 
 def _normed_heads(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import onnx_ir as ir
 
@@ -12,20 +14,37 @@ from zenconvert.formats.onnx.write.stacking import attributes_of
 from zenconvert.model.encoding import Grouped
 from zenconvert.model.hyperparameters import Hyperparameters
 
+ACTIVATIONS: Final = frozenset({"silu", "swish", "gelu_pytorch_tanh"})
+"""What configs call the functions that graphs have."""
+
 
 def gated(
-    builder: GraphBuilder, weights: Weights, name: str, x: ir.Value, *, rank: int = 3
+    builder: GraphBuilder,
+    weights: Weights,
+    name: str,
+    activation: str,
+    x: ir.Value,
+    *,
+    rank: int = 3,
 ) -> ir.Value:
-    """``down(silu(gate(x)) · up(x))``."""
+    """``down(activation(gate(x)) · up(x))``."""
     gate, up = (weights.linear(f"{name}.{part}", x, rank=rank) for part in ("gate", "up"))
     with builder.inside(weights.around(f"{name}.gate")):
-        active = builder.op("Mul", gate, builder.op("Sigmoid", gate))
+        if activation == "gelu_pytorch_tanh":
+            active = builder.op("Gelu", gate, approximate="tanh")
+        else:
+            active = builder.op("Mul", gate, builder.op("Sigmoid", gate))
         product = builder.op("Mul", active, up)
     return weights.linear(f"{name}.down", product, rank=rank)
 
 
 def experts(
-    builder: GraphBuilder, weights: Weights, hp: Hyperparameters, layer: int, x: ir.Value
+    builder: GraphBuilder,
+    weights: Weights,
+    hp: Hyperparameters,
+    activation: str,
+    layer: int,
+    x: ir.Value,
 ) -> ir.Value:
     """The best ``hp.experts_used`` experts of every token, weighed by the router and summed.
 
@@ -56,7 +75,7 @@ def experts(
             share = builder.op("GatherND", shares, builder.op("Transpose", hits, perm=[1, 0]))
             tokens = builder.op("Gather", hits, builder.integer(0), axis=0)
             rows = builder.op("Gather", flat, tokens, axis=0)
-        result = gated(builder, weights, f"{name}.{expert}", rows, rank=2)
+        result = gated(builder, weights, f"{name}.{expert}", activation, rows, rank=2)
         with builder.inside(inner):
             result = _as(builder, result, weights.floats, "f32")
             last = builder.integers(-1)

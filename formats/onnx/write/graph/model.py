@@ -46,7 +46,9 @@ def build_model(
         two_bits = any(
             isinstance(c.encoding, Grouped) and c.encoding.bits == 2 for c in tensors.values()
         )
-        rotations = rotary.frequencies(facts.hp)
+        sliding = rotary.of_sliding(facts.hp)
+        kinds = [facts.hp, *([sliding] if sliding else [])]
+        rotations = [rotary.frequencies(sizes) for sizes in kinds]
         profile = StandardProfile(facts, builder, rotations, two_bits=two_bits)
     else:
         profile = OnnxruntimeProfile(facts, builder, weights)

@@ -7,11 +7,12 @@ SkipSimplifiedLayerNormalization).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from zenconvert.formats.onnx.rotary import TABLES
+from zenconvert.formats.onnx.rotary import SLIDING_TABLES, TABLES
 from zenconvert.formats.onnx.write.graph.builder import CONTRIB, GraphBuilder
 from zenconvert.formats.onnx.write.graph.decoder import Facts
 from zenconvert.formats.onnx.write.graph.weights import Weights
@@ -25,6 +26,7 @@ class OnnxruntimeProfile:
         self.facts, self.builder, self.weights = facts, builder, weights
         self.lengths: list[ir.Value] = []
         self.tables: list[ir.Value] = []
+        self.sliding_tables: list[ir.Value] = []
 
     def begin(self, ids: ir.Value, mask: ir.Value) -> None:
         """Lengths of the sequences and of the cache; rows are padded on the right."""
@@ -37,6 +39,10 @@ class OnnxruntimeProfile:
             total = builder.cast(length, "i32")
         shape = (hp.context, hp.head_dim // 2)
         self.tables = [self.weights.table(n, self.facts.floats, shape) for n in TABLES]
+        if hp.sliding_theta is not None:
+            self.sliding_tables = [
+                self.weights.table(n, self.facts.floats, shape) for n in SLIDING_TABLES
+            ]
         self.lengths = [last, total]
 
     def norm(self, x: ir.Value, gamma: ir.Value) -> ir.Value:
@@ -69,16 +75,20 @@ class OnnxruntimeProfile:
     ) -> list[ir.Value]:
         """Rotation, cache, window and attention in one operator."""
         hp, window = self.facts.hp, self.facts.windows[layer]
-        rotates = self.facts.rotating[layer]
+        rotates, tables = self.facts.rotating[layer], self.tables
+        if window is not None and self.sliding_tables:
+            tables = self.sliding_tables
+        softcap: dict[str, Any] = {} if hp.score_softcap is None else {"softcap": hp.score_softcap}
         return self.builder.ops(
             "GroupQueryAttention",
-            [*qkv, *past, *self.lengths, *(self.tables if rotates else ())],
+            [*qkv, *past, *self.lengths, *(tables if rotates else ())],
             [True, True, True],
             domain=CONTRIB,
             num_heads=hp.heads,
             kv_num_heads=hp.kv_heads,
-            scale=float(np.float32(hp.head_dim**-0.5)),
+            scale=float(np.float32(hp.score_width**-0.5)),
             do_rotary=int(rotates),
             rotary_interleaved=0,
             local_window_size=-1 if window is None else window,
+            **softcap,
         )

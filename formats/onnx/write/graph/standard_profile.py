@@ -6,6 +6,7 @@ Sources: ONNX operators Attention 24, RotaryEmbedding 23, RMSNormalization 23.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -24,7 +25,7 @@ class StandardProfile:
         self,
         facts: Facts,
         builder: GraphBuilder,
-        rotations: tuple[NDArray[np.float32], float],
+        rotations: Sequence[tuple[NDArray[np.float32], float]],
         *,
         two_bits: bool,
     ) -> None:
@@ -32,7 +33,8 @@ class StandardProfile:
         self.opsets = {"": 25 if two_bits else 24}
         self.ir_version = 13 if two_bits else 12
         self.masks: dict[int | None, ir.Value] = {}
-        self.rotary: list[ir.Value] = []
+        self.rotary: list[list[ir.Value]] = []
+        """Cosines and sines; of layers that slide after those of all others, if they differ."""
 
     def begin(self, ids: ir.Value, mask: ir.Value) -> None:
         """Who sees whom, and the rotation of every token; padding may stand left or right."""
@@ -43,7 +45,11 @@ class StandardProfile:
             past = builder.op("Sub", length, new)
             self._masks(mask, past, length)
         with builder.inside("model.rotary_emb"):
-            self._rotary(mask, past, length)
+            places = self._places(mask, past, length)
+            self.rotary = [
+                self._angles(places, f"{RATES}.sliding" if i else RATES, *rotations)
+                for i, rotations in enumerate(self.rotations)
+            ]
 
     def _masks(self, mask: ir.Value, past: ir.Value, length: ir.Value) -> None:
         """bool[batch, 1, sequence, total] for every window: the keys that a query sees."""
@@ -66,22 +72,28 @@ class StandardProfile:
             # a token of padding sees itself, so that no row is empty and becomes NaN
             self.masks[window] = builder.op("Or", builder.op("And", seen, real), itself)
 
-    def _rotary(self, mask: ir.Value, past: ir.Value, length: ir.Value) -> None:
-        """Cosines and sines [batch, sequence, head / 2] of the new tokens."""
-        builder, floats = self.builder, self.facts.floats
-        rates, amplitude = self.rotations
+    def _places(self, mask: ir.Value, past: ir.Value, length: ir.Value) -> ir.Value:
+        """Positions f32[batch, sequence, 1] of the new tokens."""
+        builder = self.builder
         counted = builder.op("CumSum", mask, builder.integer(1))
         places = builder.op("Slice", counted, past, length, builder.integers(1))
         one = builder.integer(1)
         places = builder.op("Max", builder.op("Sub", places, one), builder.integer(0))
-        places = builder.op("Unsqueeze", builder.cast(places, "f32"), builder.integers(2))
-        angles = builder.op("Mul", places, builder.constant(RATES, rates))
+        return builder.op("Unsqueeze", builder.cast(places, "f32"), builder.integers(2))
+
+    def _angles(
+        self, places: ir.Value, name: str, rates: NDArray[np.float32], amplitude: float
+    ) -> list[ir.Value]:
+        """Cosines and sines [batch, sequence, head / 2] of positions."""
+        builder, floats, found = self.builder, self.facts.floats, []
+        angles = builder.op("Mul", places, builder.constant(name, rates))
         for function in ("Cos", "Sin"):
             values = builder.op(function, angles)
             if amplitude != 1:
                 factor = np.array(amplitude, np.float32)
                 values = builder.op("Mul", values, builder.constant("rotary.amplitude", factor))
-            self.rotary.append(values if floats == "f32" else builder.cast(values, floats))
+            found.append(values if floats == "f32" else builder.cast(values, floats))
+        return found
 
     def norm(self, x: ir.Value, gamma: ir.Value) -> ir.Value:
         """The norm over the last dimension."""
@@ -101,13 +113,16 @@ class StandardProfile:
         builder, hp = self.builder, self.facts.hp
         query, key, value = qkv
         if self.facts.rotating[layer]:
-            query = builder.op("RotaryEmbedding", query, *self.rotary, num_heads=hp.heads)
-            key = builder.op("RotaryEmbedding", key, *self.rotary, num_heads=hp.kv_heads)
+            rotary = self.rotary[0 if self.facts.windows[layer] is None else -1]
+            query = builder.op("RotaryEmbedding", query, *rotary, num_heads=hp.heads)
+            key = builder.op("RotaryEmbedding", key, *rotary, num_heads=hp.kv_heads)
+        softcap: dict[str, Any] = {} if hp.score_softcap is None else {"softcap": hp.score_softcap}
         return builder.ops(
             "Attention",
             [query, key, value, self.masks[self.facts.windows[layer]], *past],
             [True, True, True],
             q_num_heads=hp.heads,
             kv_num_heads=hp.kv_heads,
-            scale=float(np.float32(hp.head_dim**-0.5)),
+            scale=float(np.float32(hp.score_width**-0.5)),
+            **softcap,
         )
