@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,14 @@ def jobs(names: Sequence[str] = NAMES) -> list[Job]:
     return found
 
 
-def run(folder: Path, all_jobs: Sequence[Job] | None = None, **orders: Any) -> list[Event]:
+def run(
+    folder: Path, all_jobs: Sequence[Job] | None = None, cores: int = 2, **orders: Any
+) -> list[Event]:
     """Run with a toy worker; gives the events."""
     events: list[Event] = []
     all_jobs = all_jobs or jobs()
     text = json.dumps({"folder": str(folder), **orders})
-    executor = LocalExecutor(folder, 1, cores=2, command=TOY)
+    executor = LocalExecutor(folder, 1, cores=cores, command=TOY)
 
     def task(batch: Sequence[Job]) -> Task:
         names = tuple((job.key, job.name) for job in batch)
@@ -187,6 +190,45 @@ def test_a_worker_that_dies_is_a_failure(
     assert all(e.failure.error == "ConversionFailed" for e in failures)
     assert re.search(reason, failures[0].failure.text)
     assert sorted(told(events, JobDone)) == ["make C", "verify C"]
+
+
+def processes(folder: Path, kind: str) -> list[str]:
+    """The processes that did the jobs of a kind."""
+    lines = (folder / ".zenconvert" / "processes.txt").read_text().splitlines()
+    return [pid for pid, _, done in (line.partition(" ") for line in lines) if done == kind]
+
+
+def test_one_process_verifies_one_variant_after_another(tmp_path: Path) -> None:
+    run(tmp_path, sorted(jobs(), key=lambda job: job.kind == "verify"), cores=1)
+    verified = processes(tmp_path, "verify")
+    assert len(verified) == 3
+    assert len(set(verified)) == 1
+    others = processes(tmp_path, "variant") + processes(tmp_path, "gather")
+    assert len({*others, *verified}) == len(others) + 1
+    assert not any(alive(int(pid)) for pid in verified)
+    assert not list((tmp_path / ".zenconvert" / "logs").iterdir())
+
+
+def test_a_process_that_dies_while_it_verifies_costs_one_row(tmp_path: Path) -> None:
+    events = run(tmp_path, cores=1, die=["verify B"])
+    assert told(events, JobFailed) == ["verify B"]
+    assert {"verify A", "verify C"} <= set(told(events, JobDone))
+    assert len(set(processes(tmp_path, "verify"))) == 2
+    assert told(run(tmp_path), JobDone) == ["verify B"]
+
+
+def test_what_needs_no_statistics_is_made_while_they_are_gathered(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, tmp_path, hold=["gather statistics"])
+        try:
+            while not (tmp_path / "variant/C.txt").exists() and not running.done():
+                time.sleep(0.05)
+            gathered = (tmp_path / "gather/statistics.txt").exists()
+        finally:
+            (tmp_path / ".zenconvert" / "go").touch()
+        events = running.result()
+    assert not gathered
+    assert sorted(told(events, JobDone)) == sorted(job.title for job in jobs())
 
 
 def test_only_one_run_at_a_time(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Every job writes one file and its record. The recipe's text is a JSON object that says otherwise:
 ``fail`` lists jobs that fail, ``die`` jobs whose process dies, ``hold`` jobs that wait for a file
 ``go`` in the state's folder, ``sleep`` how long each takes, and ``folder`` where the release is.
+The state's ``ran.txt`` tells what was done, its ``processes.txt`` by which process.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def perform(task: Task, progress: Callable[[str, int, int], None]) -> dict[str, 
     failures = {}
     with (ledger.state / "ran.txt").open("a") as ran:
         ran.write(f"{task.kind} {' '.join(name for _, name in task.jobs)}\n")
+    with (ledger.state / "processes.txt").open("a") as processes:
+        processes.write(f"{os.getpid()} {task.kind}\n")
     if (node := os.environ.get("RAY_RAYLET_PID")) is not None:
         (ledger.state / f"{task.kind} {task.jobs[0][1]} on {node}").touch()
     for number, (key, name) in enumerate(task.jobs, 1):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,28 @@ def settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_bytes(b"abc" * 1000)
     time.sleep(0.01)
     return path
+
+
+def test_two_at_a_time_make_one_file_once(tmp_path: Path) -> None:
+    path, made = tmp_path / "folder" / "file", list[str]()
+
+    def make(name: str) -> None:
+        with cache.taking_turns(path):
+            if not path.exists():
+                time.sleep(0.3)  # both are here by now
+                made.append(name)
+                path.write_text(name)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(make, ("one", "other")))
+    assert [path.read_text()] == made
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_without_a_place_for_the_lock_nobody_waits(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with cache.taking_turns(tmp_path / "file" / "below"), cache.taking_turns(tmp_path / "file/x"):
+        pass
 
 
 def nothing(done: int, total: int) -> None:

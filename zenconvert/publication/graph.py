@@ -104,7 +104,7 @@ class Run:
     def run(self) -> dict[str, Failure]:
         """Run what is not done; a job that fails takes only those with it that need it.
 
-        Interrupted (KeyboardInterrupt), it ends all workers first.
+        Interrupted (KeyboardInterrupt) or done, it leaves no worker.
         """
         waiting = undone(self.jobs, self.ledger)
         for job in self.jobs:
@@ -125,9 +125,8 @@ class Run:
                     for future in finished:
                         del running[future]
                         future.result()
-            except BaseException:
+            finally:
                 self.executor.stop()
-                raise
         return self.failures
 
     def _without_settled(

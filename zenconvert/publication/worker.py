@@ -1,22 +1,23 @@
-"""The process that a job runs in: ``python -m zenconvert.publication.worker``.
+"""The process that jobs run in: ``python -m zenconvert.publication.worker``.
 
-Standard input brings one line, the task, and then stays open as long as whoever waits is alive: at
-its end this process kills itself and its children, so that nothing goes on writing that nobody
-waits for. Standard output carries JSON lines: progress, and at the end the failures. What libraries
-print goes to standard error.
+Standard input brings tasks, one line each, and stays open as long as whoever waits is alive: at its
+end this process kills itself and its children, so that nothing goes on writing that nobody waits
+for. Standard output carries JSON lines: progress, and the failures at the end of each task. What
+libraries print goes to standard error.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from zenconvert.base.machine import memory_errors
 from zenconvert.errors import ZenError
@@ -28,12 +29,12 @@ Perform = Callable[[Task, Callable[[str, int, int], None]], Mapping[str, Failure
 _INTERVAL_S: Final = 0.2  # between two messages of one stage
 
 
-def serve(perform: Perform) -> None:
-    """Carry out the task that comes in."""
+def serve(perform: Perform) -> NoReturn:
+    """Carry out the tasks that come in, until this process is ended."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    task = Task.from_json(sys.stdin.readline())
-    Thread(target=_die_with_parent, daemon=True).start()
+    tasks: SimpleQueue[bytes] = SimpleQueue()
+    Thread(target=_receive, args=(tasks,), daemon=True).start()
     lock = Lock()
 
     def send(message: Mapping[str, Any]) -> None:
@@ -41,12 +42,20 @@ def serve(perform: Perform) -> None:
             channel.write(json.dumps(message) + "\n")
             channel.flush()
 
+    while True:
+        failures = _carried_out(perform, Task.from_json(tasks.get().decode()), send)
+        gc.collect()  # files and memory of this task
+        send({"failures": {key: asdict(failure) for key, failure in failures.items()}})
+
+
+def _carried_out(
+    perform: Perform, task: Task, send: Callable[[Mapping[str, Any]], None]
+) -> Mapping[str, Failure]:
     try:
         with memory_errors(", ".join(name for _, name in task.jobs)):
-            failures = perform(task, _Throttled(send))
+            return perform(task, _Throttled(send))
     except ZenError as error:
-        failures = {key: Failure.of(error) for key, _ in task.jobs}
-    send({"failures": {key: asdict(failure) for key, failure in failures.items()}})
+        return {key: Failure.of(error) for key, _ in task.jobs}
 
 
 class _Throttled:
@@ -62,10 +71,13 @@ class _Throttled:
             self.send({"stage": stage, "done": done, "total": total})
 
 
-def _die_with_parent() -> None:
-    """Wait for the end of standard input."""
-    while os.read(0, 1):  # not sys.stdin, whose lock the interpreter wants when it ends
-        pass
+def _receive(tasks: SimpleQueue[bytes]) -> None:
+    """Take in tasks; the end of standard input is the end of this process."""
+    rest = b""
+    while piece := os.read(0, 1 << 16):  # not sys.stdin, whose lock the interpreter wants
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            tasks.put(line)
     leads = os.getpgrp() == os.getpid()
     (os.killpg if leads else os.kill)(os.getpid(), signal.SIGKILL)
 

@@ -7,6 +7,7 @@ more than is left free on its disk: beyond that, what was unused for longest goe
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sys
@@ -59,6 +60,27 @@ def new_file(path: Path, size: int = 0) -> Iterator[Path | None]:
         pass
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def taking_turns(path: Path) -> Iterator[None]:
+    """Whoever is to make ``path`` as well waits until this block is left, and then finds it there.
+    Where files cannot be locked nobody waits, and the same work is done twice."""
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError:
+        yield
+        return
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        with suppress(OSError):  # another one removed it
+            lock.unlink()
+        os.close(handle)
 
 
 def touch(path: Path) -> None:

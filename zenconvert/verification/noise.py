@@ -14,7 +14,7 @@ from typing import Any, Final
 from zenconvert.errors import NotFinite
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.texts.windows import Window
-from zenconvert.verification.cache import cache_folder, new_file, touch
+from zenconvert.verification.cache import cache_folder, new_file, taking_turns, touch
 from zenconvert.verification.drift import Drift, Summary
 from zenconvert.verification.histogram import histogram_as_dict
 from zenconvert.verification.metrics import TokenScores, concatenate, no_scores, split
@@ -85,18 +85,21 @@ def noise_scores(
     """Scores of the reference in ``dtype`` against its own states, cached, and the type measured:
     bfloat16 where float16 overflows. Raises NotFinite for a reference that is not finite at all."""
     path = cache_folder() / "noise" / f"{key}-{dtype}.npz"
-    scores = _load(path, windows)
-    if scores is not None:
-        touch(path)
-        progress(1, 1)
-    else:
-        try:
-            scores = _measure(reference, states, windows, dtype, device=device, progress=progress)
-        except NotFinite:
-            if dtype == "bfloat16":
-                raise
-            scores = []  # noted in the cache as such
-        _save(path, scores)
+    with taking_turns(path):
+        scores = _load(path, windows)
+        if scores is not None:
+            touch(path)
+            progress(1, 1)
+        else:
+            try:
+                scores = _measure(
+                    reference, states, windows, dtype, device=device, progress=progress
+                )
+            except NotFinite:
+                if dtype == "bfloat16":
+                    raise
+                scores = []  # noted in the cache as such
+            _save(path, scores)
     if scores:
         return dtype, scores
     return noise_scores(

@@ -28,7 +28,7 @@ from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.batches import Batch, most_tokens
 from zenconvert.reference.reference import Reference
 from zenconvert.texts.windows import Window
-from zenconvert.verification.cache import cache_folder, new_file, touch
+from zenconvert.verification.cache import cache_folder, new_file, taking_turns, touch
 from zenconvert.version import __version__
 
 if TYPE_CHECKING:
@@ -205,6 +205,13 @@ def reference_states(
     no room either.
     """
     path = cache_folder() / "states" / f"{key}-float32.npy"
+    with taking_turns(path):
+        return _cached_states(path, checkpoint, windows, device=device, progress=progress)
+
+
+def _cached_states(
+    path: Path, checkpoint: Checkpoint, windows: Sequence[Window], *, device: str, progress: Count
+) -> States:
     if (found := open_states(path, windows)) is not None:
         touch(path)
         progress(1, 1)

@@ -1,4 +1,4 @@
-"""A job's process, seen from the one that waits for it."""
+"""The process of jobs, seen from the one that waits for them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,22 +27,23 @@ _TAIL: Final = 4
 
 
 class Child:
-    """A worker in a session of its own; it dies when this process does."""
+    """A worker in a session of its own, for one task after another; it dies when this process
+    does."""
 
     def __init__(
         self,
         folder: Path,
-        task: Task,
         threads: int,
         command: Sequence[str] = WORKER,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.task = task
-        self.log = folder / STATE / "logs" / f"{task.jobs[0][0]}.txt"
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        logs = folder / STATE / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(suffix=".txt", prefix="worker-", dir=logs)
+        self.log = Path(name)
         # more threads than cores are no loss as long as none waits in a loop
         numbers = {**dict.fromkeys(_THREADS, str(threads)), "OMP_WAIT_POLICY": "PASSIVE"}
-        with self.log.open("wb") as log:
+        with os.fdopen(handle, "ab") as log:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -51,34 +53,39 @@ class Child:
                 start_new_session=True,
             )
 
-    def wait(self, progress: Progress) -> dict[str, Failure]:
-        """Tell it what to do and wait for its end; gives the jobs that failed."""
+    def perform(self, task: Task, progress: Progress) -> dict[str, Failure]:
+        """Tell it what to do and wait for the end of that; gives the jobs that failed.
+
+        What it says meanwhile is kept in the log of the first job where it dies.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        failures: dict[str, Failure] | None = None
+        os.truncate(self.log, 0)
         with suppress(BrokenPipeError):  # it died; its exit code says more
-            self.process.stdin.write(self.task.as_json().encode() + b"\n")
+            self.process.stdin.write(task.as_json().encode() + b"\n")
             self.process.stdin.flush()
         for line in self.process.stdout:
             message = json.loads(line)
             if "stage" in message:
                 progress(message["stage"], message["done"], message["total"])
             else:
-                failures = {k: Failure(**v) for k, v in message["failures"].items()}
-        code = self.process.wait()
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
-        if code or failures is None:
-            return {
-                key: Failure("ConversionFailed", self._death(code)) for key, _ in self.task.jobs
-            }
-        self.log.unlink(missing_ok=True)
-        return failures
+                return {key: Failure(**value) for key, value in message["failures"].items()}
+        death = self._death(self.process.wait())
+        self.log = self.log.rename(self.log.with_name(f"{task.jobs[0][0]}.txt"))
+        return {key: Failure("ConversionFailed", death) for key, _ in task.jobs}
 
-    def kill(self) -> None:
+    def is_alive(self) -> bool:
+        """Whether it can take a task."""
+        return self.process.poll() is None
+
+    def end(self) -> None:
         """End it, and everything that it started."""
+        died = not self.is_alive()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        if not died:
+            self.log.unlink(missing_ok=True)
 
     def _death(self, code: int) -> str:
         how = f"with exit code {code}"

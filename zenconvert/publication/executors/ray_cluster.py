@@ -91,9 +91,9 @@ def carry_out(
     folder: str, task: str, threads: int, command: Sequence[str], environment: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
     """What runs on a node: the same child process that the local executor has."""
-    child = Child(Path(folder), Task.from_json(task), threads, command, environment)
+    child = Child(Path(folder), threads, command, environment)
     try:
-        failures = child.wait(lambda stage, done, total: None)
+        failures = child.perform(Task.from_json(task), lambda stage, done, total: None)
     finally:
-        child.kill()
+        child.end()
     return {key: asdict(failure) for key, failure in failures.items()}
