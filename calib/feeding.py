@@ -12,7 +12,7 @@ from zenconvert.texts.selection import Selection
 
 if TYPE_CHECKING:
     from zenconvert.calib.layer import LayerStatistics
-    from zenconvert.calib.walk import Progress, Settings
+    from zenconvert.calib.walk import LayerProgress, Settings
 
 
 class Consumer(Protocol):
@@ -32,7 +32,7 @@ def feed(
     settings: Settings,
     *,
     workspace: Workspace,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[LayerProgress], None] | None = None,
 ) -> None:
     """Walk once over what some consumer does not have yet.
 

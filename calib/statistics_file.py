@@ -46,7 +46,7 @@ from zenconvert.texts.selection import Selection
 
 if TYPE_CHECKING:
     from zenconvert.calib.layer import LayerStatistics
-    from zenconvert.calib.walk import Progress, Settings
+    from zenconvert.calib.walk import LayerProgress, Settings
 
 _CHUNK: Final = 1 << 22
 _ROWS: Final = 256  # rows of moments packed at a time
@@ -154,7 +154,7 @@ class StatisticsRun:
         self,
         out: Path,
         *,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[LayerProgress], None] | None = None,
         save_seconds: float = SAVE_SECONDS,
     ) -> None:
         """Compute what is not there yet, and give the file its name.

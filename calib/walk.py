@@ -87,7 +87,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class LayerProgress:
     """How far a walk is."""
 
     layer: int
@@ -106,7 +106,7 @@ def walk(
     *,
     workspace: Workspace | None = None,
     skip: Collection[int] = (),
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[LayerProgress], None] | None = None,
 ) -> Generator[LayerStatistics, None, None]:
     """Walk over the layers of a model; the contract stands at the top of this module.
 
@@ -138,7 +138,7 @@ class _Walk:
         reference: Reference,
         selection: Selection,
         settings: Settings,
-        progress: Callable[[Progress], None] | None,
+        progress: Callable[[LayerProgress], None] | None,
     ) -> None:
         self.reference, self.selection, self.settings = reference, selection, settings
         self.progress = progress
@@ -294,7 +294,7 @@ def _first_after(inputs: Sequence[Input], stage: int) -> Input | None:
 class _Clock:
     """Counts batches and estimates the time that is left."""
 
-    def __init__(self, layers: range, progress: Callable[[Progress], None] | None) -> None:
+    def __init__(self, layers: range, progress: Callable[[LayerProgress], None] | None) -> None:
         self.layers, self.progress = layers, progress
         self.started = time.monotonic()
         self.layer, self.steps, self.step_count = layers.start, 0, 1
@@ -316,4 +316,4 @@ class _Clock:
         done = (self.layer - self.layers.start + self.steps / self.step_count) / len(self.layers)
         taken = time.monotonic() - self.started
         left = taken * (1 - done) / done if done else None
-        self.progress(Progress(self.layer, self.layers.stop, done, left))
+        self.progress(LayerProgress(self.layer, self.layers.stop, done, left))

@@ -45,7 +45,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 @dataclass(frozen=True)
-class Run:
+class Measured:
     """One finished command."""
 
     seconds: float
@@ -53,7 +53,7 @@ class Run:
     """Bytes."""
 
 
-def measure(command: list[str]) -> Run:
+def measure(command: list[str]) -> Measured:
     """Run a command to its end; its output is shown only when it fails.
 
     A child's peak memory is never less than that of the process that begot it, so a small one does.
@@ -66,7 +66,7 @@ def measure(command: list[str]) -> Run:
         if done.returncode:
             log.seek(0)
             sys.exit(f"{' '.join(command)} failed:\n{log.read()[-4000:].decode()}")
-        return Run(seconds, int(Path(peak.name).read_text()) * 1024)
+        return Measured(seconds, int(Path(peak.name).read_text()) * 1024)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.bench_convert import Run, Shape, measure, synthetic_model
+from scripts.bench_convert import Measured, Shape, measure, synthetic_model
 
 HIDDEN, FFN, HEADS, KV_HEADS, LAYERS = 8192, 49152, 64, 8, 80
 TARGETS = {
@@ -68,7 +68,9 @@ def shape_of(divide: int) -> Shape:
     return Shape(HIDDEN // divide, FFN // divide, heads, min(KV_HEADS, heads))
 
 
-def convert(source: Path, out: Path, target: str, device: str) -> tuple[Run, float, dict[str, Any]]:
+def convert(
+    source: Path, out: Path, target: str, device: str
+) -> tuple[Measured, float, dict[str, Any]]:
     """One conversion: its run, GiB of GPU memory, and what became of every module."""
     report = out.with_suffix(".json")
     command = [sys.executable, "-m", "zenconvert", "convert", str(source), str(out), "--to", target]

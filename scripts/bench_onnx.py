@@ -18,11 +18,11 @@ from typing import Final
 
 import numpy as np
 
-from scripts.bench_convert import Run, measure, synthetic_model
+from scripts.bench_convert import Measured, measure, synthetic_model
 from zenconvert import open_checkpoint
 from zenconvert.texts.samples import load_bundled
-from zenconvert.verification.engines.onnxruntime_engine import OnnxSession
 from zenconvert.verification.engines.onnxruntime_errors import Distance, reference_logits
+from zenconvert.verification.engines.onnxruntime_session import OnnxSession
 from zenconvert.verification.measurement import evaluation_windows
 
 _ZENCONVERT: Final = (sys.executable, "-m", "zenconvert", "convert")
@@ -53,7 +53,7 @@ class Row:
     """One line of the table."""
 
     name: str
-    run: Run
+    run: Measured
     size: int
     kl: float
     """Mean over all positions, nats."""

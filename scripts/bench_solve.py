@@ -19,7 +19,8 @@ import torch
 from zenconvert.calib.moments import Moments
 from zenconvert.calib.solvers.curvature import Curvature
 from zenconvert.calib.solvers.gptq import curvature_of, quantize_rows
-from zenconvert.calib.solvers.grid import Levels, fused_kernels, search
+from zenconvert.calib.solvers.grid import fused_kernels, search
+from zenconvert.calib.solvers.levels import Levels
 from zenconvert.calib.solvers.solution import GptqSettings
 from zenconvert.calib.solvers.sweep import sweep
 from zenconvert.model.target import Scheme

@@ -17,7 +17,7 @@ from zenconvert.model.encoding import BF16, F32, Encoding, Grouped
 from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.target import Options, Target
 from zenconvert.model.tokenizer import Tokenizer
-from zenconvert.planning.recoding import verdict
+from zenconvert.planning.recoding import recoding
 
 GRIDS: Final[dict[str, tuple[str, Encoding]]] = {
     "HF": ("hf:bf16", BF16),
@@ -59,7 +59,7 @@ def kind(source: str, target: str) -> str:
     new, codec = choice.encoding, choice.codec
     if isinstance(new, Grouped) and codec is not None and codec.refuses(new, choice.shape):
         return REFUSED
-    found = verdict(choice.parts[0], choice)
+    found = recoding(choice.parts[0], choice)
     if found.exact:
         return EXACT
     if found.action == "repack":

@@ -52,12 +52,11 @@ def write(source: Path, out: Path, target: str, **given: bool) -> dict[str, bool
     """Convert; neutral names of linear weights → whether the plan calls them exact."""
     options = Options(pure=target.startswith("gguf"))
     done = convert(source, out, target, options=options, **given)  # type: ignore[arg-type]
-    slots = [slot for file in done.plan.layout.files for slot in file.slots]
     exact = {s.target: s.exact for s in done.plan.steps}
     return {
-        part.name: exact[slot.choice.name]
-        for slot in slots
-        for part in slot.choice.parts
+        part.name: exact[choice.name]
+        for choice in done.plan.choices
+        for part in choice.parts
         if ".attn." in part.name or ".ffn." in part.name or ".moe." in part.name
         if "router" not in part.name and part.name.endswith(".weight")
     }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zenconvert.publication.release_run import ReleaseResult, plan_release, release
     from zenconvert.solve.calibration import Calibration, calibrate
     from zenconvert.verification.comparison import Comparison, compare
-    from zenconvert.verification.gate import Outcome, Verdict
+    from zenconvert.verification.gate import Outcome, Verdict, gate
     from zenconvert.verification.measurement import verify
     from zenconvert.verification.report import Report
     from zenconvert.verification.tasks import TaskDrift, compare_tasks
@@ -53,6 +53,7 @@ __all__ = [
     "convert",
     "diff",
     "errors",
+    "gate",
     "inspect",
     "open_checkpoint",
     "plan",
@@ -83,6 +84,7 @@ _HOMES = {
     "compare_tasks": "verification.tasks",
     "convert": "conversion",
     "diff": "difference",
+    "gate": "verification.gate",
     "inspect": "inspection",
     "open_checkpoint": "opening.sources",
     "plan": "conversion",

@@ -10,6 +10,7 @@ from pathlib import Path
 from zenconvert.base.atomic import hidden_name
 from zenconvert.base.machine import AUTO, take_device, usable_cores
 from zenconvert.base.places import check_places
+from zenconvert.base.progress import Progress, silent
 from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.errors import ZenError
 from zenconvert.model.target import Options, Target
@@ -17,7 +18,7 @@ from zenconvert.opening.sources import open_checkpoint, with_pre
 from zenconvert.planning.plan import Importance, Plan
 from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.solve.importance import Knowledge
-from zenconvert.solve.solving import Job, Solver, Stage, silent, solved
+from zenconvert.solve.solving import Job, Solver, solved
 from zenconvert.solve.variants import Variant, grids_of
 from zenconvert.write.one_pass import write_outputs
 from zenconvert.write.output import refuse_source, refuse_taken
@@ -51,7 +52,7 @@ def convert(
     exact: bool = False,
     allow_requantize: bool = False,
     force: bool = False,
-    progress: Stage | None = None,
+    progress: Progress | None = None,
 ) -> Conversion:
     """Convert a checkpoint.
 
@@ -150,7 +151,7 @@ def run(
     *,
     importance: Importance | None = None,
     force: bool = False,
-    stage: Stage = silent,
+    stage: Progress = silent,
 ) -> Conversion:
     """Carry out a plan. Raises as :func:`convert`."""
     making = Making(plan, out, importance or {})

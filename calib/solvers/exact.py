@@ -21,17 +21,17 @@ _T = TypeVar("_T")
 _S = TypeVar("_S")
 
 
-class Run(Protocol):
+class RunAll(Protocol):
     """Calls a function on every item, in any order, and returns the results in order."""
 
     def __call__(self, work: Callable[[_S], _T], items: Iterable[_S], /) -> list[_T]: ...
 
 
-_running: ContextVar[Run | None] = ContextVar("running", default=None)
+_running: ContextVar[RunAll | None] = ContextVar("running", default=None)
 
 
 @contextmanager
-def exact(device: torch.device, *, alone: bool = True) -> Iterator[Run]:
+def exact(device: torch.device, *, alone: bool = True) -> Iterator[RunAll]:
     """Float32 products in full precision; on the CPU, the same for any number of threads.
 
     Work given to the yielded function must not depend on each other. It is done in turn on CUDA,

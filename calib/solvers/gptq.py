@@ -16,7 +16,7 @@ import torch
 from zenconvert.calib.solvers.curvature import Curvature, prepare
 from zenconvert.calib.solvers.exact import CPU_ROWS, exact
 from zenconvert.calib.solvers.gptq_rows import GptqRows
-from zenconvert.calib.solvers.grid import Levels
+from zenconvert.calib.solvers.levels import Levels
 from zenconvert.calib.solvers.rounded import Rounded, solved
 from zenconvert.calib.solvers.rtn import rtn
 from zenconvert.calib.solvers.solution import GptqSettings, ModuleReport, Solved, keep

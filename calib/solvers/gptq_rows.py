@@ -9,8 +9,9 @@ from typing import Final
 import torch
 
 from zenconvert.calib.solvers.curvature import Curvature
-from zenconvert.calib.solvers.grid import Levels, quantize, round_scale, search
-from zenconvert.calib.solvers.rounded import Rounded, Run, groups_of, runs_of
+from zenconvert.calib.solvers.grid import quantize, round_scale, search
+from zenconvert.calib.solvers.levels import Levels
+from zenconvert.calib.solvers.rounded import Rounded, Span, groups_of, spans_of
 from zenconvert.calib.solvers.rtn import round_runs, search_runs
 from zenconvert.calib.solvers.sweep import PANEL, sweep, trials
 from zenconvert.model.target import Scheme
@@ -33,7 +34,7 @@ class GptqRows:
     """float32[rows, groups], float16 numbers."""
     zeros: torch.Tensor
     """float32[rows, groups]."""
-    runs: list[Run]
+    runs: list[Span]
     groups: torch.Tensor
     """int64[inputs]: the group of every column."""
     curvature: Curvature
@@ -45,7 +46,7 @@ class GptqRows:
     ) -> GptqRows:
         """Grids are searched as their columns come up, and fitted again in every descent."""
         weight = weight[:, curvature.order]
-        runs = runs_of(scheme, curvature.order)
+        runs = spans_of(scheme, curvature.order)
         scales = torch.ones(len(weight), len(runs), device=weight.device)
         groups = groups_of(runs, weight.device)
         errors, zeros = torch.zeros_like(weight), torch.zeros_like(scales)
@@ -58,13 +59,13 @@ class GptqRows:
         """Grids are searched now, on the weights as they are."""
         order = curvature.order
         natural = torch.arange(len(order), device=order.device)
-        runs = runs_of(replace(scheme, act_order=False), natural)
+        runs = spans_of(replace(scheme, act_order=False), natural)
         pivots = torch.empty_like(curvature.pivots)
         pivots[order] = curvature.pivots
         scales, zeros = search_runs(weight, pivots, runs, levels)
         groups = groups_of(runs, weight.device)[order]
         panels = [
-            Run(begin, min(begin + PANEL, len(order)), _ANY_GROUP)
+            Span(begin, min(begin + PANEL, len(order)), _ANY_GROUP)
             for begin in range(0, len(order), PANEL)
         ]
         weight = weight[:, order]
@@ -145,9 +146,9 @@ class GptqRows:
         rounded = Rounded.of(values, self.scales, self.zeros, self.curvature.order, self.groups)
         return rounded, torch.stack([part.sum() for part in sums]).cpu(), int(worse.sum())
 
-    def _blocks(self) -> Iterator[tuple[int, int, list[Run]]]:
+    def _blocks(self) -> Iterator[tuple[int, int, list[Span]]]:
         """Neighbouring runs, together about as wide as one matrix product should be."""
-        block: list[Run] = []
+        block: list[Span] = []
         for run in self.runs:
             if block and run.end - block[0].begin > _BLOCK:
                 yield block[0].begin, block[-1].end, block
@@ -155,7 +156,7 @@ class GptqRows:
             block.append(run)
         yield block[0].begin, block[-1].end, block
 
-    def _grid(self, run: Run, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _grid(self, run: Span, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and zero of a panel, float32[rows, 1] or [rows, columns]."""
         if run.group != _ANY_GROUP:
             group = slice(run.group, run.group + 1)
@@ -165,7 +166,7 @@ class GptqRows:
         groups = self.groups[first:last]
         return self.scales[:, groups], self.zeros[:, groups]
 
-    def _find_grid(self, run: Run, target: torch.Tensor) -> None:
+    def _find_grid(self, run: Span, target: torch.Tensor) -> None:
         """Search the grid of a run for what its columns should be by now."""
         columns = slice(run.begin, run.end)
         pivots = self.curvature.pivots[columns]
@@ -178,7 +179,7 @@ class GptqRows:
             scale = tried.gather(0, costs.argmin(0, keepdim=True))[0]
         self.scales[:, run.group], self.zeros[:, run.group] = scale, zero
 
-    def _refit(self, run: Run, gradient: torch.Tensor, moments: torch.Tensor) -> None:
+    def _refit(self, run: Span, gradient: torch.Tensor, moments: torch.Tensor) -> None:
         """The best float16 scale of a run, its codes as they are.
 
         ``gradient`` float32[rows, n] and ``moments`` float32[n, block] begin with the run's first
@@ -199,7 +200,7 @@ class GptqRows:
         gradient.addcmul_(change, pushed, value=-1)
 
 
-def _panels(run: Run) -> Iterator[tuple[int, int]]:
+def _panels(run: Span) -> Iterator[tuple[int, int]]:
     """The run in pieces that can be swept."""
     for begin in range(run.begin, run.end, PANEL):
         yield begin, min(begin + PANEL, run.end)

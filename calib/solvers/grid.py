@@ -7,7 +7,6 @@ the file. Scales are positive: kernels of several consumers expect it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,47 +15,12 @@ from typing import Final
 
 import torch
 
-from zenconvert.model.target import Scheme
+from zenconvert.calib.solvers.levels import REFITS, Levels
 
 LARGEST_F16: Final = 65504.0
 SMALLEST_SCALE: Final = 2.0**-24
 """Smallest positive float16, the scale of groups of zeros too: theirs may be any number."""
-SHRINKS: Final = 24
-"""Scales tried between the full range of a group and :attr:`Levels.tightest` of it."""
-REFITS: Final = 2
-"""Least-squares scales tried after that."""
 _SLAB_ELEMENTS: Final = 1 << 23
-
-
-@dataclass(frozen=True, slots=True)
-class Levels:
-    """The codes ``0 … top`` and which zeros they may have."""
-
-    top: int
-    symmetric: bool
-    lowest_zero: int = 0
-
-    @classmethod
-    def of(cls, scheme: Scheme, lowest_zero: int = 0) -> Levels:
-        """The levels of a scheme; zeros of an asymmetric one start at ``lowest_zero``."""
-        return cls(scheme.levels - 1, scheme.symmetric, lowest_zero)
-
-    @property
-    def midpoint(self) -> int:
-        """The zero of a symmetric grid."""
-        return (self.top + 1) // 2
-
-    @property
-    def tightest(self) -> float:
-        """The smallest share of a group's full range that is worth trying."""
-        return 0.8 if self.top > 100 else 0.35
-
-    def shrinks(self) -> list[float]:
-        """Factors on the scale that spans a group's range, the full range first."""
-        # symmetric codes reach one step less far up than down
-        widest = self.top / 2 / (self.midpoint - 1) if self.symmetric else 1.0
-        step = (widest - self.tightest) / (SHRINKS - 2)
-        return [1.0, *(widest - step * i for i in range(SHRINKS - 1))]
 
 
 @cache

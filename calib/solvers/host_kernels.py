@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from zenconvert.base.compiling import njit
-from zenconvert.calib.solvers.grid import REFITS, Levels
+from zenconvert.calib.solvers.levels import REFITS, Levels
 
 _FEWEST_ROWS: Final = 64  # a thread is not worth starting for less
 _EVEN: Final = np.float32(12582912.0)  # 1.5 * 2**23: adding and subtracting it rounds half to even

@@ -13,7 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from zenconvert.calib.solvers.grid import LARGEST_F16, REFITS, SMALLEST_SCALE, Levels
+from zenconvert.calib.solvers.grid import LARGEST_F16, SMALLEST_SCALE
+from zenconvert.calib.solvers.levels import REFITS, Levels
 
 LONGEST_GROUP: Final = 1024
 """Widest group that fits into registers."""

@@ -19,7 +19,7 @@ _SLAB_COLUMNS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Span:
     """Columns of one group that lie side by side, in the order of solving."""
 
     begin: int
@@ -27,7 +27,7 @@ class Run:
     group: int
 
 
-def runs_of(scheme: Scheme, order: torch.Tensor) -> list[Run]:
+def spans_of(scheme: Scheme, order: torch.Tensor) -> list[Span]:
     """The groups as runs of columns that come in ``order``, int64[inputs].
 
     With ``act_order`` groups are made of columns as they come; else of neighbours in the weight,
@@ -36,17 +36,17 @@ def runs_of(scheme: Scheme, order: torch.Tensor) -> list[Run]:
     inputs = len(order)
     group = scheme.group or inputs
     if scheme.act_order:
-        return [Run(b, min(b + group, inputs), b // group) for b in range(0, inputs, group)]
+        return [Span(b, min(b + group, inputs), b // group) for b in range(0, inputs, group)]
     groups = order.cpu() // group
     numbers, counts = torch.unique_consecutive(groups, return_counts=True)
     ends = counts.cumsum(0).tolist()
     return [
-        Run(end - count, end, number)
+        Span(end - count, end, number)
         for number, count, end in zip(numbers.tolist(), counts.tolist(), ends, strict=True)
     ]
 
 
-def groups_of(runs: list[Run], device: torch.device) -> torch.Tensor:
+def groups_of(runs: list[Span], device: torch.device) -> torch.Tensor:
     """int64[inputs]: the group of every column, in the order of the runs."""
     counts = torch.tensor([run.end - run.begin for run in runs])
     numbers = torch.tensor([run.group for run in runs])

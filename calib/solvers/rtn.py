@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from zenconvert.calib.solvers.exact import CPU_ROWS, exact
-from zenconvert.calib.solvers.grid import LARGEST_F16, Levels, quantize, search
-from zenconvert.calib.solvers.rounded import Rounded, Run, groups_of, runs_of, solved
+from zenconvert.calib.solvers.grid import LARGEST_F16, quantize, search
+from zenconvert.calib.solvers.levels import Levels
+from zenconvert.calib.solvers.rounded import Rounded, Span, groups_of, solved, spans_of
 from zenconvert.calib.solvers.solution import ModuleReport, Solved, keep
 from zenconvert.model.target import Scheme
 
@@ -69,7 +70,7 @@ def _rounded(
     order = torch.arange(weight.shape[1], device=weight.device)
     if scheme.act_order:
         order = importance.argsort(descending=True, stable=True)
-    runs, levels = runs_of(scheme, order), Levels.of(scheme, lowest_zero)
+    runs, levels = spans_of(scheme, order), Levels.of(scheme, lowest_zero)
     groups, weighting = groups_of(runs, order.device), importance[order].double()
 
     def solve(rows: torch.Tensor) -> tuple[Rounded, torch.Tensor]:
@@ -108,7 +109,7 @@ def _usable(
 
 
 def search_runs(
-    weight: torch.Tensor, importance: torch.Tensor, runs: list[Run], levels: Levels
+    weight: torch.Tensor, importance: torch.Tensor, runs: list[Span], levels: Levels
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales and zeros float32[rows, groups] of every run of columns.
 
@@ -134,7 +135,7 @@ def round_runs(
     weight: torch.Tensor,
     scales: torch.Tensor,
     zeros: torch.Tensor,
-    runs: list[Run],
+    runs: list[Span],
     levels: Levels,
 ) -> torch.Tensor:
     """Every column to the nearest value of its run's grid, float32[rows, inputs]."""

@@ -15,8 +15,8 @@ from typing import Final
 import torch
 
 from zenconvert.calib.solvers.exact import exact
-from zenconvert.calib.solvers.grid import Levels
-from zenconvert.calib.solvers.rounded import runs_of
+from zenconvert.calib.solvers.levels import Levels
+from zenconvert.calib.solvers.rounded import spans_of
 from zenconvert.calib.solvers.rtn import round_runs, search_runs
 from zenconvert.model.target import Scheme
 
@@ -155,7 +155,7 @@ class _Judge:
         importance = (moments if moments.ndim == 1 else moments.diagonal()) / scale.square()
         importance = importance / importance.mean()
         scaled = self.weight * scale
-        runs = runs_of(self.scheme, torch.arange(len(scale)))
+        runs = spans_of(self.scheme, torch.arange(len(scale)))
         levels = Levels.of(self.scheme)
         values = round_runs(scaled, *search_runs(scaled, importance, runs, levels), runs, levels)
         error = quadratic(values.sub_(scaled).div_(scale), moments)

@@ -74,7 +74,7 @@ class TensorFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class TypeChoice:
     """A type and what decided it."""
 
     type: str
@@ -186,7 +186,7 @@ def choose(
     overrides: Sequence[tuple[str, str]] = (),
     output_type: str | None = None,
     embedding_type: str | None = None,
-) -> dict[str, Choice]:
+) -> dict[str, TypeChoice]:
     """The type of every tensor by name.
 
     ``overrides`` are ``(regular expression, type)``; the first that is found in a name wins.
@@ -202,7 +202,7 @@ def choose(
     for tensor in tensors:
         chosen = _kept(tensor)
         if chosen is None and (kind := named.get(tensor.name)) is not None:
-            chosen = Choice(_known(kind), f"{kind} was asked for")
+            chosen = TypeChoice(_known(kind), f"{kind} was asked for")
         if chosen is None:
             chosen = _overridden(tensor, compiled)
         if chosen is None:
@@ -233,39 +233,39 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise UsageError(f"invalid regular expression {pattern!r}: {error}") from error
 
 
-def _kept(tensor: TensorFacts) -> Choice | None:
+def _kept(tensor: TensorFacts) -> TypeChoice | None:
     """Tensors that stay in f32: vectors, norms, routers and the like."""
     if len(tensor.shape) < 2:
-        return Choice("f32", "vectors stay in f32")
+        return TypeChoice("f32", "vectors stay in f32")
     if not tensor.name.endswith(".weight") or "_norm." in tensor.name:
-        return Choice("f32", "norms and biases stay in f32")
+        return TypeChoice("f32", "norms and biases stay in f32")
     if "ffn_gate_inp." in tensor.name:
-        return Choice("f32", "routers stay in f32")
+        return TypeChoice("f32", "routers stay in f32")
     return None
 
 
 def _overridden(
     tensor: TensorFacts, overrides: Sequence[tuple[re.Pattern[str], str]]
-) -> Choice | None:
+) -> TypeChoice | None:
     for pattern, kind in overrides:
         if pattern.search(tensor.name):
-            return Choice(kind, f"the name matches {pattern.pattern!r}")
+            return TypeChoice(kind, f"the name matches {pattern.pattern!r}")
     return None
 
 
 def _by_rule(
     file_type: FileType, model: ModelFacts, tensor: TensorFacts, importance: bool, pure: bool
-) -> Choice:
+) -> TypeChoice:
     default = file_type.type
     if default in _FLOAT_TYPES or pure:
-        return Choice(default, f"{default} for every matrix")
+        return TypeChoice(default, f"{default} for every matrix")
     if tensor.name == _OUTPUT or (model.tied and tensor.name == _EMBEDDING):
         return _output(file_type, tensor)
     if tensor.name == _EMBEDDING:
-        return Choice(file_type.embedding or default, f"the embedding in {file_type.name}")
+        return TypeChoice(file_type.embedding or default, f"the embedding in {file_type.name}")
     match = re.fullmatch(r"blk\.(\d+)\.(\w+?)(_exps)?\.weight", tensor.name)
     if match is None:
-        return Choice(default, f"the type of {file_type.name}")
+        return TypeChoice(default, f"the type of {file_type.name}")
     layer, role = int(match[1]), match[2]
     roles = [f"{role}{match[3]}", role] if match[3] and len(tensor.shape) > 2 else [role]
     kind, why = default, f"the type of {file_type.name}"
@@ -274,18 +274,18 @@ def _by_rule(
             kind, why = rule.type, rule.explain(role)
             break
     if file_type.seventy and role == "attn_v" and model.is_70b and kind in {"q3_k", "q4_k"}:
-        return Choice("q5_k", "attn_v of a model of the 70B class")
-    return Choice(kind, why)
+        return TypeChoice("q5_k", "attn_v of a model of the 70B class")
+    return TypeChoice(kind, why)
 
 
-def _output(file_type: FileType, tensor: TensorFacts) -> Choice:
+def _output(file_type: FileType, tensor: TensorFacts) -> TypeChoice:
     if tensor.shape[-1] % BY_NAME[file_type.type].block_size:
-        return Choice("q8_0", f"the output head, whose rows of {tensor.shape[-1]} are odd")
+        return TypeChoice("q8_0", f"the output head, whose rows of {tensor.shape[-1]} are odd")
     kind = "q8_0" if file_type.type == "q8_0" else file_type.output
-    return Choice(kind, f"the output head in {file_type.name}")
+    return TypeChoice(kind, f"the output head in {file_type.name}")
 
 
-def _fitting(tensor: TensorFacts, choice: Choice) -> Choice:
+def _fitting(tensor: TensorFacts, choice: TypeChoice) -> TypeChoice:
     """The choice, or a type with smaller blocks that divides the rows."""
     columns, block = tensor.shape[-1], BY_NAME[choice.type].block_size
     if columns % block == 0:
@@ -294,4 +294,4 @@ def _fitting(tensor: TensorFacts, choice: Choice) -> Choice:
     if columns % BY_NAME[smaller].block_size:
         smaller = "f16"
     why = f"rows of {columns} are no multiple of {block}: {choice.type} falls back to {smaller}"
-    return Choice(smaller, f"{choice.why}; {why}")
+    return TypeChoice(smaller, f"{choice.why}; {why}")

@@ -36,10 +36,11 @@ from zenconvert.formats.gguf.tokenizer import (
 from zenconvert.ggml.types import GgmlType
 from zenconvert.model import architecture as arch
 from zenconvert.model.architecture import Architecture, TensorName
-from zenconvert.model.checkpoint import Checkpoint, Metadata, RowOrder, StoredTensor, Tensor
+from zenconvert.model.checkpoint import Checkpoint, Metadata, StoredTensor, Tensor
 from zenconvert.model.encoding import Blocks, Dense, Encoding
 from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.operations import CHANGES, ROWS
+from zenconvert.model.row_order import RowOrder
 
 SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _MAX_SPLITS: Final = 99_999

@@ -14,7 +14,8 @@ from tests.calib.correlated import inputs, moments, weighted_error, weights
 from zenconvert.calib.solvers import curvature as curvature_module
 from zenconvert.calib.solvers.gptq import curvature_of, gptq
 from zenconvert.calib.solvers.gptq_rows import GptqRows
-from zenconvert.calib.solvers.grid import Levels, quantize
+from zenconvert.calib.solvers.grid import quantize
+from zenconvert.calib.solvers.levels import Levels
 from zenconvert.calib.solvers.rtn import rtn
 from zenconvert.calib.solvers.solution import GptqSettings
 from zenconvert.model.grouped import GroupedRows

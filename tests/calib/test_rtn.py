@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.calib.correlated import weights
-from zenconvert.calib.solvers.grid import Levels, search
+from zenconvert.calib.solvers.grid import search
+from zenconvert.calib.solvers.levels import Levels
 from zenconvert.calib.solvers.rtn import rtn
 from zenconvert.model.grouped import GroupedRows
 from zenconvert.model.target import Scheme

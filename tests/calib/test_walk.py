@@ -18,7 +18,7 @@ from tests.tiny import raw_model
 from zenconvert import open_checkpoint
 from zenconvert.calib.moments import Moments
 from zenconvert.calib.statistics import InputStatistics
-from zenconvert.calib.walk import Progress, Sequential, Settings, walk
+from zenconvert.calib.walk import LayerProgress, Sequential, Settings, walk
 from zenconvert.calib.workspace import open_workspace
 from zenconvert.errors import InvalidInput, NotEnoughResources, UsageError
 from zenconvert.reference import batches, memory
@@ -326,7 +326,7 @@ def test_another_run_empties_the_workspace(tmp_path: Path) -> None:
 
 
 def test_progress_ends_at_one(tmp_path: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[LayerProgress] = []
     folder = raw_model(tmp_path / "model", num_hidden_layers=3)
     for _ in walk(reference(folder), selection(), Settings(), progress=seen.append):
         pass

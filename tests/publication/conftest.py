@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from zenconvert import __version__, convert, open_checkpoint, verify
+from zenconvert import __version__, convert, gate, open_checkpoint, verify
 from zenconvert.publication.evidence import assemble
 from zenconvert.publication.facts import (
     CalibrationFacts,
@@ -76,7 +76,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
                 exact=False,
                 losses=("84 linear weights: bf16 → 4 bits, rounded to nearest",),
                 report=report,
-                verdict=report.gate(policy),
+                verdict=gate(report, policy),
             )
         )
     broken = VariantFacts(

@@ -9,13 +9,7 @@ import pytest
 
 from tests.publication.conftest import Made
 from zenconvert.errors import CorruptFile
-from zenconvert.publication.checksums import (
-    SUMS,
-    hash_files,
-    listed,
-    read_sums,
-    sums_bytes,
-)
+from zenconvert.publication.checksums import SUMS, hash_files, listed, read_sums, sums_bytes
 
 ODD = [
     "plain",

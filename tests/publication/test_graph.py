@@ -18,7 +18,7 @@ import pytest
 
 from zenconvert.errors import UsageError
 from zenconvert.publication.executors.local import LocalExecutor
-from zenconvert.publication.graph import Run, held, undone
+from zenconvert.publication.graph import GraphRun, held, undone
 from zenconvert.publication.jobs import (
     Event,
     Failure,
@@ -70,7 +70,7 @@ def run(
         return Task(batch[0].kind, names, "recipe.toml", text, reads=batch[0].reads or "")
 
     with held(folder):
-        Run(all_jobs, Ledger(folder), executor, task, events.append).run()
+        GraphRun(all_jobs, Ledger(folder), executor, task, events.append).run()
     return events
 
 

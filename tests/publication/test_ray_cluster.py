@@ -19,7 +19,7 @@ from tests.publication.test_graph import TOY, digest, jobs, ran, run, told
 from zenconvert.errors import UsageError
 from zenconvert.publication.executors import executor_named
 from zenconvert.publication.executors.ray_cluster import RayExecutor
-from zenconvert.publication.graph import Run
+from zenconvert.publication.graph import GraphRun
 from zenconvert.publication.jobs import Event, Job, JobDone, JobFailed, Task
 from zenconvert.publication.ledger import Ledger
 from zenconvert.verification.watching import family
@@ -84,7 +84,7 @@ def run_on(folder: Path, events: list[Event], **orders: Any) -> None:
         return Task(batch[0].kind, names, "recipe.toml", text, reads=batch[0].reads or "")
 
     Ledger(folder).state.mkdir()
-    Run(jobs(), Ledger(folder), executor, task, events.append).run()
+    GraphRun(jobs(), Ledger(folder), executor, task, events.append).run()
 
 
 def busy_node(cluster: Any, state: Path) -> Any:

@@ -20,7 +20,7 @@ from zenconvert.errors import (
 )
 from zenconvert.verification import file_check as identity
 from zenconvert.verification.drift import Drift, Summary
-from zenconvert.verification.gate import judge
+from zenconvert.verification.gate import gate
 from zenconvert.verification.policy import Policy
 from zenconvert.verification.report import Document, Run
 
@@ -101,7 +101,7 @@ def test_the_bound_decides_and_every_language_by_itself(
     report: Report,
     write: Write,
 ) -> None:
-    verdict = judge(calm(report, **{where: {"kl.mean": numbers}}), write(TIERS))
+    verdict = gate(calm(report, **{where: {"kl.mean": numbers}}), write(TIERS))
     assert verdict.outcome is outcome
     assert verdict.exit_code == {"PASS": 0, "FAIL": 1}.get(outcome, 6)
     assert verdict.tier == "4-bit"
@@ -111,9 +111,9 @@ def test_the_bound_decides_and_every_language_by_itself(
 
 
 def test_passing_beyond_a_warning_is_told(report: Report, write: Write) -> None:
-    quiet = judge(calm(report), write(TIERS))
+    quiet = gate(calm(report), write(TIERS))
     assert quiet.warnings == quiet.reasons == ()
-    loud = judge(calm(report, overall={"kl.mean": (0.04, 0.045, 0.06)}), write(TIERS))
+    loud = gate(calm(report, overall={"kl.mean": (0.04, 0.045, 0.06)}), write(TIERS))
     assert loud.outcome is Outcome.PASS
     assert loud.warnings == (
         "torch, overall: kl.mean 0.045 (0.04 to 0.06), at most 0.1, warning above 0.05",
@@ -132,7 +132,7 @@ def test_lower_limits_hold_as_well(
     numbers: tuple[float, float, float], outcome: Outcome, report: Report, write: Write
 ) -> None:
     policy = write(TIERS.replace('"kl.mean" = { at_most = 0.1', "top1 = { at_least = 0.92"))
-    assert judge(calm(report, overall={"top1": numbers}), policy).outcome is outcome
+    assert gate(calm(report, overall={"top1": numbers}), policy).outcome is outcome
 
 
 def test_limits_can_count_from_the_noise_floor(report: Report, write: Write) -> None:
@@ -142,7 +142,7 @@ def test_limits_can_count_from_the_noise_floor(report: Report, write: Write) -> 
     for above, outcome in (("false", Outcome.INCONCLUSIVE), ("true", Outcome.PASS)):
         limit = f"at_most = 1e-4, above_noise = {above}"
         policy = write(TIERS.replace("at_most = 0.1, warn_above = 0.05", limit))
-        assert judge(inside, policy).outcome is outcome
+        assert gate(inside, policy).outcome is outcome
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_overrides_replace_limits_where_they_apply(
         f"{TIERS}\n[[override]]\nname = 'strict'\nwhen = {{ {when} }}\n"
         f"[override.{scope}]\n'kl.mean' = {{ at_most = 0.01 }}\n"
     )
-    verdict = judge(calm(report), policy)
+    verdict = gate(calm(report), policy)
     assert verdict.outcome is outcome
     if scope == "language" and outcome is Outcome.FAIL:
         assert [c.scope for c in verdict.checks if c.outcome is Outcome.FAIL] == ["de"]
@@ -177,41 +177,41 @@ def test_what_is_too_good_or_has_no_baseline_is_anomalous(report: Report, write:
     floor = report.noise.summary.overall.kl_mean
     still = calm(report, overall={"kl.mean": (0.0, floor / 3, floor / 2)})
     baseless = calm(report, overall={"perplexity.reference": (2000.0, 2100.0, 2200.0)})
-    assert judge(maybe, policy).outcome is Outcome.PASS
+    assert gate(maybe, policy).outcome is Outcome.PASS
     for odd, words in (
         (better, "too good to be true"),
         (still, "moved no further than the reference does from itself in f16"),
         (baseless, "does not model this text"),
     ):
-        verdict = judge(odd, policy)
+        verdict = gate(odd, policy)
         assert verdict.outcome is Outcome.ANOMALOUS
         assert verdict.exit_code == 6
         assert words in verdict.reasons[0]
     failing = calm(better, en={"kl.mean": (0.3, 0.4, 0.5)})
     failing = changed(failing, de={"perplexity.ratio": (0.9, 0.92, 0.94)})
-    assert judge(failing, policy).outcome is Outcome.FAIL
+    assert gate(failing, policy).outcome is Outcome.FAIL
 
 
 def test_ratios_to_the_median_language_leave_noise_alone(report: Report, write: Write) -> None:
     policy = write(TIERS.replace('"kl.mean" = { at_most = 0.2 }', '"kl.to_median" = {at_most = 2}'))
     uneven = {"kl.to_median": (3.0, 4.0, 5.0)}
-    assert judge(calm(report, de=uneven), policy).outcome is Outcome.FAIL
+    assert gate(calm(report, de=uneven), policy).outcome is Outcome.FAIL
     floor = report.noise.summary.languages["de"].kl_mean
     quiet = {**uneven, "kl.mean": (0.0, floor / 3, floor / 2)}
-    assert judge(calm(report, de=quiet), policy).outcome is Outcome.PASS
+    assert gate(calm(report, de=quiet), policy).outcome is Outcome.PASS
 
 
 def test_too_little_text_is_inconclusive(report: Report, write: Write) -> None:
-    enough = judge(calm(report), write(f"min_tokens = 200\nmin_blocks = 4\n{TIERS}"))
+    enough = gate(calm(report), write(f"min_tokens = 200\nmin_blocks = 4\n{TIERS}"))
     assert enough.outcome is Outcome.PASS
     for few in ("min_tokens = 100000", "min_blocks = 5"):
-        verdict = judge(calm(report), write(f"{few}\n{TIERS}"))
+        verdict = gate(calm(report), write(f"{few}\n{TIERS}"))
         assert verdict.outcome is Outcome.INCONCLUSIVE
         assert "too few" in verdict.reasons[0]
 
 
 def test_bits_without_a_tier_are_inconclusive(report: Report, write: Write) -> None:
-    verdict = judge(calm(report), write(TIERS.replace("[4, 4]", "[8, 8]")))
+    verdict = gate(calm(report), write(TIERS.replace("[4, 4]", "[8, 8]")))
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert verdict.tier is None
     assert "no tier for 4 bits" in verdict.reasons[0]
@@ -225,13 +225,13 @@ def test_the_default_policy_tells_one_class_of_bits_from_the_next(
 ) -> None:
     """A q4_k_m file is an honest 4-bit one, and would be a ruined one of more bits."""
     claimed = replace(report, candidate_facts=replace(report.candidate_facts, bits=bits))
-    verdict = claimed.gate()
+    verdict = gate(claimed)
     assert verdict.tier == ("16-bit" if bits == 16 else f"small-{bits}-bit")
     failed = {c.what for c in verdict.checks if c.outcome is Outcome.FAIL}
     assert ("kl.mean" in failed) is fails
     assert fails or not failed
     large = replace(claimed.candidate_facts, parameters=10**9)
-    tier = replace(claimed, candidate_facts=large).gate().tier
+    tier = gate(replace(claimed, candidate_facts=large)).tier
     assert tier == f"{bits}-bit"
 
 
@@ -275,7 +275,7 @@ def test_a_release_may_not_drift_further_than_the_last(report: Report, write: Wr
     now = calm(report)
 
     def verdict(earlier: Report) -> Any:
-        return judge(now, policy, against=earlier)
+        return gate(now, policy, against=earlier)
 
     assert verdict(documents(now, 1.0)).outcome is Outcome.PASS
     assert verdict(documents(now, 2.0)).outcome is Outcome.PASS
@@ -286,7 +286,7 @@ def test_a_release_may_not_drift_further_than_the_last(report: Report, write: Wr
     assert [c.scope for c in one.checks if c.outcome is Outcome.FAIL] == ["overall", "de"]
     floor = report.noise.summary.overall.kl_mean
     tiny = documents(now, floor / now.overall.kl_mean / 50)
-    assert judge(tiny, policy, against=documents(tiny, 0.5)).outcome is Outcome.PASS
+    assert gate(tiny, policy, against=documents(tiny, 0.5)).outcome is Outcome.PASS
 
 
 def test_releases_that_cannot_be_compared_are_told(report: Report, write: Write) -> None:
@@ -301,7 +301,7 @@ def test_releases_that_cannot_be_compared_are_told(report: Report, write: Write)
         (native, Outcome.INCONCLUSIVE, "no run of the engine torch"),
         (moved, Outcome.ANOMALOUS, "on the same text"),
     ):
-        verdict = judge(now, policy, against=earlier)
+        verdict = gate(now, policy, against=earlier)
         assert verdict.outcome is outcome
         assert words in verdict.reasons[0]
 
@@ -311,24 +311,24 @@ def test_a_report_on_other_bytes_is_refused(
 ) -> None:
     """Replaced files, edited digests and edited facts."""
     true, policy = verified("q4_k_m", "torch"), write(TIERS)
-    assert judge(true, policy).notes == ()
+    assert gate(true, policy).notes == ()
     file = tmp_path / "model.gguf"
     file.write_bytes(gguf(SOURCE, "q8_0").read_bytes())
     elsewhere = replace(true.candidate, path=str(file))
     with pytest.raises(ReportMismatch, match="about other bytes"):
-        judge(replace(true, candidate=elsewhere), policy)
+        gate(replace(true, candidate=elsewhere), policy)
     with pytest.raises(ReportMismatch, match="about other bytes"):
-        judge(replace(true, reference=replace(true.reference, sha256="0" * 64)), policy)
+        gate(replace(true, reference=replace(true.reference, sha256="0" * 64)), policy)
     lies: tuple[dict[str, Any], ...] = (
         {"bits": 2}, {"encoding": "q2_k"}, {"bytes": 1}, {"encodings": {"f32": 1}},
     )  # fmt: skip
     for lie in lies:
         facts = replace(true.candidate_facts, **lie)
         with pytest.raises(ReportMismatch, match=f"does not describe it: .*{next(iter(lie))}"):
-            judge(replace(true, candidate_facts=facts), policy)
+            gate(replace(true, candidate_facts=facts), policy)
     side = replace(true.reference_facts, side_files_sha256="0" * 64)
     with pytest.raises(ReportMismatch, match="side_files"):
-        judge(replace(true, reference_facts=side), policy)
+        gate(replace(true, reference_facts=side), policy)
 
 
 def test_the_candidate_is_looked_for_beside_the_report(

@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from transformers import AutoModelForCausalLM
 
 from tests.verification.conftest import SOURCE, Gguf, Verified
-from zenconvert import Report, open_checkpoint, verify
+from zenconvert import Report, gate, open_checkpoint, verify
 from zenconvert.errors import (
     ConversionFailed,
     EngineFailed,
@@ -138,7 +138,7 @@ def test_another_cut_of_the_text_is_told(gguf: Gguf, short: Path, tmp_path: Path
     assert first.expected != first.found
     assert first.expected[0] != first.found[0]
     assert "its tokenizer cuts" in proof.problems[0]
-    reasons = report.gate().reasons
+    reasons = gate(report).reasons
     assert any(r.startswith("FAIL: llamacpp, overall: its tokenizer cuts") for r in reasons)
 
 
@@ -222,7 +222,7 @@ def test_a_dead_engine_costs_its_own_row(
     whole = json.loads(json.dumps(report.as_dict(), allow_nan=False))
     Draft202012Validator(json.loads(SCHEMA.read_text())).validate(whole)
     assert Report.from_dict(whole).failed == report.failed
-    verdict = report.gate()
+    verdict = gate(report)
     [check] = [check for check in verdict.checks if check.engine == "llamacpp"]
     assert check.outcome == outcome
     assert reason in check.reason
@@ -241,7 +241,7 @@ def test_an_engine_that_dies_on_everything_is_to_blame_itself(
     assert failure.error == "EngineFailed"
     assert "dies on the bundled model as well" in failure.reason
     assert "pip install" in failure.reason
-    assert any(r.startswith("INCONCLUSIVE: llamacpp") for r in report.gate().reasons)
+    assert any(r.startswith("INCONCLUSIVE: llamacpp") for r in gate(report).reasons)
 
 
 def test_a_missing_engine_among_several_costs_its_own_row(

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.verification.conftest import SOURCE, Gguf, Verified
-from zenconvert import Report, compare, verify
+from zenconvert import Report, compare, gate, verify
 from zenconvert.errors import UsageError
 from zenconvert.texts.samples import LANGUAGES, load_bundled
 from zenconvert.verification.charts import linear_axis, power_label
@@ -80,7 +80,7 @@ def read(page: str) -> Reader:
 
 
 def test_a_page_is_whole_and_asks_for_nothing(ten: Report, three: list[Report]) -> None:
-    for page in (report_page(ten, ten.gate()), report_page(ten), comparison_page(compare(three))):
+    for page in (report_page(ten, gate(ten)), report_page(ten), comparison_page(compare(three))):
         reader = read(page)
         tags = {tag for tag, _, _ in reader.attributes}
         assert not tags & {"script", "link", "img", "iframe", "object", "base"}
@@ -90,7 +90,7 @@ def test_a_page_is_whole_and_asks_for_nothing(ten: Report, three: list[Report]) 
 
 
 def test_the_verdict_comes_first(ten: Report) -> None:
-    verdict = ten.gate()
+    verdict = gate(ten)
     words = " ".join(read(report_page(ten, verdict)).words)
     assert words.index(verdict.outcome) < words.index("Engine torch")
     for reason in verdict.reasons:
@@ -161,7 +161,7 @@ def test_no_page_is_wider_than_the_window(ten: Report, three: list[Report], tmp_
     """In a real browser, where one is installed; the other tests need none."""
     if BROWSER is None:
         return
-    single, several = report_page(ten, ten.gate()), comparison_page(compare(three))
+    single, several = report_page(ten, gate(ten)), comparison_page(compare(three))
     for page, width in ((single, 390), (single, 1440), (several, 390), (several, 1440)):
         wide, room, sections = map(int, shown(page, width, tmp_path).split())
         assert sections > 1
@@ -192,7 +192,7 @@ def test_reports_obey_the_published_schema(
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
-    judged = {**ten.as_dict(), "verdict": ten.gate().as_dict()}
+    judged = {**ten.as_dict(), "verdict": gate(ten).as_dict()}
     both = replace(ten, runs=(*ten.runs, *verified("q4_k_m", "llamacpp").runs), absent={"a": "b"})
     for value in (judged, both.as_dict(), *(r.as_dict() for r in three)):
         validator.validate(json.loads(json.dumps(value, allow_nan=False)))
@@ -258,7 +258,7 @@ def test_only_like_is_compared_with_like(three: list[Report], ten: Report) -> No
 
 
 def test_the_summary_is_a_table_that_texts_cannot_break(ten: Report) -> None:
-    lines = summary(ten, ten.gate()).splitlines()
+    lines = summary(ten, gate(ten)).splitlines()
     assert lines[0].startswith("### ")
     assert "**" in lines[2]
     table = [line for line in lines if line.startswith("|")]
@@ -294,5 +294,5 @@ def test_a_report_without_documents_to_draw_has_a_page(gguf: Gguf, tmp_path: Pat
     file.write_text("One line.", encoding="utf-8")
     report = verify(SOURCE, gguf(SOURCE, "q8_0"), text=file)
     assert report.overall.intervals == {}
-    read(report_page(report, report.gate()))
-    assert report.gate().exit_code == 6
+    read(report_page(report, gate(report)))
+    assert gate(report).exit_code == 6

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from zenconvert.base.machine import usable_cores
 from zenconvert.base.notes import make_folder
+from zenconvert.base.progress import Progress, silent
 from zenconvert.batch.shared_walk import Gathered, gather
 from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.conversion import Conversion
@@ -27,7 +28,7 @@ from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.opening.sources import open_checkpoint
 from zenconvert.planning.plan import Importance, Plan
 from zenconvert.solve.importance import expected_importance, measured_importance, solver_for
-from zenconvert.solve.solving import Solver, Stage, silent
+from zenconvert.solve.solving import Solver
 from zenconvert.solve.variants import Variant, check_names, grids_of
 from zenconvert.write.one_pass import write_outputs
 from zenconvert.write.planned_output import Making
@@ -70,7 +71,7 @@ def produce(
     folder: Path | None = None,
     threads: int | None = None,
     force: bool = False,
-    stage: Stage | None = None,
+    stage: Progress | None = None,
 ) -> dict[str, Conversion | ZenError]:
     """Write every variant in one pass over the source; name → what was written, or why nothing was.
 

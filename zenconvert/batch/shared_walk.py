@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from zenconvert.base.machine import AUTO, take_device
 from zenconvert.base.notes import make_folder
+from zenconvert.base.progress import Progress, silent
 from zenconvert.calib.feeding import Consumer, feed
 from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.calib.statistics_file import workspace_of
@@ -37,23 +38,14 @@ from zenconvert.solve.calibration import (
 )
 from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.solve.importance import solver_for
-from zenconvert.solve.solving import (
-    Job,
-    Solving,
-    Stage,
-    finished,
-    identity,
-    open_solving,
-    silent,
-    walk_settings,
-)
+from zenconvert.solve.solving import Job, Solving, finished, identity, open_solving, walk_settings
 from zenconvert.solve.store import SolvedStore
 from zenconvert.solve.variants import Variant, check_names, grids_of
 from zenconvert.texts.coverage import ExpertCoverage, LanguageCoverage
 
 if TYPE_CHECKING:
     from zenconvert.calib.layer import LayerStatistics
-    from zenconvert.calib.walk import Progress, Settings
+    from zenconvert.calib.walk import LayerProgress, Settings
 
 _STATISTICS: Final = "statistics.safetensors"
 _WALK: Final = "walk"
@@ -106,7 +98,7 @@ def gather(
     *,
     device: str = AUTO,
     imatrix: Path | None = None,
-    stage: Stage | None = None,
+    stage: Progress | None = None,
 ) -> Gathered:
     """Walk once over the layers of a model for all variants of a production.
 
@@ -202,7 +194,7 @@ class _Gathering:
         folder = self.folder / f"{solver}-{digest}.solving"
         self.solves.setdefault(digest, _Solve(job, settings, folder)).variants.append(variant)
 
-    def walk(self, stage: Stage) -> None:
+    def walk(self, stage: Progress) -> None:
         """Make everything that is not there yet."""
         solves = [solve for solve in self.solves.values() if solve.missing]
         self._walk_plainly([] if self.calibrating.sequential else solves, stage)
@@ -212,7 +204,7 @@ class _Gathering:
         for left in (self.folder / _WALK, workspace_of(self.statistics)):
             shutil.rmtree(left, ignore_errors=True)
 
-    def _walk_plainly(self, solves: Sequence[_Solve], stage: Stage) -> None:
+    def _walk_plainly(self, solves: Sequence[_Solve], stage: Progress) -> None:
         """One walk over the model as it is, for the statistics and for solves."""
         written = self.run.is_written(self.statistics)
         if written and not solves:
@@ -235,9 +227,9 @@ class _Gathering:
                 self._feed(consumers, workspace, stage, moments=False)
 
     def _feed(
-        self, consumers: Sequence[Consumer], workspace: Workspace, stage: Stage, *, moments: bool
+        self, consumers: Sequence[Consumer], workspace: Workspace, stage: Progress, *, moments: bool
     ) -> None:
-        def progress(at: Progress) -> None:
+        def progress(at: LayerProgress) -> None:
             stage("calibrating", at.layer, at.layers)
 
         feed(
@@ -249,7 +241,7 @@ class _Gathering:
             progress=progress,
         )
 
-    def _walk_alone(self, solve: _Solve, stage: Stage) -> None:
+    def _walk_alone(self, solve: _Solve, stage: Progress) -> None:
         """A walk whose later layers see what was made of the earlier ones."""
         with self._open(solve, stage) as solving:
             feed(
@@ -260,7 +252,7 @@ class _Gathering:
                 workspace=solving.workspace,
             )
 
-    def _open(self, solve: _Solve, stage: Stage) -> AbstractContextManager[Solving]:
+    def _open(self, solve: _Solve, stage: Progress) -> AbstractContextManager[Solving]:
         """Who takes the parts of a walk for a solve."""
         return open_solving(solve.job, self.selection, solve.settings, solve.folder, stage)
 

@@ -17,7 +17,7 @@ from zenconvert.cli.sampling import codes, sampling_options, take_sampling
 from zenconvert.model.target import parse_size
 
 if TYPE_CHECKING:
-    from zenconvert.calib.walk import Progress
+    from zenconvert.calib.walk import LayerProgress
     from zenconvert.solve.calibration import Calibration
 
 
@@ -114,7 +114,7 @@ def _print(done: Calibration) -> None:
 
 
 @contextmanager
-def _layers(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
+def _layers(*, quiet: bool) -> Iterator[Callable[[LayerProgress], None] | None]:
     """Progress per layer: a bar on a terminal, elsewhere a line as each layer begins."""
     if quiet:
         yield None
@@ -122,7 +122,7 @@ def _layers(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
     if not sys.stderr.isatty():
         seen: set[int] = set()
 
-        def line(at: Progress) -> None:
+        def line(at: LayerProgress) -> None:
             if at.layer not in seen:
                 seen.add(at.layer)
                 left = f", {at.seconds_left:.0f} s left" if at.seconds_left is not None else ""

@@ -83,6 +83,7 @@ def verify(
     others' figures are printed and written, and the exit code is that of the failure (6 for an
     engine that does not work here). With --gate it is the verdict's.
     """
+    from zenconvert.verification.gate import gate as judge
     from zenconvert.verification.measurement import verify as run
     from zenconvert.verification.report import Report
 
@@ -104,7 +105,7 @@ def verify(
         )
     verdict = None
     if policy is not None:
-        verdict = report.gate(policy, against=earlier, config=config)
+        verdict = judge(report, policy, against=earlier, config=config)
     _print(report)
     if json_file is not None:
         _write_report(json_file, report, verdict)
@@ -136,6 +137,7 @@ def gate(
 
     Exit codes: 0 PASS, 1 FAIL, 6 INCONCLUSIVE or ANOMALOUS.
     """
+    from zenconvert.verification.gate import gate as judge
     from zenconvert.verification.report import Report
 
     check_outputs(
@@ -144,7 +146,7 @@ def gate(
     )
     report = Report.from_json(report_file)
     earlier = Report.from_json(against) if against is not None else None
-    verdict = report.gate(policy, against=earlier, config=config)
+    verdict = judge(report, policy, against=earlier, config=config)
     if as_json:
         echo_json(verdict.as_dict())
     _write_pages(report, verdict, html, summary)
@@ -164,11 +166,14 @@ def compare(
     Ends with 0 whatever the verdicts are; gate is what judges.
     """
     from zenconvert.verification.comparison import compare as put_side_by_side
+    from zenconvert.verification.gate import gate as judge
     from zenconvert.verification.report import Report
 
     check_outputs({str(path): path for path in report_files}, {"--html": html})
     comparison = put_side_by_side([Report.from_json(path) for path in report_files])
-    verdicts = {r.candidate.path: r.gate(policy) for r in comparison.reports if policy is not None}
+    verdicts = {
+        r.candidate.path: judge(r, policy) for r in comparison.reports if policy is not None
+    }
     if html is not None:
         from zenconvert.verification.rendering import comparison_page
 

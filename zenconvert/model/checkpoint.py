@@ -11,46 +11,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from zenconvert.base.stamps import Stamp
 from zenconvert.errors import InputWarning
+from zenconvert.model.architecture import Architecture
 from zenconvert.model.encoding import Encoding, Grouped
-from zenconvert.model.grouped import GroupedCodec, GroupedRows, Rows
-
-if TYPE_CHECKING:
-    from zenconvert.model.architecture import Architecture
-    from zenconvert.model.hyperparameters import Hyperparameters
-    from zenconvert.model.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class RowOrder:
-    """A permutation of rows inside consecutive bands of equal height.
-
-    ``index[k]`` is the row of the stored band that stands at row ``k`` of the logical band.
-    """
-
-    index: tuple[int, ...]
-
-    @property
-    def band(self) -> int:
-        """Rows per band; slabs are cut at multiples of it."""
-        return len(self.index)
-
-    def apply(self, rows: Rows) -> Rows:
-        """Reorder ``rows[n, …]``, n a multiple of the band."""
-        if isinstance(rows, GroupedRows):
-            starts = np.arange(0, len(rows.codes), self.band)[:, None]
-            return rows.take((starts + np.asarray(self.index)).reshape(-1))
-        banded = rows.reshape(-1, self.band, *rows.shape[1:])
-        return np.ascontiguousarray(banded[:, list(self.index)]).reshape(rows.shape)
-
-    def inverse(self) -> RowOrder:
-        """The permutation that undoes this one."""
-        return RowOrder(tuple(int(i) for i in np.argsort(self.index)))
+from zenconvert.model.grouped import GroupedCodec
+from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.row_order import RowOrder
+from zenconvert.model.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,17 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
-from zenconvert.model.checkpoint import RowOrder, Tensor
+from zenconvert.model.checkpoint import Tensor
 from zenconvert.model.encoding import Encoding, Grouped
 from zenconvert.model.grouped import GroupedCodec, Piece
+from zenconvert.model.row_order import RowOrder
 from zenconvert.model.target import Scheme
 
 Action = Literal["copy", "repack", "decode", "quantize"]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Recoding:
     """What happens to a tensor on its way into another encoding."""
 
     action: Action
@@ -60,8 +61,11 @@ class Choice:
     """Zeros need not be stored where every one turns out to be the midpoint."""
     transposed: bool = False
     """A dense matrix whose logical rows are columns of the file; ``shape`` is that of the file."""
-    verdicts: tuple[Verdict, ...] = ()
-    """What becomes of every part; the planner fills it in before the layout is made."""
+    told: tuple[Recoding, ...] = ()
+    """What becomes of every part, counted from the source; the planner fills it in."""
+    done: tuple[Recoding, ...] = ()
+    """What is done to the numbers of every part as they lie there, solved ones included, after a
+    change of their values; the planner fills it in."""
 
     @property
     def pieces(self) -> tuple[Piece, ...]:

@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.model.checkpoint import RowOrder
 from zenconvert.model.encoding import Dense
 from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.row_order import RowOrder
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from zenconvert.model.encoding import Blocks, Dense, Encoding, Grouped
 from zenconvert.model.layout import Action, Choice, Layout
 from zenconvert.model.meaning import Fact
 from zenconvert.model.target import Options, Target
-from zenconvert.planning.recoding import refined, verdict
+from zenconvert.planning.recoding import recoding, refined, unchanged
 
 Importance = Mapping[str, NDArray[np.float32]]
 """Neutral tensor name → weight of every input channel, f32[columns]."""
@@ -85,6 +85,11 @@ class Plan:
     """What is odd about the source, and how it was taken."""
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     """The files of the source, as they were when it was opened."""
+
+    @property
+    def choices(self) -> Iterator[Choice]:
+        """Every tensor of the output, in the order of the files."""
+        return (slot.choice for file in self.layout.files for slot in file.slots)
 
     @property
     def lost(self) -> tuple[Fact, ...]:
@@ -160,12 +165,16 @@ def _lost(fact: Fact, checkpoint: Checkpoint) -> str:
 
 
 def _judged(choice: Choice) -> Choice:
-    """A choice whose parts are looked at as closely as their verdicts need."""
+    """A choice whose parts are looked at as closely as it takes to say what becomes of them."""
     if choice.sheds_zeros and isinstance(choice.encoding, Grouped):
         choice = _without_zeros(choice, choice.encoding)
     choice = replace(choice, parts=tuple(refined(part, choice) for part in choice.parts))
     sources = [replace(part, encoding=part.source_encoding) for part in choice.parts]
-    return replace(choice, verdicts=tuple(verdict(part, choice) for part in sources))
+    return replace(
+        choice,
+        told=tuple(recoding(part, choice) for part in sources),
+        done=tuple(recoding(*unchanged(part, choice)) for part in choice.parts),
+    )
 
 
 def _without_zeros(choice: Choice, encoding: Grouped) -> Choice:
@@ -175,7 +184,7 @@ def _without_zeros(choice: Choice, encoding: Grouped) -> Choice:
         return choice
     plain = replace(choice, encoding=replace(encoding, symmetric=True))
     parts = tuple(refined(part, plain) for part in choice.parts)
-    return plain if all(verdict(part, plain).exact for part in parts) else choice
+    return plain if all(recoding(part, plain).exact for part in parts) else choice
 
 
 def _steps(choice: Choice) -> Iterator[Step]:
@@ -185,7 +194,7 @@ def _steps(choice: Choice) -> Iterator[Step]:
             "config.json", choice.name, None, choice.encoding, choice.shape, size, "repack", True,
             choice.why,
         )  # fmt: skip
-    for part, found in zip(choice.parts, choice.verdicts, strict=True):
+    for part, found in zip(choice.parts, choice.told, strict=True):
         yield Step(
             source=part.stored.name,
             target=choice.name,
@@ -233,7 +242,7 @@ def _problems(
             if reason is not None:
                 name = choice.codec.name
                 yield choice.name, f"{target} cannot be stored as {name}: {reason}{hint}"
-        for part, found in zip(choice.parts, choice.verdicts, strict=True):
+        for part, found in zip(choice.parts, choice.told, strict=True):
             if exact and not found.exact:
                 yield choice.name, f"not exact: {found.why}"
             quantized = not isinstance(part.encoding, Dense) and not isinstance(target, Dense)

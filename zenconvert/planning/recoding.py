@@ -1,6 +1,6 @@
 """How rows of one encoding become rows of another: what it costs, and doing it.
 
-:func:`verdict` is asked while planning, from headers; :func:`recode` does what it said.
+:func:`recoding` is asked once, while planning, from headers; :func:`recode` does what it said.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zenconvert.ggml import blocks, integer_grids
 from zenconvert.model.checkpoint import StoredPieces, StoredTensor, Tensor
 from zenconvert.model.encoding import F16, F32, Blocks, Dense, Encoding, Grouped
 from zenconvert.model.grouped import OFFSETS, ROW_UNIT, GroupedRows, Piece, Rows, regroup
-from zenconvert.model.layout import Choice, Verdict
+from zenconvert.model.layout import Choice, Recoding
 from zenconvert.model.operations import CHANGES, changed, comes_back, left_over
 from zenconvert.model.target import Scheme
 
@@ -27,7 +27,7 @@ Quantize = Callable[[NDArray[np.float32], Scheme, NDArray[np.float32] | None], G
 """``(weights f32[rows, columns], scheme, importance f32[columns] or None)`` → codes and scales."""
 
 
-def verdict(source: Tensor, choice: Choice) -> Verdict:
+def recoding(source: Tensor, choice: Choice) -> Recoding:
     """How one source tensor becomes the chosen encoding, whether that is exact, and why.
 
     Of tensors whose numbers are changed, which are small ones, it reads the data.
@@ -38,64 +38,64 @@ def verdict(source: Tensor, choice: Choice) -> Verdict:
     if isinstance(new, Grouped):
         return _to_grid(old, new, choice, source.columns)
     if old == new:
-        return Verdict("copy", True)
+        return Recoding("copy", True)
     if isinstance(new, Blocks):
         return _to_blocks(old, new, source.columns)
     if isinstance(old, Dense):
         if old.widens_to(new):
-            return Verdict("repack", True, f"every {old} value is a {new} value")
-        return Verdict("quantize", False, f"{old} is rounded to {new}")
+            return Recoding("repack", True, f"every {old} value is a {new} value")
+        return Recoding("quantize", False, f"{old} is rounded to {new}")
     if new.dtype == "f32":
-        return Verdict("decode", True, f"{old} is decoded")
-    return Verdict("decode", False, f"{old} is decoded and rounded")
+        return Recoding("decode", True, f"{old} is decoded")
+    return Recoding("decode", False, f"{old} is decoded and rounded")
 
 
-def _changed(source: Tensor, choice: Choice, names: tuple[str, ...]) -> Verdict:
+def _changed(source: Tensor, choice: Choice, names: tuple[str, ...]) -> Recoding:
     """Numbers that are changed on their way: exact where all of them would come back."""
     what = " and ".join(CHANGES[name].what for name in names)
     if not isinstance(choice.encoding, Dense):
-        return Verdict("quantize", False, f"{what} is rounded to {choice.encoding}")
+        return Recoding("quantize", False, f"{what} is rounded to {choice.encoding}")
     values = decode_rows(read_rows(source, 0, source.rows), source)
     lost = comes_back(values, names, choice.encoding)
     if not lost:
-        return Verdict("repack", True, f"{what}, computed in f32, and every number can come back")
+        return Recoding("repack", True, f"{what}, computed in f32, and every number can come back")
     share = f"{lost} of {values.size} numbers cannot come back"
-    return Verdict("repack", False, f"{what} is rounded to {choice.encoding}: {share}")
+    return Recoding("repack", False, f"{what} is rounded to {choice.encoding}: {share}")
 
 
-def _to_grid(old: Encoding, new: Grouped, choice: Choice, columns: int) -> Verdict:
+def _to_grid(old: Encoding, new: Grouped, choice: Choice, columns: int) -> Recoding:
     if isinstance(old, Dense):
-        return Verdict("quantize", False, f"{old} is rounded to the grid {choice.scheme or new}")
+        return Recoding("quantize", False, f"{old} is rounded to the grid {choice.scheme or new}")
     grid = old if isinstance(old, Grouped) else integer_grids.grid_of(old.type)
     if grid is None:
-        return Verdict("quantize", False, f"{old} is decoded and quantized again: it is no grid")
+        return Recoding("quantize", False, f"{old} is decoded and quantized again: it is no grid")
     if choice.columns is not None:
         grid = replace(grid, ordered=False)  # the order becomes that of the file
     return _onto(grid, new, columns, str(old))
 
 
-def _onto(grid: Grouped, new: Grouped, columns: int, name: str) -> Verdict:
+def _onto(grid: Grouped, new: Grouped, columns: int, name: str) -> Recoding:
     """Numbers on one grid onto another, of the same tensor."""
     reason = misfit(grid, new, columns)
     if reason is None:
-        return Verdict("repack", True, f"the codes and scales of {name} are kept bit for bit")
+        return Recoding("repack", True, f"the codes and scales of {name} are kept bit for bit")
     rounded = replace(grid, scale=new.scale, offset=grid.offset and (new.offset or grid.offset))
     if misfit(rounded, new, columns) is None:
         how = f"the codes of {name} are kept; its scales are {grid.scale} and round to {new.scale}"
-        return Verdict("repack", False, f"{how}, by 2^-11 of themselves or 2^-25 at most")
-    return Verdict("quantize", False, f"{name} is decoded and quantized again: {reason}")
+        return Recoding("repack", False, f"{how}, by 2^-11 of themselves or 2^-25 at most")
+    return Recoding("quantize", False, f"{name} is decoded and quantized again: {reason}")
 
 
-def _to_blocks(old: Encoding, new: Blocks, columns: int) -> Verdict:
+def _to_blocks(old: Encoding, new: Blocks, columns: int) -> Recoding:
     if isinstance(old, Dense):
-        return Verdict("quantize", False, f"{old} is rounded to the grid of {new}")
+        return Recoding("quantize", False, f"{old} is rounded to the grid of {new}")
     grid = integer_grids.takes(new.type, old) if isinstance(old, Grouped) else None
     if isinstance(old, Grouped) and grid is not None:
         found = _onto(old, grid, columns, str(old))
         if found.exact and _rounds_minimum(old, new):
-            return Verdict("repack", False, "codes are kept; minimum -zero·scale rounds to f16")
+            return Recoding("repack", False, "codes are kept; minimum -zero·scale rounds to f16")
         return found
-    return Verdict("quantize", False, f"{old} is decoded and quantized again")
+    return Recoding("quantize", False, f"{old} is decoded and quantized again")
 
 
 def _rounds_minimum(old: Grouped, new: Encoding) -> bool:
@@ -162,19 +162,30 @@ def _fits_f16(values: NDArray[Any]) -> bool:
     return np.array_equal(narrow, values.astype(np.float32))
 
 
+def unchanged(part: Tensor, choice: Choice) -> tuple[Tensor, Choice]:
+    """A part as it is once its numbers are changed as the choice wants them, if they have to be."""
+    if not left_over(part.change, choice.change):
+        return part, choice
+    return replace(part, encoding=F32, change=None), replace(choice, change=None)
+
+
 def recode(
     rows: Rows,
     part: Tensor,
     choice: Choice,
+    found: Recoding,
     weights: NDArray[np.float32] | None,
     where: str,
     quantize: Quantize,
 ) -> Rows:
-    """Stored rows of ``part`` in the encoding of ``choice``. Raises InvalidInput."""
+    """Stored rows of ``part`` in the encoding of ``choice``, as ``found`` says of the two.
+
+    Raises InvalidInput.
+    """
     if names := left_over(part.change, choice.change):
         rows = changed(decode_rows(rows, part), names)
-        part, choice = replace(part, encoding=F32, change=None), replace(choice, change=None)
-    target, found = choice.encoding, verdict(part, choice)
+    part, choice = unchanged(part, choice)
+    target = choice.encoding
     try:
         if found.action == "copy" and not isinstance(target, Grouped):
             return rows
@@ -189,7 +200,7 @@ def recode(
             if found.action == "repack":
                 grid = _on_grid(rows, part)
                 new = integer_grids.takes(target.type, grid.encoding)
-                assert new is not None  # the verdict said so
+                assert new is not None  # as the plan said
                 grid = regroup(grid, new, round_scales=not found.exact)
                 return integer_grids.from_grouped(target.type, grid)
             values = decode_rows(rows, part).astype(np.float32, copy=False)

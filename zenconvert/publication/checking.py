@@ -12,20 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from zenconvert.base.progress import Count
 from zenconvert.base.source_files import parse_json, read_text
 from zenconvert.errors import BadSignature, CorruptFile, InvalidInput, ZenError
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.opening.sources import open_checkpoint
 from zenconvert.publication.bom import BOM, bom_digests
 from zenconvert.publication.card import CARD, language_tables, measured_table
-from zenconvert.publication.checksums import (
-    SIGNATURE,
-    SUMS,
-    Progress,
-    hash_files,
-    listed,
-    read_sums,
-)
+from zenconvert.publication.checksums import SIGNATURE, SUMS, hash_files, listed, read_sums
 from zenconvert.publication.evidence import EVIDENCE, IMATRIX, POLICY
 from zenconvert.publication.facts import VariantFacts
 from zenconvert.publication.release_report import REPORT, read_record, variants_of
@@ -70,7 +64,7 @@ class _Place:
 
 
 def check_release(
-    folder: Path, *, public_key: Path | None = None, progress: Progress | None = None
+    folder: Path, *, public_key: Path | None = None, progress: Count | None = None
 ) -> tuple[Finding, ...]:
     """Check a release or a shelf; empty, or notes alone, where everything holds.
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from zenconvert.base.machine import usable_cores
+from zenconvert.base.progress import Count
 from zenconvert.base.source_files import read_text
 from zenconvert.errors import CorruptFile, InvalidInput, UnsafePath
 from zenconvert.verification.digests import file_digest, read_digest
@@ -31,9 +32,6 @@ graph keep."""
 _LINE: Final = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)", re.DOTALL)
 _ESCAPES: Final = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 _ESCAPED: Final = {written: sign for sign, written in _ESCAPES.items()}
-
-Progress = Callable[[int, int], None]
-"""Called with (files hashed, files in all)."""
 
 
 def listed(folder: Path) -> tuple[str, ...]:
@@ -64,7 +62,7 @@ def _is_partial(name: str) -> bool:
 
 
 def hash_files(
-    folder: Path, names: Iterable[str], *, fresh: bool = False, progress: Progress | None = None
+    folder: Path, names: Iterable[str], *, fresh: bool = False, progress: Count | None = None
 ) -> dict[str, str]:
     """SHA-256 of files, several at once, each in a stream.
 

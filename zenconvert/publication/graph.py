@@ -15,9 +15,10 @@ from typing import Final
 
 from zenconvert.base.atomic import system_errors
 from zenconvert.base.notes import make_folder
+from zenconvert.base.progress import Progress
 from zenconvert.base.scratch import LOCK, mark, open_scratch
 from zenconvert.errors import ConversionFailed, UsageError
-from zenconvert.publication.executors import Executor, Progress
+from zenconvert.publication.executors.executor import Executor
 from zenconvert.publication.jobs import (
     Event,
     Failure,
@@ -88,7 +89,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 @dataclass
-class Run:
+class GraphRun:
     """One run of a graph."""
 
     jobs: Sequence[Job]

@@ -10,13 +10,13 @@ from typing import Any, Final
 from zenconvert.base.atomic import write_whole
 from zenconvert.base.machine import usable_cores
 from zenconvert.base.notes import make_folder
+from zenconvert.base.progress import Progress
 from zenconvert.batch.production import Gathered, gather, produce
 from zenconvert.conversion import Conversion
 from zenconvert.errors import ConversionFailed, ZenError
 from zenconvert.opening.sources import resolve
 from zenconvert.planning.plan import Plan
 from zenconvert.publication.evidence import IMATRIX
-from zenconvert.publication.executors import Progress
 from zenconvert.publication.jobs import Failure, Task
 from zenconvert.publication.ledger import (
     FAILED_ENGINES,

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import glob
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from zenconvert.base.progress import Progress
 from zenconvert.base.scratch import temporary_folder
 from zenconvert.errors import PublishingFailed, UsageError
 from zenconvert.publication.changes import changes_text, entry
@@ -38,8 +39,6 @@ from zenconvert.verification.markdown import code
 BRANCH: Final = "zenconvert-staging"
 _STAGE: Final = Path(".zenconvert") / "publishing"
 _KEPT: Final = frozenset({".gitattributes", CHANGES})  # the repository's own
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, shelves done, shelves in all)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zenconvert.base.progress import Progress
 from zenconvert.errors import GateFailed, GateInconclusive, ReleaseFailed, UsageError
 from zenconvert.publication.checksums import SIGNATURE
 from zenconvert.publication.evidence import assemble
-from zenconvert.publication.executors import Progress, executor_named
+from zenconvert.publication.executors import executor_named
 from zenconvert.publication.facts import ReleaseFacts
-from zenconvert.publication.graph import Run, held, undone
+from zenconvert.publication.graph import GraphRun, held, undone
 from zenconvert.publication.jobs import (
     Event,
     Failure,
@@ -156,7 +157,7 @@ def _made(prepared: Prepared, executor: str, tell: Tell) -> ReleaseResult:
         return schedule.task(batch, served)
 
     workers = executor_named(executor, folder, prepared.recipe.threads)
-    failures = Run(schedule.jobs, ledger, workers, task, tell).run()
+    failures = GraphRun(schedule.jobs, ledger, workers, task, tell).run()
     account = Account(prepared, schedule, ledger, failures)
     with _step("assemble", "evidence", tell):
         facts = account.facts()

@@ -24,7 +24,7 @@ from zenconvert.publication.release_report import read_record, variants_of
 from zenconvert.publication.schedule import Schedule
 from zenconvert.verification.agreement import Disagreement, check_agreement
 from zenconvert.verification.facts import artifact
-from zenconvert.verification.gate import judge
+from zenconvert.verification.gate import gate
 from zenconvert.verification.policy import Policy, policy_path
 from zenconvert.verification.report import Report
 from zenconvert.version import __version__
@@ -135,7 +135,7 @@ class Account:
             exact=bool(facts.get("exact")),
             losses=tuple(facts.get("losses", ())),
             report=report,
-            verdict=None if report is None else judge(report, self.policy, against=earlier),
+            verdict=None if report is None else gate(report, self.policy, against=earlier),
             error=None if failure is None else failure.text,
         )
 

@@ -36,7 +36,7 @@ from zenconvert.texts.selection import Selection
 
 if TYPE_CHECKING:
     from zenconvert.calib.statistics_file import StatisticsRun
-    from zenconvert.calib.walk import Progress, Settings
+    from zenconvert.calib.walk import LayerProgress, Settings
 
 PURPOSES: Final = ("gguf", "gptq", "awq")
 
@@ -82,7 +82,7 @@ def calibrate(
     max_disk: int | None = None,
     force: bool = False,
     announce: Callable[[int], None] | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[LayerProgress], None] | None = None,
 ) -> Calibration:
     """Measure what every linear module reads, per language.
 

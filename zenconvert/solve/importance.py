@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from zenconvert.base.atomic import hidden_name
+from zenconvert.base.progress import Progress
 from zenconvert.base.scratch import held_scratch, is_kept, keep, remove_scratch
 from zenconvert.errors import UsageError
 from zenconvert.model.checkpoint import Checkpoint
@@ -20,7 +21,7 @@ from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.inputs import by_layer, head_input, layer_inputs
 from zenconvert.solve.calibration import calibrate
 from zenconvert.solve.calibration_texts import Calibrating
-from zenconvert.solve.solving import SOLVERS, Solver, Stage
+from zenconvert.solve.solving import SOLVERS, Solver
 
 if TYPE_CHECKING:
     from zenconvert.calib.statistics_reader import Statistics
@@ -84,7 +85,7 @@ class Knowledge:
         solver: Solver,
         out: Path,
         device: str,
-        stage: Stage,
+        stage: Progress,
     ) -> Iterator[Importance | None]:
         """Importance weights by neutral tensor name; None where there are none, or no need.
 

@@ -7,7 +7,7 @@ it, which the ordinary conversion then writes, in any format.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
+from zenconvert.base.progress import Progress
 from zenconvert.base.scratch import remove_scratch
 from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.errors import ConversionFailed, several
@@ -38,13 +39,6 @@ if TYPE_CHECKING:
 
 Solver = Literal["rtn", "gptq", "awq"]
 SOLVERS: Final[tuple[Solver, ...]] = ("rtn", "gptq", "awq")
-
-Stage = Callable[[str, int, int], None]
-"""Called with (what is being done, done, total)."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,7 @@ class Job:
 
 @contextmanager
 def solved(
-    job: Job, source: Statistics | Calibrating, folder: Path, stage: Stage
+    job: Job, source: Statistics | Calibrating, folder: Path, stage: Progress
 ) -> Iterator[tuple[Checkpoint, dict[str, ModuleReport]]]:
     """Solve every layer; gives the source with the solved tensors over it, and every report.
 
@@ -123,7 +117,7 @@ def walk_settings(calibrating: Calibrating, device: str, solver: Solver) -> Sett
 
 @contextmanager
 def open_solving(
-    job: Job, selection: Selection, settings: Settings, folder: Path, stage: Stage
+    job: Job, selection: Selection, settings: Settings, folder: Path, stage: Progress
 ) -> Iterator[Solving]:
     """Who takes the parts of a walk with ``settings``.
 
@@ -142,7 +136,7 @@ def identity(job: Job, selection: Selection, settings: Settings) -> dict[str, An
 
 
 def _read(
-    job: Job, statistics: Statistics, reference: Reference, store: SolvedStore, stage: Stage
+    job: Job, statistics: Statistics, reference: Reference, store: SolvedStore, stage: Progress
 ) -> None:
     """Solve with the statistics of a file."""
     from zenconvert.calib.layer_solver import FileLayer
@@ -157,7 +151,9 @@ def _read(
 class Solving:
     """Solves the layers of a walk for one job; made by :func:`open_solving`."""
 
-    def __init__(self, job: Job, workspace: Workspace, stage: Stage, *, sequential: bool) -> None:
+    def __init__(
+        self, job: Job, workspace: Workspace, stage: Progress, *, sequential: bool
+    ) -> None:
         self.job, self.workspace = job, workspace
         self.stage, self.sequential = stage, sequential
         self.store = SolvedStore(workspace.folder)

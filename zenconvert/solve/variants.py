@@ -19,7 +19,6 @@ from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.encoding import Grouped
 from zenconvert.model.target import Options, Scheme, Target
 from zenconvert.planning.plan import Importance, Plan, Step, make_plan
-from zenconvert.planning.recoding import verdict
 from zenconvert.solve.solving import Solver
 
 _NAME: Final = re.compile(r"\w[\w.+\-]*")  # fits into the name of a file
@@ -88,23 +87,21 @@ def check_names(variants: Sequence[Variant]) -> None:
 
 def grids_of(plan: Plan) -> dict[str, Scheme]:
     """Neutral name → grid of every tensor that is not on its grid already."""
-    choices = (slot.choice for file in plan.layout.files for slot in file.slots)
     return {
         part.name: choice.scheme
-        for choice in choices
+        for choice in plan.choices
         if choice.scheme is not None
-        for part in choice.parts
-        if verdict(part, choice).action == "quantize"
+        for part, found in zip(choice.parts, choice.done, strict=True)
+        if found.action == "quantize"
     }
 
 
 def _told(plan: Plan, modules: Mapping[str, ModuleReport]) -> tuple[Step, ...]:
     """The steps of a plan, with what the solver did to each tensor."""
     reports = {
-        slot.choice.name: modules[part.name]
-        for file in plan.layout.files
-        for slot in file.slots
-        for part in slot.choice.parts
+        choice.name: modules[part.name]
+        for choice in plan.choices
+        for part in choice.parts
         if part.name in modules
     }
     return tuple(

@@ -132,21 +132,24 @@ class Verdict:
         )
 
 
-def judge(
+def gate(
     report: Report,
-    policy: Policy,
+    policy: Policy | str | Path = "default",
     *,
     against: Report | None = None,
     config: str | Path | None = None,
 ) -> Verdict:
     """Judge a report by a policy, and by the report of an earlier release where there is one.
 
-    ``config`` is the ``config.json`` of a candidate that is an ONNX graph without one.
+    ``policy`` may be the path of its file, or ``default``. ``config`` is the ``config.json`` of a
+    candidate that is an ONNX graph without one.
 
-    Raises ReportMismatch when the report is not about the files that it names, SourceNotFound when
-    the candidate is not there, and CorruptFile for a report that lacks what has to be judged.
+    Raises UsageError for a policy with mistakes, ReportMismatch when the report is not about the
+    files that it names, SourceNotFound when the candidate is not there, and CorruptFile for a
+    report that lacks what has to be judged.
     """
-    return decide(report, policy, against=against, notes=check_files(report, config))
+    known = policy if isinstance(policy, Policy) else Policy.load(policy)
+    return decide(report, known, against=against, notes=check_files(report, config))
 
 
 def decide(

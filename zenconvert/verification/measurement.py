@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from zenconvert.base.machine import AUTO, memory_errors, take_device, usable_cores
+from zenconvert.base.progress import Count, Progress
 from zenconvert.base.stamps import check_unchanged
 from zenconvert.errors import EngineFailed, InvalidInput, UsageError, ZenError
 from zenconvert.model.checkpoint import Checkpoint
@@ -29,7 +30,6 @@ from zenconvert.verification.noise import Noise, noise_scores, serving_dtype
 from zenconvert.verification.report import EngineFailure, Report, Run, Text, documents
 from zenconvert.verification.scoring import HeadOnStates, by_language, score_windows
 from zenconvert.verification.states import (
-    Count,
     States,
     ids_digest,
     output_head,
@@ -40,8 +40,6 @@ from zenconvert.verification.tokens import byte_lengths, token_bytes, worst_posi
 from zenconvert.version import __version__
 
 _BUNDLED: Final = "bundled evaluation texts"
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total)."""
 
 
 def verify(

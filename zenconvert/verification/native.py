@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from zenconvert import errors
 from zenconvert.base.processes import child_environment, module_command
+from zenconvert.base.progress import Count
 from zenconvert.base.scratch import temporary_folder
 from zenconvert.errors import ConversionFailed, EngineFailed, InvalidInput, NotEnoughResources
 from zenconvert.model.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ from zenconvert.texts.windows import Window
 from zenconvert.verification.engine_check import Proof, Text
 from zenconvert.verification.engines import ENGINES
 from zenconvert.verification.metrics import TokenScores, split
-from zenconvert.verification.states import Count, States
+from zenconvert.verification.states import States
 from zenconvert.verification.watching import Hung, lines_of
 from zenconvert.verification.worker import JOB, RESULT, SCORES
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from zenconvert.base.progress import Count
 from zenconvert.errors import NotFinite
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.texts.windows import Window
@@ -19,7 +20,7 @@ from zenconvert.verification.drift import Drift, Summary
 from zenconvert.verification.histogram import histogram_as_dict
 from zenconvert.verification.metrics import TokenScores, concatenate, no_scores, split
 from zenconvert.verification.scoring import HeadOnStates, score_windows
-from zenconvert.verification.states import Count, States, final_states, output_head
+from zenconvert.verification.states import States, final_states, output_head
 
 _SHORT: Final = {"float16": "f16", "bfloat16": "bf16"}
 

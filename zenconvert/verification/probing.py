@@ -1,9 +1,5 @@
 """Does an engine work on this machine? Each is asked to run the bundled model, in a process of its
-own: an engine that dies or hangs is an answer as well.
-
-``python -m zenconvert.verification.probing ENGINE`` is that process: it converts the model into a
-format that the engine runs, measures it on one text, and prints one line of JSON. ``GPUS`` in the
-place of the engine lists the GPUs that torch sees.
+own (``probe_worker``): an engine that dies or hangs is an answer as well.
 """
 
 from __future__ import annotations
@@ -11,31 +7,19 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
-import zenconvert
 from zenconvert.base.processes import child_environment, module_command
 from zenconvert.base.scratch import temporary_folder
-from zenconvert.errors import MissingDependency, ZenError
+from zenconvert.errors import MissingDependency
 from zenconvert.verification.engines import ENGINES, TORCH, requirement
 from zenconvert.verification.watching import Hung, kill, lines_of
 
-_GPUS: Final = "GPUS"
-_MODULE: Final = "zenconvert.verification.probing"
-_SOURCE: Final = "builtin:zen-nano"
-_TARGETS: Final = {"gguf": "gguf:q8_0", "onnx": "onnx:int8", "gptq": "gptq", "awq": "awq"}
-"""A quantized type of every format; folders of other formats are the bundled model itself."""
-_TEXT: Final = (
-    "The river rises in the mountains and flows through three countries before it reaches the sea. "
-    "In spring it carries so much water that the old bridges are closed for weeks."
-)
-_CONTEXT: Final = 64
-_FAR: Final = 0.1
-"""Nats of mean KL divergence that no 8-bit file of the model is away from it."""
+GPUS: Final = "GPUS"
+"""Asks for the GPUs that torch sees, in the place of an engine."""
+_MODULE: Final = "zenconvert.verification.probe_worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +57,8 @@ def probe(engine: str) -> Probe:
 def gpus() -> list[dict[str, Any]]:
     """Name and bytes of memory, ``memory`` and ``free``, of the GPUs that torch can use; none
     where torch does not even start."""
-    answer = _answer(_run(_GPUS)[1])
+    answer = _answer(_run(GPUS)[1])
     return list((answer or {}).get("gpus", []))
-
-
-def _gpus() -> dict[str, Any]:
-    """The child's side."""
-    import torch
-
-    found = []
-    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        free, total = torch.cuda.mem_get_info(number)
-        name = torch.cuda.get_device_name(number)
-        found.append({"name": name, "memory": total, "free": free})
-    return {"gpus": found}
 
 
 def _run(engine: str) -> tuple[int, str, str]:
@@ -138,41 +110,3 @@ def _mend(engine: str) -> str:
     if engine == TORCH:
         return "Install torch and transformers anew"
     return ENGINES[engine].mend
-
-
-def _main(engine: str) -> dict[str, str]:
-    """The child's side: the engine's version, or the error."""
-    from zenconvert.verification.measurement import verify
-    from zenconvert.verification.native import RuntimeDied
-
-    try:
-        with temporary_folder() as folder:
-            text = folder / "text.txt"
-            text.write_text(_TEXT, encoding="utf-8")
-            artifact = _artifact(engine, folder)
-            report = verify(_SOURCE, artifact, engine=engine, text=text, context=_CONTEXT)
-    except RuntimeDied as died:
-        return {"error": died.what}
-    except ZenError as error:
-        return {"error": str(error)}
-    run = report.runs[0]
-    if not run.overall.kl_mean < _FAR:
-        return {"error": f"it computes something else: KL divergence {run.overall.kl_mean:.3g}"}
-    if run.proof.problems:
-        return {"error": "; ".join(run.proof.problems)}
-    return {"version": ", ".join([run.details["version"], run.details.get("device", "")])}
-
-
-def _artifact(engine: str, folder: Path) -> str | Path:
-    """The bundled model in a format that the engine runs."""
-    formats = {"hf"} if engine == TORCH else ENGINES[engine].formats
-    if "hf" in formats:
-        return _SOURCE
-    (kind,) = sorted(formats)[:1]
-    out = folder / ("model.gguf" if kind == "gguf" else "model")
-    zenconvert.convert(_SOURCE, out, _TARGETS[kind])
-    return out
-
-
-if __name__ == "__main__":
-    print(json.dumps(_gpus() if sys.argv[1] == _GPUS else _main(sys.argv[1])))

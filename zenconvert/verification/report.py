@@ -24,7 +24,6 @@ from zenconvert.verification.tokens import Position
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
 
-    from zenconvert.verification.gate import Verdict
 
 SCHEMA_VERSION: Final = 1
 SCHEMA: Final = Path(__file__).parent / "report.schema.json"
@@ -257,19 +256,6 @@ class Report:
         except (ValueError, RecursionError) as error:
             raise CorruptFile(f"{path}: the report is not JSON: {error}") from error
         return replace(cls.from_dict(value, where=str(path)), place=path.resolve().parent)
-
-    def gate(
-        self,
-        policy: str | Path = "default",
-        *,
-        against: Report | None = None,
-        config: str | Path | None = None,
-    ) -> Verdict:
-        """Judge the report; see :func:`zenconvert.verification.gate.judge`."""
-        from zenconvert.verification.gate import judge
-        from zenconvert.verification.policy import Policy
-
-        return judge(self, Policy.load(policy), against=against, config=config)
 
 
 def check_whole(report: Report, where: str = "the report") -> None:

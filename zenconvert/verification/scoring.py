@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from zenconvert.base.progress import Count
 from zenconvert.errors import NotFinite
 from zenconvert.texts.windows import Window
 from zenconvert.verification.drift import Scores
 from zenconvert.verification.metrics import TokenScores, block_positions, concatenate, score
-from zenconvert.verification.states import Count
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from zenconvert.base.progress import Count
 from zenconvert.base.scratch import new_temporary_folder, temporary_file
 from zenconvert.errors import NotEnoughResources
 from zenconvert.model.checkpoint import Checkpoint
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from zenconvert.reference.hidden import Place
     from zenconvert.reference.passage import Passage
 
-Count = Callable[[int, int], None]
-"""Called with (done, total)."""
 
 _PACKAGES: Final = ("torch", "transformers")
 

@@ -14,13 +14,13 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 from zenconvert.base.machine import usable_cores
+from zenconvert.base.progress import Count
 from zenconvert.errors import UsageError
 from zenconvert.formats.hf.tokenizer import TextEncoder
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.texts.windows import Window
 from zenconvert.verification.engines import ENGINES, TORCH, check
 from zenconvert.verification.engines.torch_engine import TorchEngine
-from zenconvert.verification.states import Count
 
 if TYPE_CHECKING:
     import torch

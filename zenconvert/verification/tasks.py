@@ -7,7 +7,7 @@ chance is McNemar's exact test (Psychometrika 12, 1947).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partialmethod
 from math import comb
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.base.machine import AUTO, take_device
+from zenconvert.base.progress import Progress
 from zenconvert.errors import MissingDependency, SourceNotFound, UsageError
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.opening.sources import open_checkpoint
@@ -23,8 +24,6 @@ from zenconvert.verification.engines.packed_model import quiet, replaced
 from zenconvert.verification.task_model import TaskModel, harness_model
 
 SIGNIFICANT: Final = 0.05
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ Outputs fail alone: what is wrong with one, or with numbers that it wants, ends 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,12 +23,14 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from zenconvert.base.progress import Count
 from zenconvert.errors import ZenError
 from zenconvert.ggml import blocks
-from zenconvert.model.checkpoint import RowOrder, StoredPieces, Tensor
+from zenconvert.model.checkpoint import StoredPieces, Tensor
 from zenconvert.model.encoding import Blocks, Dense, Grouped
 from zenconvert.model.grouped import ROW_UNIT, GroupedRows, Rows
-from zenconvert.model.layout import Choice, OutputFile, Slot
+from zenconvert.model.layout import Choice, OutputFile, Recoding, Slot
+from zenconvert.model.row_order import RowOrder
 from zenconvert.planning.plan import PACKED_ROWS, SLAB_ELEMENTS, Importance, Plan
 from zenconvert.planning.recoding import read_rows, recode, round_to_nearest
 from zenconvert.write.output import Output, refuse_source
@@ -36,9 +38,6 @@ from zenconvert.write.planned_output import Making
 
 REMEMBER_SECONDS: Final = 30.0
 """Least time between two entries in the journals of the outputs."""
-
-Done = Callable[[int, int], None]
-"""Called with (bytes of the source that are done, of all)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +49,8 @@ class _Use:
     file: OutputFile
     slot: Slot
     part: Tensor
+    recoding: Recoding
+    """From the stored numbers to those of the output."""
     order: RowOrder | None
     """From the stored rows to those of the output."""
     offset: int
@@ -150,7 +151,7 @@ class _Slab:
 
 
 def write_outputs(
-    makings: Sequence[Making], *, force: bool, done: Done
+    makings: Sequence[Making], *, force: bool, done: Count
 ) -> list[tuple[Path, ...] | ZenError]:
     """Carry out plans of one source in one pass; what each wrote, or why it wrote nothing.
 
@@ -206,7 +207,7 @@ class _Pass:
                 self.errors.setdefault(number, error)
                 self.live.discard(number)
 
-    def fill(self, done: Done) -> None:
+    def fill(self, done: Count) -> None:
         """Process every slab that is not written yet."""
         self.written = {number: {} for number in self.live}
         blocks.warm_up(_kernels(self.makings[number].plan for number in self.live))
@@ -295,7 +296,9 @@ class _Pass:
         use = uses[0]
         where = f"{use.part.stored.path}: tensor {use.part.stored.name!r}"
         with self.failing(use.number for use in uses):
-            result = recode(rows, use.part, use.choice, use.importance, where, round_to_nearest)
+            result = recode(
+                rows, use.part, use.choice, use.recoding, use.importance, where, round_to_nearest
+            )
             for use in uses:
                 with self.failing([use.number]):
                     _write(self.outputs[use.number], use, result, slab)
@@ -311,10 +314,10 @@ def _uses(number: int, making: Making) -> Iterator[_Use]:
     for file in making.plan.layout.files:
         for slot in file.slots:
             choice, offset = slot.choice, slot.offset
-            for part in choice.parts:
+            for part, found in zip(choice.parts, choice.done, strict=True):
                 order = _combined(part.order, choice.order)
                 weights = _weights(part, choice, making.importance)
-                yield _Use(number, file, slot, part, order, offset, weights)
+                yield _Use(number, file, slot, part, found, order, offset, weights)
                 offset += choice.nbytes // len(choice.parts)
 
 

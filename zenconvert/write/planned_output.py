@@ -70,9 +70,8 @@ class Making:
         return {"identity": self.identity(), "files": stamps}
 
     def _parts(self) -> Iterator[Tensor]:
-        for file in self.plan.layout.files:
-            for slot in file.slots:
-                yield from slot.choice.parts
+        for choice in self.plan.choices:
+            yield from choice.parts
 
 
 def _files(part: Tensor) -> Iterator[Path]:

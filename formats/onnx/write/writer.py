@@ -174,15 +174,15 @@ def _by_neutral_name(checkpoint: Checkpoint, choices: list[Choice]) -> dict[str,
 
 def _metadata(checkpoint: Checkpoint, choices: list[Choice]) -> dict[str, str]:
     """What the model is and what became of every tensor."""
-    verdicts: dict[str, Any] = {
+    steps: dict[str, Any] = {
         c.name: [
             {"from": str(p.source_encoding), "to": str(c.encoding), "exact": v.exact, "why": v.why}
-            for p, v in zip(c.parts, c.verdicts, strict=True)
+            for p, v in zip(c.parts, c.told, strict=True)
         ]
         for c in choices
         if c.derived is None
     }
     return {
         "zenconvert.model.architecture": checkpoint.architecture.id,
-        "zenconvert.steps": json.dumps(verdicts, ensure_ascii=False, separators=(",", ":")),
+        "zenconvert.steps": json.dumps(steps, ensure_ascii=False, separators=(",", ":")),
     }

@@ -6,35 +6,12 @@ of threads, so that the bytes are the same. Adding one is adding a row to :data:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from zenconvert.errors import UsageError
-from zenconvert.publication.jobs import Failure, Job, Task
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total)."""
-
-
-class Executor(Protocol):
-    """Carries out batches of jobs; ``run`` is called from several threads at a time."""
-
-    def batches(self, ready: Sequence[Job]) -> list[tuple[Job, ...]]:
-        """Jobs that are ready, put together as one process should do them."""
-        ...
-
-    def has_room(self, running: Sequence[Job], batch: Sequence[Job]) -> bool:
-        """Whether a batch may run beside what runs."""
-        ...
-
-    def run(self, task: Task, progress: Progress) -> Mapping[str, Failure]:
-        """Carry out a task and wait for it; gives the jobs that failed by their keys."""
-        ...
-
-    def stop(self) -> None:
-        """End everything that runs; ``run`` then returns soon."""
-        ...
+from zenconvert.publication.executors.executor import Executor
 
 
 def _local(folder: Path, threads: int) -> Executor:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from zenconvert.base.processes import child_environment, module_command
-from zenconvert.publication.executors import Progress
+from zenconvert.base.progress import Progress
 from zenconvert.publication.jobs import Failure, Task
 from zenconvert.publication.ledger import STATE
 

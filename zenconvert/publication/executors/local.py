@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Final
 
 from zenconvert.base.machine import free_ram, usable_cores
-from zenconvert.publication.executors import Progress
+from zenconvert.base.progress import Progress
 from zenconvert.publication.executors.child import WORKER, Child
 from zenconvert.publication.jobs import Failure, Job, Task
 

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from zenconvert.base.progress import Progress
 from zenconvert.errors import MissingDependency, UsageError
-from zenconvert.publication.executors import Progress
 from zenconvert.publication.executors.child import WORKER, Child
 from zenconvert.publication.jobs import Failure, Job, Task
 from zenconvert.publication.ledger import STATE

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.texts.windows import Window
-from zenconvert.verification.engines.onnxruntime_engine import SINGLE, OnnxSession
+from zenconvert.verification.engines.onnxruntime_session import SINGLE, OnnxSession
 from zenconvert.verification.engines.torch_engine import TorchEngine
 
 Logits = NDArray[np.float32]

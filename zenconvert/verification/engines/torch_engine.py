@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from zenconvert.base.progress import Count
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.texts.windows import Window
 from zenconvert.verification.scoring import HeadOnStates
-from zenconvert.verification.states import Count, final_states, output_head
+from zenconvert.verification.states import final_states, output_head
 
 if TYPE_CHECKING:
     import torch
