@@ -48,7 +48,8 @@ def tokenizer_metadata(
     if family.space_prefix == "first" and tokenizer.add_space_prefix is not None:
         keys["add_space_prefix"] = ("bool", tokenizer.add_space_prefix)
     keys["model"] = ("str", next(n for n, k in _MODELS.items() if k == tokenizer.kind))
-    keys["pre"] = ("str", _pre(tokenizer, pre_tokenizer))
+    pre = _pre(tokenizer, pre_tokenizer)
+    keys["pre"] = ("str", pre)
     keys["tokens"] = ("arr:str", tokenizer.tokens)
     if tokenizer.scores is not None:
         keys["scores"] = ("arr:f32", np.asarray(tokenizer.scores, dtype=np.float32))
@@ -58,17 +59,23 @@ def tokenizer_metadata(
     for role, token in tokenizer.special.items():
         if role in _ROLES:
             keys[f"{_ROLES[role]}_token_id"] = ("u32", token)
+    silent = _added_in_silence(tokenizer.kind, pre)
     for role, value in tokenizer.adds.items():
-        if role in _ADDED:
+        if role in _ADDED and (role not in tokenizer.unsaid or value != silent.get(role, False)):
             keys[f"add_{role}_token"] = ("bool", value)
     if len(tokenizer.tokens) in family.without_bos:
-        keys["add_bos_token"] = ("bool", False)
+        keys["add_bos_token"] = ("bool", tokenizer.add_bos)
     last = family.space_prefix == "last" and tokenizer.kind == "spm"
     end: dict[str, KeyValue] = {
         f"{_PREFIX}add_space_prefix": ("bool", bool(tokenizer.add_space_prefix))
     }
     metadata = {f"{_PREFIX}{key}": value for key, value in keys.items()} | _templates(tokenizer)
     return metadata | (end if last else {})
+
+
+def _added_in_silence(kind: Kind, pre: str | None) -> dict[str, bool]:
+    """Role → whether llama.cpp adds that token where a file does not say it."""
+    return {"bos": kind == "spm" or pre in pretokenizer.adding_bos()}
 
 
 def _pre(tokenizer: Tokenizer, override: str | None) -> str:
@@ -268,8 +275,7 @@ def _adds(
         role = key.removeprefix(f"{_PREFIX}add_").removesuffix("_token")
         if role in _ADDED and key == f"{_PREFIX}add_{role}_token":
             adds[role] = bool(reader.value(f"add_{role}_token", "bool"))
-    known = pretokenizer.by_name(rule) if rule is not None else None
-    if "bos" in special and (kind == "spm" or (known is not None and known.add_bos)):
+    if "bos" in special and _added_in_silence(kind, rule)["bos"]:
         adds.setdefault("bos", True)
     return adds
 

@@ -112,11 +112,12 @@ class _Vocabulary:
 
 def _common(files: TokenizerFiles) -> dict[str, Any]:
     """The fields that every kind has: special tokens and templates."""
-    special, adds = files.roles()
+    roles = files.roles
     default, named = files.templates()
     return {
-        "special": special,
-        "adds": adds,
+        "special": roles.special,
+        "adds": roles.adds,
+        "unsaid": roles.unsaid,
         "chat_template": default,
         "named_templates": named,
         "definition": files.encoding,
@@ -153,7 +154,7 @@ def _from_definition(files: TokenizerFiles, definition: Mapping[str, Any]) -> To
         rule_problem=structure.rule_problem,
         add_space_prefix=_space_prefix(files, structure),
         problem=structure.problem,
-        warnings=tuple(vocabulary.warnings),
+        warnings=(*vocabulary.warnings, *files.contradictions),
         **_common(files),
     )
     losses = losses_of(tokenizer, files.added, files.loaded, definition)
@@ -259,7 +260,7 @@ def _from_sentencepiece(files: TokenizerFiles) -> Tokenizer:
         types=vocabulary.types,
         scores=vocabulary.scores,
         add_space_prefix=prefix,
-        warnings=tuple(vocabulary.warnings),
+        warnings=(*vocabulary.warnings, *files.contradictions),
         **_common(files),
     )
 
@@ -291,7 +292,7 @@ def _from_vocab_json(files: TokenizerFiles) -> Tokenizer:
         merges=_merges(files, [row for row in rows if row]),
         rule=rule,
         rule_problem="" if rule else f"tokenizer_class {name!r:.60} without a tokenizer.json",
-        warnings=tuple(vocabulary.warnings),
+        warnings=(*vocabulary.warnings, *files.contradictions),
         **_common(files),
     )
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zenconvert.base.source_files import MAX_JSON, read_text, what_it_is
 from zenconvert.errors import CorruptFile
 from zenconvert.formats.hf import fast
+from zenconvert.formats.hf.frame import Roles, contradictions, flagged, frame_of, settle
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.special_tokens import ROLES, find
 
@@ -170,10 +171,21 @@ class TokenizerFiles:
         file = self.path / name
         return read_json(file) if file.is_file() else None
 
-    def roles(self) -> tuple[dict[str, int], dict[str, bool]]:
+    @cached_property
+    def roles(self) -> Roles:
         """Special tokens by role, and which of them encoding adds."""
         config = self.optional("config.json") or {}
-        return find(self.definition, self.settings, config, vocab_size=self.vocab_size)
+        special, said = find(self.definition, self.settings, config, vocab_size=self.vocab_size)
+        if self.loaded is None:
+            return settle(special, said, flagged(self.settings, special))
+        return settle(special, said, frame_of(self.loaded))
+
+    @property
+    def contradictions(self) -> list[str]:
+        """Where the files differ on what encoding adds, each with the folder's name."""
+        definition = self.definition is not None
+        found = contradictions(self.settings, self.roles.adds, definition=definition)
+        return [f"{self.path}: {text}" for text in found]
 
     def templates(self) -> tuple[str | None, dict[str, str]]:
         """The default chat template and the named ones. Raises CorruptFile."""

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from zenconvert.formats.hf.frame import Frame, frame_of
 from zenconvert.formats.hf.tokenizer_files import Added
 from zenconvert.formats.hf.tokenizer_structure import parts_of
 from zenconvert.model import pretokenizer
@@ -70,10 +71,10 @@ def _flags(added: Mapping[int, Added], definition: Mapping[str, Any]) -> Iterato
 
 def _frame(tokenizer: Tokenizer, library: FastTokenizer) -> Iterator[str]:
     """What the post-processor puts around a text, beside BOS and EOS."""
-    ids = [tokenizer.special.get(r) for r in ("bos", "eos") if tokenizer.adds.get(r)]
-    found = library.encode("").ids
-    if found and found != [i for i in ids if i is not None]:
-        texts = [library.id_to_token(i) or str(i) for i in found]
+    frame = frame_of(library)
+    ids = {r: (tokenizer.special[r],) for r in ("bos", "eos") if tokenizer.adds.get(r)}
+    if frame != Frame(ids.get("bos", ()), ids.get("eos", ())):
+        texts = [library.id_to_token(i) or str(i) for i in (*frame.before, *frame.after)]
         yield f"the post-processor puts {_shown(texts)} around a text, llama.cpp only BOS and EOS"
 
 

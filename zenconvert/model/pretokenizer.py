@@ -64,6 +64,14 @@ def llamacpp_names() -> tuple[str, ...]:
 
 
 @cache
+def adding_bos() -> frozenset[str]:
+    """Names under which llama.cpp puts BOS before every text where a file is silent."""
+    adding = [r for r in rules() if r.add_bos]
+    own = _table()["llamacpp"]["other_names_adding_bos"]
+    return frozenset([*own, *(name for r in adding for name in (r.name, *r.aliases))])
+
+
+@cache
 def always_control() -> frozenset[str]:
     """Texts of tokens that llama.cpp takes for control tokens whatever their type is."""
     return frozenset(_table()["llamacpp"]["control"])

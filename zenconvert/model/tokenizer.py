@@ -50,6 +50,9 @@ class Tokenizer:
     declared."""
     adds: Mapping[str, bool] = field(default_factory=dict)
     """Role → whether encoding adds that token; a role that the source is silent on is absent."""
+    unsaid: frozenset[str] = frozenset()
+    """Roles of ``adds`` that follow from no statement of the files: a format whose default is the
+    same need not state them."""
     add_space_prefix: bool | None = None
     """Whether a space is put before the text; None where the source is silent."""
     chat_template: str | None = None

@@ -1,0 +1,115 @@
+"""What encoding puts around a text: BOS, EOS or whatever a post-processor has.
+
+``AutoTokenizer`` goes by the post-processor where there is a ``tokenizer.json``, whatever
+``add_bos_token`` and ``add_eos_token`` of ``tokenizer_config.json`` say; without one it goes by
+these, and adds nothing where they are silent.
+
+Source: ``PreTrainedTokenizerBase._from_pretrained`` and ``TokenizersBackend.update_post_processor``
+of transformers 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
+
+_PROBES: Final = ("a", "0", " ", "\n")
+_TRIES: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Token ids before and after every text."""
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Special tokens by role, and which of them encoding adds."""
+
+    special: Mapping[str, int]
+    adds: Mapping[str, bool]
+    unsaid: frozenset[str] = field(default_factory=frozenset)
+    """Roles of ``adds`` that the files state nowhere."""
+
+
+def frame_of(library: FastTokenizer) -> Frame:
+    """What the post-processor puts around a text, told from one."""
+    for text in _probes(library):
+        plain = library.encode(text, add_special_tokens=False).ids
+        if not plain:
+            continue
+        whole = library.encode(text).ids
+        for at in range(len(whole) - len(plain) + 1):
+            if whole[at : at + len(plain)] == plain:
+                return Frame(tuple(whole[:at]), tuple(whole[at + len(plain) :]))
+        return Frame(tuple(whole))  # it keeps nothing of a text
+    return Frame(tuple(library.encode("").ids))
+
+
+def _probes(library: FastTokenizer) -> Iterator[str]:
+    yield from _PROBES
+    yield from list(library.get_vocab(with_added_tokens=False))[:_TRIES]
+
+
+def flagged(settings: Mapping[str, Any] | None, special: Mapping[str, int]) -> Frame:
+    """What flags of ``tokenizer_config.json`` put around a text where there is no tokenizer.json.
+
+    ``special`` maps roles to ids.
+    """
+    ids = {
+        role: (special[role],)
+        for role in ("bos", "eos")
+        if role in special and (settings or {}).get(f"add_{role}_token") is True
+    }
+    return Frame(ids.get("bos", ()), ids.get("eos", ()))
+
+
+def settle(special: Mapping[str, int], said: Mapping[str, bool], frame: Frame) -> Roles:
+    """Roles as files declare them, with BOS and EOS as a frame has them."""
+    roles, adds = dict(special), dict(said)
+    for role, ids in (("bos", frame.before[:1]), ("eos", frame.after[-1:])):
+        for number in ids:
+            roles.setdefault(role, number)
+        adds[role] = ids == (roles.get(role),)
+    return Roles(roles, adds, frozenset(adds) - set(said))
+
+
+def contradictions(
+    settings: Mapping[str, Any] | None, adds: Mapping[str, bool], *, definition: bool
+) -> Iterator[str]:
+    """Where flags and what is added differ, or nothing says what is.
+
+    ``definition``: there is a ``tokenizer.json``.
+    """
+    for role in ("bos", "eos"):
+        said = (settings or {}).get(f"add_{role}_token")
+        added = adds.get(role, False)
+        if said is None and role == "bos" and not definition:
+            yield (
+                "nothing says whether BOS begins a text: there is neither a tokenizer.json nor "
+                "add_bos_token in tokenizer_config.json. None does, as transformers 5 has it "
+                "(transformers 4 and llama.cpp put one before texts of a tokenizer.model); write "
+                "add_bos_token to say it"
+            )
+        if said is not None and said != added:
+            yield (
+                f"add_{role}_token is {str(said).lower()} in tokenizer_config.json, and "
+                + _instead(role, added=added, definition=definition)
+            )
+
+
+def _instead(role: str, *, added: bool, definition: bool) -> str:
+    if not definition:
+        return f"no {role}_token is named: none is added"
+    does = "adds it" if added else "does not add it"
+    return (
+        f"the post-processor of tokenizer.json {does}: that is taken, as transformers 5 does (some "
+        "classes of transformers 4 go by the flag)"
+    )
