@@ -62,18 +62,19 @@ def byte_level() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 @cache
-def pieces(**options: Any) -> bytes:
+def pieces(**changed: Any) -> bytes:
     """A SentencePiece model, by default of BPE with byte fallback that changes no text."""
     out = io.BytesIO()
+    options: dict[str, Any] = {
+        "model_type": "bpe", "vocab_size": 1600, "byte_fallback": True,
+        "character_coverage": 0.98, "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True,
+        "minloglevel": 2, "hard_vocab_limit": False,
+    }  # fmt: skip
+    lines = iter(line for text in texts() for line in text.splitlines())
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line for text in texts() for line in text.splitlines()),
-        model_writer=out, minloglevel=2, hard_vocab_limit=False,
-        **{
-            "model_type": "bpe", "vocab_size": 1600, "byte_fallback": True,
-            "character_coverage": 0.98, "normalization_rule_name": "identity",
-            "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True,
-        } | options,
-    )  # fmt: skip
+        sentence_iterator=lines, model_writer=out, **(options | changed)
+    )
     return out.getvalue()
 
 
@@ -207,8 +208,8 @@ def _flag(rows: list[dict[str, Any]], chance: random.Random) -> bool:
 def byte_level_draw(seed: int, chance: random.Random, rule: Rule, *, plain: bool = False) -> Draw:
     """Byte-level BPE; ``plain``: one that llama.cpp can have, special tokens first."""
     base, merges = byte_level()
-    first = ("<unk>", "<s>", "</s>", "<|4|>", "<|5|>")
-    first = first[: 3 if plain else chance.choice([0, 3, 3, 5])]
+    all_first = ("<unk>", "<s>", "</s>", "<|4|>", "<|5|>")
+    first = all_first[: 3 if plain else chance.choice([0, 3, 3, 5])]
     cut = 0 if plain else chance.choice([0, 0, 700])  # or in the middle of the others
     vocab = {t: n if n < cut else n + len(first) for t, n in base.items()}
     rows = [token(cut + i, text) for i, text in enumerate(first)]

@@ -14,11 +14,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from zenconvert.formats.hf.special_tokens import token_text
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
 
 _PROBES: Final = ("a", "0", " ", "\n")
 _TRIES: Final = 64
+_USUAL: Final = {"bos": "<s>", "eos": "</s>"}
+"""What transformers takes where a config names no token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +62,20 @@ def _probes(library: FastTokenizer) -> Iterator[str]:
     yield from list(library.get_vocab(with_added_tokens=False))[:_TRIES]
 
 
-def flagged(settings: Mapping[str, Any] | None, special: Mapping[str, int]) -> Frame:
+def flagged(
+    settings: Mapping[str, Any] | None, special: Mapping[str, int], ids: Mapping[str, int]
+) -> Frame:
     """What flags of ``tokenizer_config.json`` put around a text where there is no tokenizer.json.
 
-    ``special`` maps roles to ids.
+    ``special`` maps roles to ids, ``ids`` the texts of tokens.
     """
-    ids = {
-        role: (special[role],)
-        for role in ("bos", "eos")
-        if role in special and (settings or {}).get(f"add_{role}_token") is True
-    }
-    return Frame(ids.get("bos", ()), ids.get("eos", ()))
+    found: dict[str, tuple[int, ...]] = {}
+    for role, usual in _USUAL.items():
+        if (settings or {}).get(f"add_{role}_token") is True:
+            text = token_text((settings or {}).get(f"{role}_token", usual))
+            number = special.get(role, ids.get(text or ""))
+            found[role] = () if number is None else (number,)
+    return Frame(found.get("bos", ()), found.get("eos", ()))
 
 
 def settle(special: Mapping[str, int], said: Mapping[str, bool], frame: Frame) -> Roles:

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UnknownTokenizer
 from zenconvert.formats.hf import fast, sentencepiece_model
-from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.sentencepiece_model import SentencePieceModel
 from zenconvert.formats.hf.tokenizer_files import Added, TokenizerFiles, text_of
 from zenconvert.formats.hf.tokenizer_json import ADDED_SCORE, definition_of
@@ -43,8 +42,8 @@ def read_tokenizer(path: Path, *, vocab_size: int) -> Tokenizer:
     files = TokenizerFiles(path, vocab_size)
     if files.definition is not None:
         return _from_definition(files, files.definition)
-    if (path / "tokenizer.model").is_file():
-        return _from_sentencepiece(files)
+    if files.pieces is not None:
+        return _from_sentencepiece(files, files.pieces)
     return _from_vocab_json(files)
 
 
@@ -189,8 +188,7 @@ def _fill_pieces(
 ) -> None:
     """The pieces of a SentencePiece BPE, with scores of tokenizer.model where that agrees."""
     files = vocabulary.files
-    path = files.path / "tokenizer.model"
-    pieces = sentencepiece_model.read(path) if path.is_file() else None
+    path, pieces = files.path / "tokenizer.model", files.pieces
     if pieces is not None and (problem := _disagreement(files, pieces, plain)):
         vocabulary.warnings.append(
             f"{path}: {problem}; tokenizer.json is taken, as transformers does"
@@ -236,10 +234,9 @@ def _fill_from_model(vocabulary: _Vocabulary, model: SentencePieceModel) -> None
         vocabulary.fill(number, piece.text, kind, piece.score)
 
 
-def _from_sentencepiece(files: TokenizerFiles) -> Tokenizer:
+def _from_sentencepiece(files: TokenizerFiles, model: SentencePieceModel) -> Tokenizer:
     """tokenizer.model, then the added tokens of the files beside it."""
     path = files.path / "tokenizer.model"
-    model = sentencepiece_model.read(path)
     if model.model_type != sentencepiece_model.BPE:
         raise UnknownTokenizer(
             f"{path}: only SentencePiece models of type BPE are read without a tokenizer.json, "
@@ -279,9 +276,7 @@ def _from_vocab_json(files: TokenizerFiles) -> Tokenizer:
     if rows and rows[0].startswith("#"):
         del rows[0]
     vocabulary = _Vocabulary.of(files)
-    for text, number in read_json(vocab).items():
-        if type(number) is not int:
-            raise CorruptFile(f"{vocab}: texts should map to ids, found {number!r:.60}")
+    for text, number in files.vocabulary.items():
         vocabulary.fill(number, text, TokenType.NORMAL, 0.0)
     for number, token in files.added.items():
         vocabulary.add(number, token, spaces=False)

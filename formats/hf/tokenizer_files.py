@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zenconvert.base.source_files import MAX_JSON, read_text, what_it_is
 from zenconvert.errors import CorruptFile
-from zenconvert.formats.hf import fast
+from zenconvert.formats.hf import fast, sentencepiece_model
 from zenconvert.formats.hf.frame import Roles, contradictions, flagged, frame_of, settle
 from zenconvert.formats.hf.json_file import read_json
+from zenconvert.formats.hf.sentencepiece_model import SentencePieceModel
 from zenconvert.formats.hf.special_tokens import ROLES, find
 
 if TYPE_CHECKING:
@@ -177,8 +178,32 @@ class TokenizerFiles:
         config = self.optional("config.json") or {}
         special, said = find(self.definition, self.settings, config, vocab_size=self.vocab_size)
         if self.loaded is None:
-            return settle(special, said, flagged(self.settings, special))
+            return settle(special, said, flagged(self.settings, special, self._own_ids()))
         return settle(special, said, frame_of(self.loaded))
+
+    @cached_property
+    def pieces(self) -> SentencePieceModel | None:
+        """``tokenizer.model``; None where there is none. Raises CorruptFile."""
+        file = self.path / "tokenizer.model"
+        return sentencepiece_model.read(file) if file.is_file() else None
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """``vocab.json``. Raises SourceNotFound or CorruptFile."""
+        file = self.path / "vocab.json"
+        found = read_json(file)
+        for number in found.values():
+            if type(number) is not int:
+                raise CorruptFile(f"{file}: texts should map to ids, found {number!r:.60}")
+        return found
+
+    def _own_ids(self) -> dict[str, int]:
+        """Ids of all tokens of a folder without tokenizer.json, by their texts."""
+        if self.pieces is not None:
+            own = {piece.text: i for i, piece in enumerate(self.pieces.pieces)}
+        else:
+            own = self.vocabulary
+        return own | {token.text: number for number, token in self.declared.items()}
 
     @property
     def contradictions(self) -> list[str]:

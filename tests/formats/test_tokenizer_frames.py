@@ -10,10 +10,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.formats.test_tokenizer_differential import vocabulary_file, written
-from tests.tokenizer_draws import Draw, byte_level_draw, pieces_draw
+from tests.tokenizer_draws import Draw, byte_level_draw, pieces, pieces_draw
 from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata, tokenizer_metadata
 from zenconvert.formats.hf.tokenizer import read_tokenizer
-from zenconvert.pretokenizer import by_name
+from zenconvert.model.pretokenizer import by_name
 
 TEXT = "Some words, 12 of them."
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
@@ -100,3 +100,36 @@ def test_a_text_is_framed_as_transformers_does(
     source.files["tokenizer.json"]["post_processor"] = POST_PROCESSORS[post]
     source.files["tokenizer_config.json"] |= FLAGS[flags]
     check(source, tmp_path)
+
+
+def test_a_vocabulary_of_granites_size_adds_bos_where_its_files_do(tmp_path: Path) -> None:
+    """llama.cpp's converter writes that none of this size does, whatever its files say."""
+    source = drawn("llama-bpe")
+    source.size = 49152
+    source.files["tokenizer.json"]["post_processor"] = BOS
+    assert check(source, tmp_path)["tokenizer.ggml.add_bos_token"] == ("bool", True)
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_a_lone_sentencepiece_model_adds_what_its_flags_say(flags: str, tmp_path: Path) -> None:
+    settings = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    files = {"tokenizer.model": pieces(), "tokenizer_config.json": settings | FLAGS[flags]}
+    check(Draw(0, "lone", 1600, files), tmp_path)
+
+
+def test_what_contradicts_or_is_not_said_is_warned_of(tmp_path: Path) -> None:
+    source = drawn("llama-bpe")
+    settings = source.files["tokenizer_config.json"]
+    source.files["tokenizer.json"]["post_processor"] = BOS
+    path = source.write(tmp_path / "agree")
+    assert not read_tokenizer(path, vocab_size=source.size).warnings
+    settings |= {"add_bos_token": False, "add_eos_token": True}
+    path = source.write(tmp_path / "differ")
+    first, second = read_tokenizer(path, vocab_size=source.size).warnings
+    assert "add_bos_token is false in tokenizer_config.json" in first
+    assert "tokenizer.json adds it" in first
+    assert "add_eos_token is true in tokenizer_config.json" in second
+    assert "tokenizer.json does not add it" in second
+    lone = Draw(0, "lone", 1600, {"tokenizer.model": pieces()}).write(tmp_path / "lone")
+    warnings = read_tokenizer(lone, vocab_size=1600).warnings
+    assert any("nothing says whether BOS begins a text" in text for text in warnings)
