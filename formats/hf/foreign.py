@@ -15,6 +15,7 @@ from typing import Any, Final
 from zenconvert.errors import InvalidInput
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.side_facts import GENERATION
+from zenconvert.formats.hf.spare import usable
 
 FILES: Final = (
     "config.json",
@@ -89,7 +90,7 @@ def _tables(folder: Path) -> dict[str, dict[str, Any]]:
     """The files that there are; generation settings that are no table do not travel anyway."""
     found = {}
     for name in FILES:
-        if (folder / name).is_file():
+        if usable(folder, name):
             try:
                 found[name] = read_json(folder / name)
             except InvalidInput:

@@ -91,20 +91,10 @@ def settle(special: Mapping[str, int], said: Mapping[str, bool], frame: Frame) -
 def contradictions(
     settings: Mapping[str, Any] | None, adds: Mapping[str, bool], *, definition: bool
 ) -> Iterator[str]:
-    """Where flags and what is added differ, or nothing says what is.
-
-    ``definition``: there is a ``tokenizer.json``.
-    """
+    """Where flags and what is added differ. ``definition``: there is a ``tokenizer.json``."""
     for role in ("bos", "eos"):
         said = (settings or {}).get(f"add_{role}_token")
         added = adds.get(role, False)
-        if said is None and role == "bos" and not definition:
-            yield (
-                "nothing says whether BOS begins a text: there is neither a tokenizer.json nor "
-                "add_bos_token in tokenizer_config.json. None does, as transformers 5 has it "
-                "(transformers 4 and llama.cpp put one before texts of a tokenizer.model); write "
-                "add_bos_token to say it"
-            )
         if said is not None and said != added:
             yield (
                 f"add_{role}_token is {str(said).lower()} in tokenizer_config.json, and "

@@ -28,6 +28,7 @@ from zenconvert.errors import (
     several,
 )
 from zenconvert.formats.gguf.container import is_key_value
+from zenconvert.formats.hf import spare
 from zenconvert.formats.hf.foreign import foreign_warnings, without_foreign
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.side_facts import (
@@ -108,7 +109,13 @@ class Folder:
             metadata=metadata,
             side_files=carried,
             files=self.files,
-            warnings=(*self.warnings, *warnings, *odd, *foreign_warnings(path)),
+            warnings=(
+                *self.warnings,
+                *warnings,
+                *odd,
+                *left_out(path),
+                *foreign_warnings(path),
+            ),
         )
 
 
@@ -221,6 +228,16 @@ def side_files(path: Path) -> dict[str, Path]:
 
     Raises UnsafePath for one that is a link out of the folder, InvalidInput for what is no file.
     """
+    return {name: file for name, file in _there(path).items() if spare.usable(path, name)}
+
+
+def left_out(path: Path) -> list[str]:
+    """A warning for every small file that does not travel, as it is not what its name says."""
+    found = {name: spare.instead(path, name) for name in _there(path)}
+    return [f"{path / name}: it is {what}. It is left out" for name, what in found.items() if what]
+
+
+def _there(path: Path) -> dict[str, Path]:
     found = {name: path / name for name in _SIDE_FILES if is_there(path / name)}
     further = sorted((path / FURTHER_TEMPLATES).glob("*.jinja"))
     found |= {f"{FURTHER_TEMPLATES}/{file.name}": file for file in further}

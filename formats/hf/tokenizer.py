@@ -153,7 +153,7 @@ def _from_definition(files: TokenizerFiles, definition: Mapping[str, Any]) -> To
         rule_problem=structure.rule_problem,
         add_space_prefix=_space_prefix(files, structure),
         problem=structure.problem,
-        warnings=(*vocabulary.warnings, *files.contradictions),
+        warnings=(*vocabulary.warnings, *files.warnings),
         **_common(files),
     )
     losses = losses_of(tokenizer, files.added, files.loaded, definition)
@@ -257,7 +257,7 @@ def _from_sentencepiece(files: TokenizerFiles, model: SentencePieceModel) -> Tok
         types=vocabulary.types,
         scores=vocabulary.scores,
         add_space_prefix=prefix,
-        warnings=(*vocabulary.warnings, *files.contradictions),
+        warnings=(*vocabulary.warnings, *files.warnings),
         **_common(files),
     )
 
@@ -287,7 +287,7 @@ def _from_vocab_json(files: TokenizerFiles) -> Tokenizer:
         merges=_merges(files, [row for row in rows if row]),
         rule=rule,
         rule_problem="" if rule else f"tokenizer_class {name!r:.60} without a tokenizer.json",
-        warnings=(*vocabulary.warnings, *files.contradictions),
+        warnings=(*vocabulary.warnings, *files.warnings),
         **_common(files),
     )
 

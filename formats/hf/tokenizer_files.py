@@ -23,7 +23,9 @@ from zenconvert.errors import CorruptFile
 from zenconvert.formats.hf import fast, sentencepiece_model
 from zenconvert.formats.hf.frame import Roles, contradictions, flagged, frame_of, settle
 from zenconvert.formats.hf.json_file import read_json
+from zenconvert.formats.hf.rebuilt import rebuilt
 from zenconvert.formats.hf.sentencepiece_model import SentencePieceModel
+from zenconvert.formats.hf.spare import MODEL, usable
 from zenconvert.formats.hf.special_tokens import ROLES, find
 
 if TYPE_CHECKING:
@@ -169,8 +171,7 @@ class TokenizerFiles:
 
     def optional(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder, None where there is none. Raises CorruptFile."""
-        file = self.path / name
-        return read_json(file) if file.is_file() else None
+        return read_json(self.path / name) if usable(self.path, name) else None
 
     @cached_property
     def roles(self) -> Roles:
@@ -184,8 +185,8 @@ class TokenizerFiles:
     @cached_property
     def pieces(self) -> SentencePieceModel | None:
         """``tokenizer.model``; None where there is none. Raises CorruptFile."""
-        file = self.path / "tokenizer.model"
-        return sentencepiece_model.read(file) if file.is_file() else None
+        there = usable(self.path, MODEL)
+        return sentencepiece_model.read(self.path / MODEL) if there else None
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -206,10 +207,13 @@ class TokenizerFiles:
         return own | {token.text: number for number, token in self.declared.items()}
 
     @property
-    def contradictions(self) -> list[str]:
-        """Where the files differ on what encoding adds, each with the folder's name."""
-        definition = self.definition is not None
-        found = contradictions(self.settings, self.roles.adds, definition=definition)
+    def warnings(self) -> list[str]:
+        """Where the files differ from each other or from transformers, each with the folder."""
+        settings, config = self.settings or {}, self.optional("config.json") or {}
+        told = contradictions(settings, self.roles.adds, definition=self.definition is not None)
+        found = list(told)
+        if self.definition is not None or self.pieces is not None:
+            found += rebuilt(self.definition, settings, config.get("model_type"))
         return [f"{self.path}: {text}" for text in found]
 
     def templates(self) -> tuple[str | None, dict[str, str]]:
@@ -217,10 +221,10 @@ class TokenizerFiles:
         named = {
             file.name.removesuffix(".jinja"): text_of(file)
             for file in sorted((self.path / FURTHER_TEMPLATES).glob("*.jinja"))
+            if usable(self.path, f"{FURTHER_TEMPLATES}/{file.name}")
         }
-        file = self.path / TEMPLATE
-        if file.is_file():
-            return text_of(file), named
+        if usable(self.path, TEMPLATE):
+            return text_of(self.path / TEMPLATE), named
         if named:
             return named.pop("default", None), named
         value: Any = (self.settings or {}).get("chat_template")

@@ -9,11 +9,12 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.errors import UsageError
+from zenconvert.errors import CorruptFile, UsageError
 from zenconvert.formats import safetensors_container
 from zenconvert.formats.hf.foreign import FILES, foreign_keys, without_foreign
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.reader import CARRIED
+from zenconvert.formats.hf.spare import what_is
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
 from zenconvert.formats.hf.weights import INDEX
 from zenconvert.model import meaning
@@ -230,7 +231,10 @@ def side_files(checkpoint: Checkpoint) -> list[OutputFile]:
 
 
 def _side_file(name: str, path: Path) -> OutputFile:
-    """A copy, or what is left of a file that names code."""
+    """A copy, or what is left of a file that names code. Raises CorruptFile for what is no such
+    file but a pointer to one, or empty."""
+    if (other := what_is(path)) is not None:
+        raise CorruptFile(f"{path}: it is {other}")
     if name in FILES and foreign_keys(table := read_json(path)):
         return OutputFile.of_bytes(name, json_bytes(without_foreign(table)))
     return OutputFile.of_copy(name, path)

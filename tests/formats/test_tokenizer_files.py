@@ -4,6 +4,8 @@ it, with one error."""
 from __future__ import annotations
 
 import json
+import random
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +16,7 @@ import pytest
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
-from tests.tokenizer_draws import draw
+from tests.tokenizer_draws import Draw, draw, pieces, pieces_draw
 from tests.tokenizers_for_tests import write_json
 from zenconvert import Options, convert, open_checkpoint, plan
 from zenconvert.errors import (
@@ -277,3 +279,67 @@ def test_two_tokens_of_one_text_cannot_be_written() -> None:
     }  # fmt: skip
     with pytest.raises(ZenError, match="0 and 2"):
         write_tokenizer(tokenizer_from_metadata(metadata, where="test"))
+
+
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
+SPARE = (
+    "tokenizer.model", "chat_template.jinja", "additional_chat_templates/tools.jinja",
+    "special_tokens_map.json", "added_tokens.json", "merges.txt", "README.md", "LICENSE",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [POINTER, b""], ids=["pointer", "empty"])
+@pytest.mark.parametrize("name", SPARE)
+def test_a_side_file_that_is_none_does_not_travel(
+    name: str, content: bytes, model: Family, tmp_path: Path
+) -> None:
+    shutil.copytree(model("llama3"), tmp_path / "m")
+    good = open_checkpoint(tmp_path / "m").tokenizer
+    file = tmp_path / "m" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    with pytest.warns(InputWarning, match=re.escape(name)):
+        found = open_checkpoint(tmp_path / "m").tokenizer
+    assert replace(found, warnings=()) == replace(good, warnings=())
+    with pytest.warns(InputWarning, match=re.escape(name)):
+        convert(tmp_path / "m", tmp_path / "out", "hf:bf16")
+    assert not (tmp_path / "out" / name).exists()
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out").encode("some words")
+    assert ids == AutoTokenizer.from_pretrained(model("llama3")).encode("some words")
+
+
+@pytest.mark.parametrize("content", [POINTER, b""], ids=["pointer", "empty"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_needed_side_file_that_is_none_is_refused(
+    name: str, content: bytes, model: Family, tmp_path: Path
+) -> None:
+    shutil.copytree(model("llama3"), tmp_path / "m")
+    (tmp_path / "m" / name).write_bytes(content)
+    what = "git lfs pull" if content else "empty"
+    with pytest.raises(CorruptFile, match=what):
+        convert(tmp_path / "m", tmp_path / "out", "hf:bf16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_that_transformers_builds_anew_are_warned_of(tmp_path: Path) -> None:
+    """LlamaTokenizer writes spaces as it likes, whatever tokenizer.json says."""
+    source = pieces_draw(3, random.Random(3), plain=True)
+    settings = source.files["tokenizer_config.json"]
+
+    def cut(name: str) -> tuple[list[int], tuple[str, ...]]:
+        settings["tokenizer_class"] = name
+        path = source.write(tmp_path / name)
+        ids = AutoTokenizer.from_pretrained(path).encode("  ab <s>cd", add_special_tokens=False)
+        return ids, read_tokenizer(path, vocab_size=source.size).warnings
+
+    plain, told = cut("PreTrainedTokenizerFast")
+    assert not told
+    other, told = cut("LlamaTokenizer")
+    assert other != plain
+    assert "LlamaTokenizer" in told[0]
+    lone = Draw(0, "lone", 1600, {"tokenizer.model": pieces()}).write(tmp_path / "lone")
+    told = read_tokenizer(lone, vocab_size=1600).warnings
+    assert any("no tokenizer.json" in text for text in told)

@@ -13,7 +13,7 @@ from typing import Final
 from zenconvert.errors import InvalidInput, SourceNotFound
 from zenconvert.formats.hf.foreign import foreign_warnings, without_foreign
 from zenconvert.formats.hf.json_file import read_json
-from zenconvert.formats.hf.reader import folder_metadata, side_files
+from zenconvert.formats.hf.reader import folder_metadata, left_out, side_files
 from zenconvert.formats.hf.tokenizer import read_tokenizer
 from zenconvert.formats.onnx.read import container
 from zenconvert.formats.onnx.read.assignment import name_tensors
@@ -82,7 +82,7 @@ def open_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
         metadata=metadata,
         side_files=side_files(folder),
         files=file.files,
-        warnings=(*warnings, *odd, *foreign_warnings(folder)),
+        warnings=(*warnings, *odd, *left_out(folder), *foreign_warnings(folder)),
         named_config=config_file,
     )
 
