@@ -45,8 +45,10 @@ def tokenizer_metadata(
             f"this tokenizer cannot be stored in GGUF: {tokenizer.problem} (other targets take it)"
         )
     keys: dict[str, KeyValue] = {}
-    if family.space_prefix == "first" and tokenizer.add_space_prefix is not None:
-        keys["add_space_prefix"] = ("bool", tokenizer.add_space_prefix)
+    prefix, place = tokenizer.add_space_prefix, family.space_prefix
+    unlike = tokenizer.kind == "spm" and prefix is False  # llama.cpp's default is to put one
+    if prefix is not None and (place == "first" or (unlike and place != "last")):
+        keys["add_space_prefix"] = ("bool", prefix)
     keys["model"] = ("str", next(n for n, k in _MODELS.items() if k == tokenizer.kind))
     pre = _pre(tokenizer, pre_tokenizer)
     keys["pre"] = ("str", pre)
@@ -65,10 +67,8 @@ def tokenizer_metadata(
             keys[f"add_{role}_token"] = ("bool", value)
     if len(tokenizer.tokens) in family.without_bos:
         keys["add_bos_token"] = ("bool", tokenizer.add_bos)
-    last = family.space_prefix == "last" and tokenizer.kind == "spm"
-    end: dict[str, KeyValue] = {
-        f"{_PREFIX}add_space_prefix": ("bool", bool(tokenizer.add_space_prefix))
-    }
+    last = place == "last" and tokenizer.kind == "spm"
+    end: dict[str, KeyValue] = {f"{_PREFIX}add_space_prefix": ("bool", bool(prefix))}
     metadata = {f"{_PREFIX}{key}": value for key, value in keys.items()} | _templates(tokenizer)
     return metadata | (end if last else {})
 

@@ -20,7 +20,7 @@ from zenconvert.formats.gguf import container
 from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata, tokenizer_metadata
 from zenconvert.formats.hf.tokenizer import TextEncoder, read_tokenizer
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
-from zenconvert.model.architecture import for_model_type
+from zenconvert.model.architecture import GgufFamily, for_model_type
 from zenconvert.model.pretokenizer import Rule, rules
 from zenconvert.model.tokenizer import Tokenizer
 
@@ -31,9 +31,11 @@ FIRST: Final = int(os.environ.get("ZENCONVERT_TOKENIZER_SEED", "0"))
 TEXTS: Final = 10
 
 
-def vocabulary_file(tokenizer: Tokenizer, path: Path) -> llama_cpp.Llama:
+def vocabulary_file(
+    tokenizer: Tokenizer, path: Path, family: GgufFamily = LLAMA
+) -> llama_cpp.Llama:
     """llama.cpp on a GGUF file that holds a tokenizer and nothing else."""
-    metadata = {"general.architecture": ("str", "llama"), **tokenizer_metadata(tokenizer, LLAMA)}
+    metadata = {"general.architecture": ("str", "llama"), **tokenizer_metadata(tokenizer, family)}
     path.write_bytes(container.pack_header(metadata, []))
     return llama_cpp.Llama(model_path=str(path), vocab_only=True, verbose=False)
 

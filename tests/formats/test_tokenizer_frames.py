@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tests.formats.test_tokenizer_differential import vocabulary_file, written
+from tests.formats.test_tokenizer_differential import LLAMA, vocabulary_file, written
 from tests.tokenizer_draws import Draw, byte_level_draw, pieces, pieces_draw
 from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata, tokenizer_metadata
 from zenconvert.formats.hf.tokenizer import read_tokenizer
+from zenconvert.model.architecture import for_model_type
 from zenconvert.model.pretokenizer import by_name
 
 TEXT = "Some words, 12 of them."
@@ -84,7 +85,7 @@ def check(source: Draw, folder: Path) -> dict[str, Any]:
     engine = vocabulary_file(ours, folder / "vocab.gguf")
     assert list(engine.tokenize(TEXT.encode(), add_bos=True, special=True)) == expected
     engine.close()
-    metadata = tokenizer_metadata(ours, "llama")
+    metadata = tokenizer_metadata(ours, LLAMA)
     read = tokenizer_from_metadata(metadata, where="test")
     assert written(read, path, folder / "back").encode(TEXT) == expected
     return dict(metadata)
@@ -133,3 +134,17 @@ def test_what_contradicts_or_is_not_said_is_warned_of(tmp_path: Path) -> None:
     lone = Draw(0, "lone", 1600, {"tokenizer.model": pieces()}).write(tmp_path / "lone")
     warnings = read_tokenizer(lone, vocab_size=1600).warnings
     assert any("nothing says whether BOS begins a text" in text for text in warnings)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3_moe", "gemma2"])
+def test_no_space_is_put_before_a_text_where_none_was(family: str, tmp_path: Path) -> None:
+    """llama.cpp's converter says so for some families alone."""
+    source = drawn("spm")
+    escape = source.files["tokenizer.json"]["normalizer"]["normalizers"][-1]
+    source.files["tokenizer.json"]["normalizer"] = escape
+    path = source.write(tmp_path / "source")
+    ours = read_tokenizer(path, vocab_size=source.size)
+    expected = AutoTokenizer.from_pretrained(path).encode(TEXT, add_special_tokens=False)
+    engine = vocabulary_file(ours, tmp_path / "vocab.gguf", for_model_type(family).in_gguf)
+    assert list(engine.tokenize(TEXT.encode(), add_bos=False, special=True)) == expected
+    engine.close()

@@ -131,7 +131,7 @@ class GgufFamily:
     space_prefix: Literal["first", "last", "silent"]
     """Where a file says whether text begins with a space."""
     without_bos: frozenset[int]
-    """Sizes of vocabularies that never get a BOS."""
+    """Sizes of vocabularies of which a file always says whether they add BOS."""
 
     def implied_number(self, size: str, hp: Hyperparameters) -> float | None:
         """What llama.cpp takes for a size of such a model where the file is silent."""
