@@ -138,8 +138,8 @@ def choose_modules(
     memory, where that differs. Raises UsageError for overrides that make no sense.
     """
     _refuse_grids(options, head=head)
-    follow = scheme is None and any(_own_scheme(t) for t in checkpoint.tensors.values())
-    rules = _Rules(scheme, options, parse, head, follow)
+    own = _own_schemes(checkpoint) if scheme is None else {}
+    rules = _Rules(scheme, options, parse, head, own)
     names = {n.name: n for n in checkpoint.architecture.tensor_names(checkpoint.hyperparameters)}
     choices = []
     for tensor in checkpoint.tensors.values():
@@ -184,12 +184,12 @@ class _Rules:
     options: Options
     parse: Callable[[str], Scheme]
     head: bool
-    follow: bool
-    """The source has grids, and weights that it keeps in floats stay so."""
+    own: Mapping[str, Scheme]
+    """Grids of the source, by tensor, where it is followed; what it has in floats stays so."""
 
     def wanted(self, tensor: Tensor, name: TensorName) -> tuple[Scheme | Dense | None, str]:
         """The grid or float type of a tensor, and why; None leaves it as it is."""
-        role, own, options = name.module.role, _own_scheme(tensor), self.options
+        role, own, options = name.module.role, self.own.get(tensor.name), self.options
         on_grid = name.is_weight and (role == "linear" or (role == "head" and self.head))
         for pattern, kind in options.tensor_types:
             if re.search(pattern, name.hf) and (on_grid or kind in _FLOATS):
@@ -203,7 +203,7 @@ class _Rules:
             return self.scheme, "linear weight"
         if own is not None:
             return own, "the source's own grid"
-        if self.follow and isinstance(tensor.encoding, Dense):
+        if self.own and isinstance(tensor.encoding, Dense):
             return None, "the source keeps it in floats"
         return self.parse(""), "linear weight"
 
@@ -220,6 +220,20 @@ def _refuse_grids(options: Options, *, head: bool) -> None:
         if kind is not None and kind not in _FLOATS:
             known = ", ".join(_FLOATS)
             raise UsageError(f"{option} {kind} makes no sense in this format; choose from {known}")
+
+
+def _own_schemes(checkpoint: Checkpoint) -> dict[str, Scheme]:
+    """The schemes of tensors that are on a grid already.
+
+    One group a row, as long as the groups of others are, is what these have.
+    """
+    found = {t.name: own for t in checkpoint.tensors.values() if (own := _own_scheme(t))}
+    others = set(found.values())
+    for name, own in found.items():
+        same = replace(own, group=checkpoint.tensors[name].columns)
+        if own.group is None and same in others:
+            found[name] = same
+    return found
 
 
 def _own_scheme(tensor: Tensor) -> Scheme | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any, Final
 
@@ -38,8 +39,13 @@ def choose(
         runtime_names=packed_folder.RUNTIME_NAMES in suffixes,
     )
     choices = [_with_zeros(choice) for choice in choices]
-    if len({c.scheme for c in choices if c.scheme is not None}) > 1:
-        raise UsageError("an AWQ file has one grid for all its modules; give them the same type")
+    grids = Counter(str(c.scheme) for c in choices if c.scheme is not None)
+    if len(grids) > 1:
+        found = ", ".join(f"{grid} in {count}" for grid, count in grids.most_common())
+        raise UsageError(
+            f"an AWQ file has one grid for all its modules, and these have {found}; name the grid "
+            "of all of them (awq:w4g128), or keep some in floats with --tensor-type"
+        )
     return choices
 
 
