@@ -23,7 +23,7 @@ from tests.differential import packed, runs
 from tests.differential.configs import FAMILIES, LENGTH, Config, draw
 from tests.oracles import ours
 from zenconvert import Options, convert, plan
-from zenconvert.architecture import for_model_type
+from zenconvert.model.architecture import for_model_type
 from zenconvert.errors import PlanError, UsageError
 
 COUNT = int(os.environ.get("ZENCONVERT_DIFFERENTIAL", "300")) // 10
