@@ -23,8 +23,8 @@ from tests.differential import packed, runs
 from tests.differential.configs import FAMILIES, LENGTH, Config, draw
 from tests.oracles import ours
 from zenconvert import Options, convert, plan
-from zenconvert.model.architecture import for_model_type
 from zenconvert.errors import PlanError, UsageError
+from zenconvert.model.architecture import for_model_type
 
 COUNT = int(os.environ.get("ZENCONVERT_DIFFERENTIAL", "300")) // 10
 FIRST = int(os.environ.get("ZENCONVERT_DIFFERENTIAL_SEED", "0"))
