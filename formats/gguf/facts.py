@@ -6,11 +6,11 @@ A file that was GGUF before keeps its metadata whole, so nothing becomes of anyt
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from zenconvert.errors import Unsupported, ZenError
-from zenconvert.formats.gguf import rope
-from zenconvert.formats.gguf.general import SAMPLING
+from zenconvert.formats.gguf import generation, rope
+from zenconvert.formats.gguf.tokenizer import tokenizer_metadata
 from zenconvert.model import meaning
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.meaning import Fact
@@ -20,7 +20,6 @@ from zenconvert.model.target import Options, Target
 _RUNTIME: Final = "llama.cpp"
 _COMPUTED: Final = ("score_width", "score_softcap", "logit_softcap", "sliding_theta")
 """Sizes that change what is computed, and that only some architectures have keys for."""
-_TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
@@ -35,17 +34,19 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
         *_implied(checkpoint),
         *_heads(checkpoint),
         *_biases(checkpoint),
-        *_generation(checkpoint),
-        *_tokenizer(checkpoint),
+        *_tokenizer(checkpoint, options),
     ]
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Iterator[Fact]:
-    """What a tokenizer.json does and llama.cpp does not."""
+def _tokenizer(checkpoint: Checkpoint, options: Options) -> Iterator[Fact]:
+    """What a tokenizer.json does and llama.cpp does not, and what is said of drawing tokens."""
     try:
         tokenizer = checkpoint.tokenizer
+        name, pre = checkpoint.architecture.gguf, options.pre_tokenizer
+        keys = tokenizer_metadata(tokenizer, name, pre_tokenizer=pre)
     except ZenError:
         return  # it stops the layout, which says so
+    yield from generation.facts(checkpoint, keys)
     for text in tokenizer.losses:
         yield Fact("tokenizer.json", text, "", exact=False, why=f"so {_RUNTIME} has it")
     for text in tokenizer.ignored:
@@ -131,26 +132,3 @@ def _biases(checkpoint: Checkpoint) -> Iterator[Fact]:
             why = f"llama.cpp's {architecture.gguf} graph has no bias of {module.gguf}"
             yield Fact(module.bias_flag, True, "", exact=False, why=why, refused=True)
             return
-
-
-def _generation(checkpoint: Checkpoint) -> Iterator[Fact]:
-    """Settings of sampling that have a key, ids, and what a runtime's user decides."""
-    sampling = {source for _, sources in SAMPLING.values() for source in sources}
-    for key, value in checkpoint.metadata.generation.items():
-        name = f"generation_config.{key}"
-        if value is None:
-            continue
-        if key in sampling:
-            yield Fact(name, value, "general.sampling")
-        elif key in _TOKENS:
-            yield _token(name, key, value)
-        else:
-            yield Fact(name, value, "", why="a wish for decoding, which no weight depends on")
-
-
-def _token(name: str, key: str, value: Any) -> Fact:
-    place = f"tokenizer.ggml.{key.replace('pad_', 'padding_')}"
-    if isinstance(value, list) and len(value) > 1:
-        why = "the first; llama.cpp knows others that end a text by their names"
-        return Fact(name, value, place, why=why)
-    return Fact(name, value, place)

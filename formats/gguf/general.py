@@ -13,23 +13,9 @@ from typing import Any, Final
 
 from zenconvert.formats.gguf import model_name as naming
 from zenconvert.formats.gguf.container import KeyValue
+from zenconvert.formats.gguf.generation import sampling_keys
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.layout import Choice
-
-SAMPLING: Final = {
-    "sequence": ("str", ("sequence",)),
-    "top_k": ("i32", ("top_k",)),
-    "top_p": ("f32", ("top_p",)),
-    "min_p": ("f32", ("min_p",)),
-    "xtc_probability": ("f32", ("xtc_probability",)),
-    "xtc_threshold": ("f32", ("xtc_threshold",)),
-    "temp": ("f32", ("temperature",)),
-    "penalty_last_n": ("i32", ("penalty_last_n",)),
-    "penalty_repeat": ("f32", ("penalty_repeat", "repetition_penalty")),
-    "mirostat": ("i32", ("mirostat",)),
-    "mirostat_tau": ("f32", ("mirostat_tau",)),
-    "mirostat_eta": ("f32", ("mirostat_eta",)),
-}
 
 _CARD_KEYS: Final = {
     "name": ("name", "model_name"),
@@ -76,7 +62,7 @@ def general_metadata(checkpoint: Checkpoint, choices: Sequence[Choice]) -> dict[
         values["license"] = ",".join(str(name) for name in values["license"] if name is not None)
     return {
         "general.type": ("str", "model"),
-        **_sampling(metadata.generation),
+        **sampling_keys(metadata.generation),
         **{f"general.{key}": ("str", str(values[key])) for key in _ORDER if key in values},
         **_related("base_model", _listed(metadata.card, "base_model", "base_models"), total),
         **_related("dataset", _listed(metadata.card, "datasets", "dataset"), total),
@@ -111,16 +97,6 @@ def _fill_from_name(values: dict[str, Any], parts: naming.NameParts) -> None:
         found = getattr(parts, field)
         if found is not None:
             values.setdefault(field, naming.title(found) if field == "organization" else found)
-
-
-def _sampling(generation: Mapping[str, Any]) -> dict[str, KeyValue]:
-    keys: dict[str, KeyValue] = {}
-    for name, (kind, sources) in SAMPLING.items():
-        value = next((generation[s] for s in sources if generation.get(s) is not None), None)
-        if value is not None:
-            convert = {"str": str, "i32": int, "f32": float}[kind]
-            keys[f"general.sampling.{name}"] = (kind, convert(value))
-    return keys
 
 
 def _listed(card: Mapping[str, Any], *keys: str) -> list[Any] | None:

@@ -27,6 +27,7 @@ from zenconvert.errors import (
 )
 from zenconvert.formats.gguf import container, rope
 from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
+from zenconvert.formats.gguf.generation import settings_of
 from zenconvert.formats.gguf.keys import KeyReader, hf_config, strange_keys
 from zenconvert.formats.gguf.tokenizer import (
     carried_keys,
@@ -127,7 +128,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         load_tokenizer=lambda: tokenizer_from_metadata(metadata, where=str(path)),
         metadata=Metadata(
             label=path.stem,
-            generation=_token_ids(metadata),
+            generation={**_token_ids(metadata), **settings_of(metadata)},
             carried=_carried(metadata, architecture),
         ),
         files=tuple(f.path for f in files),

@@ -15,6 +15,7 @@ from typing import Final
 from zenconvert.errors import UsageError
 from zenconvert.formats.gguf import container, mixtures, rope
 from zenconvert.formats.gguf.container import KeyValue, TensorInfo
+from zenconvert.formats.gguf.endings import with_endings
 from zenconvert.formats.gguf.general import general_metadata
 from zenconvert.formats.gguf.keys import model_keys
 from zenconvert.formats.gguf.reader import encoding_of, read_files, stored_form
@@ -24,6 +25,7 @@ from zenconvert.model import pretokenizer
 from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, Tensor
 from zenconvert.model.encoding import F32
+from zenconvert.model.generation import end_ids, is_said
 from zenconvert.model.layout import Choice, Layout, OutputFile, Slot
 from zenconvert.model.sliding import windows
 from zenconvert.model.target import Options, Target
@@ -255,6 +257,8 @@ def _converted_metadata(
     tokenizer = tokenizer_metadata(
         checkpoint.tokenizer, architecture.in_gguf, pre_tokenizer=options.pre_tokenizer
     )
+    if is_said(checkpoint):
+        tokenizer, _ = with_endings(tokenizer, end_ids(checkpoint))
     own = {
         "general.architecture": ("str", architecture.gguf),
         **general,

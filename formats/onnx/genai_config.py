@@ -5,9 +5,12 @@ Source: onnxruntime-genai ``src/config.cpp`` and ``src/models/model_type.h``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
+from zenconvert.model import generation
 from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.meaning import Fact
 
 NAME: Final = "genai_config.json"
 _GENERIC: Final = "decoder"
@@ -19,6 +22,21 @@ _SEARCH: Final = {
     "top_p": 1.0,
     "repetition_penalty": 1.0,
 }
+_REAL: Final = (int, float)
+_SETTINGS: Final[dict[str, tuple[type, ...]]] = {
+    "do_sample": (bool,),
+    "temperature": _REAL,
+    "top_k": _REAL,
+    "top_p": _REAL,
+    "repetition_penalty": _REAL,
+    "min_length": _REAL,
+    "no_repeat_ngram_size": _REAL,
+    "num_beams": _REAL,
+    "length_penalty": _REAL,
+    "diversity_penalty": _REAL,
+    "early_stopping": (bool,),
+}
+"""Settings that the runtime has, and the types that it reads; it loads no folder with another."""
 
 
 def genai_config(checkpoint: Checkpoint, graph: str, *, shares_cache: bool) -> dict[str, Any]:
@@ -65,20 +83,61 @@ def genai_config(checkpoint: Checkpoint, graph: str, *, shares_cache: bool) -> d
 
 
 def _special_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Ids that the runtime takes: it loads no folder with one beyond the vocabulary."""
     found: dict[str, Any] = {}
-    for kind in ("bos", "eos", "pad"):
+    for kind in ("bos", "pad"):
         key = f"{kind}_token_id"
         value = checkpoint.metadata.generation.get(key, checkpoint.config.get(key))
         if value is None and checkpoint.side_files is None:
             value = checkpoint.tokenizer.special.get(kind)
-        if value not in (None, []):
-            found[key] = value
-    if "eos_token_id" in found and "pad_token_id" not in found:
-        eos = found["eos_token_id"]
-        found["pad_token_id"] = eos[0] if isinstance(eos, list) else eos
-    return found
+        members = value if isinstance(value, list) else [value]
+        if fitting := [one for one in members if _fits(one, checkpoint)]:
+            found[key] = fitting[0]
+    ends = [one for one in generation.end_ids(checkpoint) if _fits(one, checkpoint)]
+    if not ends and checkpoint.side_files is None:
+        ends = [one for one in (checkpoint.tokenizer.special.get("eos"),) if one is not None]
+    if ends:
+        found[generation.EOS] = ends if len(ends) > 1 else ends[0]
+        found.setdefault("pad_token_id", ends[0])
+    return dict(sorted(found.items()))
+
+
+def _fits(token: Any, checkpoint: Checkpoint) -> bool:
+    vocab = checkpoint.hyperparameters.vocab
+    return isinstance(token, int) and not isinstance(token, bool) and 0 <= token < vocab
 
 
 def _search(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Settings with the meaning that transformers gives them, in the runtime's bounds."""
     given = checkpoint.metadata.generation
-    return {key: given.get(key, default) for key, default in _SEARCH.items()}
+    found: dict[str, Any] = _SEARCH | {
+        key: given[key] for key, kinds in _SETTINGS.items() if isinstance(given.get(key), kinds)
+    }
+    top_k = min(max(0, int(found["top_k"])), checkpoint.hyperparameters.vocab)  # 0: all of them
+    return {**found, "top_k": top_k}
+
+
+def facts(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """What becomes of every setting; ``generation_config.json`` goes along as it is."""
+    written = _special_tokens(checkpoint)
+    for key, value in checkpoint.metadata.generation.items():
+        name = f"generation_config.{key}"
+        if value is None:
+            continue
+        if key in generation.TOKEN_IDS:
+            members = value if isinstance(value, list) else [value]
+            if odd := [one for one in members if not _fits(one, checkpoint)]:
+                why = f"the model has {checkpoint.hyperparameters.vocab} tokens"
+                yield Fact(name, odd, "generation_config.json", why=why)
+            if key in written and odd != members:
+                yield Fact(name, written[key], f"{NAME}: model.{key}")
+        elif key in _SETTINGS and isinstance(value, _SETTINGS[key]):
+            yield Fact(name, value, f"{NAME}: search.{key}")
+        elif generation.is_idle(key, value):
+            yield Fact(name, value, "", why="changes nothing that is drawn")
+        elif key in generation.CONSTRAINTS:
+            why = "onnxruntime-genai has no such setting, and its texts will differ"
+            yield Fact(name, value, "generation_config.json", exact=False, why=why)
+        else:
+            why = "a wish for decoding; onnxruntime-genai has no such setting"
+            yield Fact(name, value, "generation_config.json", why=why)

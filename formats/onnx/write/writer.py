@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from zenconvert.errors import Unsupported
 from zenconvert.formats.hf.writer import float_name, folder_config, json_bytes, side_files
-from zenconvert.formats.onnx import rotary
+from zenconvert.formats.onnx import genai_config, rotary
 from zenconvert.formats.onnx.codecs import NBitsCodec
 from zenconvert.formats.onnx.write import layouts
 from zenconvert.formats.onnx.write.choosing import choose, order_name
@@ -92,6 +92,8 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
         found.append(Fact("model_type", model_type, "", exact=False, why=why, refused=True))
     if any(fact.refused for fact in found):
         return found  # what is refused need not be chosen
+    if options.layout != layouts.TRANSFORMERS_JS:  # which reads generation_config.json
+        found += genai_config.facts(checkpoint)
     return found + _rounded_products(checkpoint, target, options)
 
 
