@@ -42,8 +42,8 @@ def _tokenizer(checkpoint: Checkpoint, options: Options) -> Iterator[Fact]:
     """What a tokenizer.json does and llama.cpp does not, and what is said of drawing tokens."""
     try:
         tokenizer = checkpoint.tokenizer
-        name, pre = checkpoint.architecture.gguf, options.pre_tokenizer
-        keys = tokenizer_metadata(tokenizer, name, pre_tokenizer=pre)
+        family, pre = checkpoint.architecture.in_gguf, options.pre_tokenizer
+        keys = tokenizer_metadata(tokenizer, family, pre_tokenizer=pre)
     except ZenError:
         return  # it stops the layout, which says so
     yield from generation.facts(checkpoint, keys)
