@@ -15,7 +15,7 @@ import numpy as np
 from zenconvert.errors import CorruptFile, UnknownTokenizer, UsageError
 from zenconvert.formats.gguf.container import KeyValue
 from zenconvert.model import pretokenizer
-from zenconvert.model.architecture import GgufFamily
+from zenconvert.model.gguf_family import GgufFamily
 from zenconvert.model.tokenizer import Kind, Tokenizer, TokenType
 
 _PREFIX: Final = "tokenizer.ggml."

@@ -41,6 +41,7 @@ from zenconvert.formats.hf.side_facts import (
 from zenconvert.formats.hf.tensor_names import Renaming, foreign
 from zenconvert.formats.hf.tokenizer import read_tokenizer
 from zenconvert.formats.hf.tokenizer_files import FURTHER_TEMPLATES
+from zenconvert.formats.hf.towers import tower_config, tower_entries
 from zenconvert.formats.hf.weights import find_weights
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.model import architecture as arch
@@ -89,6 +90,8 @@ class Folder:
     files: tuple[Path, ...]
     entries: dict[str, Entry]
     warnings: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    """What the folder holds beside the language model."""
 
     def checkpoint(
         self, format_name: str, tensors: dict[str, Tensor], warnings: Sequence[str] = ()
@@ -109,6 +112,7 @@ class Folder:
             metadata=metadata,
             side_files=carried,
             files=self.files,
+            beside=self.beside,
             warnings=(
                 *self.warnings,
                 *warnings,
@@ -166,21 +170,23 @@ def open_folder(path: Path, stems: Sequence[str] = ("model",)) -> Folder:
 
     ``stems`` are names that the weights may have before ``.safetensors``; the first found is read.
     """
-    config = read_json(path / "config.json")
+    config, wrapper = tower_config(read_json(path / "config.json"), path / "config.json")
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise InvalidInput(f"{path / 'config.json'}: model_type should be a string: {model_type!r}")
     architecture = arch.for_model_type(model_type)
     hp = architecture.sizes(config, where=str(path / "config.json"))
     weights = find_weights(path, stems, config.get("transformers_weights"))
-    shapes = (entry.shape for entry in weights.entries.values())
-    architecture.check_counts(hp, shapes, str(path))
-    renaming = Renaming(weights.entries, architecture, hp)
+    named, beside = weights.entries, tuple[str, ...]()
+    if wrapper is not None:
+        named, beside = tower_entries(named, wrapper)
+    architecture.check_counts(hp, (entry.shape for entry in named.values()), str(path))
+    renaming = Renaming(named, architecture, hp)
     entries = renaming.run()
     if renaming.untied:
         config, hp = {**config, "tie_word_embeddings": False}, replace(hp, tied=False)
     warnings = (*weights.warnings, *(f"{path}: {text}" for text in renaming.warnings))
-    return Folder(path, config, architecture, hp, weights.files, entries, warnings)
+    return Folder(path, config, architecture, hp, weights.files, entries, warnings, beside)
 
 
 def name_tensors(folder: Folder, packed: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -37,8 +37,12 @@ def find(
         if isinstance(wanted, bool):
             adds.setdefault(role, wanted)
         _declare(special, role, ids.get(token_text(settings.get(f"{role}_token"))), vocab_size)
+    inner = config.get("text_config")
     for role in roles:
-        _declare(special, role, config.get(f"{role}_token_id"), vocab_size)
+        token = config.get(f"{role}_token_id")
+        if token is None and isinstance(inner, Mapping):  # of a model that sees, too
+            token = inner.get(f"{role}_token_id")
+        _declare(special, role, token, vocab_size)
     return special, adds
 
 

@@ -68,6 +68,11 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME",
             help="Key of the config that is not known here and changes nothing. Repeatable.",
         ),
+        click.option(
+            "--text-only",
+            is_flag=True,
+            help="Only the language model of one that sees or hears, too.",
+        ),
         click.option("--layout", metavar="NAME", help="Files as a runtime wants them (ONNX)."),
         click.option("--pre", metavar="NAME", help="Pre-tokenizer, where it cannot be told."),
         click.option(
@@ -95,6 +100,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
         split_max_size=parse_size(split) if split is not None else None,
         pre_tokenizer=given.pop("pre"),
         ignored_keys=tuple(given.pop("ignored_keys")),
+        text_only=given.pop("text_only"),
         layout=_lower(given.pop("layout")),
     )
     return {**given, "options": options}

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 from zenconvert.errors import InvalidInput, MissingTensor, UnknownArchitecture
 from zenconvert.model import operations
-from zenconvert.model.architecture_table import ALWAYS, IGNORED, OTHER, Table, read_table
+from zenconvert.model.architecture_table import ALWAYS, IGNORED, Table, read_table
+from zenconvert.model.gguf_family import GgufFamily, in_gguf
 from zenconvert.model.hyperparameters import Hyperparameters, Names, from_config
 
 Role = Literal["embed", "linear", "norm", "router", "head"]
@@ -96,49 +97,19 @@ class TensorName:
 
 
 @dataclass(frozen=True, slots=True)
-class GgufKey:
-    """A key of GGUF files, without the architecture before it, and what it holds."""
+class Wrapper:
+    """A model type that holds a model of the family beside what sees or hears."""
 
-    name: str
-    type: Literal["u32", "f32", "rotations", "file_type"]
-    """``rotations``: all keys of scaled rotations; ``file_type``: only a place."""
-    size: str = ""
-    """A number of :class:`Hyperparameters`; the key is left out where the model has none."""
-    only_other: bool = False
-    """Left out, too, where llama.cpp takes that number anyway."""
-
-
-@dataclass(frozen=True)
-class GgufFamily:
-    """A family in GGUF: keys, and what llama.cpp computes whatever they say."""
-
-    keys: tuple[GgufKey, ...]
-    """In the converter's order."""
-    implied: Mapping[str, float | str]
-    """Size → the number, or the size, that holds where a file is silent or has no key."""
-    any_heads: bool
-    """Heads may have another size than hidden / heads."""
-    scalings: frozenset[str]
-    """Kinds of scaled rotations; ``llama3`` is factors of frequencies in a tensor."""
-    no_biases: frozenset[str]
-    """Modules of which the graph has no bias."""
-    window_period: int
-    """The last of so many layers sees everything and the others a window; 0: no windows."""
-    tied_head: bool
-    """There is no head but the embedding."""
-    hidden_over_heads_layers: int
-    """Models of so many layers divide scores by √(hidden / heads)."""
-    space_prefix: Literal["first", "last", "silent"]
-    """Where a file says whether text begins with a space."""
-    without_bos: frozenset[int]
-    """Sizes of vocabularies of which a file always says whether they add BOS."""
-
-    def implied_number(self, size: str, hp: Hyperparameters) -> float | None:
-        """What llama.cpp takes for a size of such a model where the file is silent."""
-        if size == "score_width" and hp.layers == self.hidden_over_heads_layers:
-            return float(hp.hidden // hp.heads)
-        found = self.implied.get(size)
-        return hp.number(found) if isinstance(found, str) else found
+    model_type: str
+    config: str
+    """Key of its config that has the language model's."""
+    text_type: str
+    """The language model's type, where it does not say so itself."""
+    text_class: str
+    prefixes: Mapping[str, str]
+    """What names of its tensors begin with there → and alone."""
+    beside: tuple[str, ...]
+    """What names of all other tensors begin with."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +153,8 @@ class Architecture:
     """Embeddings are multiplied by the root of the hidden size."""
     activation_key: str
     """Config key of the function in the feed-forward network."""
+    wrappers: tuple[Wrapper, ...]
+    """Model types that hold models of the family."""
 
     def sizes(self, config: Mapping[str, Any], *, where: str) -> Hyperparameters:
         """The sizes of a config. Raises as ``from_config``."""
@@ -288,6 +261,20 @@ def for_model_type(model_type: str) -> Architecture:
     )
 
 
+def wrapper_of(model_type: str) -> Wrapper | None:
+    """What a model type is that holds a language model beside others; None for any other."""
+    return _wrappers().get(model_type)
+
+
+@cache
+def _wrappers() -> dict[str, Wrapper]:
+    found = {}
+    for types in _families().values():
+        for row in next(iter(types.values())).wrappers:
+            found[row.model_type] = row
+    return found
+
+
 def for_gguf(name: str, *, experts: bool) -> Architecture:
     """The architecture of a GGUF ``general.architecture``. Raises UnknownArchitecture."""
     for architecture in architectures().values():
@@ -311,7 +298,7 @@ def _built(table: Table, model_type: str) -> Architecture:
         model_types=tuple(values["model_types"]),
         hf_class=values["class"],
         gguf=values["gguf"],
-        in_gguf=_in_gguf(values),
+        in_gguf=in_gguf(values),
         genai_types=frozenset(block["genai_types"]),
         experts=values.get("experts", False),
         modules=tuple(
@@ -333,28 +320,10 @@ def _built(table: Table, model_type: str) -> Architecture:
         norms_add_one=block["norm_weights"] == "1+w",
         scales_embedding=block["embedding_scale"] != "1",
         activation_key=block["activation"],
+        wrappers=tuple(
+            Wrapper(**{**row, "beside": tuple(row["beside"])}) for row in values.get("wrapper", ())
+        ),
     )
-
-
-def _in_gguf(values: Mapping[str, Any]) -> GgufFamily:
-    graph, tokenizer = values["gguf_graph"], values["gguf_tokenizer"]
-    return GgufFamily(
-        keys=tuple(_gguf_key(name, row) for name, row in values["gguf_keys"].items()),
-        implied=values["gguf_implied"],
-        any_heads=graph["heads"] == "any",
-        scalings=frozenset(graph["scalings"]),
-        no_biases=frozenset(graph["no_biases"]),
-        window_period=graph["window_period"],
-        tied_head=graph["head"] == "tied",
-        hidden_over_heads_layers=graph["hidden_over_heads_layers"],
-        space_prefix=tokenizer["space_prefix"],
-        without_bos=frozenset(tokenizer["without_bos"]),
-    )
-
-
-def _gguf_key(name: str, row: str) -> GgufKey:
-    kind, _, size = row.partition(" ")
-    return GgufKey(name, cast(Any, kind), size.removesuffix(OTHER), size.endswith(OTHER))
 
 
 def _module(row: Mapping[str, Any], flag: str | None, operation: str | None) -> Module:

@@ -36,11 +36,14 @@ _SECTIONS: Final = (
 )  # fmt: skip
 _KEYS: Final = (
     "like", "model_types", "class", "gguf", "experts", "without", "of", "module", "balance",
-    *_SECTIONS,
+    "wrapper", *_SECTIONS,
 )  # fmt: skip
 _REQUIRED: Final = ("model_types", "class", "gguf", "module", "balance", *_SECTIONS)
 _MODULE_KEYS: Final = (
     "name", "hf", "gguf", "role", "shape", "hf_also", "hf_stack", "hf_stack_part", "after",
+)  # fmt: skip
+_WRAPPER: Final = (
+    "model_type", "config", "text_type", "text_class", "beside", "prefixes",
 )  # fmt: skip
 _VARIANT_KEYS: Final = ("class", *_SECTIONS)
 _BLOCK: Final[dict[str, Callable[[Any], bool]]] = {
@@ -122,7 +125,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     for section in (*_SECTIONS, "of"):
         if not isinstance(values.get(section, {}), dict):
             check.fail(f"[{section}]", "should be a section")
-    for row in ("module", "balance"):
+    for row in ("module", "balance", "wrapper"):
         rows = values.get(row, [])
         if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
             check.fail(f"[[{row}]]", "should be rows")
@@ -136,7 +139,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
 
 def _like(check: _Check, parent: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """A table over the one that it is like."""
-    inherited = {k: v for k, v in parent.items() if k not in ("of", "without")}
+    inherited = {k: v for k, v in parent.items() if k not in ("of", "without", "wrapper")}
     values = _laid_over(inherited, {k: v for k, v in own.items() if k != "module"})
     modules = list(inherited.get("module", ()))
     names = [str(row.get("name")) for row in modules]
@@ -211,6 +214,8 @@ class _Check:
                 "[gguf_operations]", f"{sorted(unknown)[0]!r} is none of {sorted(operations)}"
             )
         self._config(values)
+        for row in values.get("wrapper", ()):
+            self._wrapper(row)
         biases = values["gguf_graph"]["no_biases"]
         self._lists("[gguf_graph]", {"no_biases": biases}, names)
         self._balances(values["balance"], {m["name"]: m["shape"] for m in values["module"]})
@@ -280,6 +285,15 @@ class _Check:
                 if name not in names or name in seen:
                     self.fail(f"{where} {key}", f"{name!r} is no module, or is named twice")
                 seen.add(name)
+
+    def _wrapper(self, row: Mapping[str, Any]) -> None:
+        where = f"wrapper {row.get('model_type')}"
+        self.keys(where, row, _WRAPPER, _WRAPPER)
+        self.strings(where, [row[key] for key in _WRAPPER[:4]])
+        self.strings(f"{where}: beside", row["beside"])
+        if not isinstance(row["prefixes"], dict):
+            self.fail(f"{where}: prefixes", "should map beginnings of names to others")
+        self.strings(f"{where}: prefixes", [*row["prefixes"], *row["prefixes"].values()])
 
     def _config(self, values: Mapping[str, Any]) -> None:
         for key, meaning in values["config"].items():

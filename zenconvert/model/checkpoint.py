@@ -145,6 +145,8 @@ class Checkpoint:
     """What is odd about the files, and how it was taken."""
     unexplained: Mapping[str, Any] = field(default_factory=dict)
     """Facts of the files that may change what is computed and that no config can say."""
+    beside: tuple[str, ...] = ()
+    """What the files hold beside the language model, and nobody here reads."""
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     """Every file that was read, and the state that it was in."""
     named_config: Path | None = None

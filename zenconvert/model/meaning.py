@@ -200,6 +200,23 @@ def _check_ignored(checkpoint: Checkpoint, ignored: Sequence[str]) -> None:
             raise UsageError(f"--ignore-key {key}: it is known what this means")
 
 
+def towers(checkpoint: Checkpoint, *, text_only: bool) -> list[Fact]:
+    """What stands beside the language model: left out where that is asked for, else refused."""
+    if text_only and not checkpoint.beside:
+        raise UsageError(f"--text-only: {checkpoint.path} holds a language model and nothing else")
+    why = (
+        "left out, as --text-only asks"
+        if text_only
+        else "only the language model can be converted; --text-only asks for that"
+    )
+    return [
+        Fact(
+            name.partition(" ")[0], name, "", exact=False, why=why, refused=not text_only, told=True
+        )
+        for name in checkpoint.beside
+    ]
+
+
 def rotations(
     checkpoint: Checkpoint, ignored: Sequence[str], kinds: Sequence[str], target: str
 ) -> Iterator[Fact]:

@@ -99,6 +99,8 @@ class Options:
     """Name of the pre-tokenizer, where it cannot be told from the tokenizer."""
     ignored_keys: tuple[str, ...] = ()
     """Keys of the source that nobody here knows and that change nothing, as somebody says."""
+    text_only: bool = False
+    """Only the language model of one that also sees or hears."""
     layout: str | None = None
     """Whose names and places the files have, where a format can be laid out in several ways."""
 

@@ -17,6 +17,7 @@ from zenconvert.base.stamps import Stamp
 from zenconvert.errors import PlanError, first_names
 from zenconvert.formats.registry import format_named
 from zenconvert.ggml import blocks
+from zenconvert.model import meaning
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.encoding import Blocks, Dense, Encoding, Grouped
 from zenconvert.model.layout import Action, Choice, Layout
@@ -145,7 +146,10 @@ def make_plan(
     UsageError for a target or option that makes no sense.
     """
     writer = format_named(target.format)
-    facts = tuple(writer.facts(checkpoint, target, options))
+    facts = (
+        *meaning.towers(checkpoint, text_only=options.text_only),
+        *writer.facts(checkpoint, target, options),
+    )
     if refused := [_lost(fact, checkpoint) for fact in facts if fact.refused]:
         raise PlanError(refused)
     choices = writer.choose(checkpoint, target, options, importance=importance is not None)

@@ -84,6 +84,7 @@ VARIANT: Final[Mapping[str, v.Check]] = {
     "embedding_type": v.lower,
     "pre_tokenizer": v.text,
     "ignored_keys": v.texts,
+    "text_only": v.flag,
     "layout": v.lower,
     "pure": v.flag,
     "exact": v.flag,
@@ -97,7 +98,7 @@ _CALIBRATING: Final = (
 )  # fmt: skip
 _OPTIONS: Final = (
     "tensor_types", "output_type", "embedding_type", "pre_tokenizer", "layout", "pure",
-    "ignored_keys",
+    "ignored_keys", "text_only",
 )  # fmt: skip
 
 

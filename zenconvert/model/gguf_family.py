@@ -1,0 +1,78 @@
+"""What a family is in GGUF: its keys, and what llama.cpp computes whatever they say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from zenconvert.model.architecture_table import OTHER
+from zenconvert.model.hyperparameters import Hyperparameters
+
+
+@dataclass(frozen=True, slots=True)
+class GgufKey:
+    """A key of GGUF files, without the architecture before it, and what it holds."""
+
+    name: str
+    type: Literal["u32", "f32", "rotations", "file_type"]
+    """``rotations``: all keys of scaled rotations; ``file_type``: only a place."""
+    size: str = ""
+    """A number of :class:`Hyperparameters`; the key is left out where the model has none."""
+    only_other: bool = False
+    """Left out, too, where llama.cpp takes that number anyway."""
+
+
+@dataclass(frozen=True)
+class GgufFamily:
+    """A family in GGUF: keys, and what llama.cpp computes whatever they say."""
+
+    keys: tuple[GgufKey, ...]
+    """In the converter's order."""
+    implied: Mapping[str, float | str]
+    """Size → the number, or the size, that holds where a file is silent or has no key."""
+    any_heads: bool
+    """Heads may have another size than hidden / heads."""
+    scalings: frozenset[str]
+    """Kinds of scaled rotations; ``llama3`` is factors of frequencies in a tensor."""
+    no_biases: frozenset[str]
+    """Modules of which the graph has no bias."""
+    window_period: int
+    """The last of so many layers sees everything and the others a window; 0: no windows."""
+    tied_head: bool
+    """There is no head but the embedding."""
+    hidden_over_heads_layers: int
+    """Models of so many layers divide scores by √(hidden / heads)."""
+    space_prefix: Literal["first", "last", "silent"]
+    """Where a file says whether text begins with a space."""
+    without_bos: frozenset[int]
+    """Sizes of vocabularies of which a file always says whether they add BOS."""
+
+    def implied_number(self, size: str, hp: Hyperparameters) -> float | None:
+        """What llama.cpp takes for a size of such a model where the file is silent."""
+        if size == "score_width" and hp.layers == self.hidden_over_heads_layers:
+            return float(hp.hidden // hp.heads)
+        found = self.implied.get(size)
+        return hp.number(found) if isinstance(found, str) else found
+
+
+def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
+    """A family in GGUF, from a checked table."""
+    graph, tokenizer = values["gguf_graph"], values["gguf_tokenizer"]
+    return GgufFamily(
+        keys=tuple(_gguf_key(name, row) for name, row in values["gguf_keys"].items()),
+        implied=values["gguf_implied"],
+        any_heads=graph["heads"] == "any",
+        scalings=frozenset(graph["scalings"]),
+        no_biases=frozenset(graph["no_biases"]),
+        window_period=graph["window_period"],
+        tied_head=graph["head"] == "tied",
+        hidden_over_heads_layers=graph["hidden_over_heads_layers"],
+        space_prefix=tokenizer["space_prefix"],
+        without_bos=frozenset(tokenizer["without_bos"]),
+    )
+
+
+def _gguf_key(name: str, row: str) -> GgufKey:
+    kind, _, size = row.partition(" ")
+    return GgufKey(name, cast(Any, kind), size.removesuffix(OTHER), size.endswith(OTHER))
