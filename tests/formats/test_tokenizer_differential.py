@@ -20,7 +20,8 @@ from zenconvert.formats.gguf import container
 from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata, tokenizer_metadata
 from zenconvert.formats.hf.tokenizer import TextEncoder, read_tokenizer
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
-from zenconvert.model.architecture import GgufFamily, for_model_type
+from zenconvert.model.architecture import for_model_type
+from zenconvert.model.gguf_family import GgufFamily
 from zenconvert.model.pretokenizer import Rule, rules
 from zenconvert.model.tokenizer import Tokenizer
 
