@@ -1,6 +1,7 @@
 """What becomes of linear weights between every two formats, by the planner alone.
 
-The table of README.md is made from it; ``tests/test_matrix.py`` holds it against written files.
+The table of docs/support.md is made from it; ``tests/test_matrix.py`` holds it against files that
+are written.
 """
 
 from __future__ import annotations

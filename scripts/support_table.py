@@ -1,9 +1,10 @@
-"""Writes the support table of README.md from the code (``--check``: only compare)."""
+"""Writes docs/support.md and README.md's families from the code (``--check``: only compare)."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from textwrap import fill
 
 from scripts import exactness
 from zenconvert.formats.registry import FORMATS
@@ -15,9 +16,14 @@ _LEGEND = (
     "Linear weights between formats: `=` bit for bit, `≈` codes kept and a scale or minimum",
     "rounded, `q` quantized, `↻` quantized a second time (`--allow-requantize`), `–` refused.",
 )
-README = Path(__file__).parent.parent / "README.md"
-BEGIN = "<!-- support table: begin (written by python -m scripts.support_table) -->\n"
-END = "<!-- support table: end -->"
+ROOT = Path(__file__).parent.parent
+BY = "(written by python -m scripts.support_table) -->\n"
+
+
+def families() -> str:
+    """Every model type that opens."""
+    types = sorted(name for known in architectures().values() for name in known.model_types)
+    return fill(" · ".join(f"`{name}`" for name in types), 100) + "\n"
 
 
 def table() -> str:
@@ -50,15 +56,26 @@ def _writable(form: str, name: str) -> bool:
     return form != "gguf" or all(blocks.can_encode(t) for t in block_types(name))
 
 
+def _filled(text: str, name: str, body: str) -> str:
+    """The text with a body between the marks of a name."""
+    begin, end = f"<!-- {name}: begin {BY}", f"<!-- {name}: end -->"
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}{body}{end}{tail}"
+
+
 def main() -> None:
-    """Rewrite the README, or end with 1 where it is out of date."""
-    text = README.read_text(encoding="utf-8")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    fresh = f"{head}{BEGIN}{table()}{END}{tail}"
-    if "--check" in sys.argv[1:]:
-        sys.exit(fresh != text and "README.md: run python -m scripts.support_table")
-    README.write_text(fresh, encoding="utf-8")
+    """Rewrite the files, or end with 1 where one is out of date."""
+    for file, name, body in (
+        (ROOT / "README.md", "families", families()),
+        (ROOT / "docs" / "support.md", "support table", table()),
+    ):
+        text = file.read_text(encoding="utf-8")
+        fresh = _filled(text, name, body)
+        if "--check" not in sys.argv[1:]:
+            file.write_text(fresh, encoding="utf-8")
+        elif fresh != text:
+            sys.exit(f"{file.relative_to(ROOT)}: run python -m scripts.support_table")
 
 
 if __name__ == "__main__":

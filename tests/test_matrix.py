@@ -1,4 +1,4 @@
-"""Every format into every other: what the table of the README says, asserted on written files."""
+"""Every format into every other: what docs/support.md says, asserted on written files."""
 
 from __future__ import annotations
 

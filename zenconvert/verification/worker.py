@@ -29,7 +29,7 @@ from zenconvert.verification.engine_check import (
     prove_generation,
     prove_tokens,
 )
-from zenconvert.verification.engines import ENGINES, check
+from zenconvert.verification.engines import ENGINES
 from zenconvert.verification.metrics import concatenate
 from zenconvert.verification.scoring import HeadOnStates, score_windows
 from zenconvert.verification.states import open_states, output_head
@@ -66,7 +66,6 @@ def _run(job: dict[str, Any], folder: Path, count: Any) -> dict[str, Any]:
     checkpoint = open_checkpoint(Path(job["candidate"]), job["config"])
     torch.set_num_threads(job["threads"])
     head = output_head(reference, device=job["device"])
-    check(job["engine"], checkpoint)
     engine = ENGINES[job["engine"]].load()(
         checkpoint,
         windows,

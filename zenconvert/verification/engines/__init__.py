@@ -7,8 +7,9 @@ generation work. Adding one is adding a row to :data:`ENGINES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -59,51 +60,22 @@ class NativeEngine:
     package: str
     """The module that must be importable, and what to install for it."""
     install: str
-    load: Callable[[], Load]
+    maker: str
+    """Module of this package and class in it; imported when it is loaded."""
     gpu_only: bool = False
     build: str = ""
     """How to install it so that it runs on any processor, where the wheel's build decides that."""
+
+    def load(self) -> Load:
+        """What loads artifacts into it."""
+        module, _, name = self.maker.partition(".")
+        found: Load = getattr(import_module(f"{__name__}.{module}"), name)
+        return found
 
     @property
     def mend(self) -> str:
         """What to do when it does not work on this machine."""
         return f"Build it anew: {self.build}" if self.build else f"Install {self.install} anew"
-
-
-def _llamacpp() -> Load:
-    from zenconvert.verification.engines.llamacpp import LlamaCppEngine
-
-    return LlamaCppEngine
-
-
-def _transformers() -> Load:
-    from zenconvert.verification.engines.transformers_engine import TransformersEngine
-
-    return TransformersEngine
-
-
-def _vllm() -> Load:
-    from zenconvert.verification.engines.vllm_engine import VllmEngine
-
-    return VllmEngine
-
-
-def _onnxruntime() -> Load:
-    from zenconvert.verification.engines.onnxruntime_engine import OnnxruntimeEngine
-
-    return OnnxruntimeEngine
-
-
-def _auto_gptq() -> Load:
-    from zenconvert.verification.engines.autogptq import AutoGptqEngine
-
-    return AutoGptqEngine
-
-
-def _autoawq() -> Load:
-    from zenconvert.verification.engines.autoawq import AutoAwqEngine
-
-    return AutoAwqEngine
 
 
 _FOLDERS: Final = frozenset({"hf", "gptq", "awq"})
@@ -117,27 +89,37 @@ ENGINES: Final[dict[str, NativeEngine]] = {
         frozenset({"gguf"}),
         "llama_cpp",
         "zenconvert[llamacpp]",
-        _llamacpp,
+        "llamacpp.LlamaCppEngine",
         build=(
             'CMAKE_ARGS="-DGGML_NATIVE=OFF" pip install --force-reinstall --no-cache-dir '
             "--no-binary llama-cpp-python llama-cpp-python"
         ),
     ),
     "transformers": NativeEngine(
-        "transformers", _FOLDERS, "transformers", "transformers", _transformers
+        "transformers",
+        _FOLDERS,
+        "transformers",
+        "transformers",
+        "transformers_engine.TransformersEngine",
     ),
     "onnxruntime": NativeEngine(
         "onnxruntime",
         frozenset({"onnx"}),
         "onnxruntime",
         "zenconvert[onnxruntime]",
-        _onnxruntime,
+        "onnxruntime_engine.OnnxruntimeEngine",
     ),
     "auto-gptq": NativeEngine(
-        "AutoGPTQ", frozenset({"gptq"}), "auto_gptq", "zenconvert[auto-gptq]", _auto_gptq
+        "AutoGPTQ",
+        frozenset({"gptq"}),
+        "auto_gptq",
+        "zenconvert[auto-gptq]",
+        "autogptq.AutoGptqEngine",
     ),
-    "autoawq": NativeEngine("AutoAWQ", frozenset({"awq"}), "awq", "zenconvert[autoawq]", _autoawq),
-    "vllm": NativeEngine("vLLM", _FOLDERS, "vllm", "vllm", _vllm, gpu_only=True),
+    "autoawq": NativeEngine(
+        "AutoAWQ", frozenset({"awq"}), "awq", "zenconvert[autoawq]", "autoawq.AutoAwqEngine"
+    ),
+    "vllm": NativeEngine("vLLM", _FOLDERS, "vllm", "vllm", "vllm_engine.VllmEngine", gpu_only=True),
 }
 
 # Kernels that transformers calls for a quantized folder: any of these modules, by format.

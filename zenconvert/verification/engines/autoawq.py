@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from zenconvert.errors import InvalidInput, MissingDependency
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.texts.windows import Window
+from zenconvert.verification.engines import check
 from zenconvert.verification.engines.clean_folder import clean_folder
 from zenconvert.verification.engines.packed_model import (
     PackedModelEngine,
@@ -43,6 +44,7 @@ class AutoAwqEngine(PackedModelEngine):
         room: int = 0,
     ) -> None:
         """Load. Raises UsageError, MissingDependency, or InvalidInput where AutoAWQ fails."""
+        check("autoawq", checkpoint)
         model = _load(checkpoint)
         quantized = {n: m for n, m in model.named_modules() if type(m).__name__ in _WEIGHTS}
         check_modules(checkpoint, list(quantized), "AutoAWQ")

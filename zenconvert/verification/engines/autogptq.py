@@ -15,6 +15,7 @@ from zenconvert.formats.gptq.codec import GptqCodec
 from zenconvert.formats.gptq.settings import LEGACY
 from zenconvert.model.checkpoint import Checkpoint, StoredPieces
 from zenconvert.texts.windows import Window
+from zenconvert.verification.engines import check
 from zenconvert.verification.engines.clean_folder import clean_folder
 from zenconvert.verification.engines.packed_model import (
     PackedModelEngine,
@@ -45,6 +46,7 @@ class AutoGptqEngine(PackedModelEngine):
         room: int = 0,
     ) -> None:
         """Load. Raises UsageError, MissingDependency, or InvalidInput where AutoGPTQ fails."""
+        check("auto-gptq", checkpoint)
         _check_readable(checkpoint)
         model = _load(checkpoint)
         quantized = [name for name, m in model.named_modules() if type(m).__name__ == "QuantLinear"]

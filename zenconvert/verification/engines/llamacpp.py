@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from zenconvert.errors import InvalidInput
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.texts.windows import Window
+from zenconvert.verification.engines import check
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,7 @@ class LlamaCppEngine:
         room: int = 0,
     ) -> None:
         """``room`` is the length of the longest sequence that will be generated."""
+        check("llamacpp", checkpoint)
         import llama_cpp
 
         self.windows = windows

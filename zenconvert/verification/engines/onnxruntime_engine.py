@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from zenconvert.errors import InvalidInput, Unsupported
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.texts.windows import Window
+from zenconvert.verification.engines import check
 from zenconvert.verification.engines.onnxruntime_errors import graph_and_kernels
 from zenconvert.verification.engines.onnxruntime_probe import probe
 from zenconvert.verification.engines.onnxruntime_session import SINGLE, OnnxSession
@@ -49,6 +50,7 @@ class OnnxruntimeEngine:
         onnxruntime computes an operator of the graph wrongly.
         """
         del room
+        check("onnxruntime", checkpoint)
         import onnxruntime
 
         if problems := probe(checkpoint.files[0]):

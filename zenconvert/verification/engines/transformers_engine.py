@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zenconvert.errors import InvalidInput, MissingDependency
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.texts.windows import Window
+from zenconvert.verification.engines import check
 from zenconvert.verification.engines.clean_folder import clean_folder
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class TransformersEngine:
         device: str = "cpu",
         room: int = 0,
     ) -> None:
+        check("transformers", checkpoint)
         import torch
         import transformers
 
