@@ -246,21 +246,19 @@ def rotations(
 
 def _of_layer_kinds(checkpoint: Checkpoint, target: str) -> Iterator[Fact]:
     """Rotations that kinds of layers have for themselves: plain ones, of layers that slide."""
-    found = checkpoint.config.get("rope_parameters")
-    if not isinstance(found, Mapping):
-        return
-    for kind, own in found.items():
-        if not isinstance(own, Mapping) or kind == sliding.FULL:
-            continue
-        plain = rope_type(own) == "default" and set(own) <= {"rope_type", "rope_theta"}
-        if kind != sliding.SLIDES or "sliding_theta" not in checkpoint.architecture.names:
-            why = f"{target} has no rotations of {checkpoint.architecture.id} models for them"
-        elif not plain:
-            why = f"{target} has plain rotations for layers that slide"
-        else:
-            continue
-        name = f"rope_parameters.{kind}"
-        yield Fact(name, dict(own), "", exact=False, why=why, refused=True)
+    parted = "sliding_theta" in checkpoint.architecture.names
+    for key in ("rope_scaling", "rope_parameters"):
+        found = checkpoint.config.get(key)
+        kinds = found.items() if isinstance(found, Mapping) else ()
+        for kind, own in [item for item in kinds if isinstance(item[1], Mapping)]:
+            plain = rope_type(own) == "default" and set(own) <= {"rope_type", "rope_theta"}
+            if not parted or kind not in (sliding.FULL, sliding.SLIDES):
+                why = f"{target} has no rotations of {checkpoint.architecture.id} models for them"
+            elif kind == sliding.SLIDES and not plain:
+                why = f"{target} has plain rotations for layers that slide"
+            else:
+                continue
+            yield Fact(f"{key}.{kind}", dict(own), "", exact=False, why=why, refused=True)
 
 
 def _contradictions(
