@@ -219,7 +219,7 @@ def byte_level_draw(seed: int, chance: random.Random, rule: Rule, *, plain: bool
     nfc = "NFC" in rule.normalizers and chance.random() < 0.5
     normalizer: Any = {"type": "NFC"} if nfc else None
     flagged = space = refused = False
-    if not plain:
+    if rows and not plain:
         flagged, space = _flag(rows, chance), chance.random() < 0.1
         rows[-1]["normalized"] = not nfc and chance.random() < 0.3
         refused = space
@@ -244,7 +244,7 @@ def byte_level_draw(seed: int, chance: random.Random, rule: Rule, *, plain: bool
     files = {"tokenizer.json": definition, "tokenizer_config.json": settings}
     return Draw(
         seed, f"bpe {rule.name}", size, files, [row["content"] for row in rows],
-        not flagged and not rule.losses, refused, nfc,
+        not flagged and not rule.losses, refused, "NFC" in rule.normalizers,
     )  # fmt: skip
 
 

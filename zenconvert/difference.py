@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zenconvert.model.checkpoint import Checkpoint, Tensor
-from zenconvert.opening.sources import open_checkpoint
+from zenconvert.opening.sources import both_with_pre, open_checkpoint
 from zenconvert.planning.plan import SLAB_ELEMENTS
 from zenconvert.planning.recoding import logical_rows
 
@@ -60,12 +60,20 @@ class Difference:
         return {**asdict(self), "identical": self.identical}
 
 
-def diff(first: str | Path, second: str | Path, *, config: str | Path | None = None) -> Difference:
+def diff(
+    first: str | Path,
+    second: str | Path,
+    *,
+    config: str | Path | None = None,
+    pre: str | None = None,
+) -> Difference:
     """Compare two checkpoints of any formats; ``config`` is that of a second without one.
+
+    ``pre`` is the pre-tokenizer of GGUF files that do not say how they cut text.
 
     Raises the errors of ``open_checkpoint``.
     """
-    a, b = open_checkpoint(first), open_checkpoint(second, config)
+    a, b = both_with_pre(open_checkpoint(first), open_checkpoint(second, config), pre)
     shared = [name for name in a.tensors if name in b.tensors]
     return Difference(
         config=_config(a, b),

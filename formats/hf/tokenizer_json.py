@@ -75,7 +75,8 @@ def _rule(tokenizer: Tokenizer) -> Rule:
         raise UnknownTokenizer(
             "the tokenizer cannot be written as tokenizer.json, nor its text be encoded: "
             + (tokenizer.rule_problem or f"the pre-tokenizer {tokenizer.rule!r} is not known")
-            + ". If you know which pre-tokenizer it is, name it with --pre; known are "
+            + ". If you know which pre-tokenizer it is, name it with --pre (in the recipe of a "
+            "release: pre_tokenizer of [source]); known are "
             + ", ".join(rule.name for rule in pretokenizer.rules())
         )
     return rule

@@ -11,9 +11,10 @@ import pytest
 from click.testing import CliRunner
 from scipy.stats import binomtest
 
+from tests.formats.test_tokenizer_files import without_pre
 from zenconvert import compare_tasks, convert
 from zenconvert.cli import cli
-from zenconvert.errors import MissingDependency, SourceNotFound, UsageError
+from zenconvert.errors import MissingDependency, SourceNotFound, UnknownTokenizer, UsageError
 from zenconvert.verification.tasks import TaskResult, paired
 
 SOURCE = "builtin:zen-nano"
@@ -130,3 +131,12 @@ def test_what_cannot_be_asked_is_said(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(MissingDependency, match=r"zenconvert\[tasks\]"):
         compare_tasks(SOURCE, candidate, ["zen_continuations"], include=folder)
+
+
+def test_a_file_that_does_not_say_how_it_cuts_text(folder: Path, tmp_path: Path) -> None:
+    convert(SOURCE, tmp_path / "f32.gguf", "gguf:f32")
+    old = without_pre(tmp_path / "f32.gguf", tmp_path / "old.gguf")
+    with pytest.raises(UnknownTokenizer, match="--pre"):
+        compare_tasks(SOURCE, old, ["zen_continuations"], include=folder, limit=2)
+    drift = compare_tasks(SOURCE, old, ["zen_continuations"], include=folder, limit=2, pre="qwen2")
+    assert all(r.items == 2 and r.flips == 0 for r in drift.results)

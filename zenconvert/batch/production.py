@@ -42,15 +42,17 @@ def plan_variants(
     *,
     calibrated: bool,
     threads: int | None = None,
+    pre: str | None = None,
 ) -> dict[str, Plan | ZenError]:
     """Plan every variant from headers alone; name → its plan, or why there can be none.
 
     ``calibrated`` says that there will be statistics: types that need importance weights are
-    allowed, and grids are solved for. Raises UsageError for two variants of one name or output, and
+    allowed, and grids are solved for. ``pre`` is the pre-tokenizer of a GGUF source that does not
+    say how it cuts text. Raises UsageError for two variants of one name or output, and
     the errors of :func:`zenconvert.open_checkpoint`.
     """
     check_names(variants)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, pre=pre)
     importance = expected_importance(checkpoint) if calibrated else None
     found: dict[str, Plan | ZenError] = {}
     for variant in variants:
@@ -71,6 +73,7 @@ def produce(
     folder: Path | None = None,
     threads: int | None = None,
     force: bool = False,
+    pre: str | None = None,
     stage: Progress | None = None,
 ) -> dict[str, Conversion | ZenError]:
     """Write every variant in one pass over the source; name → what was written, or why nothing was.
@@ -83,6 +86,7 @@ def produce(
             where it is missing. Without one, an output that is there already is refused.
         threads: workers; by default as many as there are usable cores.
         force: replace existing outputs.
+        pre: pre-tokenizer of a GGUF source that does not say how it cuts text.
         stage: called with (stage, done, total) as the pass proceeds.
 
     Killed at any moment and called again, it goes on about where it was (half a minute of work may
@@ -91,7 +95,7 @@ def produce(
     :func:`zenconvert.open_checkpoint` and of reading the statistics.
     """
     check_names(variants)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, pre=pre)
     importance = measured_importance(gathered.statistics, checkpoint) if gathered else None
     made: dict[str, Conversion | ZenError] = {}
     makings: dict[str, tuple[Making, Mapping[str, ModuleReport]]] = {}

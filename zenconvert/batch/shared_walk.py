@@ -98,6 +98,7 @@ def gather(
     *,
     device: str = AUTO,
     imatrix: Path | None = None,
+    pre: str | None = None,
     stage: Progress | None = None,
 ) -> Gathered:
     """Walk once over the layers of a model for all variants of a production.
@@ -111,6 +112,7 @@ def gather(
             made where it is missing.
         device: torch device of the model and the solvers; ``auto`` is the GPU where torch has one.
         imatrix: also write an importance matrix for llama.cpp here.
+        pre: pre-tokenizer of a GGUF source that does not say how it cuts text.
         stage: called with (stage, done, total) as the walk proceeds.
 
     Interrupted at any moment and called again, it goes on where it was; what is there already, for
@@ -120,7 +122,7 @@ def gather(
 
     check_names(variants)
     device = take_device(device)
-    work = _Gathering(open_checkpoint(source), calibrating, folder, device)
+    work = _Gathering(open_checkpoint(source, pre=pre), calibrating, folder, device)
     for variant in variants:
         with work.failing(variant.name):
             work.add(variant)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from zenconvert.cli.config import config_option
+from zenconvert.cli.config import config_option, pre_option
 from zenconvert.cli.printing import echo, echo_json, echo_table, size
 from zenconvert.errors import several
 
@@ -47,12 +47,13 @@ def inspect(source: str, config: Path | None, as_json: bool) -> None:
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @config_option("B")
+@pre_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def diff(first: str, second: str, config: Path | None, as_json: bool) -> None:
+def diff(first: str, second: str, config: Path | None, pre: str | None, as_json: bool) -> None:
     """Compare two checkpoints: config, tokenizer and decoded weights."""
     from zenconvert import difference
 
-    found = difference.diff(first, second, config=config)
+    found = difference.diff(first, second, config=config, pre=pre)
     if as_json:
         echo_json(found.as_dict())
         return

@@ -52,6 +52,15 @@ def with_pre(checkpoint: Checkpoint, pre: str | None) -> Checkpoint:
     return replace(checkpoint, load_tokenizer=lambda: named_rule(checkpoint.tokenizer, pre))
 
 
+def both_with_pre(
+    first: Checkpoint, second: Checkpoint, pre: str | None
+) -> tuple[Checkpoint, Checkpoint]:
+    """Two checkpoints, those of GGUF files cut as ``pre`` says. Raises UsageError without any."""
+    if pre is not None and not any(c.side_files is None for c in (first, second)):
+        raise UsageError("--pre makes no sense here: neither model is a GGUF file")
+    return with_pre(first, pre), with_pre(second, pre)
+
+
 def _open(path: Path, config: str | Path | None) -> Checkpoint:
     found, before = detect(path), stamps_at(path)
     if config is None:

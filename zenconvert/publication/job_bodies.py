@@ -92,6 +92,7 @@ class _Work:
             folder,
             device=calibration.device,
             imatrix=imatrix,
+            pre=self.recipe.source.pre_tokenizer,
             stage=self.progress,
         )
 
@@ -107,6 +108,7 @@ class _Work:
             folder=self.ledger.folder / RECEIPTS,
             threads=usable_cores(),
             force=True,
+            pre=self.recipe.source.pre_tokenizer,
             stage=self.progress,
         )
         failures = {}
@@ -153,6 +155,7 @@ class _Work:
             "context": verification.context,
             "device": verification.device,
             "threads": self.recipe.threads,
+            "pre": self.recipe.source.pre_tokenizer,
             "progress": self.progress,
         }
         engines = (ALL,) if ALL in variant.engines else engines_of(variant)

@@ -114,7 +114,9 @@ class _Look:
     def source(self) -> Checkpoint | None:
         """The source, opened."""
         with self.finding("source", "path"):
-            return open_checkpoint(self.recipe.source.location)
+            return open_checkpoint(
+                self.recipe.source.location, pre=self.recipe.source.pre_tokenizer
+            )
         return None
 
     def gate(self) -> None:
@@ -142,7 +144,9 @@ class _Look:
         for calibrated in (True, False):
             chosen = [v for v in recipe.variants if may_calibrate(recipe, v) is calibrated]
             made = [recipe.production(variant) for variant in chosen]
-            found = plan_variants(recipe.source.location, made, calibrated=calibrated)
+            found = plan_variants(
+                recipe.source.location, made, calibrated=calibrated, pre=recipe.source.pre_tokenizer
+            )
             for variant in chosen:
                 plan = found[variant.name]
                 if isinstance(plan, ZenError):

@@ -46,6 +46,8 @@ class Source:
     licence: str | None = None
     languages: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    pre_tokenizer: str | None = None
+    """Of a GGUF file that does not say how it cuts text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,7 @@ TABLES: Final[Mapping[str, Mapping[str, v.Check]]] = {
         "languages": v.texts,
         "tags": v.texts,
         "name": v.name,
+        "pre_tokenizer": v.text,
     },
     "output": {"folder": v.text, "split": v.size},
     "calibration": {
@@ -159,12 +161,13 @@ class _Reader:
         named = given["output"].get("folder", _FOLDER)  # a mistake there hides no other
         folder = Path(os.path.normpath(self.folder / named))
         output = {**given["output"], "folder": folder}
+        source = self._source(given["source"])
         recipe = Recipe(
             path=self.path.resolve(),
             data=self.data,
-            source=self._source(given["source"]),
+            source=source,
             output=Output(**output),
-            variants=variants,
+            variants=tuple(_cut_as(source.pre_tokenizer, variant) for variant in variants),
             calibration=self._calibration(_with_device(device, given["calibration"])),
             verification=verification,
             gate=self._gate(given["gate"]),
@@ -299,6 +302,14 @@ class _Reader:
         return VariantRecipe(
             name, target, given.pop("engines", engines), Options(**options), **given
         )
+
+
+def _cut_as(pre: str | None, variant: VariantRecipe) -> VariantRecipe:
+    """A GGUF variant that names the source's pre-tokenizer where it has none of its own."""
+    options = variant.options
+    if variant.target.format != "gguf" or options.pre_tokenizer is not None:
+        return variant
+    return replace(variant, options=replace(options, pre_tokenizer=pre))
 
 
 def _with_device(device: str, table: Mapping[str, Any]) -> dict[str, Any]:

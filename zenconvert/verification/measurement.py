@@ -13,7 +13,7 @@ from zenconvert.base.progress import Count, Progress
 from zenconvert.base.stamps import check_unchanged
 from zenconvert.errors import EngineFailed, InvalidInput, UsageError, ZenError
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.opening.sources import open_checkpoint, with_pre
+from zenconvert.opening.sources import both_with_pre, open_checkpoint
 from zenconvert.solve.calibration_texts import text_cutter
 from zenconvert.texts.samples import Sample, load_bundled, load_file
 from zenconvert.texts.windows import Window, windows
@@ -84,10 +84,9 @@ def verify(
     """
     device = take_device(device)
     asked = _known(engine)
-    first, second = open_checkpoint(reference), open_checkpoint(candidate, config)
-    if pre is not None and not any(c.side_files is None for c in (first, second)):
-        raise UsageError("--pre makes no sense here: neither model is a GGUF file")
-    first, second = with_pre(first, pre), with_pre(second, pre)
+    first, second = both_with_pre(
+        open_checkpoint(reference), open_checkpoint(candidate, config), pre
+    )
     names, absent = _choose(asked, second)
     _check_vocabularies(first, second)
     spans = evaluation_windows(first, evaluation_samples(text, languages), context)

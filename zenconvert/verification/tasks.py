@@ -18,7 +18,7 @@ from zenconvert.base.machine import AUTO, take_device
 from zenconvert.base.progress import Progress
 from zenconvert.errors import MissingDependency, SourceNotFound, UsageError
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.opening.sources import open_checkpoint
+from zenconvert.opening.sources import both_with_pre, open_checkpoint
 from zenconvert.verification.engines import TORCH, engine_names
 from zenconvert.verification.engines.packed_model import quiet, replaced
 from zenconvert.verification.task_model import TaskModel, harness_model
@@ -88,6 +88,7 @@ def compare_tasks(
     fewshot: int | None = None,
     limit: int | None = None,
     config: str | Path | None = None,
+    pre: str | None = None,
     device: str = AUTO,
     progress: Progress | None = None,
 ) -> TaskDrift:
@@ -104,6 +105,7 @@ def compare_tasks(
         fewshot: examples before every question; the task's own number by default.
         limit: only so many items of every task.
         config: ``config.json`` of a candidate that is an ONNX graph without one.
+        pre: pre-tokenizer of GGUF files that do not say how they cut text.
         device: torch device; ``auto`` is the GPU where torch has one.
         progress: called as work proceeds.
 
@@ -116,7 +118,9 @@ def compare_tasks(
             raise UsageError(f"tasks need one engine of {', '.join(engine_names()[:-1])}: {name!r}")
     device = take_device(device)
     ask = _Asking(*_known_tasks(tasks, include), fewshot, limit)
-    first, second = open_checkpoint(reference), open_checkpoint(candidate, config)
+    first, second = both_with_pre(
+        open_checkpoint(reference), open_checkpoint(candidate, config), pre
+    )
 
     def model(checkpoint: Checkpoint, engine: str, stage: str) -> TaskModel:
         def count(done: int, total: int) -> None:
