@@ -44,25 +44,19 @@ _FALLBACKS: Final = {
 class ModelFacts:
     """What the rules ask of a model."""
 
-    architecture: str
-    """GGUF architecture, e.g. ``qwen2``."""
     layers: int
     heads: int
     kv_heads: int
     experts: int
     tied: bool
     """The embedding is the output head too."""
+    is_70b: bool = False
+    """It is of llama.cpp's size class 70B."""
 
     @property
     def gqa(self) -> int:
         """Query heads per key-value head."""
         return self.heads // self.kv_heads
-
-    @property
-    def is_70b(self) -> bool:
-        """llama.cpp's size class 70B: 80 layers (for llama only with grouped heads)."""
-        grouped = self.architecture != "llama" or self.heads != self.kv_heads
-        return self.architecture in {"llama", "qwen2"} and self.layers == 80 and grouped
 
 
 @dataclass(frozen=True, slots=True)

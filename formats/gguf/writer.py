@@ -130,12 +130,12 @@ def _facts(
 ) -> mixtures.ModelFacts:
     hp = checkpoint.hyperparameters
     return mixtures.ModelFacts(
-        architecture=checkpoint.architecture.gguf,
         layers=hp.layers,
         heads=hp.heads,
         kv_heads=hp.kv_heads,
         experts=hp.experts,
         tied="output.weight" not in stacks,
+        is_70b=checkpoint.architecture.in_gguf.is_70b(hp.layers, hp.heads, hp.kv_heads),
     )
 
 

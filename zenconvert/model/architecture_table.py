@@ -62,6 +62,7 @@ _GGUF_GRAPH: Final[dict[str, Callable[[Any], bool]]] = {
     "no_biases": lambda value: isinstance(value, list),
     "window_period": lambda value: type(value) is int,
     "head": ("any", "tied").__contains__,
+    "seventy": ("never", "any", "grouped").__contains__,
     "hidden_over_heads_layers": lambda value: type(value) is int,
 }
 _GGUF_TOKENIZER: Final[dict[str, Callable[[Any], bool]]] = {

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 from zenconvert.model.architecture_table import OTHER
 from zenconvert.model.hyperparameters import Hyperparameters
+
+_SEVENTY: Final = 80
+"""Layers of a model of 70 billion parameters, for llama.cpp."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +44,19 @@ class GgufFamily:
     """The last of so many layers sees everything and the others a window; 0: no windows."""
     tied_head: bool
     """There is no head but the embedding."""
+    seventy: Literal["never", "any", "grouped"]
+    """Which models of 80 layers are of llama.cpp's size class 70B: those with grouped heads."""
     hidden_over_heads_layers: int
     """Models of so many layers divide scores by √(hidden / heads)."""
     space_prefix: Literal["first", "last", "silent"]
     """Where a file says whether text begins with a space."""
     without_bos: frozenset[int]
     """Sizes of vocabularies of which a file always says whether they add BOS."""
+
+    def is_70b(self, layers: int, heads: int, kv_heads: int) -> bool:
+        """Whether a model is of the size class 70B, whose mixtures are others."""
+        grouped = self.seventy == "any" or heads != kv_heads
+        return self.seventy != "never" and layers == _SEVENTY and grouped
 
     def implied_number(self, size: str, hp: Hyperparameters) -> float | None:
         """What llama.cpp takes for a size of such a model where the file is silent."""
@@ -67,6 +77,7 @@ def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
         no_biases=frozenset(graph["no_biases"]),
         window_period=graph["window_period"],
         tied_head=graph["head"] == "tied",
+        seventy=graph["seventy"],
         hidden_over_heads_layers=graph["hidden_over_heads_layers"],
         space_prefix=tokenizer["space_prefix"],
         without_bos=frozenset(tokenizer["without_bos"]),

@@ -14,6 +14,7 @@ from zenconvert.errors import UsageError
 from zenconvert.formats.gguf import container, mixtures
 from zenconvert.formats.gguf.container import KeyValue
 from zenconvert.formats.gguf.mixtures import ModelFacts, TensorFacts
+from zenconvert.model.architecture import architectures
 
 HIDDEN = 256
 MODELS: dict[str, dict[str, Any]] = {
@@ -66,10 +67,10 @@ def tensors_of(model: dict[str, Any]) -> list[TensorFacts]:
 
 
 def facts_of(model: dict[str, Any]) -> ModelFacts:
-    return ModelFacts(
-        architecture=model["arch"], layers=model["layers"], heads=model["heads"],
-        kv_heads=model["kv"], experts=model.get("experts", 0), tied=model.get("tied", False),
-    )  # fmt: skip
+    family = next(a for a in architectures().values() if a.gguf == model["arch"]).in_gguf
+    sizes = {"layers": model["layers"], "heads": model["heads"], "kv_heads": model["kv"]}
+    experts, tied = model.get("experts", 0), model.get("tied", False)
+    return ModelFacts(**sizes, experts=experts, tied=tied, is_70b=family.is_70b(**sizes))
 
 
 def write_model(path: Path, model: dict[str, Any]) -> None:
