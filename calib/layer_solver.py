@@ -5,9 +5,9 @@ A layer may come in several parts with disjoint inputs (:mod:`zenconvert.calib.w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -193,9 +193,3 @@ class AwqLayer:
                 )
             known[module] = known[statistics.name]
         return known
-
-
-LAYER_SOLVERS: Final[dict[str, Callable[[Checkpoint, Mapping[str, Scheme]], LayerSolver]]] = {
-    "gptq": GptqLayer,
-    "awq": AwqLayer,
-}

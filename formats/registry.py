@@ -25,7 +25,7 @@ from zenconvert.formats.onnx.write import writer as onnx_writer
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.layout import Choice, Layout
 from zenconvert.model.meaning import Fact
-from zenconvert.model.target import Options, Target
+from zenconvert.model.target import Options, Solver, Target
 
 
 class Chooser(Protocol):
@@ -55,6 +55,33 @@ class Format:
     """Some of its types are rounded with importance weights."""
     open_with: Callable[[Path, Path], Checkpoint] | None = None
     """Opens files that may lack a config, with one that is named."""
+    suffix: str | None = None
+    """Of the one file that it is; None for a folder."""
+    solver: Solver | None = None
+    """What finds its codes where there are statistics; None where its types have quantizers of
+    their own."""
+    engines: tuple[str, ...] = ()
+    """Native engines that run it."""
+    kernels: tuple[str, ...] = ()
+    """Modules of which transformers needs one to run it."""
+    serving_dtype: str | None = None
+    """The type that it is served in; None where its config names one."""
+    near_type: str | None = None
+    """A type near to the original, to try engines with; None where the bundled model is of it."""
+    library: str = "transformers"
+    """What the Hub calls the library that loads it."""
+    packages: tuple[str, ...] = ("transformers",)
+    """What is installed to load it."""
+
+    @property
+    def label(self) -> str:
+        """As people write it in the name of a variant."""
+        return self.name.upper()
+
+    @property
+    def is_file(self) -> bool:
+        """Whether an artifact is one file, and not a folder."""
+        return self.suffix is not None
 
 
 FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked first
@@ -68,6 +95,10 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         onnx_writer.facts,
         onnx_writer.TYPES,
         open_with=onnx_reader.open_checkpoint,
+        solver="gptq",
+        engines=("onnxruntime",),
+        near_type="int8",
+        library="onnx",
     ),
     "gptq": Format(
         "gptq",
@@ -78,6 +109,11 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         gptq_writer.lay_out,
         gptq_writer.facts,
         gptq_writer.TYPES,
+        solver="gptq",
+        engines=("transformers", "auto-gptq", "vllm"),
+        kernels=("gptqmodel", "auto_gptq"),
+        near_type=gptq_writer.TYPES[0],
+        packages=("transformers", "gptqmodel"),
     ),
     "awq": Format(
         "awq",
@@ -88,6 +124,11 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         awq_writer.lay_out,
         hf_writer.facts,
         awq_writer.TYPES,
+        solver="awq",
+        engines=("transformers", "autoawq", "vllm"),
+        kernels=("gptqmodel", "awq"),
+        near_type=awq_writer.TYPES[0],
+        packages=("transformers", "gptqmodel"),
     ),
     "hf": Format(
         "hf",
@@ -99,6 +140,7 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         hf_writer.facts,
         tuple(hf_writer.DTYPES),
         is_weighed=False,
+        engines=("transformers", "vllm"),
     ),
     "gguf": Format(
         "gguf",
@@ -109,6 +151,12 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         gguf_writer.lay_out,
         gguf_facts.facts,
         (gguf_writer.DEFAULT_TYPE, *(t for t in mixtures.FILE_TYPES if t != "bf16")),
+        suffix=".gguf",
+        engines=("llamacpp",),
+        serving_dtype="float16",
+        near_type="q8_0",
+        library="gguf",
+        packages=(),
     ),
 }
 

@@ -11,14 +11,15 @@ from zenconvert.base.atomic import hidden_name
 from zenconvert.base.machine import AUTO, take_device, usable_cores
 from zenconvert.base.places import check_places
 from zenconvert.base.progress import Progress, silent
+from zenconvert.calib.methods import METHODS
 from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.errors import ZenError
-from zenconvert.model.target import Options, Target
+from zenconvert.model.target import Options, Solver, Target
 from zenconvert.opening.sources import open_checkpoint, with_pre
 from zenconvert.planning.plan import Importance, Plan
 from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.solve.importance import Knowledge
-from zenconvert.solve.solving import Job, Solver, solved
+from zenconvert.solve.solving import Job, solved
 from zenconvert.solve.variants import Variant, grids_of
 from zenconvert.write.one_pass import write_outputs
 from zenconvert.write.output import refuse_source, refuse_taken
@@ -91,13 +92,13 @@ def convert(
     stage = progress or silent
     check_places({"the source": checkpoint.path}, {"OUT": out})
     chosen = knowledge.solver_for(target.format, solver)
-    if calibrating is not None or chosen != "rtn":
+    if calibrating is not None or METHODS[chosen].needs_statistics:
         device = take_device(device)
     with knowledge.weights(source, checkpoint, chosen, out, device, stage) as weights:
         planned = variant.plan(checkpoint, weights, threads or usable_cores())
         refuse_source(planned.layout, out, checkpoint.stamps)
         grids = grids_of(planned)
-        if chosen == "rtn" or not grids:
+        if not METHODS[chosen].needs_statistics or not grids:
             return run(planned, out, importance=weights, force=force, stage=stage)
     refuse_taken(planned.layout, out, force=force)
     job = Job(checkpoint, grids, chosen, device, largest_error)

@@ -20,15 +20,16 @@ from zenconvert.base.machine import usable_cores
 from zenconvert.base.notes import make_folder
 from zenconvert.base.progress import Progress, silent
 from zenconvert.batch.shared_walk import Gathered, gather
+from zenconvert.calib.methods import METHODS
 from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.conversion import Conversion
 from zenconvert.errors import ZenError
 from zenconvert.formats.registry import format_named
 from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.target import Solver
 from zenconvert.opening.sources import open_checkpoint
 from zenconvert.planning.plan import Importance, Plan
 from zenconvert.solve.importance import expected_importance, measured_importance, solver_for
-from zenconvert.solve.solving import Solver
 from zenconvert.solve.variants import Variant, check_names, grids_of
 from zenconvert.write.one_pass import write_outputs
 from zenconvert.write.planned_output import Making
@@ -134,7 +135,7 @@ def _making(
     solver = solver_for(variant.target.format, variant.solver, has_statistics=gathered is not None)
     weights = _weights(variant, solver, importance)
     planned = variant.plan(checkpoint, weights, threads)
-    if gathered is None or solver == "rtn" or not grids_of(planned):
+    if gathered is None or not METHODS[solver].needs_statistics or not grids_of(planned):
         return Making(planned, variant.out, weights or {}), {}
     over, modules = gathered.over(variant.name, checkpoint), gathered.modules[variant.name]
     return Making(variant.plan_solved(over, planned, modules), variant.out), modules
@@ -143,4 +144,4 @@ def _making(
 def _weights(variant: Variant, solver: Solver, importance: Importance | None) -> Importance | None:
     """The importance weights for a variant that has a use for them."""
     is_weighed = format_named(variant.target.format).is_weighed
-    return importance if is_weighed and solver == "rtn" else None
+    return importance if is_weighed and not METHODS[solver].needs_statistics else None

@@ -24,6 +24,7 @@ from zenconvert.base.machine import AUTO, take_device
 from zenconvert.base.notes import make_folder
 from zenconvert.base.progress import Progress, silent
 from zenconvert.calib.feeding import Consumer, feed
+from zenconvert.calib.methods import METHODS
 from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.calib.statistics_file import workspace_of
 from zenconvert.calib.statistics_reader import open_statistics
@@ -184,7 +185,7 @@ class _Gathering:
     def add(self, variant: Variant) -> None:
         """Plan to solve for a variant, where it needs that. Raises PlanError and UsageError."""
         solver = solver_for(variant.target.format, variant.solver, has_statistics=True)
-        if solver == "rtn":
+        if not METHODS[solver].needs_statistics:
             return
         grids = grids_of(variant.plan(self.checkpoint, None, threads=1))
         if not grids:

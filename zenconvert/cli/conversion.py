@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zenconvert.calib.methods import METHODS
 from zenconvert.cli.config import config_option
 from zenconvert.cli.devices import taken
 from zenconvert.cli.outputs import check_outputs, write_side_file
@@ -45,7 +46,7 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--solver",
-            type=click.Choice(["rtn", "gptq", "awq"]),
+            type=click.Choice(list(METHODS)),
             help="How integer grids are found; the format's own where there are statistics.",
         ),
         click.option(

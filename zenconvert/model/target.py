@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from zenconvert.errors import UsageError
 
 _SIZE: Final = re.compile(r"(\d+)\s*([KMG]?)", re.IGNORECASE)
 _SCHEME: Final = re.compile(r"w(?P<bits>\d)g(?P<group>-1|\d+)")
 _UNITS: Final = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+
+Solver = Literal["rtn", "gptq", "awq"]
+"""Names of methods (``zenconvert.calib.methods``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from zenconvert.formats.registry import format_named
 from zenconvert.publication.facts import ReleaseFacts, VariantFacts
 from zenconvert.publication.names import REPOSITORY, repository_name
 from zenconvert.publication.usage import usage
@@ -26,7 +27,6 @@ CARD: Final = "README.md"
 _LANGUAGE: Final = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?")
 _TAG: Final = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 _LICENCE: Final = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-_LIBRARIES: Final = {"gguf": "gguf", "onnx": "onnx"}
 _NONE: Final = "–"
 
 
@@ -66,7 +66,7 @@ def card_metadata(facts: ReleaseFacts, variants: Sequence[VariantFacts]) -> dict
         found["license"] = source.licence.lower() if known else "other"
         if not known:
             found["license_name"] = re.sub(r"[^a-z0-9.-]+", "-", source.licence.lower()).strip("-")
-    found["library_name"] = _LIBRARIES.get(kind, "transformers")
+    found["library_name"] = format_named(kind).library
     found["pipeline_tag"] = "text-generation"
     ours = [kind, "zenconvert", *(["conversational"] if source.chat_template else [])]
     found["tags"] = list(dict.fromkeys([*ours, *(t for t in source.tags if _TAG.fullmatch(t))]))

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from zenconvert.formats.registry import format_named
+
 if TYPE_CHECKING:
     from zenconvert.verification.gate import Verdict
     from zenconvert.verification.report import Report
@@ -92,7 +94,7 @@ class VariantFacts:
     @property
     def is_file(self) -> bool:
         """Whether a reader opens the first file rather than the shelf's folder."""
-        return self.format == "gguf"
+        return format_named(self.format).is_file
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form, without report and verdict."""

@@ -57,8 +57,8 @@ class _Work:
         """The walk over the reference model."""
         ((key, name),) = self.task.jobs
         served = [self.recipe.variant(one) for one in self.task.served]
-        formats = {variant.target.format for variant in self.recipe.variants}
-        imatrix = self.ledger.folder / "GGUF" / IMATRIX if "gguf" in formats else None
+        shelf = next((one.shelf for one in self.recipe.variants if one.is_file), None)
+        imatrix = None if shelf is None else self.ledger.folder / shelf / IMATRIX
         if imatrix is not None:
             imatrix.parent.mkdir(parents=True, exist_ok=True)
         found = self._gathered(served, imatrix)
@@ -135,8 +135,7 @@ class _Work:
         made = self.ledger.get(self.task.reads)
         if made is None:
             raise ConversionFailed(f"{name}: the record of the variant is gone; run again")
-        single = variant.target.format == "gguf"
-        artifact = self.ledger.folder / (made.outputs[0].path if single else variant.shelf)
+        artifact = self.ledger.folder / (made.outputs[0].path if variant.is_file else variant.shelf)
         report = self._measured(artifact, variant)
         path = self.ledger.folder / REPORTS / f"{key}.json"
         make_folder(path.parent)

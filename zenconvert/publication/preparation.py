@@ -21,7 +21,7 @@ from zenconvert.publication.recipe import Recipe, VariantRecipe
 from zenconvert.publication.recipe_reader import read
 from zenconvert.publication.release_report import read_record
 from zenconvert.publication.toml_lines import Place
-from zenconvert.verification.engines import ALL, ENGINES, TORCH, refusal
+from zenconvert.verification.engines import ALL, ENGINES, TORCH, refusal, runs
 from zenconvert.verification.measurement import evaluation_samples, evaluation_windows
 from zenconvert.verification.policy import Policy
 
@@ -229,7 +229,7 @@ def _uses_statistics(plan: Plan) -> bool:
 
 def engines_of(variant: VariantRecipe) -> tuple[str, ...]:
     """Those of the engines asked for that run the variant's format; ``all`` stays as it is."""
-    fitting = [name for name, known in ENGINES.items() if variant.target.format in known.formats]
+    fitting = [name for name in ENGINES if runs(name, variant.target.format)]
     return tuple(name for name in variant.engines if name in {ALL, TORCH, *fitting})
 
 

@@ -157,9 +157,10 @@ def _variant(
 
 def _imatrix(prepared: Prepared) -> FilePreview | None:
     run = statistics(prepared)
-    if run is None or all(v.target.format != "gguf" for v in prepared.recipe.variants):
+    shelf = next((one.shelf for one in prepared.recipe.variants if one.is_file), None)
+    if run is None or shelf is None:
         return None
-    return FilePreview(f"GGUF/{IMATRIX}", imatrix_bytes(run))
+    return FilePreview(f"{shelf}/{IMATRIX}", imatrix_bytes(run))
 
 
 def _begun(folder: Path) -> int:

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from zenconvert.model.target import Options, Target
+from zenconvert.formats.registry import format_named
+from zenconvert.model.target import Options, Solver, Target
 from zenconvert.publication.toml_lines import Lines, Place
 from zenconvert.solve.calibration_texts import Calibrating
-from zenconvert.solve.solving import Solver
 from zenconvert.solve.variants import Variant
 
 THREADS: Final = 4
@@ -119,12 +119,19 @@ class VariantRecipe:
 
     @property
     def shelf(self) -> str:
-        """The folder below the release's; all GGUF files share one."""
-        return "GGUF" if self.target.format == "gguf" else self.name
+        """The folder below the release's; all files of a format without folders share one."""
+        form = format_named(self.target.format)
+        return form.label if form.is_file else self.name
+
+    @property
+    def is_file(self) -> bool:
+        """Whether a reader opens a file rather than the shelf's folder."""
+        return format_named(self.target.format).is_file
 
     def out(self, release: str) -> str:
         """The artifact below the release's folder, with ``/``."""
-        return f"GGUF/{release}-{self.name}.gguf" if self.target.format == "gguf" else self.name
+        suffix = format_named(self.target.format).suffix
+        return self.name if suffix is None else f"{self.shelf}/{release}-{self.name}{suffix}"
 
 
 @dataclass(frozen=True)
@@ -170,8 +177,5 @@ class Recipe:
 
 def default_name(target: Target, default_type: str) -> str:
     """What people call a target: ``Q4_K_M`` of GGUF, ``GPTQ-w4g128`` and the like of others."""
-    kind = target.type or default_type
-    if target.format == "gguf":
-        return kind.upper()
-    title = {"hf": "HF", "gptq": "GPTQ", "awq": "AWQ", "onnx": "ONNX"}
-    return f"{title.get(target.format, target.format)}-{kind}"
+    kind, form = target.type or default_type, format_named(target.format)
+    return kind.upper() if form.is_file else f"{form.label}-{kind}"

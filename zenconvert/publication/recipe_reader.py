@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from zenconvert.base.machine import AUTO, auto_device
 from zenconvert.base.source_files import hub_id, read_bytes
+from zenconvert.calib.methods import METHODS
 from zenconvert.errors import InvalidInput, RecipeError, UsageError
 from zenconvert.formats.registry import FORMATS
 from zenconvert.model.target import Options, Target
@@ -30,7 +31,6 @@ from zenconvert.publication.recipe import (
 )
 from zenconvert.publication.toml_lines import Lines, Place
 from zenconvert.solve.calibration_texts import Calibrating
-from zenconvert.solve.solving import SOLVERS
 from zenconvert.verification.engines import engine_names
 from zenconvert.verification.gate import Outcome
 
@@ -80,7 +80,7 @@ VARIANT: Final[Mapping[str, v.Check]] = {
     "target": v.target,
     "name": v.name,
     "engines": v.some_of(*engine_names()),
-    "solver": v.one_of(*SOLVERS),
+    "solver": v.one_of(*METHODS),
     "tensor_types": v.tensor_types,
     "output_type": v.lower,
     "embedding_type": v.lower,
@@ -293,11 +293,12 @@ class _Reader:
             self._say((*place, "target"), f"there is no format {target.format!r}; {hint}")
             return None
         name = given.pop("name", None) or default_name(target, FORMATS[target.format].types[0])
-        if target.format != "gguf" and name.lower() == "gguf":
-            self._say((*place, "name"), f"{name!r} is the folder of all GGUF files")
+        form, shelves = FORMATS[target.format], [f.label for f in FORMATS.values() if f.is_file]
+        if not form.is_file and name.upper() in shelves:
+            self._say((*place, "name"), f"{name!r} is the folder of all {name.upper()} files")
             return None
         options: dict[str, Any] = {key: given.pop(key) for key in _OPTIONS if key in given}
-        if target.format == "gguf":
+        if form.is_file:
             options["split_max_size"] = split or Output.__dataclass_fields__["split"].default
         return VariantRecipe(
             name, target, given.pop("engines", engines), Options(**options), **given

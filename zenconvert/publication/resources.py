@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Final
 
+from zenconvert.calib.methods import METHODS
 from zenconvert.model.encoding import Grouped
 from zenconvert.publication.preparation import Prepared
 from zenconvert.publication.recipe import VariantRecipe
@@ -86,7 +87,7 @@ def _solves(prepared: Prepared) -> dict[object, int]:
             for step in prepared.plans[variant.name].steps
             if step.action == "quantize" and isinstance(step.to, Grouped)
         ]
-        if variant.name in prepared.calibrated and solver != "rtn" and steps:
+        if variant.name in prepared.calibrated and METHODS[solver].needs_statistics and steps:
             grids = tuple((step.source, step.to) for step in steps)
             found[solver, grids] = sum(step.bytes for step in steps)
     return found

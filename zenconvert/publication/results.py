@@ -111,8 +111,7 @@ class Account:
         return record if record is not None and self.ledger.holds(record) else None
 
     def _path(self, variant: VariantRecipe, made: Record) -> Path:
-        single = variant.target.format == "gguf"
-        return self.ledger.folder / (made.outputs[0].path if single else variant.shelf)
+        return self.ledger.folder / (made.outputs[0].path if variant.is_file else variant.shelf)
 
     def _variant(self, variant: VariantRecipe) -> VariantFacts | None:
         failure = self.failures.get(self.schedule.making(variant).key)

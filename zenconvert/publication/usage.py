@@ -6,11 +6,11 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from zenconvert.formats.registry import format_named
 from zenconvert.publication.facts import ReleaseFacts, VariantFacts, preferred
 from zenconvert.publication.names import repository_id, repository_name
 from zenconvert.verification.markdown import fenced
 
-_PACKAGES: Final = {"gptq": "transformers gptqmodel", "awq": "transformers gptqmodel"}
 _TRANSFORMERS: Final = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -61,7 +61,7 @@ def usage(
         return []
     if made[0].is_file:
         return list(_gguf(facts, shelf, made))
-    if made[0].format == "onnx":
+    if format_named(made[0].format).library == "onnx":
         return list(_onnx(facts, made[0]))
     return list(_folder(facts, shelf, made[0]))
 
@@ -90,7 +90,7 @@ def _gguf(
 def _folder(facts: ReleaseFacts, shelf: str, variant: VariantFacts) -> Iterator[tuple[str, str]]:
     name = repository_id(facts, shelf) or f"./{shelf}"
     inputs = _CHAT if facts.source.chat_template else _PLAIN
-    install = f"pip install {_PACKAGES.get(variant.format, 'transformers')} accelerate"
+    install = f"pip install {' '.join(format_named(variant.format).packages)} accelerate"
     snippet = fenced(_TRANSFORMERS.format(name=name, inputs=inputs), "python")
     yield "Transformers", f"{_shell(install)}\n\n{snippet}"
     yield "vLLM", _shell("pip install vllm", f"vllm serve {shlex.quote(name)}")

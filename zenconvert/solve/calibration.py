@@ -22,6 +22,7 @@ from zenconvert.base.atomic import hidden_name, new_file
 from zenconvert.base.machine import AUTO, take_device
 from zenconvert.base.places import check_files, check_places
 from zenconvert.base.scratch import held_scratch, remove_scratch
+from zenconvert.calib.methods import METHODS
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.statistics_reader import Statistics, open_statistics
 from zenconvert.errors import OutputExists, UsageError
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from zenconvert.calib.statistics_file import StatisticsRun
     from zenconvert.calib.walk import LayerProgress, Settings
 
-PURPOSES: Final = ("gguf", "gptq", "awq")
+PURPOSES: Final = ("gguf", *(name for name, one in METHODS.items() if one.needs_statistics))
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def statistics_run(
 def _needs_moments(purposes: Sequence[str]) -> bool:
     if unknown := [name for name in purposes if name not in PURPOSES]:
         raise UsageError(f"there is no purpose {unknown[0]!r}; known are {', '.join(PURPOSES)}")
-    return any(name in {"gptq", "awq"} for name in purposes)
+    return any(name in METHODS for name in purposes)
 
 
 def experts_of(statistics: Statistics, checkpoint: Checkpoint) -> ExpertCoverage | None:

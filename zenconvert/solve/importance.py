@@ -7,41 +7,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zenconvert.base.atomic import hidden_name
 from zenconvert.base.progress import Progress
 from zenconvert.base.scratch import held_scratch, is_kept, keep, remove_scratch
+from zenconvert.calib.methods import METHODS
 from zenconvert.errors import UsageError
+from zenconvert.formats.registry import format_named
 from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.target import Solver
 from zenconvert.planning.plan import Importance
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.inputs import by_layer, head_input, layer_inputs
 from zenconvert.solve.calibration import calibrate
 from zenconvert.solve.calibration_texts import Calibrating
-from zenconvert.solve.solving import SOLVERS, Solver
 
 if TYPE_CHECKING:
     from zenconvert.calib.statistics_reader import Statistics
 
-_OWN_SOLVERS: Final[dict[str, Solver]] = {"gptq": "gptq", "awq": "awq", "onnx": "gptq"}
-"""What a format's grids are solved with where there are statistics."""
-
 
 def solver_for(format_name: str, asked: Solver | None, *, has_statistics: bool) -> Solver:
     """The solver of a format's grids. Raises UsageError for one that cannot be had."""
-    if asked is not None and asked not in SOLVERS:
-        raise UsageError(f"there is no solver {asked!r}; known are {', '.join(SOLVERS)}")
-    if asked in {"gptq", "awq"}:
-        if format_name not in _OWN_SOLVERS:
+    if asked is not None and asked not in METHODS:
+        raise UsageError(f"there is no solver {asked!r}; known are {', '.join(METHODS)}")
+    own = format_named(format_name).solver
+    if asked is not None and METHODS[asked].needs_statistics:
+        if own is None:
             raise UsageError(f"{format_name} targets have quantizers of their own, not {asked}")
         if not has_statistics:
             raise UsageError(f"the solver {asked} needs --stats or --calibrate")
     if asked is not None or not has_statistics:
         return asked or "rtn"
-    return _OWN_SOLVERS.get(format_name, "rtn")
+    return own or "rtn"
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,9 @@ class Knowledge:
         Statistics that are gathered in this run are kept beside the output until the block ends
         without an error, so that a killed run need not gather them again.
         """
-        if solver != "rtn" or self.calibrating is None:
-            yield self.from_files(checkpoint) if solver == "rtn" else None
+        solves = METHODS[solver].needs_statistics
+        if solves or self.calibrating is None:
+            yield None if solves else self.from_files(checkpoint)
             return
         arguments = {**self.calibrating.arguments, "device": device}
         if checkpoint.named_config is not None:

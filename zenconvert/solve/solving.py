@@ -11,17 +11,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zenconvert.base.progress import Progress
 from zenconvert.base.scratch import remove_scratch
+from zenconvert.calib.methods import METHODS
 from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.errors import ConversionFailed, several
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.encoding import Dense
-from zenconvert.model.target import Scheme
+from zenconvert.model.target import Scheme, Solver
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.fingerprint import fingerprint
 from zenconvert.solve.calibration_texts import Calibrating
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from zenconvert.calib.workspace import Workspace
     from zenconvert.reference.reference import Reference
     from zenconvert.texts.selection import Selection
-
-Solver = Literal["rtn", "gptq", "awq"]
-SOLVERS: Final[tuple[Solver, ...]] = ("rtn", "gptq", "awq")
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,7 @@ class Job:
 
     def layer_solver(self) -> LayerSolver:
         """The solver of single layers."""
-        from zenconvert.calib.layer_solver import LAYER_SOLVERS
-
-        return LAYER_SOLVERS[self.solver](self.checkpoint, self.grids)
+        return METHODS[self.solver].layer_solver(self.checkpoint, self.grids)
 
 
 @contextmanager
@@ -107,12 +103,9 @@ def solved(
 
 
 def walk_settings(calibrating: Calibrating, device: str, solver: Solver) -> Settings:
-    """How a walk computes that feeds a solver. AWQ solves for a whole layer at once, GPTQ stage by
-    stage."""
-    steps: Sequential = "layers" if solver == "awq" else "stages"
-    return calibrating.settings(
-        device, moments=True, sequential=steps if calibrating.sequential else "off"
-    )
+    """How a walk computes that feeds a solver."""
+    step: Sequential = METHODS[solver].step if calibrating.sequential else "off"
+    return calibrating.settings(device, moments=True, sequential=step)
 
 
 @contextmanager

@@ -17,9 +17,8 @@ from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.errors import UsageError
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.encoding import Grouped
-from zenconvert.model.target import Options, Scheme, Target
+from zenconvert.model.target import Options, Scheme, Solver, Target
 from zenconvert.planning.plan import Importance, Plan, Step, make_plan
-from zenconvert.solve.solving import Solver
 
 _NAME: Final = re.compile(r"\w[\w.+\-]*")  # fits into the name of a file
 

@@ -20,7 +20,7 @@ from zenconvert.texts.windows import Window, windows
 from zenconvert.verification.drift import summarise
 from zenconvert.verification.engine_check import Proof, prove_tokens, texts_of
 from zenconvert.verification.engine_check import Text as ProofText
-from zenconvert.verification.engines import ALL, ENGINES, TORCH, check, engine_names, refusal
+from zenconvert.verification.engines import ALL, ENGINES, TORCH, check, engine_names, refusal, runs
 from zenconvert.verification.engines.torch_engine import TorchEngine
 from zenconvert.verification.facts import artifact, facts_of
 from zenconvert.verification.histogram import histogram
@@ -213,7 +213,7 @@ def _choose(asked: Sequence[str], candidate: Checkpoint) -> tuple[list[str], dic
         if len(asked) == 1 and asked[0] != TORCH:
             check(asked[0], candidate)
         return list(asked), {}
-    fitting = [name for name, known in ENGINES.items() if candidate.format in known.formats]
+    fitting = [name for name in ENGINES if runs(name, candidate.format)]
     problems = {name: refusal(name, candidate) for name in fitting}
     able = [name for name, problem in problems.items() if problem is None]
     return [TORCH, *able], {name: str(p) for name, p in problems.items() if p is not None}

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from zenconvert.base.progress import Count
 from zenconvert.errors import NotFinite
+from zenconvert.formats.registry import format_named
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.texts.windows import Window
 from zenconvert.verification.cache import cache_folder, new_file, taking_turns, touch
@@ -66,9 +67,9 @@ class Noise:
 
 
 def serving_dtype(candidate: Checkpoint) -> str:
-    """The type that an artifact is served in: float16 for GGUF, else what its config names."""
-    if candidate.format == "gguf":
-        return "float16"
+    """The type that an artifact is served in: the format's own, else what its config names."""
+    if (own := format_named(candidate.format).serving_dtype) is not None:
+        return own
     named = candidate.config.get("dtype") or candidate.config.get("torch_dtype")
     return named if named in _SHORT else "bfloat16"
 

@@ -14,14 +14,13 @@ from typing import Any, Final
 from zenconvert.base.scratch import temporary_folder
 from zenconvert.conversion import convert
 from zenconvert.errors import ZenError
-from zenconvert.verification.engines import ENGINES, TORCH
+from zenconvert.formats.registry import FORMATS
+from zenconvert.verification.engines import TORCH
 from zenconvert.verification.measurement import verify
 from zenconvert.verification.native import RuntimeDied
 from zenconvert.verification.probing import GPUS
 
 _SOURCE: Final = "builtin:zen-nano"
-_TARGETS: Final = {"gguf": "gguf:q8_0", "onnx": "onnx:int8", "gptq": "gptq", "awq": "awq"}
-"""A quantized type of every format; folders of other formats are the bundled model itself."""
 _TEXT: Final = (
     "The river rises in the mountains and flows through three countries before it reaches the sea. "
     "In spring it carries so much water that the old bridges are closed for weeks."
@@ -65,12 +64,12 @@ def _main(engine: str) -> dict[str, str]:
 
 def _artifact(engine: str, folder: Path) -> str | Path:
     """The bundled model in a format that the engine runs."""
-    formats = {"hf"} if engine == TORCH else ENGINES[engine].formats
-    if "hf" in formats:
+    able = [form for form in FORMATS.values() if engine in form.engines]
+    if engine == TORCH or any(form.near_type is None for form in able):
         return _SOURCE
-    (kind,) = sorted(formats)[:1]
-    out = folder / ("model.gguf" if kind == "gguf" else "model")
-    convert(_SOURCE, out, _TARGETS[kind])
+    form = able[0]
+    out = folder / f"model{form.suffix or ''}"
+    convert(_SOURCE, out, f"{form.name}:{form.near_type}")
     return out
 
 

@@ -19,7 +19,7 @@ from zenconvert.errors import UsageError
 from zenconvert.formats.hf.tokenizer import TextEncoder
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.texts.windows import Window
-from zenconvert.verification.engines import ENGINES, TORCH, check
+from zenconvert.verification.engines import ENGINES, TORCH, check, runs
 from zenconvert.verification.engines.torch_engine import TorchEngine
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _likelihood(engine: Any, window: int, ids: Sequence[int], first: int) -> tup
 
 
 def _native_for(checkpoint: Checkpoint) -> str:
-    able = [name for name, known in ENGINES.items() if checkpoint.format in known.formats]
+    able = [name for name in ENGINES if runs(name, checkpoint.format)]
     return able[0] if able else "transformers"
 
 

@@ -136,9 +136,9 @@ def compare_tasks(
 
 
 def _fitting(engine: str, reference: Checkpoint) -> str:
-    from zenconvert.verification.engines import ENGINES, refusal
+    from zenconvert.verification.engines import refusal, runs
 
-    if engine == TORCH or reference.format in ENGINES[engine].formats:
+    if engine == TORCH or runs(engine, reference.format):
         return engine
     return "transformers" if refusal("transformers", reference) is None else TORCH
 

@@ -55,8 +55,6 @@ class NativeEngine:
     """What is known of an engine before it is loaded."""
 
     title: str
-    formats: frozenset[str]
-    """Formats whose artifacts it runs."""
     package: str
     """The module that must be importable, and what to install for it."""
     install: str
@@ -78,15 +76,12 @@ class NativeEngine:
         return f"Build it anew: {self.build}" if self.build else f"Install {self.install} anew"
 
 
-_FOLDERS: Final = frozenset({"hf", "gptq", "awq"})
-
 TORCH: Final = "torch"
 ALL: Final = "all"
 
 ENGINES: Final[dict[str, NativeEngine]] = {
     "llamacpp": NativeEngine(
         "llama.cpp",
-        frozenset({"gguf"}),
         "llama_cpp",
         "zenconvert[llamacpp]",
         "llamacpp.LlamaCppEngine",
@@ -97,33 +92,25 @@ ENGINES: Final[dict[str, NativeEngine]] = {
     ),
     "transformers": NativeEngine(
         "transformers",
-        _FOLDERS,
         "transformers",
         "transformers",
         "transformers_engine.TransformersEngine",
     ),
     "onnxruntime": NativeEngine(
         "onnxruntime",
-        frozenset({"onnx"}),
         "onnxruntime",
         "zenconvert[onnxruntime]",
         "onnxruntime_engine.OnnxruntimeEngine",
     ),
     "auto-gptq": NativeEngine(
         "AutoGPTQ",
-        frozenset({"gptq"}),
         "auto_gptq",
         "zenconvert[auto-gptq]",
         "autogptq.AutoGptqEngine",
     ),
-    "autoawq": NativeEngine(
-        "AutoAWQ", frozenset({"awq"}), "awq", "zenconvert[autoawq]", "autoawq.AutoAwqEngine"
-    ),
-    "vllm": NativeEngine("vLLM", _FOLDERS, "vllm", "vllm", "vllm_engine.VllmEngine", gpu_only=True),
+    "autoawq": NativeEngine("AutoAWQ", "awq", "zenconvert[autoawq]", "autoawq.AutoAwqEngine"),
+    "vllm": NativeEngine("vLLM", "vllm", "vllm", "vllm_engine.VllmEngine", gpu_only=True),
 }
-
-# Kernels that transformers calls for a quantized folder: any of these modules, by format.
-_KERNELS: Final = {"gptq": ("gptqmodel", "auto_gptq"), "awq": ("gptqmodel", "awq")}
 
 
 def engine_names() -> tuple[str, ...]:
@@ -131,18 +118,27 @@ def engine_names() -> tuple[str, ...]:
     return (TORCH, *ENGINES, ALL)
 
 
+def runs(name: str, format_name: str) -> bool:
+    """Whether a native engine runs artifacts of a format."""
+    from zenconvert.formats.registry import format_named
+
+    return name in format_named(format_name).engines
+
+
 def refusal(name: str, checkpoint: Checkpoint) -> ZenError | None:
     """Why a native engine cannot run this artifact here, None where it can."""
-    engine = ENGINES[name]
-    if checkpoint.format not in engine.formats:
-        runs = ", ".join(f.upper() for f in sorted(engine.formats))
-        kind = "files" if engine.formats <= {"gguf", "onnx"} else "folders"
+    from zenconvert.formats.registry import FORMATS, format_named
+
+    if not runs(name, checkpoint.format):
+        able = [one for one in FORMATS.values() if name in one.engines]
+        kind = "folders" if any("transformers" in one.engines for one in able) else "files"
+        labels = ", ".join(sorted(one.label for one in able))
         return UsageError(
-            f"the {name} engine runs {runs} {kind}; {checkpoint.path} is {checkpoint.format}"
+            f"the {name} engine runs {labels} {kind}; {checkpoint.path} is {checkpoint.format}"
         )
     if (missing := requirement(name)) is not None:
         return missing
-    kernels = _KERNELS.get(checkpoint.format, ()) if name == "transformers" else ()
+    kernels = format_named(checkpoint.format).kernels if name == "transformers" else ()
     if kernels and not any(_installed(module) for module in kernels):
         return MissingDependency(
             f"the transformers engine needs kernels for {checkpoint.format}: install "
