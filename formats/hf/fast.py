@@ -4,41 +4,74 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from zenconvert.base.machine import memory_errors
-from zenconvert.errors import CorruptFile
+from zenconvert.base.native import heard
+from zenconvert.errors import CorruptFile, InvalidInput
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
 
-
+_WORD: Final = "a"
 _PREFIXED: Final = re.compile(r'"continuing_subword_prefix"\s*:\s*"[^"]')
 
 
 def load(definition: bytes | str, where: str) -> FastTokenizer:
     """A tokenizer without truncation or padding. Raises CorruptFile where the library refuses it.
 
-    ``where`` names the file.
+    ``where`` names the file. A word is encoded, as some files are refused only then.
     """
     from tokenizers import Tokenizer as FastTokenizer
 
     with memory_errors(where):
+        text = definition if isinstance(definition, str) else _text(definition, where)
+        _refuse_prefix(text, where)
         try:
-            text = definition if isinstance(definition, str) else definition.decode("utf-8")
-            _refuse_prefix(text, where)
-            fast = FastTokenizer.from_str(text)
-        except CorruptFile:
-            raise
-        except BaseException as error:  # the library raises bare Exceptions, and panics beyond them
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
+            with heard():
+                fast = FastTokenizer.from_str(text)
+                fast.no_truncation()
+                fast.no_padding()
+                with suppress(Exception):  # whether it knows the word is not the question
+                    fast.encode(_WORD)
+        except Exception as error:
             reason = " ".join(str(error).split())
             told = f"{where}: the tokenizers library refuses it: {reason:.300}"
             raise CorruptFile(told) from error
-    fast.no_truncation()
-    fast.no_padding()
     return fast
+
+
+def encode(library: FastTokenizer, text: str, *, framed: bool = False) -> list[int]:
+    """Token ids; ``framed`` with what the post-processor adds. Raises InvalidInput."""
+    try:
+        with heard():
+            ids: list[int] = library.encode(text, add_special_tokens=framed).ids
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InvalidInput(
+            f"the tokenizers library cannot encode {text!r:.80}: {reason:.300}"
+        ) from error
+    return ids
+
+
+def decode(library: FastTokenizer, ids: Sequence[int]) -> str:
+    """Text of token ids, special tokens left out. Raises InvalidInput."""
+    try:
+        with heard():
+            text: str = library.decode(list(ids), skip_special_tokens=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InvalidInput(f"the tokenizers library cannot decode tokens: {reason:.300}") from error
+    return text
+
+
+def _text(definition: bytes, where: str) -> str:
+    try:
+        return definition.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorruptFile(f"{where}: it is no UTF-8 text: {error.reason}") from error
 
 
 def _refuse_prefix(text: str, where: str) -> None:

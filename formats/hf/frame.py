@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from zenconvert.errors import InvalidInput
+from zenconvert.formats.hf import fast
 from zenconvert.formats.hf.special_tokens import token_text
 
 if TYPE_CHECKING:
@@ -46,15 +48,23 @@ class Roles:
 def frame_of(library: FastTokenizer) -> Frame:
     """What the post-processor puts around a text, told from one."""
     for text in _probes(library):
-        plain = library.encode(text, add_special_tokens=False).ids
+        plain = _ids(library, text, framed=False)
         if not plain:
             continue
-        whole = library.encode(text).ids
+        whole = _ids(library, text, framed=True)
         for at in range(len(whole) - len(plain) + 1):
             if whole[at : at + len(plain)] == plain:
                 return Frame(tuple(whole[:at]), tuple(whole[at + len(plain) :]))
         return Frame(tuple(whole))  # it keeps nothing of a text
-    return Frame(tuple(library.encode("").ids))
+    return Frame(tuple(_ids(library, "", framed=True)))
+
+
+def _ids(library: FastTokenizer, text: str, *, framed: bool) -> list[int]:
+    """Token ids; none of a text that it has no words for."""
+    try:
+        return fast.encode(library, text, framed=framed)
+    except InvalidInput:
+        return []
 
 
 def _probes(library: FastTokenizer) -> Iterator[str]:

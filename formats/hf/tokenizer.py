@@ -56,13 +56,11 @@ class TextEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Token ids without BOS or EOS."""
-        ids: list[int] = self._fast.encode(text, add_special_tokens=False).ids
-        return ids
+        return fast.encode(self._fast, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
-        text: str = self._fast.decode(list(ids), skip_special_tokens=True)
-        return text
+        return fast.decode(self._fast, ids)
 
 
 @dataclass
