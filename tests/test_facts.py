@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from tests.differential import runs
-from zenconvert import Options, convert, plan
+from zenconvert import Options, calibrate, convert, open_checkpoint, plan, verify
 from zenconvert.cli import cli
-from zenconvert.errors import PlanError, UsageError
+from zenconvert.errors import PlanError, Unsupported, UsageError
+from zenconvert.formats.gguf import container
+from zenconvert.solve.calibration_texts import Calibrating
 
 BASE: dict[str, Any] = {
     "model_type": "llama",
@@ -265,3 +268,51 @@ def test_older_readers_find_the_rotations(
     if target == "hf:f32":
         found = runs.in_transformers(tmp_path / "out", TEXT)
         np.testing.assert_array_equal(found, runs.in_transformers(source, TEXT))
+
+
+@pytest.mark.parametrize("key", ["llama.attention.scale", "rope_freqs.weight"])
+def test_what_no_config_can_say_is_not_computed_without_it(
+    key: str, made: Made, tmp_path: Path
+) -> None:
+    """Reference, torch engine and calibration go by the config; llama.cpp reads the file itself."""
+    convert(made(BASE), tmp_path / "plain.gguf", "gguf:f32")
+    odd = with_oddity(tmp_path / "plain.gguf", tmp_path / "odd.gguf", key)
+    text = tmp_path / "text.txt"
+    text.write_text("The ferry leaves at nine, and nobody waits for it.")
+    message = re.escape(f"{odd}: {key} is ") + ".*--ignore-key " + re.escape(key)
+    for run in (
+        lambda **given: verify(odd, tmp_path / "plain.gguf", text=text, **given),
+        lambda **given: verify(tmp_path / "plain.gguf", odd, text=text, **given),
+        lambda **given: calibrate(odd, tmp_path / "stats", samples=text, **given),
+        lambda **given: convert(
+            odd, tmp_path / "q", "gguf:q8_0", calibrating=Calibrating(samples=text),
+            options=Options(**given),
+        ),
+    ):  # fmt: skip
+        with pytest.raises(Unsupported, match=message) as caught:
+            run()
+        assert caught.value.exit_code
+        run(ignored_keys=(key,))
+    report = verify(tmp_path / "plain.gguf", odd, engine="llamacpp", text=text)
+    assert (report.overall.kl_mean > 1e-4) == key.endswith("weight")  # which changes what it does
+
+
+def with_oddity(source: Path, out: Path, key: str) -> Path:
+    """A copy of a GGUF file with a key, or a tensor, that no config has a place for."""
+    file = container.read(source)
+    data = source.read_bytes()
+    keys = {**file.metadata, **({} if key.endswith("weight") else {key: ("f32", 0.5)})}
+    tensors = {
+        i.name: (i.shape, i.type_id, data[i.offset : i.offset + i.nbytes])
+        for i in file.tensors.values()
+    }
+    if key.endswith("weight"):
+        half = open_checkpoint(source).hyperparameters.head_dim // 2
+        factors = np.linspace(1.0, 0.7, half, dtype=np.float32)
+        tensors[key] = ((half,), 0, factors.tobytes())
+    rows, body = [], b""
+    for name, (shape, kind, content) in tensors.items():
+        rows.append((name, shape, kind, len(body)))
+        body += content + bytes(-len(content) % 32)
+    out.write_bytes(container.pack_header(keys, rows) + body)
+    return out

@@ -86,6 +86,8 @@ def convert(
     variant = Variant(
         out.name, out, target, options or Options(), solver, largest_error, exact, allow_requantize
     )
+    if calibrating is not None and variant.options.ignored_keys:
+        calibrating = replace(calibrating, ignored_keys=variant.options.ignored_keys)
     knowledge = Knowledge(importance, statistics, calibrating)
     check_places({"the source": source, "--config": config, **knowledge.inputs}, {"OUT": out})
     checkpoint = with_pre(open_checkpoint(source, config), variant.options.pre_tokenizer)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zenconvert.cli.config import config_option, pre_option
+from zenconvert.cli.config import config_option, ignore_key_option, pre_option
 from zenconvert.cli.devices import taken
 from zenconvert.cli.printing import echo, echo_json, echo_table, new_bar, size
 from zenconvert.cli.sampling import codes, sampling_options, take_sampling
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 )
 @config_option("SRC")
 @pre_option
+@ignore_key_option
 @sampling_options
 @click.option(
     "--hidden-states", "final_states", is_flag=True, help="Keep the final hidden states, too."

@@ -1,4 +1,4 @@
-"""The options ``--config`` and ``--pre`` of the commands that open a model."""
+"""The options ``--config``, ``--pre`` and ``--ignore-key`` of commands that open a model."""
 
 from __future__ import annotations
 
@@ -21,4 +21,12 @@ def config_option(whose: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
 pre_option = click.option(
     "--pre", metavar="NAME", help="Pre-tokenizer of a GGUF file that does not say how it cuts text."
+)
+
+ignore_key_option = click.option(
+    "--ignore-key",
+    "ignored_keys",
+    multiple=True,
+    metavar="NAME",
+    help="Key of the model that is not known here and changes nothing. Repeatable.",
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zenconvert.calib.methods import METHODS
-from zenconvert.cli.config import config_option
+from zenconvert.cli.config import config_option, ignore_key_option
 from zenconvert.cli.devices import taken
 from zenconvert.cli.outputs import check_outputs, write_side_file
 from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages
@@ -62,13 +62,7 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--split-max-size", metavar="SIZE", help="Largest output file, e.g. 500M or 4G."
         ),
-        click.option(
-            "--ignore-key",
-            "ignored_keys",
-            multiple=True,
-            metavar="NAME",
-            help="Key of the config that is not known here and changes nothing. Repeatable.",
-        ),
+        ignore_key_option,
         click.option(
             "--text-only",
             is_flag=True,

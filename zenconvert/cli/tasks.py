@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from zenconvert.cli.config import config_option, pre_option
+from zenconvert.cli.config import config_option, ignore_key_option, pre_option
 from zenconvert.cli.devices import device_option, taken
 from zenconvert.cli.printing import echo, echo_json, echo_table, stages
 from zenconvert.verification.engines import ALL, TORCH, engine_names
@@ -35,6 +35,7 @@ _ENGINE = click.Choice([name for name in engine_names() if name != ALL])
 @click.option("--limit", type=click.IntRange(min=1), help="Only so many items of every task.")
 @config_option("CANDIDATE")
 @pre_option
+@ignore_key_option
 @device_option()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def tasks(reference: str, candidate: str, names: str, as_json: bool, **given: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zenconvert.cli.config import config_option, pre_option
+from zenconvert.cli.config import config_option, ignore_key_option, pre_option
 from zenconvert.cli.devices import device_option, taken
 from zenconvert.cli.outputs import append_side_file, check_outputs, write_side_file
 from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages, with_warnings
@@ -58,6 +58,7 @@ _HTML = click.option("--html", type=_OUT, help="Write a self-contained HTML page
 )
 @config_option("CANDIDATE")
 @pre_option
+@ignore_key_option
 @device_option()
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the native engines.")
 @click.option("--json", "json_file", type=_OUT, help="Write the report here.")

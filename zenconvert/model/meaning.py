@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.errors import UsageError
+from zenconvert.errors import Unsupported, UsageError
 from zenconvert.model import sliding
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.checkpoint import Checkpoint
@@ -188,6 +188,21 @@ def _unknown(checkpoint: Checkpoint, key: str, value: Any, ignored: Sequence[str
 
 def _unexplained(checkpoint: Checkpoint, ignored: Sequence[str]) -> list[Fact]:
     return [_unknown(checkpoint, k, v, ignored) for k, v in checkpoint.unexplained.items()]
+
+
+def check_explained(checkpoint: Checkpoint, ignored: Sequence[str]) -> None:
+    """Raise Unsupported where transformers would compute otherwise than the files say.
+
+    It goes by the config, and some facts of files have no place in one.
+    """
+    odd = {k: v for k, v in checkpoint.unexplained.items() if k not in ignored}
+    if odd:
+        found = ", ".join(f"{key} is {value!r:.60}" for key, value in list(odd.items())[:3])
+        asked = " ".join(f"--ignore-key {key}" for key in odd)
+        raise Unsupported(
+            f"{checkpoint.path}: {found}: no config can say this, so transformers would compute "
+            f"something else; if it changes nothing that is computed, say so with {asked}"
+        )
 
 
 def _check_ignored(checkpoint: Checkpoint, ignored: Sequence[str]) -> None:

@@ -28,6 +28,7 @@ from zenconvert.calib.statistics_reader import Statistics, open_statistics
 from zenconvert.errors import OutputExists, UsageError
 from zenconvert.formats.gguf.imatrix import ImatrixEntry, Sums, Texts, imatrix_size, write_imatrix
 from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.meaning import check_explained
 from zenconvert.opening.sources import open_checkpoint
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.reference import Reference
@@ -78,6 +79,7 @@ def calibrate(
     imatrix: str | Path | None = None,
     config: str | Path | None = None,
     pre: str | None = None,
+    ignored_keys: Sequence[str] = (),
     max_vram: int | None = None,
     max_ram: int | None = None,
     max_disk: int | None = None,
@@ -104,6 +106,7 @@ def calibrate(
         imatrix: also write an importance matrix for llama.cpp here.
         config: ``config.json`` of a source that is an ONNX graph without one.
         pre: pre-tokenizer of a GGUF source that does not say how it cuts text.
+        ignored_keys: keys of the source that no config can say and that change nothing.
         max_vram, max_ram, max_disk: bytes that may be used.
         force: replace existing outputs.
         announce: called with the size of the statistics file before anything is computed.
@@ -125,7 +128,7 @@ def calibrate(
     check_files("OUT", Path(out), target.files, checkpoint.stamps)
     calibrating = Calibrating(
         samples, languages, language_weights, tokens_per_language, context, seed, dtype,
-        all_experts, max_vram=max_vram, max_ram=max_ram,
+        all_experts, max_vram=max_vram, max_ram=max_ram, ignored_keys=ignored_keys,
     )  # fmt: skip
     selection = calibrating.selection(checkpoint)
     settings = calibrating.settings(device, moments=moments)
@@ -157,6 +160,7 @@ def statistics_run(
     """Everything about the statistics file of some texts."""
     from zenconvert.calib.statistics_file import StatisticsRun
 
+    check_explained(checkpoint, calibrating.ignored_keys)
     facts = {
         "name": calibrating.name,
         "context": window_length(checkpoint, calibrating.context),

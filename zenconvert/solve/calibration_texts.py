@@ -37,6 +37,8 @@ class Calibrating:
     """Every module sees what the quantized modules before it put out."""
     max_vram: int | None = None
     max_ram: int | None = None
+    ignored_keys: Sequence[str] = ()
+    """Keys of the files that no config can say and that change nothing, as somebody says."""
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from zenconvert.base.progress import Count, Progress
 from zenconvert.base.stamps import check_unchanged
 from zenconvert.errors import EngineFailed, InvalidInput, UsageError, ZenError
 from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.meaning import check_explained
 from zenconvert.opening.sources import both_with_pre, open_checkpoint
 from zenconvert.solve.calibration_texts import text_cutter
 from zenconvert.texts.samples import Sample, load_bundled, load_file
@@ -52,6 +53,7 @@ def verify(
     context: int = 512,
     config: str | Path | None = None,
     pre: str | None = None,
+    ignored_keys: Sequence[str] = (),
     device: str = AUTO,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -72,6 +74,7 @@ def verify(
         context: longest window in tokens, up to the model's context.
         config: ``config.json`` of a candidate that is an ONNX graph without one.
         pre: pre-tokenizer of GGUF files that do not say how they cut text.
+        ignored_keys: keys of files that no config can say and that change nothing.
         device: torch device of the reference, the torch engine and the scoring; other engines use
             the GPU when it is not ``cpu``. ``auto`` is the GPU where torch has one.
         threads: threads of the native engines; all usable cores by default.
@@ -87,7 +90,8 @@ def verify(
     first, second = both_with_pre(
         open_checkpoint(reference), open_checkpoint(candidate, config), pre
     )
-    names, absent = _choose(asked, second)
+    check_explained(first, ignored_keys)
+    names, absent = _choose(asked, second, ignored_keys)
     _check_vocabularies(first, second)
     spans = evaluation_windows(first, evaluation_samples(text, languages), context)
     measured = artifact(first, str(reference)), artifact(second, str(candidate))
@@ -207,8 +211,12 @@ def _known(engine: str | Sequence[str]) -> list[str]:
     return asked
 
 
-def _choose(asked: Sequence[str], candidate: Checkpoint) -> tuple[list[str], dict[str, str]]:
+def _choose(
+    asked: Sequence[str], candidate: Checkpoint, ignored_keys: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
     """The engines to run, and why others cannot."""
+    if TORCH in asked or ALL in asked:
+        check_explained(candidate, ignored_keys)
     if ALL not in asked:
         if len(asked) == 1 and asked[0] != TORCH:
             check(asked[0], candidate)

@@ -18,6 +18,7 @@ from zenconvert.base.machine import AUTO, take_device
 from zenconvert.base.progress import Progress
 from zenconvert.errors import MissingDependency, SourceNotFound, UsageError
 from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.meaning import check_explained
 from zenconvert.opening.sources import both_with_pre, open_checkpoint
 from zenconvert.verification.engines import TORCH, engine_names
 from zenconvert.verification.engines.packed_model import quiet, replaced
@@ -89,6 +90,7 @@ def compare_tasks(
     limit: int | None = None,
     config: str | Path | None = None,
     pre: str | None = None,
+    ignored_keys: Sequence[str] = (),
     device: str = AUTO,
     progress: Progress | None = None,
 ) -> TaskDrift:
@@ -106,6 +108,7 @@ def compare_tasks(
         limit: only so many items of every task.
         config: ``config.json`` of a candidate that is an ONNX graph without one.
         pre: pre-tokenizer of GGUF files that do not say how they cut text.
+        ignored_keys: keys of files that no config can say and that change nothing.
         device: torch device; ``auto`` is the GPU where torch has one.
         progress: called as work proceeds.
 
@@ -130,6 +133,9 @@ def compare_tasks(
         return TaskModel(checkpoint, engine, device, count)
 
     own = reference_engine or _fitting(engine, first)
+    for checkpoint, runs in ((first, own), (second, engine)):
+        if runs == TORCH:
+            check_explained(checkpoint, ignored_keys)
     before = ask(model(first, own, "reference"))
     after = ask(model(second, engine, "candidate"))
     return paired(before, after)
