@@ -10,7 +10,7 @@ from typing import Final
 
 from zenconvert.errors import Unsupported, ZenError
 from zenconvert.formats.gguf import generation, rope
-from zenconvert.formats.gguf.tokenizer import tokenizer_metadata
+from zenconvert.formats.gguf.tokenizer import template_names, tokenizer_metadata
 from zenconvert.model import meaning
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.meaning import Fact
@@ -49,6 +49,10 @@ def _tokenizer(checkpoint: Checkpoint, options: Options) -> Iterator[Fact]:
     yield from generation.facts(checkpoint, keys)
     for text in tokenizer.losses:
         yield Fact("tokenizer.json", text, "", exact=False, why=f"so {_RUNTIME} has it")
+    for name, other in template_names(tokenizer).items():
+        if name != other:
+            why = "keys of GGUF have letters, digits and underscores"
+            yield Fact(f"chat template {name}", name, other, exact=False, why=why)
     for text in tokenizer.ignored:
         yield Fact("tokenizer.json", text, "")
 

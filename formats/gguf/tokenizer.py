@@ -6,6 +6,7 @@ conversion/base.py, ``SpecialVocab.add_to_gguf`` in gguf-py.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -106,7 +107,8 @@ def known_pre(name: str) -> str:
 
 def _templates(tokenizer: Tokenizer) -> dict[str, KeyValue]:
     keys: dict[str, KeyValue] = {}
-    named = {re.sub(r"[^A-Za-z0-9]", "_", n): t for n, t in tokenizer.named_templates.items()}
+    names = template_names(tokenizer)
+    named = {names[name]: text for name, text in tokenizer.named_templates.items()}
     for name, template in named.items():
         keys[f"{_TEMPLATE}.{name}"] = ("str", template)
     if named:
@@ -114,6 +116,20 @@ def _templates(tokenizer: Tokenizer) -> dict[str, KeyValue]:
     if tokenizer.chat_template is not None:
         keys[_TEMPLATE] = ("str", tokenizer.chat_template)
     return keys
+
+
+def template_names(tokenizer: Tokenizer) -> dict[str, str]:
+    """What GGUF calls the named chat templates, by their own names.
+
+    Keys have letters, digits and underscores; a name that becomes another's gets a number.
+    """
+    found: dict[str, str] = {}
+    for name in tokenizer.named_templates:
+        plain = re.sub(r"[^A-Za-z0-9]", "_", name)
+        taken = {"default", *found.values(), *(set(tokenizer.named_templates) - {name})}
+        numbered = (f"{plain}_{number}" for number in itertools.count(2))
+        found[name] = next(n for n in itertools.chain([plain], numbered) if n not in taken)
+    return found
 
 
 def tokenizer_from_metadata(metadata: Mapping[str, KeyValue], *, where: str) -> Tokenizer:
@@ -286,5 +302,6 @@ def _read_templates(metadata: Mapping[str, KeyValue]) -> tuple[str | None, dict[
         for key, (kind, value) in metadata.items()
         if key.startswith(f"{_TEMPLATE}.") and kind == "str"
     }
+    spare = named.pop("default", None)
     kind, value = metadata.get(_TEMPLATE, ("", None))
-    return (value if kind == "str" else None), named
+    return (value if kind == "str" else spare), named

@@ -12,30 +12,59 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from jinja2.nodes import Node
     from jinja2.parser import Parser
 
+DAY: Final = datetime(2024, 7, 26)
+"""What templates are told of the time: the day that Llama 3.1's take where they are told none."""
+
 
 def environment() -> Environment:
-    """What transformers renders chat templates in, but for ``strftime_now``: texts do not depend
-    on the day."""
+    """What transformers renders chat templates in, on :data:`DAY`: texts do not depend on when
+    they are rendered."""
     from jinja2 import TemplateError
+    from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension
+    from jinja2.nodes import CallBlock
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
 
     class Generation(Extension):
-        """``{% generation %}`` marks what the model said, and changes nothing."""
+        """``{% generation %}`` marks what the model said: a block with a scope of its own."""
 
         tags = {"generation"}  # noqa: RUF012
 
-        def parse(self, parser: Parser) -> list[Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        def parse(self, parser: Parser) -> Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return CallBlock(self.call_method("said"), [], [], body).set_lineno(line)
+
+        def said(self, caller: Callable[[], str]) -> str:
+            return caller()
+
+    class Names(Namespace):
+        """A namespace that keeps nothing under names that begin with an underscore."""
+
+        def __init__(*args: Any, **named: Any) -> None:
+            for name in dict(*args[1:], **named):
+                Names.check(name)
+            Namespace.__init__(*args, **named)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            Names.check(name)
+            super().__setitem__(name, value)
+
+        @staticmethod
+        def check(name: object) -> None:
+            if str(name).startswith("_"):
+                raise SecurityError(f"a namespace keeps no {name!r}")
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
@@ -47,6 +76,8 @@ def environment() -> Environment:
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
     found.globals["raise_exception"] = refuse
+    found.globals["strftime_now"] = DAY.strftime
+    found.globals["namespace"] = Names
     found.filters["tojson"] = to_json
     return found
 
