@@ -25,7 +25,7 @@ from typing import Any, Final
 import numpy as np
 
 from zenconvert.base.source_files import broken, size_of
-from zenconvert.errors import CorruptFile, SourceNotFound
+from zenconvert.errors import CorruptFile, PlanError, SourceNotFound
 from zenconvert.ggml.types import BY_ID, REMOVED_IDS, GgmlType
 
 MAGIC: Final = b"GGUF"
@@ -343,10 +343,19 @@ def _is_scalar(kind: str, value: Any) -> bool:
 
 
 def pack_metadata(metadata: dict[str, KeyValue]) -> bytes:
-    """Serialise key/values in the order given."""
+    """Serialise key/values in the order given. Raises PlanError for what a type cannot hold."""
     return b"".join(
-        _pack_text(key) + _pack_value(kind, value) for key, (kind, value) in metadata.items()
+        _pack_text(key) + _pack_key_value(key, kind, value)
+        for key, (kind, value) in metadata.items()
     )
+
+
+def _pack_key_value(key: str, kind: str, value: Any) -> bytes:
+    try:
+        return _pack_value(kind, value)
+    except (struct.error, OverflowError) as error:
+        found = f"{value!r:.100} is beyond the numbers of the type {kind}"
+        raise PlanError([f"{key} cannot be written in a GGUF file: {found}"]) from error
 
 
 def pack_header(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from zenconvert.base.escaping import is_plain
 from zenconvert.base.source_files import hub_id, is_there, refuse_links_out, size_of
 from zenconvert.errors import (
     CorruptFile,
@@ -248,6 +249,10 @@ def _there(path: Path) -> dict[str, Path]:
     further = sorted((path / FURTHER_TEMPLATES).glob("*.jinja"))
     found |= {f"{FURTHER_TEMPLATES}/{file.name}": file for file in further}
     for name, file in found.items():
+        if not is_plain(name) or "\n" in name:
+            raise InvalidInput(
+                f"{file}: its name holds signs that a terminal obeys or does not show; rename it"
+            )
         refuse_links_out(path, file)
         if name not in _OPTIONAL:
             size_of(file)

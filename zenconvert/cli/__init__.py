@@ -94,7 +94,7 @@ def _told(error: Exception) -> None:
 
 
 def _show(error: click.ClickException) -> NoReturn:
-    from zenconvert.cli.printing import plain
+    from zenconvert.base.escaping import plain
 
     vars(error)["message"] = plain(error.message)
     error.show(sys.stderr)
@@ -103,7 +103,7 @@ def _show(error: click.ClickException) -> NoReturn:
 
 def _end(text: str, code: int) -> NoReturn:
     """Say something on standard error and end; what standard output cannot take is left."""
-    from zenconvert.cli.printing import plain
+    from zenconvert.base.escaping import plain
 
     try:
         if text:

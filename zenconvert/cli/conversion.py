@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from zenconvert.base.escaping import json_text
 from zenconvert.calib.methods import METHODS
 from zenconvert.cli.config import config_option, ignore_key_option
 from zenconvert.cli.devices import taken
@@ -215,7 +215,7 @@ def convert(
         )
     if report is not None:
         table = {name: module.as_dict() for name, module in result.modules.items()}
-        write_side_file(report, json.dumps(table, indent=2, ensure_ascii=False) + "\n")
+        write_side_file(report, json_text(table, indent=2) + "\n")
     _print_result(result, as_json=as_json)
 
 

@@ -1,13 +1,10 @@
 """What the commands share: text that is safe on a terminal, JSON, sizes, tables and progress.
 
-Names, patterns and ids come from files of strangers. What a terminal would obey, or what would turn
-the reading direction of a line, is printed as an escape.
+Names, patterns and ids come from files of strangers: all text goes through ``zenconvert.base.escaping``.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 import time
 import warnings
@@ -17,28 +14,16 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from zenconvert.base.escaping import json_text, plain
 from zenconvert.errors import InputWarning
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import Task, TaskID
 
-# C0 but tab and newline, DEL, C1, line separators, marks of direction, lone surrogates
-_UNSAFE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _PREFIXES = ("", " k", " M", " G", " T")
 _LINE_S = 30.0  # between two lines of a stage
-
-
-def plain(text: str) -> str:
-    """A text without anything that a terminal would obey."""
-    return _UNSAFE.sub(lambda found: _escape(ord(found[0])), text)
-
-
-def _escape(code: int) -> str:
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
@@ -78,8 +63,7 @@ def hearing_warnings() -> Iterator[None]:
 
 def echo_json(value: Any) -> None:
     """Print a value as JSON; a table has the warnings about the inputs, too."""
-    text = json.dumps(with_warnings(value), indent=2, ensure_ascii=False, default=str)
-    click.echo(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text), file=sys.stdout)
+    click.echo(json_text(with_warnings(value), indent=2, default=str), file=sys.stdout)
 
 
 def with_warnings(value: Any) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from zenconvert.base.escaping import json_text
 from zenconvert.cli.config import config_option, ignore_key_option, pre_option
 from zenconvert.cli.devices import device_option, taken
 from zenconvert.cli.outputs import append_side_file, check_outputs, write_side_file
@@ -167,14 +167,16 @@ def compare(
     Ends with 0 whatever the verdicts are; gate is what judges.
     """
     from zenconvert.verification.comparison import compare as put_side_by_side
+    from zenconvert.verification.comparison import paths_of
     from zenconvert.verification.gate import gate as judge
     from zenconvert.verification.report import Report
 
     check_outputs({str(path): path for path in report_files}, {"--html": html})
     comparison = put_side_by_side([Report.from_json(path) for path in report_files])
-    verdicts = {
-        r.candidate.path: judge(r, policy) for r in comparison.reports if policy is not None
-    }
+    verdicts: dict[str, Verdict] = {}
+    if policy is not None:
+        names = paths_of(comparison.reports)
+        verdicts = {n: judge(r, policy) for n, r in zip(names, comparison.reports, strict=True)}
     if html is not None:
         from zenconvert.verification.rendering import comparison_page
 
@@ -264,7 +266,7 @@ def _write_report(path: Path, report: Report, verdict: Verdict | None) -> None:
     value = with_warnings(report.as_dict())
     if verdict is not None:
         value["verdict"] = verdict.as_dict()
-    write_side_file(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_side_file(path, json_text(value, indent=2) + "\n")
 
 
 def _write_pages(

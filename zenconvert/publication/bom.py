@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from zenconvert.base.escaping import json_text
 from zenconvert.publication.facts import CalibrationFacts, ReleaseFacts, VariantFacts
 from zenconvert.publication.names import repository_name
 from zenconvert.verification.drift import Drift
@@ -72,7 +73,7 @@ def bom(
 
 def bom_bytes(value: Mapping[str, Any]) -> bytes:
     """The file."""
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    return (json_text(value, indent=1) + "\n").encode()
 
 
 def bom_digests(value: Mapping[str, Any]) -> dict[str, str]:

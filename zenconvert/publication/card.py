@@ -36,7 +36,7 @@ def card(
     """The card's text; ``extra`` are the names of files that are neither weights nor evidence."""
     import yaml
 
-    metadata = yaml.safe_dump(card_metadata(facts, variants), sort_keys=False, allow_unicode=True)
+    metadata = yaml.safe_dump(card_metadata(facts, variants), sort_keys=False)
     return _template().render(
         metadata=metadata,
         facts=facts,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.base.atomic import write_whole
+from zenconvert.base.escaping import json_text
 from zenconvert.base.notes import make_folder
 from zenconvert.verification.digests import file_digest
 
@@ -118,4 +119,4 @@ class Ledger:
 
 def json_bytes(value: Any) -> bytes:
     """JSON for a file."""
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    return (json_text(value, indent=1) + "\n").encode()

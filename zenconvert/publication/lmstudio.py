@@ -46,4 +46,4 @@ def model_yaml(facts: ReleaseFacts, variants: Sequence[VariantFacts]) -> str:
         },
         "config": {"load": {"fields": [{"key": "llm.load.contextLength", "value": context}]}},
     }
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(value, sort_keys=False)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from zenconvert.errors import InvalidInput
+from zenconvert.errors import InvalidInput, UsageError
 from zenconvert.publication.facts import ReleaseFacts, SourceFacts, VariantFacts, preferred
 from zenconvert.publication.gotemplate import render_go
 from zenconvert.texts.samples import Message, Sample
@@ -97,7 +97,11 @@ def modelfile(facts: ReleaseFacts, variants: Sequence[VariantFacts]) -> str:
 
 
 def _path(variant: VariantFacts) -> str:
-    return f"./{variant.files[0]}"
+    """Raises UsageError for a name that would be more than a name there."""
+    name = variant.files[0]
+    if not _is_quotable(name) or "\n" in name:
+        raise UsageError(f"{name!r} cannot be named in a {MODELFILE}; give the model another name")
+    return f"./{name}"
 
 
 def _template_lines(source: SourceFacts) -> list[str]:

@@ -14,12 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from zenconvert.base.escaping import json_text
 from zenconvert.base.source_files import parse_json
 from zenconvert.errors import CorruptFile, InvalidInput
 from zenconvert.publication.facts import ReleaseFacts, VariantFacts
 from zenconvert.verification.gate import ENGINE, Verdict
 from zenconvert.verification.report import SCHEMA as REPORT_SCHEMA
-from zenconvert.verification.report import Report
+from zenconvert.verification.report import Report, schema_validator
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
@@ -134,7 +135,7 @@ def _variant(variant: VariantFacts) -> dict[str, Any]:
 
 def record_bytes(value: Mapping[str, Any]) -> bytes:
     """The file."""
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    return (json_text(value, indent=1) + "\n").encode()
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -178,9 +179,9 @@ def variants_of(value: Mapping[str, Any], where: str) -> tuple[VariantFacts, ...
 
 @cache
 def _validator() -> Draft202012Validator:
-    from jsonschema import Draft202012Validator
+    schema, report = (json.loads(p.read_text(encoding="utf-8")) for p in (SCHEMA, REPORT_SCHEMA))
+    schema_validator(report)  # says so where there is no jsonschema, which brings referencing
     from referencing import Registry, Resource
 
-    schema, report = (json.loads(p.read_text(encoding="utf-8")) for p in (SCHEMA, REPORT_SCHEMA))
     registry = Registry().with_resource(REPORT_SCHEMA.name, Resource.from_contents(report))
-    return Draft202012Validator(schema, registry=registry)
+    return schema_validator(schema, registry=registry)

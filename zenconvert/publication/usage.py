@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from zenconvert.base.escaping import shell_word
 from zenconvert.formats.registry import format_named
 from zenconvert.publication.facts import ReleaseFacts, VariantFacts, preferred
 from zenconvert.publication.names import repository_id, repository_name
@@ -74,16 +74,16 @@ def _gguf(
     facts: ReleaseFacts, shelf: str, made: Sequence[VariantFacts]
 ) -> Iterator[tuple[str, str]]:
     chosen = preferred(made)
-    repository, file = repository_id(facts, shelf), shlex.quote(chosen.files[0])
-    name = shlex.quote(facts.name.lower())
-    fetch = [f"hf download {repository} {' '.join(map(shlex.quote, chosen.files))} --local-dir ."]
+    repository, file = repository_id(facts, shelf), shell_word(chosen.files[0])
+    name = shell_word(facts.name.lower())
+    fetch = [f"hf download {repository} {' '.join(map(shell_word, chosen.files))} --local-dir ."]
     fetch = fetch if repository is not None else []
     yield "llama.cpp", _shell(*fetch, f"llama-cli -m {file}", f"llama-server -m {file}")
     yield "Ollama", _shell(f"ollama create {name} -f Modelfile", f"ollama run {name}")
     if repository is not None:
         yield "LM Studio", _shell(f"lms get https://huggingface.co/{repository}")
     else:
-        user = shlex.quote(f"local/{repository_name(facts, shelf)}")
+        user = shell_word(f"local/{repository_name(facts, shelf)}")
         yield "LM Studio", _shell(f"lms import --user-repo {user} {file}")
 
 
@@ -93,7 +93,7 @@ def _folder(facts: ReleaseFacts, shelf: str, variant: VariantFacts) -> Iterator[
     install = f"pip install {' '.join(format_named(variant.format).packages)} accelerate"
     snippet = fenced(_TRANSFORMERS.format(name=name, inputs=inputs), "python")
     yield "Transformers", f"{_shell(install)}\n\n{snippet}"
-    yield "vLLM", _shell("pip install vllm", f"vllm serve {shlex.quote(name)}")
+    yield "vLLM", _shell("pip install vllm", f"vllm serve {shell_word(name)}")
 
 
 def _onnx(facts: ReleaseFacts, variant: VariantFacts) -> Iterator[tuple[str, str]]:

@@ -142,7 +142,7 @@ class Scatter:
 def size_against_drift(spots: Sequence[Spot], floor: float) -> Scatter:
     """Size across, mean KL divergence up (decades), with the front joined by a line."""
     across = linear_axis([spot.bytes / 1e6 for spot in spots])
-    positive = [v for s in spots for v in (s.value, *(s.interval or ())) if v > 0]
+    positive = [v for s in spots for v in (s.value, *(s.interval or ())) if 0 < v < math.inf]
     low = math.floor(math.log10(min(positive, default=1e-6)))
     high = max(math.ceil(math.log10(max(positive, default=1.0))), low + 1)
     room, height = 12, _SCATTER - 24

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zenconvert.errors import UsageError
-from zenconvert.verification.growth import paired
+from zenconvert.verification.growth import paired, texts_of
 from zenconvert.verification.report import Report, Run
 
 
@@ -92,6 +92,7 @@ def compare(reports: Sequence[Report]) -> Comparison:
                     f"{other.candidate.path} was measured on another {what} than "
                     f"{first.candidate.path}; such figures cannot be compared"
                 )
+    _check_documents(reports)
     names = _names(reports)
     engines: dict[str, list[Variant]] = {}
     for name, report in zip(names, reports, strict=True):
@@ -100,12 +101,30 @@ def compare(reports: Sequence[Report]) -> Comparison:
     return Comparison({engine: _ranked(variants) for engine, variants in engines.items()})
 
 
+def _check_documents(reports: Sequence[Report]) -> None:
+    first = reports[0]
+    for report in reports:
+        for run in report.runs:
+            if texts_of(run) != texts_of(first.runs[0]):
+                raise UsageError(
+                    f"{report.candidate.path}: engine {run.engine} was measured on other documents "
+                    f"than {first.candidate.path}; such figures cannot be compared"
+                )
+
+
+def paths_of(reports: Sequence[Report]) -> list[str]:
+    """The candidates' paths, with a number where another report has the same."""
+    given = [report.candidate.path for report in reports]
+    return [
+        path if given.count(path) == 1 else f"{path} ({given[:number].count(path) + 1})"
+        for number, path in enumerate(given)
+    ]
+
+
 def _names(reports: Sequence[Report]) -> list[str]:
     """File names, or whole paths where these are not enough."""
     short = [Path(report.candidate.path).name for report in reports]
-    if len(set(short)) == len(short):
-        return short
-    return [report.candidate.path for report in reports]
+    return short if len(set(short)) == len(short) else paths_of(reports)
 
 
 def _ranked(variants: Sequence[Variant]) -> tuple[Variant, ...]:

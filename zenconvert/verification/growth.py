@@ -55,17 +55,24 @@ def _problem(report: Report, run: Run, earlier: Report, other: Run | None) -> tu
         return "the earlier report is on another text", False
     if other is None:
         return f"the earlier report has no run of the engine {run.engine}", False
+    if texts_of(run) != texts_of(other):
+        return "the earlier report has other documents", False
     now, then = run.overall.reference_perplexity, other.overall.reference_perplexity
     if abs(now / then - 1) > _SAME_BASELINE:
         return f"the reference's perplexity was {then:.5g} and is {now:.5g}, on the same text", True
     return "", False
 
 
+def texts_of(run: Run) -> list[tuple[str, str, int]]:
+    """Language, name and tokens of every document: what pairs those of two reports."""
+    return [(d.language, d.name, d.tokens) for d in run.documents]
+
+
 def paired(scope: str, now: Sequence[Document], then: Sequence[Document], floor: float) -> Growth:
     """The ratio and difference of two mean KL divergences over the same documents; ``floor`` is the
     noise floor's mean."""
     tokens = np.array([d.tokens for d in now], dtype=np.float64)
-    sums = np.array([[d.kl for d in now], [d.kl for d in then]])
+    sums = np.array([[d.kl for d in now], [d.kl for d in then]], dtype=np.float64)
     everything = np.ones((1, len(tokens)), dtype=np.int32)
     (mean,), drawn = (_means(sums, tokens, w) for w in (everything, _draws(now)))
     ratio = mean[0] / mean[1] if mean[1] > 0 else (1.0 if mean[0] == 0 else np.inf)

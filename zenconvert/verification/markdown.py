@@ -13,6 +13,7 @@ from zenconvert.verification.gate import Outcome, Verdict
 from zenconvert.verification.report import Report, Run
 
 _SIGN: Final = re.compile(r"[\\`*_\[\]|~#@$!]")
+_FIRST: Final = re.compile(r"\A(?:[-+>=]|\d+(?=[.)]))")
 _LINK: Final = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)
 _SIGNS: Final = {Outcome.PASS: "✅", Outcome.FAIL: "❌"}
 
@@ -37,7 +38,7 @@ def _lines(report: Report, verdict: Verdict | None) -> Iterator[str]:
     yield (
         f"{megabytes(facts.bytes)}, {facts.bits_per_weight:.2f} bits a weight, "
         f"against {escape(report.reference.path)}; noise floor "
-        f"{report.noise.summary.overall.kl_mean:.2e} nats ({report.noise.label})"
+        f"{report.noise.summary.overall.kl_mean:.2e} nats ({escape(report.noise.label)})"
     )
     for run in report.runs:
         yield from engine_table(run)
@@ -61,9 +62,15 @@ def engine_table(run: Run) -> Iterator[str]:
 
 
 def escape(text: str) -> str:
-    """Foreign text as one line that cannot break out of a table, become markup or a link."""
-    line = _SIGN.sub(r"\\\g<0>", _one_line(text)).replace("&", "&amp;").replace("<", "&lt;")
+    """Foreign text as one line that cannot break out of a table, become markup or a link, and
+    begins no list, quotation, heading or block of code."""
+    line = _SIGN.sub(r"\\\g<0>", _one_line(text).strip()).replace("&", "&amp;")
+    line = _FIRST.sub(_entities, line.replace("<", "&lt;"))
     return _LINK.sub(lambda match: f"&#{ord(match[0])};", line)
+
+
+def _entities(match: re.Match[str]) -> str:
+    return "".join(f"&#{ord(sign)};" for sign in match[0])
 
 
 def code(text: str) -> str:

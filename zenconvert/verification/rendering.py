@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from zenconvert.base.escaping import plain
 from zenconvert.errors import several
 from zenconvert.verification.charts import (
     Point,
@@ -40,7 +41,7 @@ _SIGNS: Final = str.maketrans({"\n": "⏎\n", "\t": "⇥", "\x00": "␀"})
 
 def report_page(report: Report, verdict: Verdict | None = None) -> str:
     """The page of one report, the verdict first."""
-    return _template().render(
+    return _page(
         kind="zenconvert: drift of an artifact from its reference",
         title=Path(report.candidate.path).name,
         verdicts={} if verdict is None else {report.candidate.path: verdict},
@@ -59,7 +60,7 @@ def comparison_page(
 ) -> str:
     """The page of several variants; ``verdicts`` by candidate path, ``failures`` of others."""
     reports = comparison.reports
-    return _template().render(
+    return _page(
         kind="zenconvert: variants of one model",
         title=several(len(reports), "variant", "variants")
         + f" of {Path(reports[0].reference.path).name}",
@@ -73,6 +74,11 @@ def comparison_page(
             *((r.candidate.path, f"sha256 {r.candidate.sha256}") for r in reports),
         ],
     )
+
+
+def _page(**values: Any) -> str:
+    """The page: what is foreign was escaped for HTML, and no sign of it is obeyed or hidden."""
+    return plain(_template().render(**values))
 
 
 @cache

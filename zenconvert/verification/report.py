@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -12,7 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from zenconvert import errors
-from zenconvert.errors import CorruptFile, EngineFailed, InvalidInput, UsageError, ZenError
+from zenconvert.base.source_files import parse_json
+from zenconvert.errors import (
+    CorruptFile,
+    EngineFailed,
+    InvalidInput,
+    MissingDependency,
+    SourceNotFound,
+    UsageError,
+    ZenError,
+)
 from zenconvert.verification.drift import Drift, Scores, Summary
 from zenconvert.verification.engine_check import Proof
 from zenconvert.verification.facts import Artifact, Facts
@@ -26,6 +36,9 @@ if TYPE_CHECKING:
 
 
 SCHEMA_VERSION: Final = 1
+MOST_BYTES: Final = 16 * 1024 * 1024
+"""Of a report file: some eighty thousand documents."""
+_HALF: Final = re.compile("[\ud800-\udfff]")
 SCHEMA: Final = Path(__file__).parent / "report.schema.json"
 """The JSON Schema of a report file."""
 
@@ -250,31 +263,41 @@ class Report:
         """
         path = Path(path)
         try:
-            value = json.loads(path.read_bytes(), parse_constant=_refuse)
-        except OSError as error:
-            raise UsageError(f"{path}: the report cannot be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise CorruptFile(f"{path}: the report is not JSON: {error}") from error
+            value = parse_json(path, MOST_BYTES)
+        except SourceNotFound as error:
+            raise UsageError(f"the report cannot be read: {error}") from error
+        except InvalidInput as error:
+            raise CorruptFile(f"the report cannot be read: {error}") from error
         return replace(cls.from_dict(value, where=str(path)), place=path.resolve().parent)
 
 
 def check_whole(report: Report, where: str = "the report") -> None:
-    """Raise CorruptFile for a report in which an engine has no language, or one without noise."""
+    """Raise CorruptFile for a report that lacks what is judged, or that contradicts itself: an
+    engine without languages, languages without noise floor or documents, intervals that end before
+    they begin, weights or perplexities of nothing."""
     if not report.runs:
         raise CorruptFile(f"{where}: no engine measured anything; there is nothing to judge")
+    if 0 in {report.reference_facts.parameters, report.candidate_facts.parameters}:
+        raise CorruptFile(f"{where}: it is about a model without parameters")
     for run in report.runs:
-        if not run.languages:
-            raise CorruptFile(f"{where}: engine {run.engine} measured no language")
-        absent = sorted(set(run.languages) - set(report.noise.summary.languages))
-        if absent:
-            raise CorruptFile(
-                f"{where}: engine {run.engine} measured {absent[0]!r}, of which there is no noise "
-                "floor"
-            )
+        for problem in _contradictions(run, report.noise):
+            raise CorruptFile(f"{where}: engine {run.engine}{problem}")
 
 
-def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is no number")
+def _contradictions(run: Run, noise: Noise) -> Iterator[str]:
+    if not run.languages:
+        yield " measured no language"
+    for absent in sorted(set(run.languages) - set(noise.summary.languages)):
+        yield f" measured {absent!r}, of which there is no noise floor"
+    told = [document.language for document in run.documents]
+    if told != sorted(told) or set(told) != set(run.languages):
+        yield f" measured {sorted(run.languages)}, and its documents are of {sorted(set(told))}"
+    for scope, drift in (("all", run.overall), *run.languages.items()):
+        if not drift.reference_perplexity > 0:
+            yield f", {scope}: the reference's perplexity is {drift.reference_perplexity}"
+        for figure, (low, high) in drift.intervals.items():
+            if low > high:
+                yield f", {scope}: the interval of {figure} ends at {high} and begins at {low}"
 
 
 def _check_schema(value: Mapping[str, Any], where: str) -> None:
@@ -282,7 +305,7 @@ def _check_schema(value: Mapping[str, Any], where: str) -> None:
     problems = [
         f"{'/'.join(map(str, error.absolute_path)) or 'the whole'}: {error.message[:200]}"
         for error in islice(_validator().iter_errors(value), 20)
-    ] or [f"{place}: {number} is no number" for place, number in islice(_not_finite(value), 20)]
+    ] or list(islice(_odd_values(value), 20))
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise CorruptFile(
@@ -292,19 +315,32 @@ def _check_schema(value: Mapping[str, Any], where: str) -> None:
 
 @cache
 def _validator() -> Draft202012Validator:
-    from jsonschema import Draft202012Validator
-
-    return Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+    return schema_validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
 
 
-def _not_finite(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
-    """Every float that is not finite, and where it stands."""
+def schema_validator(schema: Mapping[str, Any], **given: Any) -> Draft202012Validator:
+    """What checks JSON by a schema. Raises MissingDependency."""
+    try:
+        from jsonschema import Draft202012Validator
+    except ImportError as error:
+        raise MissingDependency(
+            "reports are checked by jsonschema, which cannot be imported here "
+            f"({error}); install it: pip install jsonschema"
+        ) from error
+    return Draft202012Validator(schema, **given)
+
+
+def _odd_values(value: Any, place: str = "") -> Iterator[str]:
+    """Every float that is not finite and every text that UTF-8 cannot write, and where it is."""
     if isinstance(value, Mapping | list | tuple):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, inner in items:
-            yield from _not_finite(inner, f"{place}/{key}")
+            yield from _odd_values(key, f"{place}/{key}")
+            yield from _odd_values(inner, f"{place}/{key}")
     elif isinstance(value, float) and not isfinite(value):
-        yield place, value
+        yield f"{place}: {value} is no number"
+    elif isinstance(value, str) and _HALF.search(value):
+        yield f"{place}: {value!r:.60} is no text"
 
 
 def documents(languages: Sequence[Scores]) -> tuple[Document, ...]:

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Final
 
 from zenconvert.base.processes import child_environment, module_command
 from zenconvert.base.progress import Progress
+from zenconvert.publication.executors.job_log import JobLog
 from zenconvert.publication.jobs import Failure, Task
 from zenconvert.publication.ledger import STATE
 
@@ -37,21 +36,18 @@ class Child:
         command: Sequence[str] = WORKER,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        logs = folder / STATE / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(suffix=".txt", prefix="worker-", dir=logs)
-        self.log = Path(name)
         # more threads than cores are no loss as long as none waits in a loop
         numbers = {**dict.fromkeys(_THREADS, str(threads)), "OMP_WAIT_POLICY": "PASSIVE"}
-        with os.fdopen(handle, "ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=child_environment(**numbers, **(environment or {})),
-                start_new_session=True,
-            )
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=child_environment(**numbers, **(environment or {})),
+            start_new_session=True,
+        )
+        assert self.process.stderr is not None
+        self.log = JobLog(folder / STATE / "logs", self.process.stderr)
 
     def perform(self, task: Task, progress: Progress) -> dict[str, Failure]:
         """Tell it what to do and wait for the end of that; gives the jobs that failed.
@@ -60,7 +56,7 @@ class Child:
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        os.truncate(self.log, 0)
+        self.log.begin()
         with suppress(BrokenPipeError):  # it died; its exit code says more
             self.process.stdin.write(task.as_json().encode() + b"\n")
             self.process.stdin.flush()
@@ -71,7 +67,7 @@ class Child:
             else:
                 return {key: Failure(**value) for key, value in message["failures"].items()}
         death = self._death(self.process.wait())
-        self.log = self.log.rename(self.log.with_name(f"{task.jobs[0][0]}.txt"))
+        self.log.keep(f"{task.jobs[0][0]}.txt")
         return {key: Failure("ConversionFailed", death) for key, _ in task.jobs}
 
     def is_alive(self) -> bool:
@@ -85,7 +81,7 @@ class Child:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         if not died:
-            self.log.unlink(missing_ok=True)
+            self.log.remove()
 
     def _death(self, code: int) -> str:
         how = f"with exit code {code}"
@@ -93,6 +89,5 @@ class Child:
             name = signal.Signals(-code).name
             memory = "; was there enough memory?" if name == "SIGKILL" else ""
             how = f"by {name}{memory}"
-        with self.log.open(encoding="utf-8", errors="replace") as file:
-            said = [line.strip() for line in deque(file, _TAIL) if line.strip()]
+        said = self.log.last_lines(_TAIL)
         return f"its process ended {how}" + (f": {' | '.join(said)}" if said else "")
