@@ -37,6 +37,12 @@ DIGITS = "9" * 4400
 POLICIES = {
     "nesting": f"x = {DEEP}",
     "digits": f"min_tokens = {DIGITS}",
+    "digits of base 16": f"min_tokens = 0x{'f' * 6000}",
+    "parts of a key": "a." * 20_000 + "a = 1",
+    "quoted parts of a key": '"a" . ' * 20_000 + "a = 1",
+    "parts of a table": f"[{'a.' * 20_000}a]",
+    "one long word": "x" * 400_000,
+    "a long text": "#" * 600_000,
     "no count": "min_tokens = inf",
     "no number": "min_tokens = nan",
     "no float": f"[anomaly]\nlowest_ratio = {10**400}",
@@ -55,6 +61,15 @@ def test_policies(fault: str, tmp_path: Path) -> None:
 RECIPES = {
     "nesting": f"x = {DEEP}",
     "digits": f"x = {DIGITS}",
+    "digits of base 8": f"[run]\nthreads = 0o{'7' * 9000}",
+    "parts of a key": "a." * 20_000 + "a = 1",
+    "parts of an inline table": f"x = {{ {'a.' * 20_000}a = 1 }}",
+    "one long word": "x" * 400_000,
+    "many quotes": "'" * 399_999,
+    "unknown keys": RECIPE + "".join(f"k{n} = 1\n" for n in range(20_000)),
+    "texts of several lines": RECIPE + "".join(f'k{n} = """a"""\n' for n in range(20_000)),
+    "a policy of none": RECIPE.replace('policy = "default"', 'policy = "\\u0000"') + "x = 1",
+    "languages of none": RECIPE.replace('["en", "zh"]', '["\\u0000"]') + "x = 1",
     "a long name": RECIPE.replace('path = "model"', f'path = "{"m" * 5000}"') + "x = 1",
     "a name of none": RECIPE.replace('path = "model"', 'path = "m\\u0000"') + "x = 1",
 }
@@ -291,3 +306,19 @@ def test_statistics(fault: str, tmp_path: Path) -> None:
 
     with pytest.raises(CorruptFile):
         use()
+
+
+@pytest.mark.parametrize("key", ["rope_theta", "rms_norm_eps"])
+def test_numbers_that_a_gguf_type_cannot_hold(key: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models.folder("mixtral"), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: 1e300}))
+    with pytest.raises(ZenError, match="1e"):
+        plan(folder, "gguf:f16")
+
+
+def test_dots_in_texts_and_tables_are_no_parts_of_a_key(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    dots = ".".join("a" * 99)
+    path.write_text(f'name = "{dots}"  # {dots}\n' + reports.POLICY.partition("\n")[2])
+    assert Policy.load(path).name == dots

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+import tomllib
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,9 @@ from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UnsafeP
 
 MAX_JSON: Final = 256 * 1024 * 1024
 MAX_TEXT: Final = 16 * 1024 * 1024
+MAX_TOML: Final = 512 * 1024
+"""Characters: five thousand variants of a release."""
+MAX_KEY_PARTS: Final = 32
 _HEAD: Final = 512
 _KINDS: Final = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 _MAGIC: Final = {
@@ -39,6 +43,13 @@ _MAGIC: Final = {
     b"%PDF": "a PDF document",
     b"\x89HDF": "an HDF5 file",
 }
+# strings and comments of TOML: what is left are keys, numbers and brackets
+_TOML_TEXT: Final = re.compile(
+    r'"""(?:[^"\\]|\\.|"(?!""))*+"""|' + r"'''(?:[^']|'(?!''))*+'''"
+    r'|"(?:[^"\\\n]|\\.)*+"' + r"|'[^'\n]*+'|#[^\n]*+",
+    re.DOTALL,
+)
+_TOML_KEY: Final = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{MAX_KEY_PARTS}}}")
 _HALF: Final = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 _PAGE: Final = re.compile(rb"\s*(<!doctype|<html|<\?xml|<error|<head)", re.IGNORECASE)
 
@@ -93,6 +104,40 @@ def parse_json(path: Path, limit: int = MAX_JSON) -> Any:
     except (ValueError, RecursionError) as error:
         raise broken(path, f"no valid JSON: {error}") from error
     return value
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The table of a TOML text that people wrote.
+
+    Raises ValueError (tomllib.TOMLDecodeError where it is no TOML) for a text, a key or a number
+    that is longer than such texts have, and which tomllib would take minutes for.
+    """
+    if len(text) > MAX_TOML:
+        raise ValueError(f"it has {len(text)} characters; such files have at most {MAX_TOML}")
+    bare = _TOML_TEXT.sub("x", text)
+    if _TOML_KEY.search(bare):
+        raise ValueError(f"a key has more than {MAX_KEY_PARTS} parts")
+    try:
+        table = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if (number := _too_large(table)) is not None:
+        raise ValueError(f"a whole number of {number.bit_length()} bits; TOML has 64")
+    return table
+
+
+def _too_large(value: Any) -> int | None:
+    """A whole number beyond TOML's; printing it may be refused or take long."""
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, dict):
+            pending += one.values()
+        elif isinstance(one, list):
+            pending += one
+        elif isinstance(one, int) and not -(1 << 63) <= one < 1 << 63:
+            return one
+    return None
 
 
 def broken(path: Path, problem: str) -> CorruptFile:

@@ -1,6 +1,7 @@
 """What the commands share: text that is safe on a terminal, JSON, sizes, tables and progress.
 
-Names, patterns and ids come from files of strangers: all text goes through ``zenconvert.base.escaping``.
+Names, patterns and ids come from files of strangers: all text goes through
+``zenconvert.base.escaping``.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.base.machine import AUTO, auto_device
-from zenconvert.base.source_files import hub_id, read_bytes
+from zenconvert.base.source_files import hub_id, parse_toml, read_bytes
 from zenconvert.calib.methods import METHODS
 from zenconvert.errors import InvalidInput, RecipeError, UsageError
 from zenconvert.formats.registry import FORMATS
@@ -73,6 +73,8 @@ TABLES: Final[Mapping[str, Mapping[str, v.Check]]] = {
     "run": {"threads": v.count(1), "device": v.text},
     "publish": {"hub": v.name, "private": v.flag, "allow": v.some_of(*_OUTCOMES)},
 }
+_MOST_UNKNOWN: Final = 50
+_LONG: Final = 80
 _FOLDER: Final = "release"
 """Stands for a folder that a recipe does not name rightly, while it is looked at."""
 _REQUIRED: Final = {"source": ("path",), "output": ("folder",), "publish": ("hub",)}
@@ -122,7 +124,7 @@ def parse(path: Path, data: bytes) -> tuple[Recipe, list[tuple[Place, str]]]:
     """The same for a file that was read already; ``path`` is where it lies."""
     try:
         text = data.decode("utf-8").replace("\r\n", "\n")
-        table = tomllib.loads(text)
+        table = parse_toml(text)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise RecipeError(str(path), [(line, "this is not UTF-8")]) from error
@@ -130,7 +132,7 @@ def parse(path: Path, data: bytes) -> tuple[Recipe, list[tuple[Place, str]]]:
         found = re.search(r"line (\d+)", str(error))
         line = int(found[1]) if found else data.count(b"\n") + 1
         raise RecipeError(str(path), [(line, f"this is not TOML: {error}")]) from error
-    except (ValueError, RecursionError) as error:  # endless digits or brackets
+    except ValueError as error:  # endless keys, digits or brackets
         raise RecipeError(str(path), [(1, f"this is not TOML: {error}")]) from error
     return _Reader(path, data, Lines(text)).recipe(table)
 
@@ -182,12 +184,11 @@ class _Reader:
         self.problems.append((place, text))
 
     def _unknown(self, place: Place, table: Mapping[str, Any], known: list[str]) -> None:
-        for key in table:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1, 0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-                where = f" in {_shown(place)}" if place else ""
-                self._say((*place, key), f"there is no key {key!r}{where}; {hint}")
+        for key in [key for key in table if key not in known][:_MOST_UNKNOWN]:
+            near = difflib.get_close_matches(key[:_LONG], known, 1, 0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            where = f" in {_shown(place)}" if place else ""
+            self._say((*place, key), f"there is no key {key[:_LONG]!r}{where}; {hint}")
 
     def _table(self, name: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):

@@ -20,12 +20,16 @@ def text(value: Any) -> str:
     """A string with something in it."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError("expected a string")
+    if "\0" in value:
+        raise ValueError("expected a string without the sign of code 0")
     return value
 
 
 def texts(value: Any) -> tuple[str, ...]:
     """A list of strings."""
-    if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
+    if not isinstance(value, list) or not all(
+        isinstance(v, str) and v.strip() and "\0" not in v for v in value
+    ):
         raise ValueError('expected a list of strings, e.g. ["en", "zh"]')
     return tuple(dict.fromkeys(value))
 

@@ -18,7 +18,11 @@ _PART: Final = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'[^']*'|[A-Za-z0-9_-]+)\s*(\
 _TOKEN: Final = re.compile(
     r'"""|' + r"'''|" + r""""(?:[^"\\\n]|\\.)*"|'[^'\n]*'|#[^\n]*|[\[\]{}]"""
 )  # fmt: skip
-_ESCAPED: Final = re.compile(r"\\.", re.DOTALL)
+_REST: Final = {
+    '"""': re.compile(r'(?:[^"\\]|\\.|"(?!""))*+"""', re.DOTALL),
+    "'''": re.compile(r"(?:[^']|'(?!''))*+'''"),
+}
+"""What follows the opening quotes of a string of several lines."""
 
 
 class Lines:
@@ -92,10 +96,8 @@ def _value_end(text: str, begin: int) -> int:
 
 def _string_end(text: str, begin: int, quotes: str) -> int:
     """Where a string of several lines ends."""
-    if quotes == '"""':  # escaped quotes do not end it; keep positions
-        text = text[:begin] + _ESCAPED.sub("\0\0", text[begin:])
-    end = text.find(quotes, begin)
-    return len(text) if end < 0 else end + len(quotes)
+    match = _REST[quotes].match(text, begin)
+    return len(text) if match is None else match.end()
 
 
 def _names(statement: str) -> tuple[str, ...]:

@@ -7,13 +7,12 @@ all mistakes of a file are told at once.
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from zenconvert.base.source_files import read_bytes
+from zenconvert.base.source_files import parse_toml, read_bytes
 from zenconvert.errors import InvalidInput, UsageError
 from zenconvert.verification.drift import TO_MEDIAN
 from zenconvert.verification.facts import Facts
@@ -115,10 +114,10 @@ class Policy:
         path = policy_path(source)
         try:
             data = read_bytes(path)
-            table = tomllib.loads(data.decode("utf-8"))
+            table = parse_toml(data.decode("utf-8"))
         except InvalidInput as error:
             raise UsageError(f"the policy cannot be read: {error}") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise UsageError(f"{path}: the policy is not TOML: {error}") from error
         return _Reader(path).policy(table, hashlib.sha256(data).hexdigest())
 
