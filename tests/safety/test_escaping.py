@@ -41,6 +41,7 @@ WORDS = (
     MARKUP,
     'a\n\n# head\n\n---\n- x: *y\n"""\n{{ 7*7 }} {% raw %}\n```\n![x](http://e) | `c` ~~~',
     "&anchor *alias !!python/object:os.system {a: [b, : - ? > | % @ ` #",
+    "- a", "--- ", "1. a", "12) b", "> q", "=== ", "+ a", "    code",
     "yes", "0x1f", "2001-01-01", "null", "=", "<<",
 )  # fmt: skip
 OBEYED = re.compile(

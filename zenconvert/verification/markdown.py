@@ -13,7 +13,7 @@ from zenconvert.verification.gate import Outcome, Verdict
 from zenconvert.verification.report import Report, Run
 
 _SIGN: Final = re.compile(r"[\\`*_\[\]|~#@$!]")
-_FIRST: Final = re.compile(r"\A(?:[-+>=]|\d+(?=[.)]))")
+_FIRST: Final = re.compile(r"\A(?:[>=]|[-+](?=[-\s]|\Z)|\d+(?=[.)](?:\s|\Z)))")
 _LINK: Final = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)
 _SIGNS: Final = {Outcome.PASS: "✅", Outcome.FAIL: "❌"}
 
