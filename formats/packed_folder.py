@@ -15,6 +15,7 @@ from zenconvert.formats.hf.tensor_names import foreign
 from zenconvert.formats.hf.writer import zero_biases
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.ggml import integer_grids
+from zenconvert.ggml.encoding import Blocks
 from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, StoredPieces, StoredTensor, Tensor
 from zenconvert.model.encoding import BF16, F16, F32, Dense, Grouped
@@ -239,12 +240,12 @@ def _own_schemes(checkpoint: Checkpoint) -> dict[str, Scheme]:
 def _own_scheme(tensor: Tensor) -> Scheme | None:
     """The scheme of the grid that a tensor is on already."""
     grid = tensor.encoding
-    if not isinstance(grid, Grouped | Dense):
+    if isinstance(grid, Blocks):
         found = integer_grids.GRIDS.get(grid.type)
         if found is None or found.bits not in {2, 3, 4, 8}:
             return None
         grid = found
-    if isinstance(grid, Dense):
+    if not isinstance(grid, Grouped):
         return None
     return Scheme(grid.bits, grid.group, grid.symmetric, grid.ordered)
 

@@ -34,11 +34,12 @@ from zenconvert.formats.gguf.tokenizer import (
     special_ids,
     tokenizer_from_metadata,
 )
+from zenconvert.ggml.encoding import Blocks
 from zenconvert.ggml.types import GgmlType
 from zenconvert.model import architecture as arch
 from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.checkpoint import Checkpoint, Metadata, StoredTensor, Tensor
-from zenconvert.model.encoding import Blocks, Dense, Encoding
+from zenconvert.model.encoding import Dense, Encoding
 from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.operations import CHANGES, ROWS
 from zenconvert.model.row_order import RowOrder

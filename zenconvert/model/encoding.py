@@ -1,21 +1,24 @@
 """How the numbers of one tensor are stored: the neutral encodings that every format maps to.
 
 * :class:`Dense` is one number per element (``f32``, ``f16``, ``bf16``, …).
-* :class:`Blocks` is ggml block bytes as stored in GGUF (``q4_k``, …).
 * :class:`Grouped` is small integers with a scale per group of columns (GPTQ, AWQ, MatMulNBits).
+* :class:`zenconvert.ggml.encoding.Blocks` is ggml block bytes as stored in GGUF (``q4_k``, …).
 
 An encoding is known from headers alone. Data travels in row slabs: ``Dense`` as an array
-``[rows, columns]`` of its dtype, ``Blocks`` as ``uint8[rows, row_bytes]``, ``Grouped`` as
-:class:`zenconvert.model.grouped.GroupedRows`.
+``[rows, columns]`` of its dtype, ``Grouped`` as :class:`zenconvert.model.grouped.GroupedRows`, any
+other as ``uint8[rows, row_bytes]``. One that is only read is a class with ``row_bytes`` and
+``decode``; where its numbers lie on a grid, ``grid`` and ``on_grid`` let them be repacked.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from zenconvert.errors import UnsupportedEncoding
 
@@ -44,8 +47,41 @@ _WIDENS_TO: Final[dict[str, frozenset[str]]] = {
 }
 
 
+class Encoding(ABC):
+    """One way to store numbers. Equal ones store them in the same bytes."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def row_bytes(self, columns: int) -> int:
+        """Stored bytes of one row of ``columns`` elements."""
+
+    @abstractmethod
+    def decode(self, rows: Any, columns: int) -> NDArray[Any]:
+        """Stored rows as numbers ``[n, columns]``: float32, or the dtype that they are in."""
+
+    def grid(self) -> Grouped | None:
+        """The grid of integers that the numbers lie on, None where they lie on none."""
+        return None
+
+    def on_grid(self, rows: Any, columns: int) -> Any:
+        """Stored rows as :class:`~zenconvert.model.grouped.GroupedRows` of :meth:`grid`, bit for
+        bit."""
+        raise NotImplementedError(f"{self} is no grid")
+
+    @property
+    def can_be_written(self) -> bool:
+        """Whether there is an encoder, too."""
+        return False
+
+    @property
+    def uses_importance(self) -> bool:
+        """Whether importance weights change what rounding to it gives."""
+        return False
+
+
 @dataclass(frozen=True, slots=True)
-class Dense:
+class Dense(Encoding):
     """One number per element."""
 
     dtype: str
@@ -71,25 +107,19 @@ class Dense:
         """Stored bytes of one row of ``columns`` elements."""
         return columns * self.numpy.itemsize
 
+    def decode(self, rows: Any, columns: int) -> NDArray[Any]:
+        """The rows as they are, in this dtype."""
+        numbers: NDArray[Any] = rows
+        return numbers
 
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """ggml block bytes: every ``block_size`` elements of a row take ``block_bytes`` bytes."""
-
-    type: str
-    block_size: int
-    block_bytes: int
-
-    def __str__(self) -> str:
-        return self.type
-
-    def row_bytes(self, columns: int) -> int:
-        """Stored bytes of one row of ``columns`` elements."""
-        return columns // self.block_size * self.block_bytes
+    @property
+    def can_be_written(self) -> bool:
+        """Whatever numpy has a dtype for."""
+        return True
 
 
 @dataclass(frozen=True, slots=True)
-class Grouped:
+class Grouped(Encoding):
     """``w[o, i] = (code[o, i] - zero[o, g(i)]) * scale[o, g(i)]`` with unsigned integer codes.
 
     With an ``offset`` there is no zero: ``w = code * scale + offset``.
@@ -123,8 +153,29 @@ class Grouped:
         per_group = 8 * self.scale.numpy.itemsize + zero
         return -(-(columns * self.bits + self.groups(columns) * per_group) // 8)
 
+    def decode(self, rows: Any, columns: int) -> NDArray[Any]:
+        """Grouped rows as float32[n, columns]."""
+        numbers: NDArray[np.float32] = rows.dequantize()
+        return numbers
 
-Encoding = Dense | Blocks | Grouped
+    def grid(self) -> Grouped | None:
+        """Itself."""
+        return self
+
+    def on_grid(self, rows: Any, columns: int) -> Any:
+        """The rows as they are."""
+        return rows
+
+    @property
+    def can_be_written(self) -> bool:
+        """By the codec of a format, which may refuse some."""
+        return True
+
+    @property
+    def uses_importance(self) -> bool:
+        """Scales are searched by weighted errors."""
+        return True
+
 
 F32: Final = Dense("f32")
 F16: Final = Dense("f16")

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from zenconvert.base.stamps import Stamp
 from zenconvert.errors import PlanError, first_names
 from zenconvert.formats.registry import format_named
-from zenconvert.ggml import blocks
+from zenconvert.ggml.encoding import Blocks
 from zenconvert.model import meaning
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.encoding import Blocks, Dense, Encoding, Grouped
+from zenconvert.model.encoding import Dense, Encoding, Grouped
 from zenconvert.model.layout import Action, Choice, Layout
 from zenconvert.model.meaning import Fact
 from zenconvert.model.target import Options, Target
@@ -236,10 +236,9 @@ def _problems(
     hint = _fitting_group(choices)
     for choice in choices:
         target = choice.encoding
+        if not target.can_be_written and any(p.encoding != target for p in choice.parts):
+            yield choice.name, f"{target} can be read and not yet written"
         if isinstance(target, Blocks):
-            changed = [p for p in choice.parts if p.encoding != target]
-            if changed and not blocks.can_encode(target.type):
-                yield choice.name, f"{target} can be read and not yet written"
             yield from _importance_problems(choice, importance)
         if isinstance(target, Grouped) and choice.codec is not None:
             reason = choice.codec.refuses(target, choice.shape)

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
-from zenconvert.ggml import blocks, integer_grids
+from zenconvert.ggml.encoding import Blocks
 from zenconvert.model.checkpoint import StoredPieces, StoredTensor, Tensor
-from zenconvert.model.encoding import F16, F32, Blocks, Dense, Encoding, Grouped
+from zenconvert.model.encoding import F16, F32, Dense, Encoding, Grouped
 from zenconvert.model.grouped import OFFSETS, ROW_UNIT, GroupedRows, Piece, Rows, regroup
 from zenconvert.model.layout import Choice, Recoding
 from zenconvert.model.operations import CHANGES, changed, comes_back, left_over
@@ -41,11 +41,11 @@ def recoding(source: Tensor, choice: Choice) -> Recoding:
         return Recoding("copy", True)
     if isinstance(new, Blocks):
         return _to_blocks(old, new, source.columns)
-    if isinstance(old, Dense):
+    if isinstance(old, Dense) and isinstance(new, Dense):
         if old.widens_to(new):
             return Recoding("repack", True, f"every {old} value is a {new} value")
         return Recoding("quantize", False, f"{old} is rounded to {new}")
-    if new.dtype == "f32":
+    if new == F32:
         return Recoding("decode", True, f"{old} is decoded")
     return Recoding("decode", False, f"{old} is decoded and rounded")
 
@@ -66,7 +66,7 @@ def _changed(source: Tensor, choice: Choice, names: tuple[str, ...]) -> Recoding
 def _to_grid(old: Encoding, new: Grouped, choice: Choice, columns: int) -> Recoding:
     if isinstance(old, Dense):
         return Recoding("quantize", False, f"{old} is rounded to the grid {choice.scheme or new}")
-    grid = old if isinstance(old, Grouped) else integer_grids.grid_of(old.type)
+    grid = old.grid()
     if grid is None:
         return Recoding("quantize", False, f"{old} is decoded and quantized again: it is no grid")
     if choice.columns is not None:
@@ -89,7 +89,7 @@ def _onto(grid: Grouped, new: Grouped, columns: int, name: str) -> Recoding:
 def _to_blocks(old: Encoding, new: Blocks, columns: int) -> Recoding:
     if isinstance(old, Dense):
         return Recoding("quantize", False, f"{old} is rounded to the grid of {new}")
-    grid = integer_grids.takes(new.type, old) if isinstance(old, Grouped) else None
+    grid = new.takes(old) if isinstance(old, Grouped) else None
     if isinstance(old, Grouped) and grid is not None:
         found = _onto(old, grid, columns, str(old))
         if found.exact and _rounds_minimum(old, new):
@@ -100,7 +100,7 @@ def _to_blocks(old: Encoding, new: Blocks, columns: int) -> Recoding:
 
 def _rounds_minimum(old: Grouped, new: Encoding) -> bool:
     """Whether zeros become a float16 minimum. A midpoint times a float16 is a float16 itself."""
-    minimum = isinstance(new, Blocks) and new.type in integer_grids.WITH_MINIMUM
+    minimum = isinstance(new, Blocks) and new.has_minimum
     return minimum and old.offset is None and not old.symmetric
 
 
@@ -133,7 +133,7 @@ def refined(tensor: Tensor, choice: Choice) -> Tensor:
     old, stored, target = tensor.encoding, tensor.stored, choice.encoding
     if not isinstance(old, Grouped):
         return tensor
-    new = integer_grids.takes(target.type, old) if isinstance(target, Blocks) else target
+    new = target.takes(old) if isinstance(target, Blocks) else target
     if not isinstance(new, Grouped):
         return tensor
     plain = replace(old, ordered=old.ordered and choice.columns is None)
@@ -191,29 +191,24 @@ def recode(
             return rows
         if isinstance(target, Grouped):
             if found.action != "quantize":  # a copy too: data must be what the header said
-                grid = _reordered(_on_grid(rows, part), choice.columns)
+                grid = _reordered(part.encoding.on_grid(rows, part.columns), choice.columns)
                 return regroup(grid, target, round_scales=not found.exact)
             assert choice.scheme is not None  # every grouped choice has one
             values = decode_rows(rows, part).astype(np.float32, copy=False)
             return regroup(quantize(values, choice.scheme, weights), target)
         if isinstance(target, Blocks):
             if found.action == "repack":
-                grid = _on_grid(rows, part)
-                new = integer_grids.takes(target.type, grid.encoding)
+                grid = part.encoding.on_grid(rows, part.columns)
+                new = target.takes(grid.encoding)
                 assert new is not None  # as the plan said
                 grid = regroup(grid, new, round_scales=not found.exact)
-                return integer_grids.from_grouped(target.type, grid)
+                return target.of_grid(grid)
             values = decode_rows(rows, part).astype(np.float32, copy=False)
-            return blocks.encode(target.type, values, weights)
+            return target.encode(values, weights)
     except ZenError as error:
         raise InvalidInput(f"{where}: {error}") from error
+    assert isinstance(target, Dense)  # nothing else can be written
     return _cast(decode_rows(rows, part), target, where)
-
-
-def _on_grid(rows: Rows, part: Tensor) -> GroupedRows:
-    if isinstance(rows, GroupedRows):
-        return rows
-    return integer_grids.to_grouped(str(part.encoding), rows, part.columns)
 
 
 def _reordered(rows: GroupedRows, columns: tuple[int, ...] | None) -> GroupedRows:
@@ -237,11 +232,7 @@ def _cast(values: NDArray[Any], target: Dense, where: str) -> NDArray[Any]:
 
 def decode_rows(rows: Rows, tensor: Tensor) -> NDArray[Any]:
     """Stored rows as numbers: dense rows as they are, any others as float32[n, columns]."""
-    if isinstance(rows, GroupedRows):
-        return rows.dequantize()
-    if isinstance(tensor.encoding, Blocks):
-        return blocks.decode(tensor.encoding.type, rows, tensor.columns)
-    return rows
+    return tensor.encoding.decode(rows, tensor.columns)
 
 
 def logical_rows(tensor: Tensor, begin: int, end: int) -> NDArray[np.float32]:

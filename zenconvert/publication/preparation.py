@@ -11,9 +11,7 @@ from zenconvert.base.machine import take_device
 from zenconvert.base.places import check_places
 from zenconvert.batch.production import plan_variants
 from zenconvert.errors import RecipeError, UsageError, ZenError
-from zenconvert.ggml import blocks
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.encoding import Blocks, Grouped
 from zenconvert.opening.sources import open_checkpoint
 from zenconvert.planning.plan import Plan
 from zenconvert.publication.ledger import STATE
@@ -219,12 +217,7 @@ def may_calibrate(recipe: Recipe, variant: VariantRecipe) -> bool:
 
 
 def _uses_statistics(plan: Plan) -> bool:
-    return any(
-        isinstance(step.to, Grouped)
-        or (isinstance(step.to, Blocks) and blocks.uses_importance(step.to.type))
-        for step in plan.steps
-        if step.action == "quantize"
-    )
+    return any(step.to.uses_importance for step in plan.steps if step.action == "quantize")
 
 
 def engines_of(variant: VariantRecipe) -> tuple[str, ...]:

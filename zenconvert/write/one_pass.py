@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from zenconvert.base.progress import Count
 from zenconvert.errors import ZenError
 from zenconvert.ggml import blocks
+from zenconvert.ggml.encoding import Blocks
 from zenconvert.model.checkpoint import StoredPieces, Tensor
-from zenconvert.model.encoding import Blocks, Dense, Grouped
+from zenconvert.model.encoding import Grouped
 from zenconvert.model.grouped import ROW_UNIT, GroupedRows, Rows
 from zenconvert.model.layout import Choice, OutputFile, Recoding, Slot
 from zenconvert.model.row_order import RowOrder
@@ -323,12 +324,7 @@ def _uses(number: int, making: Making) -> Iterator[_Use]:
 
 def _weights(part: Tensor, choice: Choice, given: Importance) -> NDArray[np.float32] | None:
     """Importance weights of a tensor, where they change what becomes of it."""
-    target = choice.encoding
-    if isinstance(target, Dense):
-        return None
-    if isinstance(target, Blocks) and not blocks.uses_importance(target.type):
-        return None
-    return given.get(part.name)
+    return given.get(part.name) if choice.encoding.uses_importance else None
 
 
 def _place(part: Tensor) -> object:

@@ -15,10 +15,9 @@ from zenconvert.formats.onnx import rotary
 from zenconvert.formats.onnx.codecs import BITS, BlockCodec, NBitsCodec, block_of
 from zenconvert.formats.onnx.write.act_order import column_order
 from zenconvert.formats.onnx.write.target_type import TargetType, parse
-from zenconvert.ggml import integer_grids
 from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, StoredPieces, Tensor
-from zenconvert.model.encoding import F16, F32, Blocks, Dense, Encoding, Grouped
+from zenconvert.model.encoding import F16, F32, Dense, Grouped
 from zenconvert.model.layout import Choice
 from zenconvert.model.target import Options, Scheme, Target
 
@@ -47,10 +46,8 @@ def _refuse_foreign(options: Options) -> None:
 
 def _middle(tensor: Tensor) -> int:
     """The middle of the codes that a tensor has in its own file."""
-    grid: Encoding | None = tensor.encoding
-    if isinstance(grid, Blocks):
-        grid = integer_grids.grid_of(grid.type)
-    assert isinstance(grid, Grouped)  # only such tensors have minimums
+    grid = tensor.encoding.grid()
+    assert grid is not None  # only such tensors have minimums
     if isinstance(tensor.stored, StoredPieces):
         return int(getattr(tensor.stored.codec, "middle", 0)) or 1 << (grid.bits - 1)
     return 1 << (grid.bits - 1)
@@ -164,10 +161,8 @@ class _Chooser:
 
     def _own(self, tensor: Tensor) -> Grouped | None:
         """The grid that a tensor is on already, in blocks that the operators take."""
-        grid: Encoding | None = tensor.encoding
-        if isinstance(grid, Blocks):
-            grid = integer_grids.grid_of(grid.type)
-        if not isinstance(grid, Grouped):
+        grid = tensor.encoding.grid()
+        if grid is None:
             return None
         block = block_of(grid.group, tensor.columns)
         if block is None:

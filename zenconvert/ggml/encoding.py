@@ -1,0 +1,69 @@
+"""ggml blocks as an encoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.ggml import blocks, integer_grids
+from zenconvert.model.encoding import Encoding, Grouped
+from zenconvert.model.grouped import GroupedRows
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks(Encoding):
+    """ggml block bytes: every ``block_size`` elements of a row take ``block_bytes`` bytes."""
+
+    type: str
+    block_size: int
+    block_bytes: int
+
+    def __str__(self) -> str:
+        return self.type
+
+    def row_bytes(self, columns: int) -> int:
+        """Stored bytes of one row of ``columns`` elements."""
+        return columns // self.block_size * self.block_bytes
+
+    def decode(self, rows: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
+        """``u8[n, row_bytes]`` as float32[n, columns], as ggml does it."""
+        return blocks.decode(self.type, rows, columns)
+
+    def grid(self) -> Grouped | None:
+        """The grid of the type, None for those with none."""
+        return integer_grids.grid_of(self.type)
+
+    def on_grid(self, rows: NDArray[np.uint8], columns: int) -> GroupedRows:
+        """``u8[n, row_bytes]`` as grouped rows, bit for bit."""
+        return integer_grids.to_grouped(self.type, rows, columns)
+
+    @property
+    def can_be_written(self) -> bool:
+        """Whether the type has an encoder."""
+        return blocks.can_encode(self.type)
+
+    @property
+    def uses_importance(self) -> bool:
+        """Whether importance weights change the type's bytes."""
+        return blocks.uses_importance(self.type)
+
+    def takes(self, grid: Grouped) -> Grouped | None:
+        """The grid that :meth:`of_grid` takes where there is ``grid``; None where it takes none."""
+        return integer_grids.takes(self.type, grid)
+
+    @property
+    def has_minimum(self) -> bool:
+        """Whether :meth:`of_grid` turns zeros into a float16 minimum, which may round it."""
+        return self.type in integer_grids.WITH_MINIMUM
+
+    def of_grid(self, rows: GroupedRows) -> NDArray[np.uint8]:
+        """Grouped rows as block bytes ``u8[n, row_bytes]``. Raises InvalidInput."""
+        return integer_grids.from_grouped(self.type, rows)
+
+    def encode(
+        self, values: NDArray[np.float32], importance: NDArray[np.float32] | None
+    ) -> NDArray[np.uint8]:
+        """float32[n, columns] rounded to blocks, as ggml does it. Raises InvalidInput."""
+        return blocks.encode(self.type, values, importance)
