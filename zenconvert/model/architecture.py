@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -201,38 +201,57 @@ class Architecture:
                 f"{len(stored)} are stored; the counts are wrong, or files are missing"
             )
 
-    def tensor_names(self, hp: Hyperparameters) -> Iterator[TensorName]:
+    def tensor_names(self, hp: Hyperparameters) -> tuple[TensorName, ...]:
         """Every tensor that a model of this size may have, layer by layer."""
-        blocks = [m for m in self.modules if "{layer}" in m.name]
-        first = self.modules.index(blocks[0])
-        last = self.modules.index(blocks[-1])
-        for module in self.modules[:first]:
-            yield from _expand(module, hp, None)
-        for layer in range(hp.layers):
-            for module in blocks:
-                yield from _expand(module, hp, layer)
-        for module in self.modules[last + 1 :]:
-            yield from _expand(module, hp, None)
+        sizes = {size: int(getattr(hp, size)) for module in self.modules for size in module.shape}
+        return _tensor_names(self.modules, tuple(sizes.items()), hp.layers, hp.experts, hp.tied)
 
 
-def _expand(module: Module, hp: Hyperparameters, layer: int | None) -> Iterator[TensorName]:
-    experts = range(hp.experts) if "{expert}" in module.name else (None,)
-    for expert in experts:
-        values = {"layer": layer, "expert": expert}
-        name, hf, gguf = (t.format(**values) for t in (module.name, module.hf, module.gguf))
-        also = f"{module.hf_also.format(**values)}.weight" if module.hf_also is not None else None
-        stack = module.hf_stack.format(**values) if module.hf_stack is not None else None
-        shape = tuple(int(getattr(hp, size)) for size in module.shape)
-        tied_head = module.role == "head" and hp.tied
-        weight = (f"{name}.weight", f"{hf}.weight", f"{gguf}.weight")
+@lru_cache(maxsize=2)  # several readers and writers of one model ask
+def _tensor_names(
+    modules: tuple[Module, ...],
+    sizes: tuple[tuple[str, int], ...],
+    layers: int,
+    experts: int,
+    tied: bool,
+) -> tuple[TensorName, ...]:
+    shapes = {m.name: tuple(dict(sizes)[size] for size in m.shape) for m in modules}
+    blocks = [m for m in modules if "{layer}" in m.name]
+    first, last = modules.index(blocks[0]), modules.index(blocks[-1])
+    places = [(module, "") for module in modules[:first]]
+    places += [(module, str(layer)) for layer in range(layers) for module in blocks]
+    places += [(module, "") for module in modules[last + 1 :]]
+    return tuple(
+        name
+        for module, layer in places
+        for name in _expand(module, shapes[module.name], layer, experts, tied=tied)
+    )
+
+
+def _expand(
+    module: Module, shape: tuple[int, ...], layer: str, experts: int, *, tied: bool
+) -> Iterator[TensorName]:
+    """The tensors of a module in one layer, of every expert."""
+    also, stack = module.hf_also, module.hf_stack
+    names = [
+        text.replace("{layer}", layer)
+        for text in (module.name, module.hf, module.gguf, also or "", stack or "")
+    ]
+    required = not (module.role == "head" and tied)
+    for expert in range(experts) if "{expert}" in module.name else (None,):
+        texts = names
+        if expert is not None:
+            number = str(expert)
+            texts = [text.replace("{expert}", number) for text in names]
+        name, hf, gguf, other, stacked = texts
         yield TensorName(
-            *weight, module, shape, required=not tied_head, expert=expert, hf_also=also,
-            hf_stack=stack,
+            f"{name}.weight", f"{hf}.weight", f"{gguf}.weight", module, shape, required, expert,
+            f"{other}.weight" if also is not None else None, stacked if stack is not None else None,
         )  # fmt: skip
         if module.bias != "none":
             bias = (f"{name}.bias", f"{hf}.bias", f"{gguf}.bias")
-            required = module.bias == "required"
-            yield TensorName(*bias, module, shape[:1], required=required, expert=expert)
+            needed = module.bias == "required"
+            yield TensorName(*bias, module, shape[:1], required=needed, expert=expert)
 
 
 @cache

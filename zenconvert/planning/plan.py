@@ -173,12 +173,14 @@ def _judged(choice: Choice) -> Choice:
     if choice.sheds_zeros and isinstance(choice.encoding, Grouped):
         choice = _without_zeros(choice, choice.encoding)
     choice = replace(choice, parts=tuple(refined(part, choice) for part in choice.parts))
-    sources = [replace(part, encoding=part.source_encoding) for part in choice.parts]
-    return replace(
-        choice,
-        told=tuple(recoding(part, choice) for part in sources),
-        done=tuple(recoding(*unchanged(part, choice)) for part in choice.parts),
+    done = tuple(recoding(*unchanged(part, choice)) for part in choice.parts)
+    told = tuple(
+        recoding(replace(part, encoding=part.source_encoding), choice)
+        if part.origin or part.change or choice.change
+        else found
+        for part, found in zip(choice.parts, done, strict=True)
     )
+    return replace(choice, told=told, done=done)
 
 
 def _without_zeros(choice: Choice, encoding: Grouped) -> Choice:
