@@ -13,11 +13,13 @@ from safetensors.numpy import load_file
 from tests.differential import runs
 from tests.families import FAMILIES, in_transformers_5
 from tests.oracles import converter
+from tests.oracles.llama_quantize import quantize
 from tests.test_llamacpp_parity import assert_same_file
 from tests.tiny import CONFIGS, raw_model
 from tests.tokenizers_for_tests import MAKERS
 from zenconvert import convert, open_checkpoint, plan
 from zenconvert.errors import PlanError, Unsupported
+from zenconvert.formats.gguf import mixtures
 from zenconvert.solve.calibration_texts import Calibrating
 
 NEW = [name for name in FAMILIES if name not in CONFIGS]
@@ -52,6 +54,17 @@ def test_files_are_the_converters(name: str, file_type: str, folder: Made, tmp_p
     theirs = converter.convert(source, tmp_path / "theirs.gguf", file_type, FAMILIES[name].pre)
     assert convert(source, tmp_path / "ours.gguf", f"gguf:{file_type}").plan.exact
     assert_same_file(tmp_path / "ours.gguf", theirs)
+
+
+@pytest.mark.parametrize("file_type", ["q4_k_m", "q3_k_l"])
+@pytest.mark.parametrize("name", NEW)
+def test_mixtures_are_the_quantizers(
+    name: str, file_type: str, folder: Made, tmp_path: Path
+) -> None:
+    convert(folder(name), tmp_path / "floats.gguf", "gguf:bf16")
+    convert(folder(name), tmp_path / "ours.gguf", f"gguf:{file_type}")
+    quantize(tmp_path / "floats.gguf", tmp_path / "theirs.gguf", mixtures.FILE_TYPES[file_type])
+    assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
 
 
 @pytest.mark.parametrize("name", NEW)

@@ -6,7 +6,7 @@ they are and turns them into :class:`GroupedRows` and back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Final, Protocol
@@ -135,7 +135,7 @@ class Piece:
         return begin * self.items // ROW_UNIT, min(last, self.shape[self.axis])
 
 
-class GroupedCodec(Protocol):
+class GroupedCodec(Hashable, Protocol):
     """How one format stores grouped tensors. Stateless; bit for bit."""
 
     @property

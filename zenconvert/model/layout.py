@@ -6,6 +6,7 @@ A format's writer turns a checkpoint and a target into a :class:`Layout`; ``conv
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,16 @@ class Recoding:
     action: Action
     exact: bool
     why: str = ""
+
+
+@lru_cache(maxsize=256)  # a model has few shapes, and is asked for each many times
+def _pieces(codec: GroupedCodec, encoding: Grouped, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+    return codec.pieces(encoding, shape)
+
+
+@lru_cache(maxsize=256)
+def _pieces_bytes(pieces: tuple[Piece, ...]) -> int:
+    return sum(piece.nbytes for piece in pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +83,7 @@ class Choice:
         """The arrays of a grouped tensor; none for any other."""
         if self.codec is None or not isinstance(self.encoding, Grouped):
             return ()
-        return self.codec.pieces(self.encoding, self.shape)
+        return _pieces(self.codec, self.encoding, self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -80,7 +91,7 @@ class Choice:
         if self.derived is not None:
             return len(self.derived)
         if self.codec is not None:
-            return sum(piece.nbytes for piece in self.pieces)
+            return _pieces_bytes(self.pieces)
         columns = self.parts[0].columns
         return prod(self.shape) // columns * self.encoding.row_bytes(columns)
 
