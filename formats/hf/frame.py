@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _PROBES: Final = ("a", "0", " ", "\n")
 _TRIES: Final = 64
+_ENOUGH: Final = 2
 _USUAL: Final = {"bos": "<s>", "eos": "</s>"}
 """What transformers takes where a config names no token."""
 
@@ -33,6 +34,8 @@ class Frame:
 
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    regular: bool = True
+    """The text stands once between them, whatever it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +49,19 @@ class Roles:
 
 
 def frame_of(library: FastTokenizer) -> Frame:
-    """What the post-processor puts around a text, told from one."""
+    """What the post-processor puts around a text, told from two."""
+    found = []
     for text in _probes(library):
-        plain = _ids(library, text, framed=False)
-        if not plain:
-            continue
-        whole = _ids(library, text, framed=True)
-        for at in range(len(whole) - len(plain) + 1):
-            if whole[at : at + len(plain)] == plain:
-                return Frame(tuple(whole[:at]), tuple(whole[at + len(plain) :]))
-        return Frame(tuple(whole))  # it keeps nothing of a text
-    return Frame(tuple(_ids(library, "", framed=True)))
+        if plain := _ids(library, text, framed=False):
+            whole = _ids(library, text, framed=True)
+            places = range(len(whole) - len(plain) + 1)
+            at = next((i for i in places if whole[i : i + len(plain)] == plain), None)
+            if at is None:
+                return Frame(regular=False)
+            found.append(Frame(tuple(whole[:at]), tuple(whole[at + len(plain) :])))
+        if len(found) == _ENOUGH:
+            return found[0] if found[0] == found[1] else Frame(regular=False)
+    return found[0] if found else Frame(tuple(_ids(library, "", framed=True)))
 
 
 def _ids(library: FastTokenizer, text: str, *, framed: bool) -> list[int]:

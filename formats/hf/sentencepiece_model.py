@@ -4,10 +4,11 @@
 
     ModelProto       1: repeated SentencePiece   2: TrainerSpec   3: NormalizerSpec
     SentencePiece    1: string piece   2: float score   3: enum type
-    TrainerSpec      3: enum model_type (1 unigram, 2 BPE)   4: vocab_size   35: byte_fallback
+    TrainerSpec      3: enum model_type (1 unigram, 2 BPE)   4: vocab_size
+                     24: treat_whitespace_as_suffix   35: byte_fallback
                      40…43: unk, bos, eos, pad id
-    NormalizerSpec   1: string name   3: add_dummy_prefix   4: remove_extra_whitespaces
-                     5: escape_whitespaces
+    NormalizerSpec   1: string name   2: bytes precompiled_charsmap   3: add_dummy_prefix
+                     4: remove_extra_whitespaces   5: escape_whitespaces
 
 Source: sentencepiece_model.proto of google/sentencepiece. Only the protobuf wire format is needed,
 so that reading a tokenizer asks for no library.
@@ -46,27 +47,42 @@ class SentencePieceModel:
     model_type: int
     add_dummy_prefix: bool = True
     """Whether a space is put before a text."""
+    removes_spaces: bool = True
+    """Whether spaces around a text, and all but one of several, are removed."""
+    normalizes: bool = False
+    """Whether characters are replaced by a table before anything else."""
+    spaces_behind: bool = False
+    """Whether a word's space stands behind it."""
+    escapes_spaces: bool = True
+    """Whether ``▁`` is written for a space."""
 
 
 def read(path: Path) -> SentencePieceModel:
     """Parse ``tokenizer.model``. Raises SourceNotFound or CorruptFile."""
     data = read_bytes(path, _MAX_SIZE)
     try:
-        pieces, model_type, prefix = [], _UNIGRAM, True
+        pieces: list[Piece] = []
+        trainer: dict[int, int | bytes] = {}
+        normalizer: dict[int, int | bytes] = {}
         for number, value in _fields(data):
             if number == 1 and isinstance(value, bytes):
                 pieces.append(_piece(value))
-            elif number == 2 and isinstance(value, bytes):
-                found = [v for n, v in _fields(value) if n == 3 and isinstance(v, int)]
-                model_type = found[-1] if found else model_type
-            elif number == 3 and isinstance(value, bytes):
-                found = [v for n, v in _fields(value) if n == 3 and isinstance(v, int)]
-                prefix = bool(found[-1]) if found else prefix
+            elif number in (2, 3) and isinstance(value, bytes):
+                (trainer if number == 2 else normalizer).update(_fields(value))
     except (IndexError, struct.error, UnicodeDecodeError, ValueError) as error:
         raise broken(path, f"no SentencePiece model: {error}") from error
     if not pieces:
         raise broken(path, "the SentencePiece model has no pieces")
-    return SentencePieceModel(tuple(pieces), model_type, prefix)
+    model_type = trainer.get(3, _UNIGRAM)
+    return SentencePieceModel(
+        pieces=tuple(pieces),
+        model_type=model_type if isinstance(model_type, int) else _UNIGRAM,
+        add_dummy_prefix=bool(normalizer.get(3, True)),
+        removes_spaces=bool(normalizer.get(4, True)),
+        normalizes=bool(normalizer.get(2, b"")),
+        spaces_behind=bool(trainer.get(24, False)),
+        escapes_spaces=bool(normalizer.get(5, True)),
+    )
 
 
 def _piece(data: bytes) -> Piece:

@@ -20,7 +20,7 @@ from zenconvert.formats.hf import fast, sentencepiece_model
 from zenconvert.formats.hf.sentencepiece_model import SentencePieceModel
 from zenconvert.formats.hf.tokenizer_files import Added, TokenizerFiles, text_of
 from zenconvert.formats.hf.tokenizer_json import ADDED_SCORE, definition_of
-from zenconvert.formats.hf.tokenizer_losses import ignored_of, losses_of
+from zenconvert.formats.hf.tokenizer_losses import ignored_of, losses_of, unlike_sentencepiece
 from zenconvert.formats.hf.tokenizer_structure import Structure, understand
 from zenconvert.model.tokenizer import Tokenizer, TokenType, hole
 
@@ -241,6 +241,11 @@ def _from_sentencepiece(files: TokenizerFiles, model: SentencePieceModel) -> Tok
             f"found type {model.model_type}; AutoTokenizer.from_pretrained(…).save_pretrained(…) "
             "of transformers writes one"
         )
+    if model.spaces_behind or not model.escapes_spaces:
+        raise UnknownTokenizer(
+            f"{path}: it writes spaces behind words, or not as ▁: it is not read without a "
+            "tokenizer.json"
+        )
     vocabulary = _Vocabulary.of(files)
     _fill_from_model(vocabulary, model)
     for number, token in files.added.items():
@@ -249,12 +254,16 @@ def _from_sentencepiece(files: TokenizerFiles, model: SentencePieceModel) -> Tok
     prefix = said if isinstance(said, bool) else None
     if prefix is None and not model.add_dummy_prefix:
         prefix = False
+    problem, losses = unlike_sentencepiece(model)
+    vocabulary.warnings += [f"{path}: read by itself, {text}" for text in losses]
     return Tokenizer(
         kind="spm",
         tokens=vocabulary.tokens,
         types=vocabulary.types,
         scores=vocabulary.scores,
         add_space_prefix=prefix,
+        problem=problem,
+        losses=losses,
         warnings=(*vocabulary.warnings, *files.warnings),
         **_common(files),
     )

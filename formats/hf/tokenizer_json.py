@@ -229,7 +229,8 @@ def _byte_fallback_definition(tokenizer: Tokenizer) -> dict[str, Any]:
     assert tokenizer.scores is not None
     vocab = {text: i for i, text in enumerate(tokenizer.tokens)}
     prefix = tokenizer.add_space_prefix is not False
-    unknown = tokenizer.special.get("unk")
+    typed = (i for i, kind in enumerate(tokenizer.types) if kind == TokenType.UNKNOWN)
+    unknown = tokenizer.special.get("unk", next(typed, None))
     unk = tokenizer.tokens[unknown] if unknown is not None else None
     space: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     normalizers = [*([{"type": "Prepend", "prepend": "▁"}] if prefix else []), space]

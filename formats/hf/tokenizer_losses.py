@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from zenconvert.formats.hf.frame import Frame, frame_of
+from zenconvert.formats.hf.sentencepiece_model import BYTE, SentencePieceModel
 from zenconvert.formats.hf.tokenizer_files import Added
-from zenconvert.formats.hf.tokenizer_structure import parts_of
+from zenconvert.formats.hf.tokenizer_structure import SPACE, parts_of
 from zenconvert.model import pretokenizer
 from zenconvert.model.tokenizer import Tokenizer, TokenType
 
@@ -30,11 +31,26 @@ def losses_of(
     """Everything but the structure; ``library`` is the loaded tokenizer."""
     if tokenizer.problem:
         return ()
-    found = [*_flags(added, definition), *_frame(tokenizer, library), *_texts(tokenizer)]
+    found = [
+        *_flags(tokenizer, added, definition),
+        *_frame(tokenizer, library, definition),
+        *_texts(tokenizer),
+    ]
     if tokenizer.kind == "spm":
         found += _merge_order(tokenizer, definition)
     rule = pretokenizer.by_name(tokenizer.rule) if tokenizer.rule else None
     return (*found, *(rule.losses if rule is not None else ()))
+
+
+def unlike_sentencepiece(model: SentencePieceModel) -> tuple[str, tuple[str, ...]]:
+    """Why GGUF cannot have a lone tokenizer.model, empty where it can, and what gets lost."""
+    missing = 256 - sum(piece.type == BYTE for piece in model.pieces)
+    problem = f"{missing} of the 256 byte tokens are missing, which llama.cpp needs"
+    losses = {
+        "spaces around a text, and all but one of several, are kept": model.removes_spaces,
+        "its table of normal forms is not applied": model.normalizes,
+    }
+    return problem if missing > 0 else "", tuple(text for text, there in losses.items() if there)
 
 
 def ignored_of(definition: Mapping[str, Any]) -> Iterator[str]:
@@ -52,7 +68,9 @@ def _shown(texts: list[str]) -> str:
     return ", ".join(repr(text) for text in texts[:_SHOWN]) + more
 
 
-def _flags(added: Mapping[int, Added], definition: Mapping[str, Any]) -> Iterator[str]:
+def _flags(
+    tokenizer: Tokenizer, added: Mapping[int, Added], definition: Mapping[str, Any]
+) -> Iterator[str]:
     """Flags of added tokens that llama.cpp does not have."""
     for flag, what in (
         ("lstrip", "the space before {} is kept (lstrip)"),
@@ -61,6 +79,9 @@ def _flags(added: Mapping[int, Added], definition: Mapping[str, Any]) -> Iterato
     ):
         if texts := [t.text for t in added.values() if getattr(t, flag)]:
             yield what.format(_shown(texts))
+    for t in added.values() if tokenizer.kind == "spm" else ():
+        if not t.special and not t.normalized and SPACE in t.text and t.text.strip(SPACE):
+            yield f"{t.text!r:.60} is looked for with spaces in place of ▁"
     changing = [
         part for part in parts_of(definition.get("normalizer"), "normalizers")
         if part.get("type") != "NFC"
@@ -69,13 +90,27 @@ def _flags(added: Mapping[int, Added], definition: Mapping[str, Any]) -> Iterato
         yield f"{_shown(texts)} is looked for before the text is normalized (normalized)"
 
 
-def _frame(tokenizer: Tokenizer, library: FastTokenizer) -> Iterator[str]:
+def _frame(
+    tokenizer: Tokenizer, library: FastTokenizer, definition: Mapping[str, Any]
+) -> Iterator[str]:
     """What the post-processor puts around a text, beside BOS and EOS."""
     frame = frame_of(library)
     ids = {r: (tokenizer.special[r],) for r in ("bos", "eos") if tokenizer.adds.get(r)}
-    if frame != Frame(ids.get("bos", ()), ids.get("eos", ())):
+    if not frame.regular or _repeats(definition):
+        yield "the post-processor does not keep a text once, between tokens, as llama.cpp does"
+    elif frame != Frame(ids.get("bos", ()), ids.get("eos", ())):
         texts = [library.id_to_token(i) or str(i) for i in (*frame.before, *frame.after)]
         yield f"the post-processor puts {_shown(texts)} around a text, llama.cpp only BOS and EOS"
+
+
+def _repeats(definition: Mapping[str, Any]) -> bool:
+    """Whether a template has a text more than once, or not at all, with special tokens or not."""
+    for part in parts_of(definition.get("post_processor"), "processors"):
+        if part.get("type") == "TemplateProcessing":
+            texts = [one for one in part.get("single") or () if "Sequence" in one]
+            if len(texts) != 1:
+                return True
+    return False
 
 
 def _texts(tokenizer: Tokenizer) -> Iterator[str]:

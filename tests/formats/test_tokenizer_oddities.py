@@ -1,0 +1,67 @@
+"""Odd tokenizer files: transformers' or SentencePiece's ids everywhere, or a loss or refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from transformers import AutoTokenizer
+
+from tests.formats.test_tokenizer_differential import LLAMA, vocabulary_file, written
+from tests.tokenizer_oddities import ODDITIES
+from zenconvert.errors import ZenError
+from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata, tokenizer_metadata
+from zenconvert.formats.hf.tokenizer import TextEncoder, read_tokenizer
+
+TEXTS = (
+    "Some words, the 12 of them.", " a", "  two  spaces ", "x\n\n y\t", "<s>in</s> it <s> ",
+    " <l> a<r> b <r>  c", "word words sword the<<a>>b <a> <x <x>", "caféÉ ǅ ① ﬁ", "q r  xy ▁▁x",
+    "going on   < x > <|im_end|> <|fim_prefix|>z<|fim_middle|>", "🚀漢字 नमस्ते", "",
+    "<tool>xyz <ctl>", "<|nowhere|> <|e|> <S> <s >", "AAA", "\u3000wide \u00a0",
+)  # fmt: skip
+
+
+def original(folder: Path) -> Callable[[str], list[int]]:
+    if (folder / "tokenizer.json").exists():
+        theirs = AutoTokenizer.from_pretrained(folder)
+        return lambda text: list(theirs.encode(text, add_special_tokens=False))
+    model = str(folder / "tokenizer.model")
+    processor: Any = sentencepiece.SentencePieceProcessor(model_file=model)
+    return lambda text: list(processor.encode(text))
+
+
+@pytest.mark.parametrize("what", ODDITIES)
+def test_ids_or_a_name_for_what_is_lost(what: str, tmp_path: Path) -> None:
+    drawn = ODDITIES[what]()
+    drawn.size = max(drawn.size, 1960)
+    folder = drawn.write(tmp_path / "m")
+    encode = original(folder)
+    try:
+        ours = read_tokenizer(folder, vocab_size=drawn.size)
+        encoder = TextEncoder(ours)
+    except ZenError as error:
+        assert str(folder) in str(error) or "--pre" in str(error)  # noqa: PT017
+        return
+    is_lone = not (folder / "tokenizer.json").exists()
+    texts = [t for t in TEXTS if not (is_lone and "<" in t)]  # SentencePiece knows them in no text
+    for text in texts:
+        if not (is_lone and ours.losses):
+            assert encoder.encode(text) == encode(text), text
+    try:
+        metadata = tokenizer_metadata(ours, LLAMA)
+    except ZenError:
+        return
+    engine = vocabulary_file(ours, tmp_path / "vocab.gguf")
+    read = tokenizer_from_metadata(metadata, where="test")
+    back = written(read, folder, tmp_path / "back")
+    for text in texts if not ours.losses else ():
+        found = list(engine.tokenize(text.encode(), add_bos=False, special=True))
+        assert found == encode(text), text
+        assert back.encode(text, add_special_tokens=False) == found, text
+        if not is_lone:
+            framed = AutoTokenizer.from_pretrained(folder).encode(text)
+            assert list(engine.tokenize(text.encode(), add_bos=True, special=True)) == framed, text
+    engine.close()
