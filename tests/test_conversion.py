@@ -105,6 +105,26 @@ def test_types_that_cannot_be_written_are_refused(options: Options) -> None:
         plan("builtin:zen-nano", "gguf:q4_k_m", options=options)
 
 
+@pytest.mark.parametrize("target", ["gguf:q4_k_m", "hf:bf16", "gptq", "awq", "onnx:int4"])
+@pytest.mark.parametrize("pattern", ["ffn_donw|mlp.donw", r"blk\.99\.|layers\.99\."])
+def test_patterns_that_pick_no_tensor_are_told(target: str, pattern: str) -> None:
+    kind = {"gguf:q4_k_m": "q8_0", "hf:bf16": "f32", "onnx:int4": "int8"}.get(target, "f16")
+    options = Options(tensor_types=(("down", kind), (pattern, kind)))
+    with pytest.raises(UsageError, match="no tensor of the output has a name") as caught:
+        plan("builtin:zen-nano", target, options=options)
+    assert f"--tensor-type {pattern}={kind}" in str(caught.value)
+    known = "blk." if target.startswith("gguf") else "model.layers."
+    assert known in str(caught.value)
+
+
+def test_a_pattern_behind_a_wider_one_is_none_of_those() -> None:
+    options = Options(tensor_types=(("ffn", "q8_0"), ("ffn_down", "q6_k")))
+    assert plan("builtin:zen-nano", "gguf:q4_k_m", options=options).steps
+    norms = Options(tensor_types=(("_norm", "q8_0"),))
+    with pytest.raises(UsageError, match="it matches vectors alone"):
+        plan("builtin:zen-nano", "gguf:q4_k_m", options=norms)
+
+
 def test_gguf_options_are_refused_for_hf() -> None:
     with pytest.raises(UsageError, match="--pure"):
         plan("builtin:zen-nano", "hf:bf16", options=Options(pure=True))

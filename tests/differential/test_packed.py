@@ -57,13 +57,13 @@ def draw_target(rng: random.Random) -> tuple[str, Options]:
     group = rng.choice([32, 32, 32, 16, 64, -1])
     if rng.random() < 0.4:
         kind = rng.choice(["", "", "-sym", "-gemv"])
-        kept = ((rng.choice(["down_proj", "q_proj", "w2", r"layers\.0\."]), "f16"),)
+        kept = ((rng.choice([r"down_proj|\.w2\.", "q_proj", r"layers\.0\."]), "f16"),)
         return f"awq:w4g{group}{kind}", Options(kept if rng.random() < 0.4 else ())
     bits = rng.choice([2, 3, 4, 4, 8])
     kind = rng.choice(["", "", "-asym", "-v2", "-gptqmodel", "-asym-gptqmodel"])
     types = []
     if rng.random() < 0.4:
-        module = rng.choice(["down_proj", "o_proj", "v_proj", "w3", r"layers\.0\."])
+        module = rng.choice([r"down_proj|\.w2\.", "o_proj", "v_proj", r"\.w3|up_", r"layers\.0\."])
         types.append((module, rng.choice(["w8g32", "w4g32-asym", "w2g16", "f16", "bf16"])))
     head = rng.choice([None, None, "w8g32", "w4g-1", "f16"])
     return f"gptq:w{bits}g{group}{kind}", Options(tuple(types), output_type=head)

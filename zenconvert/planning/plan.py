@@ -5,7 +5,8 @@ Every output tensor part is one frozen :class:`Step`; refusals are gathered and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.base.stamps import Stamp
-from zenconvert.errors import PlanError, first_names
+from zenconvert.errors import PlanError, UsageError, first_names
 from zenconvert.formats.registry import format_named
 from zenconvert.ggml.encoding import Blocks
 from zenconvert.model import meaning
@@ -153,6 +154,7 @@ def make_plan(
     if refused := [_lost(fact, checkpoint) for fact in facts if fact.refused]:
         raise PlanError(refused)
     choices = writer.choose(checkpoint, target, options, importance=importance is not None)
+    _check_patterns(options, choices)
     choices = [_judged(choice) for choice in choices]
     steps = tuple(step for choice in choices for step in _steps(choice))
     found = _problems(choices, importance, exact=exact, allow_requantize=allow_requantize)
@@ -161,6 +163,25 @@ def make_plan(
         raise PlanError(problems)
     layout = writer.lay_out(checkpoint, target, choices, options, name)
     return Plan(target, steps, facts, layout, threads, checkpoint.warnings, checkpoint.stamps)
+
+
+def _check_patterns(options: Options, choices: Sequence[Choice]) -> None:
+    """Raise UsageError for patterns that pick no tensor, or vectors alone that keep their type."""
+    for pattern, kind in options.tensor_types:
+        matching = [choice for choice in choices if re.search(pattern, choice.name)]
+        if not matching:
+            longest = max((c for c in choices if len(c.shape) > 1), key=lambda c: len(c.name))
+            raise UsageError(
+                f"--tensor-type {pattern}={kind}: no tensor of the output has a name that "
+                f"{pattern!r} matches; they are called like {longest.name}"
+            )
+        heeded = any(f"the name matches {pattern!r}" in choice.why for choice in matching)
+        if not heeded and all(len(choice.shape) < 2 for choice in matching):
+            names = first_names([choice.name for choice in matching])
+            raise UsageError(
+                f"--tensor-type {pattern}={kind}: it matches vectors alone, which keep their type "
+                f"in this format: {names}"
+            )
 
 
 def _lost(fact: Fact, checkpoint: Checkpoint) -> str:
