@@ -49,6 +49,8 @@ class Module:
     """Key of the config that says whether there is a bias; transformers goes by it alone."""
     gguf_operation: str | None = None
     """Operation that makes GGUF's tensor of HF's, which is the neutral one."""
+    layers: Literal["sparse", "dense"] | None = None
+    """The layers of a mixture that have it; None for all."""
     hf_also: str | None = None
     """Another name that tools give it which keep transformers' names of today."""
     hf_stack: str | None = None
@@ -131,6 +133,8 @@ class Architecture:
     balances: tuple[Balance, ...]
     names: Names
     """Size → where a config has it."""
+    layers: Mapping[str, str]
+    """``dense`` and ``sparse_step`` → the config keys that say which layers are which."""
     defaults: Mapping[str, Any]
     """What holds where a config is silent."""
     constants: Mapping[str, Sequence[Any]]
@@ -158,7 +162,7 @@ class Architecture:
 
     def sizes(self, config: Mapping[str, Any], *, where: str) -> Hyperparameters:
         """The sizes of a config. Raises as ``from_config``."""
-        return from_config(config, self.defaults, self.names, where=where)
+        return from_config(config, self.defaults, self.names, where=where, layers=self.layers)
 
     def key(self, size: str) -> str:
         """The key under which a config that is written has a size."""
@@ -188,10 +192,8 @@ class Architecture:
         """
         if hp.vocab > _MOST_TOKENS:
             raise InvalidInput(f"{where}: a vocabulary of {hp.vocab}; at most {_MOST_TOKENS}")
-        one = replace(hp, layers=1, experts=min(hp.experts, 1))
-        needed = [n for n in self.tensor_names(one) if n.required and "{layer}" in n.module.name]
-        of_experts = sum(n.expert is not None for n in needed)
-        least = hp.layers * (len(needed) - of_experts + of_experts * hp.experts)
+        dense = len(hp.dense_layers)
+        least = self._least(hp, ()) * (hp.layers - dense) + self._least(hp, (0,)) * dense
         stored = [shape for shape in shapes if 0 not in shape]
         room = len(stored) + sum(shape[0] for shape in stored if len(shape) == _STACK)
         if least > _FUSED * room or hp.experts > _MOST_EXPERTS:
@@ -201,10 +203,19 @@ class Architecture:
                 f"{len(stored)} are stored; the counts are wrong, or files are missing"
             )
 
+    def _least(self, hp: Hyperparameters, dense: tuple[int, ...]) -> int:
+        """Tensors that a layer needs."""
+        one = replace(hp, layers=1, experts=min(hp.experts, 1), dense_layers=dense)
+        needed = [n for n in self.tensor_names(one) if n.required and "{layer}" in n.module.name]
+        of_experts = sum(n.expert is not None for n in needed)
+        return len(needed) - of_experts + of_experts * hp.experts
+
     def tensor_names(self, hp: Hyperparameters) -> tuple[TensorName, ...]:
         """Every tensor that a model of this size may have, layer by layer."""
         sizes = {size: int(getattr(hp, size)) for module in self.modules for size in module.shape}
-        return _tensor_names(self.modules, tuple(sizes.items()), hp.layers, hp.experts, hp.tied)
+        return _tensor_names(
+            self.modules, tuple(sizes.items()), hp.layers, hp.dense_layers, hp.experts, hp.tied
+        )
 
 
 @lru_cache(maxsize=2)  # several readers and writers of one model ask
@@ -212,6 +223,7 @@ def _tensor_names(
     modules: tuple[Module, ...],
     sizes: tuple[tuple[str, int], ...],
     layers: int,
+    dense_layers: tuple[int, ...],
     experts: int,
     tied: bool,
 ) -> tuple[TensorName, ...]:
@@ -219,7 +231,13 @@ def _tensor_names(
     blocks = [m for m in modules if "{layer}" in m.name]
     first, last = modules.index(blocks[0]), modules.index(blocks[-1])
     places = [(module, "") for module in modules[:first]]
-    places += [(module, str(layer)) for layer in range(layers) for module in blocks]
+    kinds = ["dense" if layer in set(dense_layers) else "sparse" for layer in range(layers)]
+    places += [
+        (module, str(layer))
+        for layer, kind in enumerate(kinds)
+        for module in blocks
+        if module.layers in (None, kind)
+    ]
     places += [(module, "") for module in modules[last + 1 :]]
     return tuple(
         name
@@ -328,6 +346,7 @@ def _built(table: Table, model_type: str) -> Architecture:
             for b in values["balance"]
         ),
         names=values["sizes"],
+        layers=values["layers"],
         defaults=values["defaults"],
         constants={k: v for k, v in config.items() if isinstance(v, list)},
         list_rules={k: v for k, v in config.items() if isinstance(v, dict)},

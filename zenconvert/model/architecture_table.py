@@ -21,6 +21,11 @@ from zenconvert.model.hyperparameters import COMPUTED_SIZES, SIZES
 ROLES: Final = ("embed", "linear", "norm", "router", "head")
 WINDOWS: Final = ("none", "every_layer", "every_layer_if_used", "upper_layers", "pattern")
 ROTATES: Final = ("every_layer", "three_of_four")
+LAYERS: Final = ("dense", "sparse_step")
+"""Keys of ``[layers]``: the config's list of layers without experts, and the period of those with
+experts, the last of which has them."""
+KINDS: Final = ("sparse", "dense")
+"""Of layers that have a module: with experts, or without."""
 SCALINGS: Final = frozenset({"linear", "yarn", "dynamic", "llama3"})
 IGNORED: Final = "ignored"
 LIST_RULES: Final = frozenset({"all", "zero_every"})
@@ -31,7 +36,7 @@ ALWAYS: Final = "always"
 _NONE: Final = "none"
 
 _SECTIONS: Final = (
-    "sizes", "defaults", "config", "block", "biases", "gguf_operations", "gguf_keys",
+    "sizes", "layers", "defaults", "config", "block", "biases", "gguf_operations", "gguf_keys",
     "gguf_implied", "gguf_graph", "gguf_tokenizer",
 )  # fmt: skip
 _KEYS: Final = (
@@ -41,6 +46,7 @@ _KEYS: Final = (
 _REQUIRED: Final = ("model_types", "class", "gguf", "module", "balance", *_SECTIONS)
 _MODULE_KEYS: Final = (
     "name", "hf", "gguf", "role", "shape", "hf_also", "hf_stack", "hf_stack_part", "after",
+    "layers",
 )  # fmt: skip
 _WRAPPER: Final = (
     "model_type", "config", "text_type", "text_class", "beside", "prefixes",
@@ -206,6 +212,9 @@ class _Check:
         if not isinstance(values.get("experts", False), bool):
             self.fail("experts", "should be true or false")
         self._sizes(values)
+        if values["layers"]:
+            self.keys("[layers]", values["layers"], LAYERS, LAYERS)
+            self.strings("[layers]", list(values["layers"].values()))
         self._gguf(values)
         names = self._modules(values)
         self._lists("[biases]", values["biases"], names)
@@ -274,6 +283,10 @@ class _Check:
             part = row.get("hf_stack_part", [0, 1])
             if not isinstance(part, list) or [type(n) for n in part] != [int, int]:
                 self.fail(where, f"hf_stack_part {part!r:.60} should be [part, parts]")
+            if row.get("layers", "dense") not in KINDS or (
+                "layers" in row and not values["layers"]
+            ):
+                self.fail(where, f"layers should be one of {KINDS}, and [layers] say which are")
             if row["name"] in names:
                 self.fail(where, "stands there twice")
             names.add(row["name"])

@@ -76,6 +76,8 @@ class Hyperparameters:
     """c in c · tanh(scores / c)."""
     logit_softcap: float | None = None
     """c in c · tanh(logits / c)."""
+    dense_layers: tuple[int, ...] = ()
+    """Layers of a mixture that have one network in place of experts."""
     sliding_theta: float | None = None
     """Base of the rotations in layers with a window, where they have plain ones of their own."""
 
@@ -101,11 +103,17 @@ class Hyperparameters:
 
 
 def from_config(
-    config: Mapping[str, Any], defaults: Mapping[str, Any], names: Names, *, where: str
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    names: Names,
+    *,
+    where: str,
+    layers: Mapping[str, str] | None = None,
 ) -> Hyperparameters:
     """Read the sizes of a ``config.json``, with ``defaults`` where a key is absent.
 
-    ``where`` names the file in error messages. Raises InvalidInput for a missing, ill-typed or
+    ``layers`` are the keys that say which layers of a mixture are dense. ``where`` names the file
+    in error messages. Raises InvalidInput for a missing, ill-typed or
     impossible value.
     """
     # null means "none" and "as many as query heads" there, whatever the default is
@@ -153,6 +161,7 @@ def from_config(
         score_width=sizes.real("score_width") or float(head_dim),
         score_softcap=sizes.real("score_softcap"),
         logit_softcap=sizes.real("logit_softcap"),
+        dense_layers=_dense_layers(merged, layers or {}, sizes.count("layers"), where),
         sliding_theta=sizes.real("sliding_theta"),
     )
 
@@ -201,6 +210,19 @@ class _Sizes:
         if zero and value is None and key in self.config:
             return 0
         return _count({key: value}, key, self.where, zero=zero)
+
+
+def _dense_layers(
+    config: Mapping[str, Any], keys: Mapping[str, str], layers: int, where: str
+) -> tuple[int, ...]:
+    """Layers that a list names, and all but every so many-th one."""
+    if not keys:
+        return ()
+    listed, step = config.get(keys["dense"]) or [], keys["sparse_step"]
+    if not isinstance(listed, list) or not all(type(n) is int for n in listed):
+        raise InvalidInput(f"{where}: {keys['dense']} should be a list of layers, found {listed!r}")
+    period, named = _count(config, step, where), set(listed)
+    return tuple(i for i in range(layers) if i in named or (i + 1) % period)
 
 
 def at_path(config: Mapping[str, Any], path: str) -> Any:

@@ -1,0 +1,91 @@
+"""Mixtures some of whose layers have one network in place of experts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from tests.calib.whole_models import whole_model
+from tests.tokenizers_for_tests import MAKERS
+from zenconvert import convert, open_checkpoint, plan
+from zenconvert.errors import InvalidInput, PlanError
+from zenconvert.model.architecture import for_model_type
+from zenconvert.solve.calibration_texts import Calibrating
+from zenconvert.texts.windows import Window
+from zenconvert.verification.engines.torch_engine import TorchEngine
+
+CASES: dict[str, dict[str, Any]] = {
+    "a list": {"mlp_only_layers": [1, 2]},
+    "a period": {"mlp_only_layers": [], "decoder_sparse_step": 2},
+    "both": {"mlp_only_layers": [3], "decoder_sparse_step": 2},
+}
+DENSE = {"a list": (1, 2), "a period": (0, 2), "both": (0, 2, 3)}
+
+
+def model(case: str, folder: Path) -> Path:
+    """A random mixture of four layers, of sizes that groups of 32 divide."""
+    folder.mkdir()
+    vocab = MAKERS["qwen2"](folder)
+    whole_model(
+        "qwen3_moe", folder, vocab_size=vocab, intermediate_size=96, moe_intermediate_size=32,
+        **CASES[case],
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_those_of_transformers_and_a_copy_is_exact(case: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source = model(case, tmp_path / "model")
+    checkpoint = open_checkpoint(source)
+    assert checkpoint.hyperparameters.dense_layers == DENSE[case]
+    ids = tuple(np.random.default_rng(1).integers(3, 900, 40).tolist())
+    windows = [Window("a", "en", ids)]
+    engine = TorchEngine(checkpoint, windows, device="cpu", progress=lambda done, total: None)
+    whole = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        expected = whole(torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(engine.logits(0, 0, 40), expected, rtol=0, atol=1e-4)
+    convert(source, tmp_path / "copy", "hf:f32")
+    before = load_file(source / "model.safetensors")
+    after = load_file(tmp_path / "copy" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, values in before.items():
+        np.testing.assert_array_equal(values, after[name], err_msg=name)
+
+
+@pytest.mark.parametrize("target", ["gptq:w4g32", "awq:w4g32"])
+def test_solvers_take_the_linear_modules_of_both_kinds(target: str, tmp_path: Path) -> None:
+    source = model("a period", tmp_path / "model")
+    samples = Calibrating(languages=["en"], tokens_per_language=300, context=64)
+    done = convert(source, tmp_path / "packed", target, calibrating=samples)
+    names = {".".join(name.split(".")[1:3]) for name in done.modules if "attn" not in name}
+    assert names == {"0.ffn", "2.ffn", "1.moe", "3.moe"}
+    convert(tmp_path / "packed", tmp_path / "decoded", "hf:f32")
+    before = load_file(source / "model.safetensors")
+    after = load_file(tmp_path / "decoded" / "model.safetensors")
+    assert before.keys() == after.keys()
+
+
+@pytest.mark.parametrize("target", ["gguf:bf16", "onnx:f32"])
+def test_runtimes_that_have_experts_in_every_layer_refuse(target: str, tmp_path: Path) -> None:
+    source = model("a list", tmp_path / "model")
+    with pytest.raises(PlanError, match="mlp_only_layers is"):
+        plan(source, target)
+
+
+def test_a_list_of_something_else_is_an_error() -> None:
+    with pytest.raises(InvalidInput, match="mlp_only_layers should be a list of layers"):
+        for_model_type("qwen3_moe").sizes(
+            {
+                "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "intermediate_size": 96, "vocab_size": 300, "mlp_only_layers": ["1"],
+            },
+            where="test",
+        )  # fmt: skip
