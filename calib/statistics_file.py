@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from zenconvert.base.atomic import hidden_name, sync_folder, system_errors, write_whole
+from zenconvert.base.notes import read_word
 from zenconvert.base.scratch import DONE, remove_scratch
 from zenconvert.base.stamps import check_unchanged
 from zenconvert.calib.feeding import Consumer, feed
@@ -239,10 +240,12 @@ class _Writer:
     def has(self, layer: int | None) -> bool:
         """Whether a layer (None: the head, which comes last) is in the file, as it was written."""
         if layer not in self.found:
+            mark = read_word(self._mark(layer))
             try:
-                mark = json.loads(self._mark(layer).read_bytes())
-                self.found[layer] = mark["sha256"] == self._digest(mark["extents"])
-            except (OSError, ValueError, TypeError, KeyError):
+                extents = [(int(offset), int(size)) for offset, size in mark["extents"]]
+                inside = all(o >= 0 and n >= 0 and o + n <= self.layout.size for o, n in extents)
+                self.found[layer] = inside and mark["sha256"] == self._digest(extents)
+            except (OSError, ValueError, TypeError, KeyError, OverflowError):
                 self.found[layer] = False
         return self.found[layer]
 

@@ -46,7 +46,7 @@ class Statistics:
             facts = {k: json.loads(v) for k, v in metadata.items() if k not in _PLAIN}
             self.languages = tuple(str(code) for code in facts["languages"])
             weights = tuple(float(weight) for weight in facts["language_weights"])
-            tokens = np.array([int(part["tokens"]) for part in facts["coverage"]])
+            tokens = np.array([int(part["tokens"]) for part in facts["coverage"]], np.int64)
             self.token_weights = token_weights(weights, tokens)
             """What a token of every language counts, float64[languages]; 1 on average."""
             self.model_digest = str(facts["model"]["digest"])

@@ -101,6 +101,18 @@ def test_go_templates(fault: str) -> None:
         render_go(GO[fault], [{"role": "user", "content": "x"}])
 
 
+@pytest.mark.parametrize("template", ["{{ range" + " " * 60_000, "{{" * 60_000, "{{- " * 60_000])
+def test_actions_without_an_end_take_no_time(template: str) -> None:
+    assert render_go(template, [{"role": "user", "content": "x"}]) == template
+
+
+def test_trimming_of_go_templates() -> None:
+    said = [{"role": "system", "content": "s"}]
+    assert render_go("a {{- .System -}} b", said) == "asb"
+    assert render_go("a {{-\n.System}} b", said) == "as b"
+    assert render_go("a {{.System -}}\n b {{ .System }}", said) == "a sb s"
+
+
 def test_a_long_go_template_takes_no_time() -> None:
     text = render_go("{{ .System }}x" * 50_000, [{"role": "system", "content": "s"}])
     assert text == "sx" * 50_000
@@ -281,6 +293,19 @@ STATISTICS: dict[str, tuple[str, str, Any]] = {
     "sums in one row": ("layers.0.attn.q.magnitudes", "shape", [8]),
     "moments that are no floats": ("layers.0.attn.q.moments", "dtype", "I32"),
 }
+
+
+@pytest.mark.parametrize("count", ["1e300", "99999999999999999999", "null", "true", "-1"])
+def test_counts_of_statistics(count: str, tmp_path: Path) -> None:
+    data = statistics_file()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"]["coverage"] = f'[{{"tokens": 5}}, {{"tokens": {count}}}]'
+    text = json.dumps(header).encode()
+    path = tmp_path / "x.stats"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    with suppress(InvalidInput):
+        open_statistics(path)
 
 
 @pytest.mark.parametrize("fault", STATISTICS)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from zenconvert.base.atomic import system_errors, write_whole
+from zenconvert.base.source_files import parse_json
+from zenconvert.errors import InvalidInput
 
 
 class Journal:
@@ -45,10 +47,10 @@ class Journal:
 
 
 def read_word(path: Path) -> Any:
-    """What was left in a file; None where there is none."""
+    """What was left in a file; None where there is none, or what no run would leave."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return parse_json(path)
+    except InvalidInput:
         return None
 
 

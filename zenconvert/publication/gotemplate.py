@@ -20,7 +20,8 @@ Fields = Mapping[str, "Fields | None"]
 
 _FIELDS: Final[Fields] = {"System": None, "Messages": {"Role": None, "Content": None}}
 _DEEPEST: Final = 50
-_ACTION: Final = re.compile(r"\{\{(-\s)?\s*(.*?)\s*(\s-)?\}\}", re.DOTALL)
+_TRIM_LEFT: Final = re.compile(r"-\s")
+_TRIM_RIGHT: Final = re.compile(r"\s-\Z")
 _FIELD: Final = re.compile(r"\.[A-Z]\w*")
 _TEST: Final = re.compile(r'(?:eq (\.[A-Z]\w*) "([^"\\]*)"|(\.[A-Z]\w*))')
 
@@ -70,12 +71,15 @@ def render_go(template: str, messages: Sequence[Mapping[str, str]]) -> str:
 def _parts(template: str) -> Iterator[tuple[bool, str]]:
     """(is an action, text) pieces, trimmed as the marks say."""
     at, trim = 0, False
-    for match in _ACTION.finditer(template):
-        text = template[at : match.start()]
+    while (begin := template.find("{{", at)) >= 0 and (end := template.find("}}", begin + 2)) >= 0:
+        text, action = template[at:begin], template[begin + 2 : end]
         text = text.lstrip() if trim else text
-        yield False, text.rstrip() if match[1] else text
-        yield True, match[2]
-        at, trim = match.end(), bool(match[3])
+        left = _TRIM_LEFT.match(action) is not None
+        action = action[2:] if left else action
+        trim = _TRIM_RIGHT.search(action[-2:]) is not None
+        yield False, text.rstrip() if left else text
+        yield True, (action[:-2] if trim else action).strip()
+        at = end + 2
     text = template[at:]
     yield False, text.lstrip() if trim else text
 

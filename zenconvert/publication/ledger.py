@@ -7,7 +7,6 @@ until a file was touched.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -17,6 +16,7 @@ from typing import Any, Final
 from zenconvert.base.atomic import write_whole
 from zenconvert.base.escaping import json_text
 from zenconvert.base.notes import make_folder
+from zenconvert.base.source_files import parse_json
 from zenconvert.verification.digests import file_digest
 
 STATE: Final = ".zenconvert"
@@ -68,10 +68,10 @@ class Ledger:
     def get(self, key: str) -> Record | None:
         """The record of a job; None where there is none, or none that can be read."""
         try:
-            value = json.loads((self.state / f"{key}.json").read_text(encoding="utf-8"))
+            value = parse_json(self.state / f"{key}.json")
             outputs = tuple(Written(**one) for one in value.pop("outputs"))
             return Record(outputs=outputs, **value)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def all(self) -> Iterator[Record]:
