@@ -78,6 +78,13 @@ FAMILIES: dict[str, Family] = {
             rope_scaling={"rope_type": "default"}, pretraining_tp=1, pad_token_id=1,
         ),
     ),
+    "ernie4_5": Family(
+        _sizes(
+            "ernie4_5", "Ernie4_5ForCausalLM", head_dim=128, use_bias=False, pad_token_id=0,
+            tie_word_embeddings=True,
+        ),
+        "mixtral", "mixtral", onnx=False,
+    ),
     "smollm3": Family(
         _sizes(
             "smollm3", "SmolLM3ForCausalLM", num_hidden_layers=8, attention_bias=False,

@@ -151,6 +151,8 @@ class Architecture:
     """Which layers rotate positions."""
     head_norms: bool
     """q and k are normed head by head, before they are rotated."""
+    rotary_pairs: bool
+    """Neighbouring channels of a head are rotated together, and not those of two halves."""
     norms_add_one: bool
     """Norms multiply by 1 + their weight."""
     scales_embedding: bool
@@ -355,6 +357,7 @@ def _built(table: Table, model_type: str) -> Architecture:
         window_period=block["window_period"],
         rotates=block["rotates"],
         head_norms=block["head_norms"],
+        rotary_pairs=block["rotary"] == "pairs",
         norms_add_one=block["norm_weights"] == "1+w",
         scales_embedding=block["embedding_scale"] != "1",
         activation_key=block["activation"],

@@ -60,6 +60,7 @@ _BLOCK: Final[dict[str, Callable[[Any], bool]]] = {
     "embedding_scale": ("1", "sqrt(hidden)").__contains__,
     "activation": lambda value: isinstance(value, str),
     "head_norms": lambda value: isinstance(value, bool),
+    "rotary": ("halves", "pairs").__contains__,
     "rotates": ROTATES.__contains__,
 }
 _GGUF_GRAPH: Final[dict[str, Callable[[Any], bool]]] = {

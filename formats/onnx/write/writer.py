@@ -120,6 +120,11 @@ def check_family(checkpoint: Checkpoint) -> None:
     common = _EVERY | (_HEAD_NORMS if architecture.head_norms else set())
     known = [common | parts | extra for parts in _FEED_FORWARD.values()
              for extra in (set[str](), _POST_NORMS)]  # fmt: skip
+    if architecture.rotary_pairs:
+        raise Unsupported(
+            f"model_type is {checkpoint.config.get('model_type')!r}, whose layers rotate "
+            "neighbouring channels; graphs rotate halves: convert to gguf or hf instead"
+        )
     if modules in known:
         return
     nearest = min(known, key=lambda parts: len(parts ^ modules))
