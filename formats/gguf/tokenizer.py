@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -152,22 +152,55 @@ def tokenizer_from_metadata(metadata: Mapping[str, KeyValue], *, where: str) -> 
         raise CorruptFile(f"{where}: every merge should be two texts with a space between them")
     rule, problem = _rule(reader) if kind == "bpe" else (None, "")
     default, named = _read_templates(metadata)
-    special = reader.special()
-    special |= {r: i for r, i in _defaults(kind, len(tokens)).items() if r not in special}
+    special, adds = reader.special(), _adds(reader, kind, rule)
+    usual = {r: i for r, i in _defaults(kind, adds).items() if r not in special and i < len(tokens)}
+    special |= usual
+    types = _types(reader, tokens)
+    scores = _scores(reader, len(tokens)) if kind == "spm" else None
     return Tokenizer(
         kind=kind,
         tokens=tokens,
-        types=_types(reader, tokens),
-        scores=_scores(reader, len(tokens)) if kind == "spm" else None,
+        types=types,
+        scores=scores,
         merges=merges,
         rule=rule,
         rule_problem=problem,
         special=special,
-        adds=_adds(reader, kind, rule, special),
+        adds=adds,
         add_space_prefix=reader.value("add_space_prefix", "bool", default=None),
         chat_template=default,
         named_templates=named,
+        warnings=(
+            *_usual_tokens(where, kind, usual, tokens),
+            *_equal_scores(where, tokens, types, scores),
+        ),
     )
+
+
+def _usual_tokens(
+    where: str, kind: Kind, usual: Mapping[str, int], tokens: Sequence[str]
+) -> Iterator[str]:
+    for role, number in usual.items() if kind == "bpe" else ():
+        yield (
+            f"{where}: it adds {role} and names none: llama.cpp takes token {number}, "
+            f"{tokens[number]!r:.60}"
+        )
+
+
+def _equal_scores(
+    where: str, tokens: Sequence[str], types: Sequence[int], scores: Sequence[float] | None
+) -> Iterator[str]:
+    """Of pieces of one score llama.cpp makes the first in a text; a tokenizer.json has an order."""
+    seen: dict[float, str] = {}
+    for text, kind, score in zip(tokens, types, scores or (), strict=False):
+        if kind == TokenType.NORMAL and len(text) > 1:
+            other = seen.setdefault(score, text)
+            if other is not text:
+                yield (
+                    f"{where}: the pieces {other!r:.40} and {text!r:.40} have the same score: "
+                    "llama.cpp merges whichever comes first in a text, other formats the former"
+                )
+                return
 
 
 def _types(reader: _Reader, tokens: Sequence[str]) -> list[int]:
@@ -194,10 +227,11 @@ def _scores(reader: _Reader, size: int) -> list[float]:
     return [float(score) for score in found[:size].tolist()]
 
 
-def _defaults(kind: Kind, size: int) -> dict[str, int]:
-    """Roles that llama.cpp fills where a file names none."""
-    ids = {"bos": 1, "eos": 2} if kind == "spm" else {}
-    return {role: number for role, number in ids.items() if number < size}
+def _defaults(kind: Kind, adds: Mapping[str, bool]) -> dict[str, int]:
+    """Roles that llama.cpp fills where a file names none; of GPT-2's, those that it then adds."""
+    if kind == "spm":
+        return {"bos": 1, "eos": 2}
+    return {role: 11 for role in ("bos", "eos") if adds.get(role, False)}
 
 
 def carried_keys(metadata: Mapping[str, KeyValue]) -> dict[str, KeyValue]:
@@ -282,16 +316,14 @@ def special_ids(metadata: Mapping[str, KeyValue]) -> tuple[dict[str, int], list[
     return special, warnings
 
 
-def _adds(
-    reader: _Reader, kind: Kind, rule: str | None, special: Mapping[str, int]
-) -> dict[str, bool]:
+def _adds(reader: _Reader, kind: Kind, rule: str | None) -> dict[str, bool]:
     """Which roles encoding adds; where a file is silent, what llama.cpp does then."""
     adds = {}
     for key in reader.metadata:
         role = key.removeprefix(f"{_PREFIX}add_").removesuffix("_token")
         if role in _ADDED and key == f"{_PREFIX}add_{role}_token":
             adds[role] = bool(reader.value(f"add_{role}_token", "bool"))
-    if "bos" in special and _added_in_silence(kind, rule)["bos"]:
+    if _added_in_silence(kind, rule)["bos"]:
         adds.setdefault("bos", True)
     return adds
 

@@ -85,12 +85,15 @@ def _rule(tokenizer: Tokenizer) -> Rule:
 def _bpe_definition(tokenizer: Tokenizer) -> dict[str, Any]:
     rule = _rule(tokenizer)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    vocab = {text: i for i, text in enumerate(tokenizer.tokens)}
+    pairs = [merge.split(" ") for merge in tokenizer.merges]
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
         "ignore_merges": rule.ignore_merges,
-        "vocab": {text: i for i, text in enumerate(tokenizer.tokens)},
-        "merges": [merge.split(" ") for merge in tokenizer.merges],
+        "vocab": vocab,
+        # of parts that are no tokens nothing is ever made; the library refuses them
+        "merges": [pair for pair in pairs if pair[0] in vocab and pair[1] in vocab],
     }  # fmt: skip
     return {
         "version": "1.0", "truncation": None, "padding": None,
