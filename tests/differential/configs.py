@@ -194,3 +194,24 @@ _FIELDS: dict[str, Callable[[random.Random, Config], None]] = {
     "seed_oss": _seed_oss,
     "smollm3": _smollm3,
 }
+
+
+def is_common(config: Config) -> bool:
+    """Whether every runtime computes a config: plain or linear rotations, heads of the usual size,
+    no window that a text can leave, and nothing that only some models have."""
+    unusual = {key for key, _ in _UNKNOWN} | {"layer_types", "no_rope_layer_interval"}
+    scalings = [config.get(key) or {} for key in ("rope_scaling", "rope_parameters")]
+    kinds = {s.get("rope_type", s.get("type", "default")) for s in scalings if s}
+    size = config["hidden_size"] // config["num_attention_heads"]
+    window = config.get("sliding_window")
+    flags = ("attention_bias", "mlp_bias", "attention_out_bias", "use_sliding_window")
+    return (
+        config["model_type"] != "smollm3"
+        and config["hidden_act"] in ("silu", "swish")
+        and not unusual & {key for key, value in config.items() if value is not None}
+        and kinds <= {"default", "linear"}
+        and config.get("head_dim") in (None, size)
+        and (window is None or window >= config["max_position_embeddings"])
+        and not any(config.get(flag) for flag in flags)
+        and config.get("norm_topk_prob", True) is True
+    )
