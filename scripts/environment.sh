@@ -22,8 +22,11 @@ find_python() {
     exit 2
 }
 
+# what is imported is compiled then; all of it at once would take longer than everything else here
+PIP_INSTALL=(install --quiet --disable-pip-version-check --no-compile)
+
 pip_install() {
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt "$@"
+    "$PYTHON" -m pip "${PIP_INSTALL[@]}" -c scripts/constraints.txt "$@"
 }
 
 # the build without CUDA where one can be had, else whatever the index has
@@ -31,8 +34,8 @@ install_torch() {
     local version
     version="$(grep '^torch==' scripts/constraints.txt)"
     "$PYTHON" -c 'import torch' 2>/dev/null && return
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check "$version+cpu" 2>/dev/null ||
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check "$version+cpu" \
+    "$PYTHON" -m pip "${PIP_INSTALL[@]}" "$version+cpu" 2>/dev/null ||
+        "$PYTHON" -m pip "${PIP_INSTALL[@]}" "$version+cpu" \
             --index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15 2>/dev/null ||
         pip_install "$version"
 }
