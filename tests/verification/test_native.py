@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -15,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 from jsonschema import Draft202012Validator
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.verification.conftest import SOURCE, Gguf, Verified
-from zenconvert import Report, gate, open_checkpoint, verify
+from zenconvert import Report, convert, gate, open_checkpoint, verify
 from zenconvert.errors import (
     ConversionFailed,
     EngineFailed,
@@ -32,7 +33,7 @@ from zenconvert.models import builtin_path
 from zenconvert.texts.samples import LANGUAGES
 from zenconvert.texts.windows import Window
 from zenconvert.verification import engines, native, probing
-from zenconvert.verification.engine_check import Text, prove_generation, prove_tokens
+from zenconvert.verification.engine_check import Text, prove_generation, prove_tokens, texts_of
 from zenconvert.verification.engines import ENGINES, refusal
 from zenconvert.verification.engines.llamacpp import LlamaCppEngine
 from zenconvert.verification.engines.transformers_engine import TransformersEngine
@@ -156,7 +157,7 @@ def test_generation_that_changes_is_told() -> None:
     texts = [Text("s", "en", "a", (1, 0)), Text("t", "de", "b", (1,))]
     found = replace(
         prove_tokens(Moody(), texts),
-        generations=prove_generation(Moody(), texts, [0], [b"x", b"y"]),
+        generations=prove_generation(Moody(), texts, [0], [b"x", b"y"], 512),
     )
     assert [g.prompt for g in found.generations] == ["xyx", "xy"]
     assert found.problems == (
@@ -164,6 +165,48 @@ def test_generation_that_changes_is_told() -> None:
         "generation is not deterministic (en, de)",
     )
     assert found.mismatches[0].at == 1
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 20, 32, 33, 34, 4096])
+def test_what_is_read_and_generated_fits_into_the_context(context: int) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Counting:
+        def generate(self, ids: Any, count: int) -> list[int]:
+            asked.append((len(ids), count))
+            return [0] * count
+
+    texts = [Text("s", "en", "a", tuple(range(1, 100)))]
+    found = prove_generation(Counting(), texts, [0], [b"x"] * 100, context)
+    assert len(found) == (context > 2)
+    assert all(read + count == min(context, 33) and count > 0 for read, count in asked)
+
+
+def test_a_model_of_a_short_context(tmp_path: Path, short: Path) -> None:
+    """llama.cpp warns of more tokens than it was trained on, others refuse them or compute what
+    nobody trained; transformers says what follows."""
+    folder, file = tmp_path / "short", tmp_path / "short.gguf"
+    shutil.copytree(FOLDER, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = 20
+    (folder / "config.json").write_text(json.dumps(config))
+    convert(folder, file, "gguf:f32")
+    report = verify(folder, file, engine=["torch", "llamacpp"], text=short, threads=1)
+    assert report.failed == {}
+    assert report.context == 20
+    ours, theirs = report.runs
+    assert ours.overall.tokens == theirs.overall.tokens
+    assert theirs.overall.kl_mean < 1e-6
+    model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    for language in ("en", "zh"):
+        [found] = [g for g in theirs.proof.generations if g.language == language]
+        text = next(t for t in texts_of(open_checkpoint(FOLDER)) if t.language == language)
+        with torch.inference_mode():
+            ids = model.generate(
+                torch.tensor([text.ids[:10]]), max_new_tokens=10, do_sample=False, pad_token_id=0
+            )
+        assert found.prompt + found.text == tokenizer.decode(ids[0])
 
 
 @pytest.mark.parametrize(

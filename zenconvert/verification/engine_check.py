@@ -16,7 +16,7 @@ from zenconvert.texts.windows import render
 
 PROMPT: Final = 16
 GENERATED: Final = 16
-"""Tokens read and generated in each language."""
+"""Tokens read and generated in each language, where the model's context takes both."""
 
 
 class Encoder(Protocol):
@@ -150,13 +150,29 @@ def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
+def generation_lengths(context: int, prefix: int) -> tuple[int, int]:
+    """Tokens of a text that are read, and generated, where a model takes ``context`` tokens and
+    ``prefix`` of them begin every sequence."""
+    room = max(0, context - prefix)
+    generated = min(GENERATED, room // 2)
+    return min(PROMPT, room - generated), generated
+
+
 def prove_generation(
-    engine: Generator, texts: Sequence[Text], prefix: Sequence[int], tokens: Sequence[bytes]
+    engine: Generator,
+    texts: Sequence[Text],
+    prefix: Sequence[int],
+    tokens: Sequence[bytes],
+    context: int,
 ) -> tuple[Generation, ...]:
     """Generate twice after the first words of each language's first text.
 
-    ``prefix`` is what begins every sequence, ``tokens`` the bytes of every token.
+    ``prefix`` is what begins every sequence, ``tokens`` the bytes of every token; what is read and
+    generated fits into ``context`` tokens. Nothing is generated where one has no room.
     """
+    read, count = generation_lengths(context, len(prefix))
+    if not count:
+        return ()
     first: dict[str, Text] = {}
     for text in texts:
         first.setdefault(text.language, text)
@@ -166,7 +182,7 @@ def prove_generation(
 
     found = []
     for language, text in first.items():
-        prompt = [*prefix, *text.ids[:PROMPT]]
-        once, again = (engine.generate(prompt, GENERATED) for _ in range(2))
+        prompt = [*prefix, *text.ids[:read]]
+        once, again = (engine.generate(prompt, count) for _ in range(2))
         found.append(Generation(language, words(prompt), words(once), once == again))
     return tuple(found)

@@ -22,10 +22,9 @@ from zenconvert.errors import InvalidInput, ZenError
 from zenconvert.opening.sources import open_checkpoint
 from zenconvert.texts.windows import Window
 from zenconvert.verification.engine_check import (
-    GENERATED,
-    PROMPT,
     Proof,
     Text,
+    generation_lengths,
     prove_generation,
     prove_tokens,
 )
@@ -66,28 +65,26 @@ def _run(job: dict[str, Any], folder: Path, count: Any) -> dict[str, Any]:
     checkpoint = open_checkpoint(Path(job["candidate"]), job["config"])
     torch.set_num_threads(job["threads"])
     head = output_head(reference, device=job["device"])
+    prefix, context = job["prefix"], reference.hyperparameters.context
     engine = ENGINES[job["engine"]].load()(
         checkpoint,
         windows,
         threads=job["threads"],
         device=job["device"],
-        room=len(job["prefix"]) + PROMPT + GENERATED,
+        room=len(prefix) + sum(generation_lengths(context, len(prefix))),
     )
     try:
         vocab = reference.hyperparameters.vocab
         base = HeadOnStates(states.rows, head)
         scores = concatenate(score_windows(base, engine, windows, vocab, count))
-        proof = _prove(engine, texts, job["prefix"], token_bytes(reference.tokenizer))
+        tokens = token_bytes(reference.tokenizer)
+        generations = prove_generation(engine, texts, prefix, tokens, context)
+        proof = replace(prove_tokens(engine, texts), generations=generations)
         details = engine.details()
     finally:
         engine.close()
     scores.save(folder / SCORES)
     return {"proof": proof.as_dict(), "details": details}
-
-
-def _prove(engine: Any, texts: list[Text], prefix: list[int], tokens: list[bytes]) -> Proof:
-    generations = prove_generation(engine, texts, prefix, tokens)
-    return replace(prove_tokens(engine, texts), generations=generations)
 
 
 if __name__ == "__main__":
