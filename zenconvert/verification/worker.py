@@ -22,7 +22,6 @@ from zenconvert.errors import InvalidInput, ZenError
 from zenconvert.opening.sources import open_checkpoint
 from zenconvert.texts.windows import Window
 from zenconvert.verification.engine_check import (
-    Proof,
     Text,
     generation_lengths,
     prove_generation,
