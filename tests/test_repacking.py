@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.packed_folders import Tensors, assert_same, changed, decoded
 from tests.tiny import raw_model
@@ -248,3 +250,23 @@ def test_the_decoded_model_has_the_logits_of_the_packed_one(source: Source, tmp_
         convert(source(name), tmp_path / name, "hf:f32", exact=True)
         assert open_checkpoint(source(name)).config.get("quantization_config") is None
         np.testing.assert_array_equal(ours.logits(source(name)), ours.logits(tmp_path / name))
+
+
+@pytest.mark.parametrize("target", ["gptq:w4g32", "awq:w4g32"])
+def test_biases_that_the_config_does_not_announce_are_left_out(target: str, tmp_path: Path) -> None:
+    """transformers makes no module with a bias there, so nothing adds it."""
+    source = raw_model(tmp_path / "source", "llama3")
+    convert(source, tmp_path / "packed", target)
+
+    def add(tensors: Tensors) -> None:
+        for module in ("o_proj", "q_proj"):
+            tensors[f"model.layers.0.self_attn.{module}.bias"] = np.full(256, 3, np.float16)
+
+    odd = changed(tmp_path / "packed", tmp_path / "odd", tensors=add)
+    with pytest.warns(UserWarning, match="2 biases are left out"):
+        found = open_checkpoint(odd)
+    assert found.tensors.keys() == open_checkpoint(source).tensors.keys()
+    settings = AutoConfig.from_pretrained(source)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings)
+    assert not any(name.endswith("proj.bias") for name, _ in model.named_parameters())

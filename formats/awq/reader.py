@@ -8,7 +8,7 @@ from typing import Any, Final
 from zenconvert.errors import CorruptFile, InvalidInput, Unsupported
 from zenconvert.formats import packed_folder
 from zenconvert.formats.awq.codec import BITS, AwqCodec, Version
-from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder
+from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder, without_spare_biases
 from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, Tensor
 from zenconvert.model.encoding import Dense, Grouped
@@ -35,7 +35,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     settings = packed_folder.settings_of(path, LEGACY)
     version = _version(path, settings)
-    folder = open_folder(path)
+    folder = without_spare_biases(open_folder(path))
     modules = packed_folder.modules(folder)
     if not modules:
         raise InvalidInput(f"{path}: the config speaks of AWQ and no weight is quantized")

@@ -19,7 +19,7 @@ from zenconvert.formats import packed_folder
 from zenconvert.formats.gptq import settings
 from zenconvert.formats.gptq.codec import GptqCodec, ZeroRule
 from zenconvert.formats.gptq.settings import Settings
-from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder
+from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder, without_spare_biases
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, StoredPieces, Tensor
@@ -52,6 +52,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     warnings += _other_labels(path, table, said, tensors)
     spare = _spare_biases(folder, modules)
     folder = replace(folder, entries={k: v for k, v in folder.entries.items() if k not in spare})
+    folder = without_spare_biases(folder)
     named = name_tensors(folder, packed_folder.by_entry(folder, tensors))
     if spare:
         warnings.append(f"{path}: {len(spare)} biases of zeros, which the model has not, are left")

@@ -141,11 +141,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise Unsupported(
             f"{path}: weights quantized with {method or 'an unnamed method'} cannot be read"
         )
-    folder = _without_spare_biases(open_folder(path))
+    folder = without_spare_biases(open_folder(path))
     return folder.checkpoint("hf", name_tensors(folder))
 
 
-def _without_spare_biases(folder: Folder) -> Folder:
+def without_spare_biases(folder: Folder) -> Folder:
     """The folder without biases that the config does not announce, as transformers loads it."""
     architecture, hp, config = folder.architecture, folder.hyperparameters, folder.config
     spare = {
