@@ -2,7 +2,8 @@
 
 A pointer of Git LFS, an empty file or a web page beside a good ``tokenizer.json`` stops nothing: it
 is taken as absent, does not travel, and a warning names it. Where nothing else says what it should,
-the error names it instead.
+the error names it instead; so it does where ``tokenizer.model`` is a pointer, since runtimes read
+that file and one command gets it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ MODEL: Final = "tokenizer.model"
 _ALWAYS_NEEDED: Final = (DEFINITION, "tokenizer_config.json", "config.json", "zenconvert.json")
 _VOCABULARY: Final = ("vocab.json", "merges.txt")
 _DOCUMENTS: Final = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
-_NO_DOCUMENT: Final = ("a pointer", "empty")
+_POINTER: Final = "a pointer"
+_NO_DOCUMENT: Final = (_POINTER, "empty")
 
 
 def instead(folder: Path, name: str) -> str | None:
@@ -29,7 +31,8 @@ def instead(folder: Path, name: str) -> str | None:
         return None
     if name in _VOCABULARY and not (_has(folder, DEFINITION) or _has(folder, MODEL)):
         return None
-    return what_is(folder / name)
+    found = what_is(folder / name)
+    return None if name == MODEL and found is not None and found.startswith(_POINTER) else found
 
 
 def what_is(file: Path) -> str | None:

@@ -285,14 +285,20 @@ POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"
     b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
 )
-SPARE = (
-    "tokenizer.model", "chat_template.jinja", "additional_chat_templates/tools.jinja",
-    "special_tokens_map.json", "added_tokens.json", "merges.txt", "README.md", "LICENSE",
-)  # fmt: skip
+SPARE = [
+    "chat_template.jinja", "additional_chat_templates/tools.jinja", "special_tokens_map.json",
+    "added_tokens.json", "merges.txt", "README.md", "LICENSE",
+]  # fmt: skip
+NEEDED = ["tokenizer.json", "tokenizer_config.json"]
 
 
-@pytest.mark.parametrize("content", [POINTER, b""], ids=["pointer", "empty"])
-@pytest.mark.parametrize("name", SPARE)
+def each(names: list[str], content: bytes) -> list[tuple[str, bytes]]:
+    return [(name, content) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [*each(SPARE, POINTER), *each([*SPARE, "tokenizer.model"], b"")]
+)
 def test_a_side_file_that_is_none_does_not_travel(
     name: str, content: bytes, model: Family, tmp_path: Path
 ) -> None:
@@ -311,8 +317,9 @@ def test_a_side_file_that_is_none_does_not_travel(
     assert ids == AutoTokenizer.from_pretrained(model("llama3")).encode("some words")
 
 
-@pytest.mark.parametrize("content", [POINTER, b""], ids=["pointer", "empty"])
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    ("name", "content"), [*each([*NEEDED, "tokenizer.model"], POINTER), *each(NEEDED, b"")]
+)
 def test_a_needed_side_file_that_is_none_is_refused(
     name: str, content: bytes, model: Family, tmp_path: Path
 ) -> None:
