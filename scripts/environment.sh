@@ -9,6 +9,11 @@ PYTHON="$VENV/bin/python"
 LLAMACPP="llama-cpp-python==0.3.36"
 export ZENCONVERT_LLAMACPP_SOURCE="$VENV/llama.cpp"
 
+# nproc counts what OpenMP is told to use
+cores() {
+    env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || sysctl -n hw.ncpu
+}
+
 find_python() {
     local candidate
     for candidate in "${ZENCONVERT_PYTHON:-python3}" python3.13 python3.12 python3.11; do
@@ -99,7 +104,7 @@ build_llamacpp() {
     echo "building llama.cpp ($1), once: some minutes on two cores …" >&2
     mkdir -p "$WHEELS"
     work="$(mktemp -d "$WHEELS/.building-XXXXXX")"
-    if CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" \
+    if CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(cores)}" \
         CMAKE_ARGS="$(llamacpp_flags "$1" | tr '\n' ' ')" \
         "$PYTHON" -m pip wheel --quiet --disable-pip-version-check --no-cache-dir --no-deps \
         --no-binary llama-cpp-python -w "$work" "$LLAMACPP" >&2; then

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # Stands for the environment's Python: keeps what it was told, builds an empty wheel, and says of a
 # build whether it works.
 PYTHON = r"""#!/usr/bin/env bash
-echo "$CMAKE_ARGS| $*" >>"$CALLS"
+echo "$CMAKE_ARGS| $* | $CMAKE_BUILD_PARALLEL_LEVEL" >>"$CALLS"
 case " $* " in
 *" wheel "*)
     while [ "$1" != -w ]; do shift; done
@@ -91,6 +91,15 @@ def test_a_build_is_made_once_and_proved_once(machine: Machine) -> None:
     assert machine.run("install_llamacpp").returncode == 0
     assert machine.builds == []
     assert "install --quiet" in machine.calls.read_text()
+
+
+def test_a_build_takes_every_core(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where sums of tests are to be of one thread."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("CMAKE_BUILD_PARALLEL_LEVEL", raising=False)
+    assert machine.run("install_llamacpp").returncode == 0
+    [build] = machine.builds
+    assert build.endswith(f"| {len(os.sched_getaffinity(0))}")
 
 
 def test_another_processor_proves_it_again(machine: Machine) -> None:
