@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from zenconvert.base.source_files import json_value
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.statistics_layout import FORMAT, VERSION, unpack
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UsageError
@@ -43,7 +43,7 @@ class Statistics:
                 f"{VERSION!r}: calibrate again"
             )
         try:
-            facts = {k: json.loads(v) for k, v in metadata.items() if k not in _PLAIN}
+            facts = {k: json_value(v) for k, v in metadata.items() if k not in _PLAIN}
             self.languages = tuple(str(code) for code in facts["languages"])
             weights = tuple(float(weight) for weight in facts["language_weights"])
             tokens = np.array([int(part["tokens"]) for part in facts["coverage"]], np.int64)

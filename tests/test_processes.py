@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from zenconvert.base.processes import child_environment
+from zenconvert.base.processes import child_environment, signal_name
 
 
 def test_threads_that_wait_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +25,10 @@ def test_threads_that_wait_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
             check=True,
         )
         assert re.search(rf"OMP_WAIT_POLICY\s*=\s*'{found}'", done.stderr)
+
+
+def test_signals_have_names_or_numbers() -> None:
+    """Real-time signals have no names."""
+    for number, name in ((9, "SIGKILL"), (40, "signal 40")):
+        done = subprocess.run(["bash", "-c", f"kill -{number} $$"], check=False)
+        assert signal_name(-done.returncode) == name

@@ -308,6 +308,18 @@ def test_counts_of_statistics(count: str, tmp_path: Path) -> None:
         open_statistics(path)
 
 
+def test_names_of_statistics_that_are_no_text(tmp_path: Path) -> None:
+    data = statistics_file()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"]["inputs"] = r'{"\ud800": ["layers.0.attn.q"]}'
+    text = json.dumps(header).encode()
+    path = tmp_path / "x.stats"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    with pytest.raises(CorruptFile, match="metadata is damaged"):
+        open_statistics(path)
+
+
 @pytest.mark.parametrize("fault", STATISTICS)
 def test_statistics(fault: str, tmp_path: Path) -> None:
     name, what, value = STATISTICS[fault]

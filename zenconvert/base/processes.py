@@ -7,6 +7,7 @@ rule (``-P``), and not through an entry of ``PYTHONPATH`` that means the current
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Final
@@ -30,3 +31,11 @@ def child_environment(**more: str) -> dict[str, str]:
     if _ROOT.name not in _INSTALLED:
         path.append(str(_ROOT))
     return {**_PATIENT, **os.environ, "PYTHONPATH": os.pathsep.join(path), **more}
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal that ended a process; its number where the system has no name for it."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -98,11 +98,17 @@ def parse_json(path: Path, limit: int = MAX_JSON) -> Any:
     """The value of a JSON file. Raises as :func:`read_text`."""
     text = read_text(path, limit)
     try:
-        value = json.loads(text)
-        if _HALF.search(text):  # a pair is a character, half of one is none
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return json_value(text)
     except (ValueError, RecursionError) as error:
         raise broken(path, f"no valid JSON: {error}") from error
+
+
+def json_value(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError, also for half a pair of surrogates, which no
+    file can hold again, and RecursionError."""
+    value = json.loads(text)
+    if _HALF.search(text):  # a pair is a character, half of one is none
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
 
 

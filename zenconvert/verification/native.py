@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert import errors
-from zenconvert.base.processes import child_environment, module_command
+from zenconvert.base.processes import child_environment, module_command, signal_name
 from zenconvert.base.progress import Count
 from zenconvert.base.scratch import temporary_folder
 from zenconvert.errors import ConversionFailed, EngineFailed, InvalidInput, NotEnoughResources
@@ -149,7 +149,7 @@ def _death(job: NativeJob, status: int, log: str) -> errors.ZenError:
             f"{ENGINES[job.engine].mend}"
         )
     if status < 0:
-        name = signal.Signals(-status).name
+        name = signal_name(-status)
         words = f"; its last words:\n{last}" if last else ""
         return RuntimeDied(f"{where} died of {name}{words}")
     return ConversionFailed(f"{where} failed; its last words:\n{last}")

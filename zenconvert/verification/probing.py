@@ -5,13 +5,12 @@ own (``probe_worker``): an engine that dies or hangs is an answer as well.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from zenconvert.base.processes import child_environment, module_command
+from zenconvert.base.processes import child_environment, module_command, signal_name
 from zenconvert.base.scratch import temporary_folder
 from zenconvert.errors import MissingDependency
 from zenconvert.verification.engines import ENGINES, TORCH, requirement
@@ -102,7 +101,7 @@ def _one_line(text: str) -> str:
 def _death(status: int, log: str) -> str:
     last = log.strip().splitlines()[-1:]
     if status < 0:
-        return " ".join([f"it died of {signal.Signals(-status).name}", *last])
+        return " ".join([f"it died of {signal_name(-status)}", *last])
     return " ".join([f"it ended with exit code {status}:", *last])
 
 

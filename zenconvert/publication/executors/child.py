@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from zenconvert.base.processes import child_environment, module_command
+from zenconvert.base.processes import child_environment, module_command, signal_name
 from zenconvert.base.progress import Progress
 from zenconvert.publication.executors.job_log import JobLog
 from zenconvert.publication.jobs import Failure, Task
@@ -86,7 +86,7 @@ class Child:
     def _death(self, code: int) -> str:
         how = f"with exit code {code}"
         if code < 0:
-            name = signal.Signals(-code).name
+            name = signal_name(-code)
             memory = "; was there enough memory?" if name == "SIGKILL" else ""
             how = f"by {name}{memory}"
         said = self.log.last_lines(_TAIL)
