@@ -45,7 +45,7 @@ def rebuilt(
                 "(transformers 4 and llama.cpp put one there); write add_bos_token to say it"
             )
         return
-    if model_type in _TAKEN_AS_THEY_ARE:
+    if isinstance(model_type, str) and model_type in _TAKEN_AS_THEY_ARE:
         return
     found = _difference(name, definition, settings)
     if found:

@@ -137,6 +137,15 @@ def test_an_empty_folder_is_taken_and_a_marked_one_is_reopened(tmp_path: Path) -
     assert not folder.exists()
 
 
+def test_a_run_that_died_before_it_wrote_its_mark(tmp_path: Path) -> None:
+    open_scratch(tmp_path / "work")
+    mark(tmp_path / "work")
+    (found,) = (tmp_path / "work").iterdir()
+    found.write_bytes(b"")
+    (tmp_path / "work" / "run.json").write_bytes(b"{}")
+    open_scratch(tmp_path / "work")
+
+
 def test_only_what_is_of_use_stays_after_an_error(tmp_path: Path) -> None:
     folder = tmp_path / "work"
 

@@ -357,7 +357,7 @@ def test_reports_come_back_from_their_files(verified: Verified, tmp_path: Path) 
     with pytest.raises(UsageError, match="cannot be read"):
         Report.from_json(tmp_path / "absent.json")
     for text, words in (
-        ("{", "is not JSON"),
+        ("{", "no valid JSON"),
         ("[]", "no report of zenconvert"),
         ('{"schema_version": 2}', "expected schema_version 1"),
         ('{"schema_version": 1}', "malformed"),

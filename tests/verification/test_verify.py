@@ -13,6 +13,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import raw_model
@@ -372,16 +374,19 @@ def test_the_command_evaluates_the_languages_asked_for(gguf: Gguf, text: Path) -
 
 
 def test_models_that_begin_with_bos_get_it_once_a_window(tmp_path: Path, short: Path) -> None:
-    """A Qwen2 tokenizer whose settings ask for BOS."""
+    """A Qwen2 tokenizer whose post-processor puts BOS before a text."""
     folder = copy_of(FOLDER, tmp_path / "with-bos")
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**settings, "bos_token": "<|endoftext|>", "add_bos_token": True}))
+    fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    bos = "<|endoftext|>"
+    fast.post_processor = TemplateProcessing(f"{bos} $A", f"{bos} $A $B:1", [(bos, 8189)])
+    fast.save(str(folder / "tokenizer.json"))
     assert open_checkpoint(folder).tokenizer.add_bos
     report = verify(folder, SOURCE, text=short, context=6)
     ids = token_ids(Sample("short", "und", "text", short.read_text(), None))
-    bos = 8189
-    found = losses(load(FOLDER), [[bos, *ids[n : n + 5]] for n in range(0, len(ids), 5)], 6)
+    found = losses(load(FOLDER), [[8189, *ids[n : n + 5]] for n in range(0, len(ids), 5)], 6)
     assert report.overall.tokens == len(ids)
     assert report.overall.reference_perplexity == pytest.approx(
         np.exp(np.concatenate(found).mean()), rel=1e-4

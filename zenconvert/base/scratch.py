@@ -218,7 +218,8 @@ def _digest(path: Path, size: int, *state: int) -> str:
 
 
 def _is_mark(name: str, folder: int) -> bool:
-    """Whether a name in an open folder is that of a mark, and the file says the same."""
+    """Whether a name in an open folder is that of a mark, and the file says the same, or nothing
+    yet: a run may have been killed before it wrote."""
     match = _MARK.fullmatch(name)
     if match is None:
         return False
@@ -228,6 +229,6 @@ def _is_mark(name: str, folder: int) -> bool:
         return False
     try:
         regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        return regular and os.read(descriptor, 64) == match[1].encode()
+        return regular and os.read(descriptor, 64) in (b"", match[1].encode())
     finally:
         os.close(descriptor)

@@ -116,7 +116,7 @@ def test_warm_up_leaves_nothing_to_compile() -> None:
     code = """
 import sys
 import numpy as np
-from zenconvert.formats.gguf import blocks
+from zenconvert.ggml import blocks
 from zenconvert.ggml.types import BY_NAME
 
 def specialisations():
