@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load_file
 
 from tests.calib.whole_models import whole_model
+from tests.differential import runs
 from tests.tokenizers_for_tests import MAKERS
 from zenconvert import convert, open_checkpoint, plan
 from zenconvert.errors import InvalidInput, PlanError
@@ -73,11 +74,29 @@ def test_solvers_take_the_linear_modules_of_both_kinds(target: str, tmp_path: Pa
     assert before.keys() == after.keys()
 
 
-@pytest.mark.parametrize("target", ["gguf:bf16", "onnx:f32"])
-def test_runtimes_that_have_experts_in_every_layer_refuse(target: str, tmp_path: Path) -> None:
-    source = model("a list", tmp_path / "model")
-    with pytest.raises(PlanError, match="mlp_only_layers is"):
-        plan(source, target)
+@pytest.mark.parametrize(("case", "key"), [("a list", "mlp_only"), ("a period", "decoder_sparse")])
+def test_llamacpp_has_experts_in_every_layer(case: str, key: str, tmp_path: Path) -> None:
+    source = model(case, tmp_path / "model")
+    with pytest.raises(PlanError, match=rf"{key}_\w+ is .* has experts in every layer"):
+        plan(source, "gguf:bf16")
+
+
+@pytest.mark.parametrize("target", ["onnx:f32", "onnx:f32-standard", "onnx:int4-acc0"])
+@pytest.mark.parametrize("case", CASES)
+def test_graphs_have_both_kinds_of_layers(case: str, target: str, tmp_path: Path) -> None:
+    source = model(case, tmp_path / "model")
+    ids = np.random.default_rng(1).integers(3, 900, 40).tolist()
+    convert(source, tmp_path / "onnx", target)
+    convert(tmp_path / "onnx", tmp_path / "back", "hf:f32")
+    expected = runs.in_transformers(tmp_path / "back", ids)
+    found = runs.in_onnxruntime(tmp_path / "onnx", ids)
+    assert np.abs(found - expected).max() < 1e-3 * expected.std()
+    before = load_file(source / "model.safetensors")
+    after = load_file(tmp_path / "back" / "model.safetensors")
+    assert before.keys() == after.keys()
+    if target != "onnx:int4-acc0":
+        for name, values in before.items():
+            np.testing.assert_array_equal(values, after[name], err_msg=name)
 
 
 def test_a_list_of_something_else_is_an_error() -> None:

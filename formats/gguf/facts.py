@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from zenconvert.errors import Unsupported, ZenError
+from zenconvert.errors import Unsupported, ZenError, several
 from zenconvert.formats.gguf import generation, rope
 from zenconvert.formats.gguf.tokenizer import template_names, tokenizer_metadata
 from zenconvert.model import meaning
@@ -20,6 +20,8 @@ from zenconvert.model.target import Options, Target
 _RUNTIME: Final = "llama.cpp"
 _COMPUTED: Final = ("score_width", "score_softcap", "logit_softcap", "sliding_theta")
 """Sizes that change what is computed, and that only some architectures have keys for."""
+_EVERY_LAYER: Final[tuple[object, ...]] = (None, [], 1)
+"""Values of the keys about dense layers that make none."""
 
 
 def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
@@ -33,6 +35,7 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
         *_windows(checkpoint),
         *_implied(checkpoint),
         *_heads(checkpoint),
+        *_dense_layers(checkpoint),
         *_biases(checkpoint),
         *_tokenizer(checkpoint, options),
     ]
@@ -124,6 +127,22 @@ def _heads(checkpoint: Checkpoint) -> Iterator[Fact]:
     if not architecture.in_gguf.any_heads and hp.head_dim * hp.heads != hp.hidden:
         why = f"llama.cpp has heads of hidden / heads only in {architecture.gguf} models"
         yield Fact("head_dim", hp.head_dim, "", exact=False, why=why, refused=True)
+
+
+def _dense_layers(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """llama.cpp's graphs of mixtures have a router and experts in every layer."""
+    architecture, config = checkpoint.architecture, checkpoint.config
+    dense, keys = checkpoint.hyperparameters.dense_layers, architecture.layers.values()
+    if not dense:
+        place = f"llama.cpp's {architecture.gguf} graph, which has experts in every layer"
+        yield from (Fact(k, config[k], place) for k in keys if config.get(k) is not None)
+        return
+    key = next((k for k in keys if config.get(k) not in _EVERY_LAYER), architecture.key("experts"))
+    why = (
+        f"llama.cpp's {architecture.gguf} graph has experts in every layer, and "
+        f"{several(len(dense), 'layer has', 'layers have')} none here, the first is {dense[0]}"
+    )
+    yield Fact(key, config.get(key), "", exact=False, why=why, refused=True)
 
 
 def _biases(checkpoint: Checkpoint) -> Iterator[Fact]:

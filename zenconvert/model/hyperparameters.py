@@ -161,7 +161,7 @@ def from_config(
         score_width=sizes.real("score_width") or float(head_dim),
         score_softcap=sizes.real("score_softcap"),
         logit_softcap=sizes.real("logit_softcap"),
-        dense_layers=_dense_layers(merged, layers or {}, sizes.count("layers"), where),
+        dense_layers=_dense_layers(merged, layers or {}, sizes, where),
         sliding_theta=sizes.real("sliding_theta"),
     )
 
@@ -213,11 +213,14 @@ class _Sizes:
 
 
 def _dense_layers(
-    config: Mapping[str, Any], keys: Mapping[str, str], layers: int, where: str
+    config: Mapping[str, Any], keys: Mapping[str, str], sizes: _Sizes, where: str
 ) -> tuple[int, ...]:
-    """Layers that a list names, and all but every so many-th one."""
+    """Layers that a list names, and all but every so many-th one; all without experts."""
     if not keys:
         return ()
+    layers = sizes.count("layers")
+    if not sizes.count("experts", zero=True):
+        return tuple(range(layers))
     listed, step = config.get(keys["dense"]) or [], keys["sparse_step"]
     if not isinstance(listed, list) or not all(type(n) is int for n in listed):
         raise InvalidInput(f"{where}: {keys['dense']} should be a list of layers, found {listed!r}")

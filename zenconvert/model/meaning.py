@@ -91,13 +91,20 @@ def understood(architecture: Architecture, key: str) -> bool:
 
 
 def _structural(architecture: Architecture) -> frozenset[str]:
-    """Keys that become sizes, rotations, windows, biases and tied heads."""
+    """Keys that become sizes, rotations, windows, kinds of layers, biases and tied heads."""
     sizes: set[str] = set()
     for names in architecture.names.values():
         sizes.update(n.split(".")[0] for n in ([names] if isinstance(names, str) else names))
     windows = sliding.KEYS[architecture.windows]
     return frozenset(
-        {*sizes, *ROPE_KEYS, *windows, *architecture.bias_flags, "tie_word_embeddings"}
+        {
+            *sizes,
+            *ROPE_KEYS,
+            *windows,
+            *architecture.bias_flags,
+            *architecture.layers.values(),
+            "tie_word_embeddings",
+        }
     )
 
 

@@ -65,7 +65,8 @@ def stacks_of(
     """
     if kind.standard or not hp.experts:
         return {}
-    names = (f"layers.{layer}.moe" for layer in range(hp.layers))
+    sparse = (layer for layer in range(hp.layers) if layer not in hp.dense_layers)
+    names = (f"layers.{layer}.moe" for layer in sparse)
     return {name: found for name in names if (found := _stacks(name, hp.experts, tensors))}
 
 

@@ -115,7 +115,7 @@ def _rounded_products(checkpoint: Checkpoint, target: Target, options: Options) 
 def check_family(checkpoint: Checkpoint) -> None:
     """Raise Unsupported for a model that the graph builder does not know."""
     architecture = checkpoint.architecture
-    in_all = [m for m in architecture.modules if m.layers != "dense"]  # facts refuse such layers
+    in_all = [m for m in architecture.modules if m.layers != "dense"]
     modules = {m.name.removeprefix("layers.{layer}.") for m in in_all}
     common = _EVERY | (_HEAD_NORMS if architecture.head_norms else set())
     known = [common | parts | extra for parts in _FEED_FORWARD.values()

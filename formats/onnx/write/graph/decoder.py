@@ -129,7 +129,7 @@ def _layer(
     with builder.inside(weights.path(f"{name}.ffn_norm")):
         gamma = weights.plain(f"{name}.ffn_norm.weight")
         normed, x = profile.add_and_norm(x, update, gamma)
-    if facts.hp.experts:
+    if facts.hp.experts and layer not in facts.hp.dense_layers:
         update = experts(builder, weights, facts.hp, facts.activation, layer, normed)
     else:
         update = gated(builder, weights, f"{name}.ffn", facts.activation, normed)
