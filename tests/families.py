@@ -83,7 +83,20 @@ FAMILIES: dict[str, Family] = {
             "ernie4_5", "Ernie4_5ForCausalLM", head_dim=128, use_bias=False, pad_token_id=0,
             tie_word_embeddings=True,
         ),
-        "mixtral", "mixtral", onnx=False,
+        "mixtral", "mixtral",
+    ),
+    "ministral3": Family(
+        _sizes(
+            "ministral3", "Ministral3ForCausalLM", head_dim=128, sliding_window=None,
+            pad_token_id=11,
+            rope_parameters={
+                "beta_fast": 16.0, "beta_slow": 2.0, "factor": 16.0,
+                "llama_4_scaling_beta": 0.3, "max_position_embeddings": 512, "mscale": 1.0,
+                "mscale_all_dim": 1.0, "original_max_position_embeddings": 16,
+                "rope_theta": 1000000.0, "rope_type": "yarn", "type": "yarn",
+            },
+        ),
+        "mistral", "mistral",
     ),
     "smollm3": Family(
         _sizes(

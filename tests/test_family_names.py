@@ -27,7 +27,7 @@ def family_names() -> set[str]:
     for known in architectures().values():
         names |= {known.id, known.gguf, known.hf_class, *known.model_types}
         for wrapper in known.wrappers:
-            names |= {wrapper.model_type, wrapper.text_type, wrapper.text_class}
+            names |= {wrapper.model_type, wrapper.text_type}
     return names
 
 

@@ -15,13 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.calib.whole_models import FAMILIES, whole_model
 from tests.differential import runs
-from tests.families import FAMILIES as RELEASED
-from tests.oracles import converter
-from tests.test_llamacpp_parity import assert_same_file
-from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
-from zenconvert import Options, convert, open_checkpoint, plan, verify
-from zenconvert.errors import PlanError, UsageError
+from zenconvert import convert, open_checkpoint, plan, verify
+from zenconvert.errors import PlanError
 from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.torch_engine import TorchEngine
@@ -162,51 +158,3 @@ def test_other_patterns_of_windows_get_a_key_that_llamacpp_reads(
     convert(tmp_path / "out.gguf", tmp_path / "back", "hf:f32")
     config = json.loads((tmp_path / "back" / "config.json").read_text())
     assert config["layer_types"] == types
-
-
-PREFIXES = {"4": ("language_model.model.", ""), "5": ("model.language_model.", "model.")}
-"""What transformers of that version begins names with: of the language model, of what sees."""
-
-
-@pytest.mark.parametrize("version", PREFIXES)
-def test_of_a_model_that_sees_the_language_model_is_converted_alone(
-    version: str, tmp_path: Path
-) -> None:
-    """The file is the converter's; without being asked for it is refused."""
-    folder = tmp_path / "tiny-gemma"
-    folder.mkdir()
-    vocab = MAKERS["gemma"](folder)
-    inner = {**RELEASED["gemma3"].config, "num_hidden_layers": 2}
-    raw_model(folder, inner, vocab_size=vocab, bos_token_id=2, eos_token_id=1)
-    text = json.loads((folder / "config.json").read_text())
-    del text["architectures"], text["max_position_embeddings"]
-    config = {
-        "architectures": ["Gemma3ForConditionalGeneration"],
-        "model_type": "gemma3",
-        "eos_token_id": [1, 6],
-        "text_config": text,
-        "vision_config": {"hidden_size": 32, "model_type": "siglip_vision_model"},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    (language, others) = PREFIXES[version]
-    tensors = load_file(folder / "model.safetensors")
-    tensors = {language + name.removeprefix("model."): value for name, value in tensors.items()}
-    tensors[f"{others}vision_tower.post_layernorm.weight"] = torch.ones(32)
-    tensors[f"{others}multi_modal_projector.mm_soft_emb_norm.weight"] = torch.ones(32)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(PlanError, match="only the language model can be converted"):
-        plan(folder, "gguf:bf16")
-    options = Options(text_only=True)
-    done = convert(folder, tmp_path / "ours.gguf", "gguf:bf16", options=options)
-    assert {fact.value for fact in done.plan.lost} == {
-        f"{others}vision_tower (1 tensors)", f"{others}multi_modal_projector (1 tensors)",
-    }  # fmt: skip
-    assert_same_file(
-        tmp_path / "ours.gguf", converter.convert(folder, tmp_path / "theirs.gguf", "bf16")
-    )
-    convert(folder, tmp_path / "alone", "hf:bf16", options=options)
-    alone = open_checkpoint(tmp_path / "alone")
-    assert alone.config["model_type"] == "gemma3_text"
-    assert not alone.beside
-    with pytest.raises(UsageError, match="nothing else"):
-        plan(tmp_path / "alone", "gguf:bf16", options=options)

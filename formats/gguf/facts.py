@@ -18,7 +18,9 @@ from zenconvert.model.sliding import windows
 from zenconvert.model.target import Options, Target
 
 _RUNTIME: Final = "llama.cpp"
-_COMPUTED: Final = ("score_width", "score_softcap", "logit_softcap", "sliding_theta")
+_COMPUTED: Final = (
+    "score_width", "score_softcap", "logit_softcap", "sliding_theta", "score_growth",
+)  # fmt: skip
 """Sizes that change what is computed, and that only some architectures have keys for."""
 _EVERY_LAYER: Final[tuple[object, ...]] = (None, [], 1)
 """Values of the keys about dense layers that make none."""
@@ -67,10 +69,10 @@ def _rotations(checkpoint: Checkpoint, options: Options) -> Iterator[Fact]:
     yield from found
     if any(fact.refused for fact in found):
         return
-    for name, value, why in rope.lossy_scaling(hp):
+    for name, value, why in rope.lossy_scaling(hp, architecture.in_gguf):
         yield Fact(f"rope_scaling.{name}", value, "", exact=False, why=why)
     if hp.rope_scaling is not None:
-        keys = rope.scaling_keys(hp)
+        keys = rope.scaling_keys(hp, architecture.in_gguf)
         place = ", ".join(keys) or rope.FREQS
         if hp.rope_scaling["rope_type"] != "dynamic":
             yield Fact("rope_scaling", dict(hp.rope_scaling), place)

@@ -66,7 +66,7 @@ def model_keys(
     prefix = f"{architecture.gguf}."
     for key in family.keys:
         if key.type == ROTATIONS:
-            keys |= {f"{prefix}{name}": value for name, value in scaling_keys(hp).items()}
+            keys |= {f"{prefix}{name}": value for name, value in scaling_keys(hp, family).items()}
         elif key.type == FILE_TYPE:
             keys["general.file_type"] = file_type
         else:
@@ -145,13 +145,14 @@ def hf_config(
     """A ``config.json`` dictionary from key/values (``keys`` prefixed with the architecture)."""
     sizes = {**_read_sizes(architecture, keys), "vocab": vocab}
     theta = sizes.pop("rope_theta")
+    sizes.pop("yarn_log", None)  # part of the scaling
     config: dict[str, Any] = {
         "architectures": [architecture.hf_class],
-        "model_type": architecture.model_types[0],
-        **{architecture.key(k): v for k, v in sizes.items()},
+        "model_type": architecture.model_type,
+        **{key: v for k, v in sizes.items() if "." not in (key := architecture.key(k))},
         architecture.activation_key: architecture.constants[architecture.activation_key][0],
         "rope_theta": theta,
-        "rope_scaling": rope_scaling,
+        "rope_scaling": _scaling(architecture, sizes, rope_scaling),
         "tie_word_embeddings": tied,
         "attention_dropout": 0.0,
         "use_cache": True,
@@ -163,6 +164,19 @@ def hf_config(
     flags = {flag: flag in bias_flags for flag in architecture.bias_flags}
     usual = architecture.defaults
     return {**config, **{k: v for k, v in sorted(flags.items()) if v or usual.get(k)}}
+
+
+def _scaling(
+    architecture: Architecture, sizes: Mapping[str, float], scaling: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Scaled rotations, with the sizes that configs have inside of them."""
+    keys = {architecture.key(size): value for size, value in sizes.items()}
+    start = "rope_scaling."
+    inside = {k.removeprefix(start): v for k, v in keys.items() if k.startswith(start)}
+    if scaling is None and inside:
+        context = int(sizes["context"])
+        scaling = {"rope_type": "default", "original_max_position_embeddings": context}
+    return None if scaling is None else {**scaling, **inside}
 
 
 def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]:

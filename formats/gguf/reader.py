@@ -115,7 +115,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     _refuse_other_kinds(path, metadata)
     name = keys.text("general.architecture")
     keys.prefix = f"{name}."
-    architecture = arch.for_gguf(name, experts=keys.integer("expert_count", 0) > 0)
+    architecture = arch.for_gguf(name, metadata, experts=keys.integer("expert_count", 0) > 0)
     config, strange = _config(architecture, keys, infos, metadata)
     hp = architecture.sizes(config, where=str(path))
     tensors, warnings = name_tensors(path, architecture, hp, infos)
@@ -170,7 +170,7 @@ def _config(
         raise MissingTensor(
             f"{keys.where}: there is no token_embd.weight; is this a vocabulary only?"
         )
-    scaling, strange = rope.scaling_from_keys(keys)
+    scaling, strange = rope.scaling_from_keys(keys, architecture.in_gguf)
     config = hf_config(
         architecture,
         keys,

@@ -6,8 +6,9 @@ for them and accepts only parameters that reproduce every factor bit for bit.
 
 YaRN multiplies cosines and sines: transformers by ``attention_factor``, or what follows from
 ``mscale`` and ``mscale_all_dim``, or 0.1·ln(factor) + 1; llama.cpp by that last number times the
-key ``rope.scaling.attn_factor``. The keys ``yarn_attn_factor`` and ``yarn_ext_factor`` are read for
-no architecture that is known here, ``yarn_beta_fast`` and ``yarn_beta_slow`` for some.
+key ``rope.scaling.attn_factor``, divided by 0.1·m·ln(factor) + 1 for the architectures that read m
+from ``rope.scaling.yarn_log_multiplier``. The keys ``yarn_attn_factor`` and ``yarn_ext_factor`` are
+read for no architecture that is known here, ``yarn_beta_fast`` and ``yarn_beta_slow`` for some.
 
 Source: ``set_gguf_parameters`` and ``LlamaModel.generate_extra_tensors`` of the converter,
 ``load_hparams`` and the constructor of ``llama_context`` in llama.cpp.
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from zenconvert.errors import Unsupported
 from zenconvert.formats.gguf.container import KeyValue
+from zenconvert.model.gguf_family import GgufFamily
 from zenconvert.model.hyperparameters import Hyperparameters
 
 FREQS: Final = "rope_freqs.weight"
@@ -33,6 +35,7 @@ _YARN: Final = {
     "beta_fast": "yarn_beta_fast",
     "beta_slow": "yarn_beta_slow",
 }
+_LOG: Final = "rope.scaling.yarn_log_multiplier"
 _BETAS: Final = {"beta_fast": 32.0, "beta_slow": 1.0}
 KINDS: Final = ("default", "linear", "yarn", "dynamic")
 """Scalings that are key/values, or that llama.cpp leaves away."""
@@ -52,7 +55,7 @@ class _Keys(Protocol):
     def prefix(self) -> str: ...
 
 
-def scaling_keys(hp: Hyperparameters) -> dict[str, KeyValue]:
+def scaling_keys(hp: Hyperparameters, family: GgufFamily) -> dict[str, KeyValue]:
     """``rope.scaling.*`` key/values. Raises Unsupported where llama.cpp has no keys."""
     scaling = hp.rope_scaling
     if scaling is None or scaling["rope_type"] in {FACTORS, "dynamic"}:
@@ -71,7 +74,9 @@ def scaling_keys(hp: Hyperparameters) -> dict[str, KeyValue]:
         for ours, theirs in _YARN.items():
             if (value := scaling.get(ours)) is not None:
                 keys[f"rope.scaling.{theirs}"] = ("f32", float(value))
-        share = float(np.float32(_amplitude(scaling, factor) / _usual_amplitude(factor)))
+        under = hp.yarn_log if family.has_key("yarn_log") else None
+        usual = _llamacpp_amplitude(factor, under or 0.0)
+        share = float(np.float32(_amplitude(scaling, factor) / usual))
         if share != 1.0:
             keys["rope.scaling.attn_factor"] = ("f32", share)
     return keys
@@ -79,6 +84,12 @@ def scaling_keys(hp: Hyperparameters) -> dict[str, KeyValue]:
 
 def _usual_amplitude(factor: float, weight: float = 1.0) -> float:
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _llamacpp_amplitude(factor: float, log_multiplier: float) -> float:
+    """What llama.cpp multiplies them by where no key says otherwise."""
+    under = _usual_amplitude(factor, log_multiplier) if log_multiplier else 1.0
+    return _usual_amplitude(factor) / under
 
 
 def _amplitude(scaling: Mapping[str, Any], factor: float) -> float:
@@ -91,7 +102,7 @@ def _amplitude(scaling: Mapping[str, Any], factor: float) -> float:
     return _usual_amplitude(factor)
 
 
-def lossy_scaling(hp: Hyperparameters) -> Iterator[tuple[str, Any, str]]:
+def lossy_scaling(hp: Hyperparameters, family: GgufFamily) -> Iterator[tuple[str, Any, str]]:
     """Parameters that llama.cpp does not read: name, value, and what that means."""
     scaling = hp.rope_scaling or {"rope_type": "default"}
     if scaling["rope_type"] == "dynamic":
@@ -101,7 +112,7 @@ def lossy_scaling(hp: Hyperparameters) -> Iterator[tuple[str, Any, str]]:
         )  # fmt: skip
     if scaling["rope_type"] != "yarn":
         return
-    for name, usual in _BETAS.items():
+    for name, usual in () if family.yarn_betas else _BETAS.items():
         value = scaling.get(name) or usual
         if float(value) != usual:
             yield name, value, f"llama.cpp takes {usual:g} for this architecture"
@@ -109,7 +120,9 @@ def lossy_scaling(hp: Hyperparameters) -> Iterator[tuple[str, Any, str]]:
         yield "truncate", False, "llama.cpp rounds where the scaling begins and ends"
 
 
-def scaling_from_keys(keys: _Keys) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+def scaling_from_keys(
+    keys: _Keys, family: GgufFamily
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """The config's ``rope_scaling`` from key/values as llama.cpp takes them, None for none.
 
     Also the keys that change what is computed and that no config can say.
@@ -132,10 +145,14 @@ def scaling_from_keys(keys: _Keys) -> tuple[dict[str, Any] | None, dict[str, Any
         for ours, theirs in _YARN.items():
             if f"{keys.prefix}rope.scaling.{theirs}" in keys.metadata:
                 value = keys.real(f"rope.scaling.{theirs}")
-                if value == _BETAS.get(ours, value):  # others change nothing in llama.cpp
+                # others change nothing in llama.cpp
+                if family.yarn_betas or value == _BETAS.get(ours, value):
                     scaling[ours] = value
+        under = keys.real(_LOG, 0.0) if family.has_key("yarn_log") else 0.0
+        if under:
+            scaling |= {"mscale": 1.0, "mscale_all_dim": under}
         if share != 1:
-            scaling["attention_factor"] = share * _usual_amplitude(factor)
+            scaling["attention_factor"] = share * _llamacpp_amplitude(factor, under)
     return scaling, {}
 
 

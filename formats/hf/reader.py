@@ -175,7 +175,7 @@ def open_folder(path: Path, stems: Sequence[str] = ("model",)) -> Folder:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise InvalidInput(f"{path / 'config.json'}: model_type should be a string: {model_type!r}")
-    architecture = arch.for_model_type(model_type)
+    architecture = arch.for_model_type(model_type, wrapper)
     hp = architecture.sizes(config, where=str(path / "config.json"))
     weights = find_weights(path, stems, config.get("transformers_weights"))
     named, beside = weights.entries, tuple[str, ...]()

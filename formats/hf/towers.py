@@ -13,7 +13,7 @@ from typing import Any
 
 from zenconvert.errors import InvalidInput, Unsupported
 from zenconvert.formats.safetensors_container import Entry
-from zenconvert.model.architecture import Wrapper, wrapper_of
+from zenconvert.model.architecture import Wrapper, for_model_type, wrapper_of
 
 _SHARED = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
 """Keys of the outer config that hold for the tower, where it says nothing itself."""
@@ -36,7 +36,8 @@ def tower_config(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any],
     given = inner.get("model_type", wrapper.text_type)
     shared = {key: config[key] for key in (*_SHARED, "torch_dtype", "dtype") if key in config}
     own = {key: value for key, value in inner.items() if value is not None or key not in shared}
-    return {**shared, **own, "model_type": given, "architectures": [wrapper.text_class]}, wrapper
+    name = for_model_type(str(given), wrapper).hf_class
+    return {**shared, **own, "model_type": given, "architectures": [name]}, wrapper
 
 
 def tower_entries(

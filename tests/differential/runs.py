@@ -93,7 +93,7 @@ def in_llamacpp(file: Path, text: list[int]) -> Logits:
     model = llama_cpp.Llama(
         str(file), n_ctx=len(text), n_batch=len(text), n_threads=1, n_threads_batch=1,
         logits_all=True, verbose=False, type_k=llama_cpp.GGML_TYPE_F32,
-        type_v=llama_cpp.GGML_TYPE_F32,
+        type_v=llama_cpp.GGML_TYPE_F32, yarn_beta_fast=-1.0, yarn_beta_slow=-1.0,
     )  # fmt: skip
     try:
         model.eval(text)

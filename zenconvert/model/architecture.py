@@ -9,7 +9,7 @@ another row order or as other numbers names a reversible operation of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -107,7 +107,6 @@ class Wrapper:
     """Key of its config that has the language model's."""
     text_type: str
     """The language model's type, where it does not say so itself."""
-    text_class: str
     prefixes: Mapping[str, str]
     """What names of its tensors begin with there → and alone."""
     beside: tuple[str, ...]
@@ -120,11 +119,15 @@ class Architecture:
 
     id: str
     """Name of its TOML file."""
+    model_type: str
+    """``model_type`` of its configs."""
     model_types: tuple[str, ...]
-    """``config.json`` ``model_type`` values of the family; the first is written."""
+    """All that the family has."""
     hf_class: str
     gguf: str
     """``general.architecture`` in GGUF."""
+    gguf_without: str | None
+    """GGUF files without this key are of this model type, if the family has several."""
     in_gguf: GgufFamily
     genai_types: frozenset[str]
     """Model types that onnxruntime-genai knows by name."""
@@ -280,7 +283,8 @@ def _families() -> dict[str, dict[str, Architecture]]:
     found = {}
     for path in sorted(_FOLDER.glob("*.toml")):
         table = read_table(path, operations.NAMES)
-        found[path.stem] = {t: _built(table, t) for t in table.values["model_types"]}
+        types = (*table.values["model_types"], *table.values.get("within", ()))
+        found[path.stem] = {t: _built(table, t) for t in types}
     return found
 
 
@@ -289,12 +293,19 @@ def architectures() -> dict[str, Architecture]:
     return {name: next(iter(types.values())) for name, types in _families().items()}
 
 
-def for_model_type(model_type: str) -> Architecture:
-    """The architecture of a ``config.json`` model type. Raises UnknownArchitecture."""
+def for_model_type(model_type: str, wrapper: Wrapper | None = None) -> Architecture:
+    """The architecture of a ``config.json`` model type, which may be inside of another.
+
+    Raises UnknownArchitecture.
+    """
     for types in _families().values():
-        if model_type in types:
-            return types[model_type]
-    known = sorted(t for types in _families().values() for t in types)
+        found = types.get(model_type)
+        inside = found is not None and wrapper in next(iter(types.values())).wrappers
+        if found is not None and (inside or (not wrapper and model_type in found.model_types)):
+            return found
+    if wrapper is not None:
+        return for_model_type(model_type)
+    known = sorted({t for a in architectures().values() for t in a.model_types})
     raise UnknownArchitecture(
         f"model type {model_type!r} is not known; known are {', '.join(known)}"
     )
@@ -314,11 +325,16 @@ def _wrappers() -> dict[str, Wrapper]:
     return found
 
 
-def for_gguf(name: str, *, experts: bool) -> Architecture:
-    """The architecture of a GGUF ``general.architecture``. Raises UnknownArchitecture."""
-    for architecture in architectures().values():
-        if architecture.gguf == name and architecture.experts == experts:
-            return architecture
+def for_gguf(name: str, keys: Collection[str], *, experts: bool) -> Architecture:
+    """The architecture of a GGUF ``general.architecture`` in a file with these keys.
+
+    Raises UnknownArchitecture.
+    """
+    for types in _families().values():
+        first, *others = types.values()
+        if first.gguf == name and first.experts == experts:
+            odd = (a for a in others if a.gguf_without is not None)
+            return next((a for a in odd if f"{name}.{a.gguf_without}" not in keys), first)
     known = sorted({a.gguf for a in architectures().values()})
     kind = "with experts" if experts else "without experts"
     raise UnknownArchitecture(
@@ -334,9 +350,11 @@ def _built(table: Table, model_type: str) -> Architecture:
     block, config = values["block"], values["config"]
     return Architecture(
         id=table.path.stem,
+        model_type=model_type,
         model_types=tuple(values["model_types"]),
         hf_class=values["class"],
         gguf=values["gguf"],
+        gguf_without=values.get("gguf_without"),
         in_gguf=in_gguf(values),
         genai_types=frozenset(block["genai_types"]),
         experts=values.get("experts", False),

@@ -40,18 +40,16 @@ _SECTIONS: Final = (
     "gguf_implied", "gguf_graph", "gguf_tokenizer",
 )  # fmt: skip
 _KEYS: Final = (
-    "like", "model_types", "class", "gguf", "experts", "without", "of", "module", "balance",
-    "wrapper", *_SECTIONS,
+    "like", "model_types", "within", "class", "gguf", "experts", "without", "of", "module",
+    "balance", "wrapper", *_SECTIONS,
 )  # fmt: skip
 _REQUIRED: Final = ("model_types", "class", "gguf", "module", "balance", *_SECTIONS)
 _MODULE_KEYS: Final = (
     "name", "hf", "gguf", "role", "shape", "hf_also", "hf_stack", "hf_stack_part", "after",
     "layers",
 )  # fmt: skip
-_WRAPPER: Final = (
-    "model_type", "config", "text_type", "text_class", "beside", "prefixes",
-)  # fmt: skip
-_VARIANT_KEYS: Final = ("class", *_SECTIONS)
+_WRAPPER: Final = ("model_type", "config", "text_type", "beside", "prefixes")
+_VARIANT_KEYS: Final = ("class", "gguf_without", *_SECTIONS)
 _BLOCK: Final[dict[str, Callable[[Any], bool]]] = {
     "genai_types": lambda value: isinstance(value, list),
     "windows": WINDOWS.__contains__,
@@ -66,6 +64,7 @@ _BLOCK: Final[dict[str, Callable[[Any], bool]]] = {
 _GGUF_GRAPH: Final[dict[str, Callable[[Any], bool]]] = {
     "heads": ("any", "hidden / heads").__contains__,
     "scalings": lambda value: isinstance(value, list) and set(value) <= SCALINGS,
+    "yarn_betas": lambda value: isinstance(value, bool),
     "no_biases": lambda value: isinstance(value, list),
     "window_period": lambda value: type(value) is int,
     "head": ("any", "tied").__contains__,
@@ -76,6 +75,8 @@ _GGUF_TOKENIZER: Final[dict[str, Callable[[Any], bool]]] = {
     "space_prefix": ("first", "last", "silent").__contains__,
     "without_bos": lambda value: isinstance(value, list),
 }
+_OWN: Final = ("of", "without", "wrapper", "within")
+"""Keys that are not taken over from the table that another is like."""
 ROTATIONS: Final = "rotations"
 """What the row of all keys about scaled rotations holds."""
 FILE_TYPE: Final = "file_type"
@@ -113,12 +114,13 @@ def read_table(path: Path, operations: Collection[str]) -> Table:
     values = _read(path, ())
     check = _Check(path)
     check.keys("the table", values, _KEYS, _REQUIRED)
+    types = check.strings("model_types", [*values["model_types"], *values.get("within", ())])
     for model_type in values.get("of", {}):
-        if model_type not in values["model_types"]:
-            check.fail(f"[of.{model_type}]", f"model_types are {values['model_types']}")
+        if model_type not in types:
+            check.fail(f"[of.{model_type}]", f"model_types are {types}")
         check.keys(f"[of.{model_type}]", values["of"][model_type], _VARIANT_KEYS)
     table = Table(path, values)
-    for model_type in check.strings("model_types", values["model_types"]):
+    for model_type in types:
         check.whole(table.variant(model_type), operations)
     return table
 
@@ -147,7 +149,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
 
 def _like(check: _Check, parent: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """A table over the one that it is like."""
-    inherited = {k: v for k, v in parent.items() if k not in ("of", "without", "wrapper")}
+    inherited = {k: v for k, v in parent.items() if k not in _OWN}
     values = _laid_over(inherited, {k: v for k, v in own.items() if k != "module"})
     modules = list(inherited.get("module", ()))
     names = [str(row.get("name")) for row in modules]
@@ -207,7 +209,7 @@ class _Check:
 
     def whole(self, values: Mapping[str, Any], operations: Collection[str]) -> None:
         """Everything that one model type's rows say."""
-        for key in ("class", "gguf"):
+        for key in ("class", "gguf", *(k for k in ("gguf_without",) if k in values)):
             if not isinstance(values[key], str) or not values[key]:
                 self.fail(key, f"should be a word, found {values[key]!r:.60}")
         if not isinstance(values.get("experts", False), bool):
@@ -304,7 +306,7 @@ class _Check:
     def _wrapper(self, row: Mapping[str, Any]) -> None:
         where = f"wrapper {row.get('model_type')}"
         self.keys(where, row, _WRAPPER, _WRAPPER)
-        self.strings(where, [row[key] for key in _WRAPPER[:4]])
+        self.strings(where, [row[key] for key in _WRAPPER[:3]])
         self.strings(f"{where}: beside", row["beside"])
         if not isinstance(row["prefixes"], dict):
             self.fail(f"{where}: prefixes", "should map beginnings of names to others")

@@ -38,6 +38,8 @@ class GgufFamily:
     """Heads may have another size than hidden / heads."""
     scalings: frozenset[str]
     """Kinds of scaled rotations; ``llama3`` is factors of frequencies in a tensor."""
+    yarn_betas: bool
+    """YaRN begins and ends where keys say, and not always at 32 and 1 rotations."""
     no_biases: frozenset[str]
     """Modules of which the graph has no bias."""
     window_period: int
@@ -52,6 +54,10 @@ class GgufFamily:
     """Where a file says whether text begins with a space."""
     without_bos: frozenset[int]
     """Sizes of vocabularies of which a file always says whether they add BOS."""
+
+    def has_key(self, size: str) -> bool:
+        """Whether files have a key for a size."""
+        return any(key.size == size for key in self.keys)
 
     def is_70b(self, layers: int, heads: int, kv_heads: int) -> bool:
         """Whether a model is of the size class 70B, whose mixtures are others."""
@@ -74,6 +80,7 @@ def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
         implied=values["gguf_implied"],
         any_heads=graph["heads"] == "any",
         scalings=frozenset(graph["scalings"]),
+        yarn_betas=graph["yarn_betas"],
         no_biases=frozenset(graph["no_biases"]),
         window_period=graph["window_period"],
         tied_head=graph["head"] == "tied",

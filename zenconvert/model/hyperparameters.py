@@ -12,12 +12,12 @@ SIZES: Final = frozenset(
     {
         "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context", "rms_eps",
         "experts", "experts_used", "expert_ffn", "window_period", "score_width", "score_softcap",
-        "logit_softcap", "sliding_theta",
+        "logit_softcap", "sliding_theta", "score_growth",
     }
 )  # fmt: skip
 """Numbers that a table of a family finds in a config."""
 COMPUTED_SIZES: Final = frozenset(
-    {"q_width", "kv_width", "stated_head_dim", "rope_theta", "sliding_window"}
+    {"q_width", "kv_width", "stated_head_dim", "rope_theta", "sliding_window", "yarn_log"}
 )
 """Sizes that follow from others, or are read in a way of their own."""
 ROPE_KEYS: Final = (
@@ -80,11 +80,25 @@ class Hyperparameters:
     """Layers of a mixture that have one network in place of experts."""
     sliding_theta: float | None = None
     """Base of the rotations in layers with a window, where they have plain ones of their own."""
+    score_growth: float | None = None
+    """b in 1 + b · ln(1 + ⌊position / original context⌋), by which queries are multiplied."""
 
     @property
     def stated_head_dim(self) -> int | None:
         """The head size, where the config says it."""
         return self.head_dim if self.explicit_head_dim else None
+
+    @property
+    def yarn_log(self) -> float | None:
+        """``mscale_all_dim`` of YaRN: weight of the logarithm that its amplitude is divided by."""
+        scaling = self.rope_scaling or {"rope_type": "default"}
+        return scaling.get("mscale_all_dim") if scaling["rope_type"] == "yarn" else None
+
+    @property
+    def original_context(self) -> int:
+        """Tokens of the texts before rotations were scaled."""
+        scaling = self.rope_scaling or {}
+        return int(scaling.get("original_max_position_embeddings") or self.context)
 
     def number(self, size: str) -> float | None:
         """A size by its name; None for one that the model does not have."""
@@ -163,6 +177,7 @@ def from_config(
         logit_softcap=sizes.real("logit_softcap"),
         dense_layers=_dense_layers(merged, layers or {}, sizes, where),
         sliding_theta=sizes.real("sliding_theta"),
+        score_growth=sizes.real("score_growth", zero=True),
     )
 
 
@@ -187,12 +202,15 @@ class _Sizes:
                     return key, value
         return keys[0], None
 
-    def real(self, size: str) -> float | None:
-        """A positive number; None where the config or the family has none. Raises InvalidInput."""
+    def real(self, size: str, *, zero: bool = False) -> float | None:
+        """A positive number; None where the config or the family has none, or where it has a
+        ``zero`` that says so. Raises InvalidInput."""
         if size not in self.names:
             return None
         key, value = self.found(size)
-        return None if value is None else _real(key, value, self.where)
+        if value is None or (zero and value == 0):
+            return None
+        return _real(key, value, self.where)
 
     def count(
         self, size: str, *, zero: bool = False, optional: bool = False, silent: bool = False

@@ -256,14 +256,23 @@ def rotations(
         why += ", ".join(kinds)
         yield Fact(f"{key}.rope_type", kind, "", exact=False, why=why, refused=True)
         return
+    own = _of_rotations(checkpoint.architecture)
     for name, value in parameters.items():
-        if value is not None and name not in _ANY and name != _WHOLE:
+        if value is not None and name not in _ANY | own and name != _WHOLE:
             yield _unknown(checkpoint, f"{key}.{name}", value, ignored)
     yield from _contradictions(config, parameters, kind)
     for name, value in ((_WHOLE, config.get(_WHOLE)), (f"{key}.{_WHOLE}", parameters.get(_WHOLE))):
         if value is not None and value != 1:
             why = f"{target} rotates heads of {checkpoint.architecture.id} models whole"
             yield Fact(name, value, "", exact=False, why=why, refused=True)
+
+
+def _of_rotations(architecture: Architecture) -> frozenset[str]:
+    """What the family's table says of keys inside of ``rope_parameters``."""
+    rows = [[n] if isinstance(n, str) else n for n in architecture.names.values()]
+    keys = [*(key for row in rows for key in row), *architecture.ignored]
+    start = "rope_parameters."
+    return frozenset(k.removeprefix(start) for k in keys if k.startswith(start))
 
 
 def _of_layer_kinds(checkpoint: Checkpoint, target: str) -> Iterator[Fact]:

@@ -120,11 +120,6 @@ def check_family(checkpoint: Checkpoint) -> None:
     common = _EVERY | (_HEAD_NORMS if architecture.head_norms else set())
     known = [common | parts | extra for parts in _FEED_FORWARD.values()
              for extra in (set[str](), _POST_NORMS)]  # fmt: skip
-    if architecture.rotary_pairs:
-        raise Unsupported(
-            f"model_type is {checkpoint.config.get('model_type')!r}, whose layers rotate "
-            "neighbouring channels; graphs rotate halves: convert to gguf or hf instead"
-        )
     if modules in known:
         return
     nearest = min(known, key=lambda parts: len(parts ^ modules))
@@ -160,6 +155,7 @@ def graph_bytes(
         hp=hp,
         windows=seen,
         rotating=rotary.rotated(architecture, hp.layers),
+        rotary_pairs=architecture.rotary_pairs,
         activation=_activation(checkpoint),
         scales_embedding=architecture.scales_embedding,
         floats=str(kind.floats),

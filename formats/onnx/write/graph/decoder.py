@@ -38,6 +38,8 @@ class Facts:
     """Tokens that every layer sees; None for all."""
     rotating: Sequence[bool]
     """Whether every layer rotates positions."""
+    rotary_pairs: bool
+    """Neighbouring channels of a head are rotated together, and not those of two halves."""
     activation: str
     """Of the feed-forward network, as configs call it."""
     scales_embedding: bool
@@ -76,11 +78,12 @@ def build(facts: Facts, builder: GraphBuilder, weights: Weights, profile: Profil
     ids = builder.input("input_ids", "i64", ("batch_size", "sequence_length"))
     mask = builder.input("attention_mask", "i64", ("batch_size", "total_sequence_length"))
     profile.begin(ids, mask)
+    growth = None if hp.score_growth is None else _growth(ids, mask, facts, builder)
     x, update = weights.lookup("embed.weight", ids), None
     if facts.scales_embedding:
         x = builder.op("Mul", x, _number("embedding.scale", hp.hidden**0.5, facts, builder))
     for layer in range(hp.layers):
-        x, update = _layer(layer, facts, builder, weights, profile, x, update)
+        x, update = _layer(layer, facts, builder, weights, profile, x, update, growth)
     with builder.inside(weights.path("norm")):
         assert update is not None  # there is at least one layer
         hidden, _ = profile.add_and_norm(x, update, weights.plain("norm.weight"))
@@ -106,6 +109,7 @@ def _layer(
     profile: Profile,
     x: ir.Value,
     update: ir.Value | None,
+    growth: ir.Value | None,
 ) -> tuple[ir.Value, ir.Value]:
     """One block: the stream before its second half, and what that half adds to it."""
     name = f"layers.{layer}"
@@ -121,6 +125,8 @@ def _layer(
         if f"{module}.weight" in weights:
             qkv[at] = _normed_heads(module, heads, facts, builder, weights, profile, qkv[at])
     with builder.inside(weights.around(f"{name}.attn.q")):
+        if growth is not None:
+            qkv[0] = builder.op("Mul", qkv[0], growth)
         past = _past(layer, facts, builder)
         mixed, *present = profile.attention(layer, qkv, past)
         _present(layer, facts, builder, present)
@@ -134,6 +140,26 @@ def _layer(
     else:
         update = gated(builder, weights, f"{name}.ffn", facts.activation, normed)
     return x, _normed_after(f"{name}.ffn_post_norm", update, builder, weights, profile)
+
+
+def _growth(ids: ir.Value, mask: ir.Value, facts: Facts, builder: GraphBuilder) -> ir.Value:
+    """By what queries of the new tokens are multiplied, [batch, sequence, 1]: 1 + b · ln(1 + ⌊p⌋),
+    p being the position in original contexts. Rotations leave factors as they are."""
+    with builder.inside("model.score_growth"):
+        new = builder.op("Shape", ids, start=1, end=2)
+        length = builder.op("Shape", mask, start=1, end=2)
+        counted = builder.op("CumSum", mask, builder.integer(1))
+        first = builder.op("Sub", length, new)
+        places = builder.op("Slice", counted, first, length, builder.integers(1))
+        places = builder.op("Max", builder.op("Sub", places, builder.integer(1)),
+                            builder.integer(0))  # fmt: skip
+        contexts = builder.op("Div", places, builder.integer(facts.hp.original_context))
+        one = builder.constant("growth.one", np.array(1, np.float32))
+        logs = builder.op("Log", builder.op("Add", builder.cast(contexts, "f32"), one))
+        beta = builder.constant("growth.beta", np.array(facts.hp.score_growth, np.float32))
+        factors = builder.op("Add", builder.op("Mul", logs, beta), one)
+        wide = builder.op("Unsqueeze", factors, builder.integers(2))
+        return wide if facts.floats == "f32" else builder.cast(wide, facts.floats)
 
 
 def _number(name: str, value: float, facts: Facts, builder: GraphBuilder) -> ir.Value:

@@ -88,7 +88,7 @@ class OnnxruntimeProfile:
             kv_num_heads=hp.kv_heads,
             scale=float(np.float32(hp.score_width**-0.5)),
             do_rotary=int(rotates),
-            rotary_interleaved=0,
+            rotary_interleaved=int(self.facts.rotary_pairs),
             local_window_size=-1 if window is None else window,
             **softcap,
         )

@@ -114,8 +114,9 @@ class StandardProfile:
         query, key, value = qkv
         if self.facts.rotating[layer]:
             rotary = self.rotary[0 if self.facts.windows[layer] is None else -1]
-            query = builder.op("RotaryEmbedding", query, *rotary, num_heads=hp.heads)
-            key = builder.op("RotaryEmbedding", key, *rotary, num_heads=hp.kv_heads)
+            pairs: dict[str, Any] = {"interleaved": 1} if self.facts.rotary_pairs else {}
+            query = builder.op("RotaryEmbedding", query, *rotary, num_heads=hp.heads, **pairs)
+            key = builder.op("RotaryEmbedding", key, *rotary, num_heads=hp.kv_heads, **pairs)
         softcap: dict[str, Any] = {} if hp.score_softcap is None else {"softcap": hp.score_softcap}
         return builder.ops(
             "Attention",
