@@ -9,8 +9,9 @@ kernels are what the shipped level adds.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,10 +88,14 @@ class OnnxruntimeEngine:
 
     def encode(self, text: str) -> list[int]:
         """Token ids by the folder's ``tokenizer.json``, special tokens recognised."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """What the tokenizers library makes of the folder's ``tokenizer.json``."""
         from tokenizers import Tokenizer
 
-        path = _tokenizer(self.checkpoint)
-        return list(Tokenizer.from_file(str(path)).encode(text, add_special_tokens=False).ids)
+        return Tokenizer.from_file(str(_tokenizer(self.checkpoint)))
 
     def generate(self, ids: Sequence[int], count: int) -> list[int]:
         """The ``count`` tokens that follow, each the most probable one."""
