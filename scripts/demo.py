@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from zenconvert import diff
+from zenconvert.base.processes import module_command
 from zenconvert.errors import GateInconclusive
 
 OUT = Path("demo-output")
@@ -21,7 +22,7 @@ LANGUAGES = "en,zh,ar"  # of ten, as in the recipe
 def run(*arguments: str, accept: tuple[int, ...] = (0,)) -> None:
     """Show a command and run it; the demonstration stops with its exit code when it fails."""
     print(f"\n$ zenconvert {' '.join(arguments)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "zenconvert", *arguments], check=False).returncode
+    code = subprocess.run(module_command("zenconvert", *arguments), check=False).returncode
     if code not in accept:
         sys.exit(code)
 

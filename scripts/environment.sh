@@ -2,7 +2,7 @@
 # Sets PYTHON to the interpreter of the environment. Needs Python >= 3.11.
 
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.."  # and from there nothing of the caller's folder
 
 VENV="${ZENCONVERT_VENV:-$PWD/.venv}"
 PYTHON="$VENV/bin/python"
@@ -31,16 +31,16 @@ find_python() {
 PIP_INSTALL=(install --quiet --disable-pip-version-check --no-compile)
 
 pip_install() {
-    "$PYTHON" -m pip "${PIP_INSTALL[@]}" -c scripts/constraints.txt "$@"
+    "$PYTHON" -P -m pip "${PIP_INSTALL[@]}" -c scripts/constraints.txt "$@"
 }
 
 # the build without CUDA where one can be had, else whatever the index has
 install_torch() {
     local version
     version="$(grep '^torch==' scripts/constraints.txt)"
-    "$PYTHON" -c 'import torch' 2>/dev/null && return
-    "$PYTHON" -m pip "${PIP_INSTALL[@]}" "$version+cpu" 2>/dev/null ||
-        "$PYTHON" -m pip "${PIP_INSTALL[@]}" "$version+cpu" \
+    "$PYTHON" -P -c 'import torch' 2>/dev/null && return
+    "$PYTHON" -P -m pip "${PIP_INSTALL[@]}" "$version+cpu" 2>/dev/null ||
+        "$PYTHON" -P -m pip "${PIP_INSTALL[@]}" "$version+cpu" \
             --index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15 2>/dev/null ||
         pip_install "$version"
 }
@@ -88,7 +88,7 @@ get_llamacpp_source() {
     local work="$VENV/source"
     rm -rf "$work"
     mkdir -p "$work"
-    "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps \
+    "$PYTHON" -P -m pip download --quiet --disable-pip-version-check --no-deps \
         --no-binary llama-cpp-python -d "$work" "$LLAMACPP" || return 1
     tar -xzf "$work"/llama_cpp_python-*.tar.gz -C "$work" || return 1
     mv "$work"/llama_cpp_python-*/vendor/llama.cpp "$ZENCONVERT_LLAMACPP_SOURCE"
@@ -106,7 +106,7 @@ build_llamacpp() {
     work="$(mktemp -d "$WHEELS/.building-XXXXXX")"
     if CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(cores)}" \
         CMAKE_ARGS="$(llamacpp_flags "$1" | tr '\n' ' ')" \
-        "$PYTHON" -m pip wheel --quiet --disable-pip-version-check --no-cache-dir --no-deps \
+        "$PYTHON" -P -m pip wheel --quiet --disable-pip-version-check --no-cache-dir --no-deps \
         --no-binary llama-cpp-python -w "$work" "$LLAMACPP" >&2; then
         mkdir -p "$folder"
         mv "$work"/*.whl "$folder/"
@@ -132,7 +132,7 @@ prove_llamacpp() {
     proof="$(cat "$VENV/llamacpp") $(grep -E '^(model name|flags|Features|CPU part)' \
         /proc/cpuinfo 2>/dev/null | sort -u | cksum)"
     grep -qxF "$proof" "$VENV/llamacpp-proven" 2>/dev/null && return
-    "$PYTHON" -m zenconvert doctor --engine llamacpp >"$VENV/llamacpp.log" 2>&1 || return 1
+    "$PYTHON" -P -m zenconvert doctor --engine llamacpp >"$VENV/llamacpp.log" 2>&1 || return 1
     echo "$proof" >>"$VENV/llamacpp-proven"
 }
 
@@ -165,7 +165,7 @@ make_environment() {
     # an environment with everything serves as well
     if [[ "$known" != "$stamp" && "$known" != "$pins [dev]" ]]; then
         echo "setting up $VENV (a few minutes the first time) …" >&2
-        [ -x "$PYTHON" ] || "$(find_python)" -m venv "$VENV"
+        [ -x "$PYTHON" ] || "$(find_python)" -P -m venv "$VENV"
         install_torch
         # before pip would build one for this processor alone
         [[ "$1" != *dev* ]] || put_llamacpp "$(choose_llamacpp)"

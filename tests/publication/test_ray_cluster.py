@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.publication.test_graph import TOY, digest, jobs, ran, run, told
+from zenconvert.base.processes import child_environment
 from zenconvert.errors import UsageError
 from zenconvert.publication.executors import executor_named
 from zenconvert.publication.executors.ray_cluster import RayExecutor
@@ -136,6 +139,32 @@ def test_nodes_share_one_cache(cluster: Any, tmp_path: Path) -> None:
         patch.delenv("ZENCONVERT_CACHE")
         shared = RayExecutor(tmp_path, 1).environment["ZENCONVERT_CACHE"]
         assert shared == str(tmp_path / ".zenconvert/cache")
+
+
+WHERE_WORKERS_LOOK = """
+import json, sys
+from pathlib import Path
+from zenconvert.publication.executors.ray_cluster import RayExecutor
+
+ray = RayExecutor(Path(sys.argv[1]), 1).ray
+print(json.dumps(ray.get(ray.remote(lambda: sys.path).remote())))
+"""
+
+
+def test_workers_import_nothing_from_where_the_command_is_given(
+    cluster: Any, tmp_path: Path
+) -> None:
+    """Ray would put that folder before all others."""
+    (tmp_path / "json.py").write_text("raise SystemExit('executed')")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", WHERE_WORKERS_LOOK, str(tmp_path)],
+        env=child_environment(RAY_ADDRESS=cluster.address), cwd=tmp_path, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    looked = json.loads(done.stdout.splitlines()[-1])
+    assert str(tmp_path) not in looked
+    assert not {"", "."} & set(looked)
 
 
 def test_unknown_executors_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Final
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
+_SAFE: Final = {"PYTHONSAFEPATH": "1"}
+"""What ``-P`` says, to the interpreters that libraries start in such a process."""
 _PATIENT: Final = {"OMP_WAIT_POLICY": "passive"}
 """Threads that wait for one another sleep. By default they spin, and where other work has the cores
 llama.cpp takes seconds for a token instead of hundredths of one."""
@@ -30,7 +32,7 @@ def child_environment(**more: str) -> dict[str, str]:
     path = [place for place in given if Path(place).is_absolute()]
     if _ROOT.name not in _INSTALLED:
         path.append(str(_ROOT))
-    return {**_PATIENT, **os.environ, "PYTHONPATH": os.pathsep.join(path), **more}
+    return {**_PATIENT, **os.environ, **_SAFE, "PYTHONPATH": os.pathsep.join(path), **more}
 
 
 def signal_name(number: int) -> str:

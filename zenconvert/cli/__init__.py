@@ -32,6 +32,8 @@ def __getattr__(name: str) -> Any:
 
 def main() -> None:
     """Entry point. Ends with the exit code of the error's class."""
+    # to the interpreters that libraries start: the folder of the user is no place to import from
+    os.environ["PYTHONSAFEPATH"] = "1"
     pressed = _Pressed()
     signal.signal(signal.SIGINT, pressed.early)
     for stream in (sys.stdout, sys.stderr):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import chdir
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -40,7 +41,9 @@ class RayExecutor:
             ) from error
         if not ray.is_initialized():
             try:
-                ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
+                # workers import first of all from where this process stands when it joins
+                with chdir("/"):
+                    ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
             except ConnectionError as error:
                 raise UsageError(
                     "there is no Ray cluster here: start one with `ray start --head`, or name one "
