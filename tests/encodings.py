@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
+from zenconvert.base.arrays import on_device
 from zenconvert.ggml.encoding import Blocks
 from zenconvert.model.checkpoint import StoredTensor, Tensor
 from zenconvert.model.encoding import BF16, F32, Encoding, Grouped
@@ -23,6 +25,11 @@ ROWS, COLUMNS = 6, 512
 def tensor_of(encoding: Encoding) -> Tensor:
     """A tensor whose data nobody reads."""
     return Tensor("x.weight", (ROWS, COLUMNS), encoding, StoredTensor(Path("x"), 0, "x"))
+
+
+def on_torch(rows: Any) -> Any:
+    """Rows as they travel on a device."""
+    return on_device(rows, "cpu") if isinstance(rows, np.ndarray) else rows.on_device("cpu")
 
 
 class EncodingTests:
@@ -55,6 +62,15 @@ class EncodingTests:
                 one = slice(number, number + 1)
                 taken = rows[one] if isinstance(rows, np.ndarray) else rows.take(one)
                 np.testing.assert_array_equal(encoding.decode(taken, COLUMNS), whole[one])
+
+    def test_a_device_decodes_the_same(self) -> None:
+        for encoding in self.encodings:
+            rows = self.rows(encoding)
+            expected = np.asarray(encoding.decode(rows, COLUMNS)).astype(np.float32)
+            found = encoding.decode(on_torch(rows), COLUMNS)
+            assert isinstance(found, torch.Tensor)
+            same = found.float().numpy().view(np.uint32) == expected.view(np.uint32)
+            assert (same | np.isnan(expected)).all(), encoding
 
     def test_its_grid_holds_the_numbers(self) -> None:
         for encoding in self.encodings:

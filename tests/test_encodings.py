@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from tests.encodings import COLUMNS, ROWS, EncodingTests, normal
+from tests.encodings import COLUMNS, ROWS, EncodingTests, normal, on_torch
+from zenconvert.base.arrays import Array, cast, reinterpreted
+from zenconvert.ggml.blocks import can_decode
 from zenconvert.ggml.encoding import Blocks
 from zenconvert.ggml.types import BY_NAME
 from zenconvert.model.encoding import F16, F32, Dense, Encoding, Grouped
@@ -29,12 +30,24 @@ class TestDense(EncodingTests):
 class TestBlocks(EncodingTests):
     encodings: ClassVar[list[Encoding]] = [
         Blocks(name, BY_NAME[name].block_size, BY_NAME[name].type_size)
-        for name in ("q4_0", "q4_1", "q8_0", "q4_k", "q6_k", "iq4_nl", "mxfp4", "q5_0")
+        for name, kind in BY_NAME.items()
+        if can_decode(name) and not kind.is_plain
     ]
 
     def rows(self, encoding: Encoding) -> Any:
         assert isinstance(encoding, Blocks)
-        return encoding.encode(normal(), None)
+        if not encoding.can_be_written:
+            return np.zeros((ROWS, encoding.row_bytes(COLUMNS)), np.uint8)
+        return encoding.encode(normal(), np.ones(COLUMNS, np.float32))
+
+    def test_a_device_decodes_any_bytes_the_same(self) -> None:
+        for encoding in self.encodings:
+            size = (4 * ROWS, encoding.row_bytes(COLUMNS))
+            rows = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
+            expected = encoding.decode(rows, COLUMNS)
+            found = encoding.decode(on_torch(rows), COLUMNS).numpy()
+            same = found.view(np.uint32) == expected.view(np.uint32)
+            assert (same | np.isnan(expected) & np.isnan(found)).all(), encoding
 
 
 class TestGrouped(EncodingTests):
@@ -74,11 +87,9 @@ class ByRow(Encoding):
     def row_bytes(self, columns: int) -> int:
         return 4 + columns
 
-    def decode(self, rows: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
-        scales = np.ascontiguousarray(rows[:, :4]).view("<f4")
-        codes = np.ascontiguousarray(rows[:, 4:]).view(Dense("f8_e4m3").numpy)
-        numbers: NDArray[np.float32] = codes.astype(np.float32) * scales
-        return numbers
+    def decode(self, rows: Array, columns: int) -> Array:
+        codes = reinterpreted(rows[:, 4:], Dense("f8_e4m3").numpy)
+        return cast(codes, np.float32) * reinterpreted(rows[:, :4], np.float32)
 
 
 class TestAnEncodingThatIsOnlyRead(EncodingTests):

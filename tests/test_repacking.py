@@ -16,7 +16,7 @@ from tests.tiny import raw_model
 from zenconvert import convert, open_checkpoint, plan
 from zenconvert.errors import CorruptFile, PlanError
 from zenconvert.formats.gguf import container
-from zenconvert.ggml import integer_grids
+from zenconvert.ggml import block_grids
 
 Family = Callable[[str], Path]
 Source = Callable[[str], Path]
@@ -188,7 +188,7 @@ def test_a_group_of_128_becomes_four_blocks(source: Source, tmp_path: Path) -> N
     data = found.path.read_bytes()[tensor.offset : tensor.offset + tensor.nbytes]
     rows, columns = tensor.shape
     blocks = np.frombuffer(data, dtype=np.uint8).reshape(rows, -1)
-    values = integer_grids.to_grouped("q4_0", blocks, columns)
+    values = block_grids.to_grouped("q4_0", blocks, columns)
     stored = load_file(source("gptq g128") / WEIGHTS)
     scales = stored["model.layers.0.mlp.up_proj.scales"]
     np.testing.assert_array_equal(values.scales, np.repeat(scales.T, 4, axis=1))

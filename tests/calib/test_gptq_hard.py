@@ -19,7 +19,7 @@ SCHEMES = [Scheme(4, 32), Scheme(4, 32, symmetric=False), Scheme(3, None), Schem
 def good(result: Solved) -> np.ndarray:
     """The dequantized weight, after checks that hold for any result."""
     assert result.values is not None
-    values = result.values.dequantize()
+    values: np.ndarray = result.values.dequantize()
     assert np.isfinite(values).all()
     assert np.isfinite(result.report.error)
     assert result.report.error <= result.report.rtn_error

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.ggml import blocks, integer_grids
+from zenconvert.base.arrays import Array, beside, on_host
+from zenconvert.ggml import block_grids, blocks, integer_grids
 from zenconvert.model.encoding import Encoding, Grouped
 from zenconvert.model.grouped import GroupedRows
 
@@ -27,17 +28,24 @@ class Blocks(Encoding):
         """Stored bytes of one row of ``columns`` elements."""
         return columns // self.block_size * self.block_bytes
 
-    def decode(self, rows: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
-        """``u8[n, row_bytes]`` as float32[n, columns], as ggml does it."""
-        return blocks.decode(self.type, rows, columns)
+    def decode(self, rows: Array, columns: int) -> Array:
+        """``u8[n, row_bytes]`` as float32[n, columns], as ggml does it.
+
+        On a device by its grid; types that lie on none are decoded on the host.
+        """
+        if on_host(rows):
+            return blocks.decode(self.type, rows, columns)
+        if self.grid() is not None:
+            return self.on_grid(rows, columns).dequantize()
+        return beside(blocks.decode(self.type, rows.cpu().numpy(), columns), rows)
 
     def grid(self) -> Grouped | None:
         """The grid of the type, None for those with none."""
-        return integer_grids.grid_of(self.type)
+        return block_grids.GRIDS.get(self.type)
 
-    def on_grid(self, rows: NDArray[np.uint8], columns: int) -> GroupedRows:
+    def on_grid(self, rows: Array, columns: int) -> GroupedRows:
         """``u8[n, row_bytes]`` as grouped rows, bit for bit."""
-        return integer_grids.to_grouped(self.type, rows, columns)
+        return block_grids.to_grouped(self.type, rows, columns)
 
     @property
     def can_be_written(self) -> bool:

@@ -1,4 +1,4 @@
-"""Block types whose numbers lie on a grid of integers times a scale: their bytes ↔ grouped rows.
+"""Grouped rows as the bytes of block types whose numbers lie on such a grid.
 
 Q4_0, Q5_0 and Q8_0 hold a float16 scale for 32 columns and integers around a midpoint; Q4_1 holds a
 float16 scale and a float16 minimum, so that a zero fits only where ``-zero * scale`` is a float16,
@@ -23,11 +23,7 @@ from zenconvert.model.grouped import GroupedRows, regroup
 _COLUMNS: Final = 32
 _LARGEST: Final = 65504
 
-GRIDS: Final[dict[str, Grouped]] = {
-    "q4_0": Grouped(4, _COLUMNS, symmetric=True),
-    "q5_0": Grouped(5, _COLUMNS, symmetric=True),
-    "q8_0": Grouped(8, _COLUMNS, symmetric=True),
-}
+GRIDS: Final = {name: block_grids.GRIDS[name] for name in ("q4_0", "q5_0", "q8_0")}
 """Types that are such a grid, bit for bit."""
 
 WITH_MINIMUM: Final[dict[str, Grouped]] = {"q4_1": Grouped(4, _COLUMNS, symmetric=False)}
@@ -35,11 +31,6 @@ WITH_MINIMUM: Final[dict[str, Grouped]] = {"q4_1": Grouped(4, _COLUMNS, symmetri
 changes nothing where the grid is symmetric."""
 
 _WRITABLE: Final = frozenset({"q4_0", "q8_0", "q4_1"})
-
-
-def grid_of(type_name: str) -> Grouped | None:
-    """The grid that the numbers of a type lie on, None where they lie on none."""
-    return GRIDS.get(type_name) or block_grids.GRIDS.get(type_name)
 
 
 def takes(type_name: str, grid: Grouped) -> Grouped | None:
@@ -53,24 +44,6 @@ def takes(type_name: str, grid: Grouped) -> Grouped | None:
     if affine is not None and grid.offset is not None:
         return replace(affine, offset=F16)
     return GRIDS.get(type_name) or affine
-
-
-def to_grouped(type_name: str, blocks: NDArray[np.uint8], columns: int) -> GroupedRows:
-    """Block bytes u8[rows, row_bytes] of a type with a grid as grouped rows, bit for bit."""
-    if type_name not in GRIDS:
-        return block_grids.to_grouped(type_name, blocks, columns)
-    rows, grid = len(blocks), GRIDS[type_name]
-    parts = blocks.reshape(rows, columns // _COLUMNS, -1)
-    scales = np.ascontiguousarray(parts[..., :2]).view("<f2")[..., 0]
-    if type_name == "q8_0":
-        codes = parts[..., 2:] ^ np.uint8(0x80)
-    else:
-        low = parts[..., -16:]
-        codes = np.concatenate([low & np.uint8(15), low >> np.uint8(4)], axis=-1)
-    if type_name == "q5_0":
-        high = np.unpackbits(parts[..., 2:6], axis=-1, bitorder="little")
-        codes = codes | (high << np.uint8(4))
-    return GroupedRows(grid.bits, codes.reshape(rows, columns), scales, None, grid.group)
 
 
 def from_grouped(type_name: str, rows: GroupedRows) -> NDArray[np.uint8]:

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
+from zenconvert.base.arrays import Array
 from zenconvert.errors import UnsupportedEncoding
 
 DENSE_DTYPES: Final[dict[str, np.dtype[Any]]] = {
@@ -57,8 +57,12 @@ class Encoding(ABC):
         """Stored bytes of one row of ``columns`` elements."""
 
     @abstractmethod
-    def decode(self, rows: Any, columns: int) -> NDArray[Any]:
-        """Stored rows as numbers ``[n, columns]``: float32, or the dtype that they are in."""
+    def decode(self, rows: Any, columns: int) -> Array:
+        """Stored rows as numbers ``[n, columns]``: float32, or the dtype that they are in.
+
+        Rows are arrays of numpy, or of torch on any device: the numbers are the same bit for bit,
+        and lie where the rows do.
+        """
 
     def grid(self) -> Grouped | None:
         """The grid of integers that the numbers lie on, None where they lie on none."""
@@ -107,10 +111,9 @@ class Dense(Encoding):
         """Stored bytes of one row of ``columns`` elements."""
         return columns * self.numpy.itemsize
 
-    def decode(self, rows: Any, columns: int) -> NDArray[Any]:
+    def decode(self, rows: Array, columns: int) -> Array:
         """The rows as they are, in this dtype."""
-        numbers: NDArray[Any] = rows
-        return numbers
+        return rows
 
     @property
     def can_be_written(self) -> bool:
@@ -153,10 +156,9 @@ class Grouped(Encoding):
         per_group = 8 * self.scale.numpy.itemsize + zero
         return -(-(columns * self.bits + self.groups(columns) * per_group) // 8)
 
-    def decode(self, rows: Any, columns: int) -> NDArray[Any]:
+    def decode(self, rows: Any, columns: int) -> Array:
         """Grouped rows as float32[n, columns]."""
-        numbers: NDArray[np.float32] = rows.dequantize()
-        return numbers
+        return rows.dequantize()
 
     def grid(self) -> Grouped | None:
         """Itself."""

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from zenconvert.base.arrays import Array, beside, cast, dtype_name, on_device
 from zenconvert.errors import InvalidInput
 from zenconvert.model.encoding import Dense, Grouped
 
@@ -25,7 +26,10 @@ OFFSETS: Final = "offsets"
 
 @dataclass(frozen=True)
 class GroupedRows:
-    """Some rows of a grouped tensor: integers, a scale and a zero for every group of columns."""
+    """Some rows of a grouped tensor: integers, a scale and a zero for every group of columns.
+
+    Arrays of numpy; of torch, too, where they are decoded on a device.
+    """
 
     bits: int
     codes: NDArray[np.uint8]
@@ -54,17 +58,17 @@ class GroupedRows:
             self.bits,
             self.group,
             self.zeros is None and self.offsets is None,
-            Dense(names[self.scales.dtype.name]),
+            Dense(names[dtype_name(self.scales)]),
             self.group_index is not None,
-            None if self.offsets is None else Dense(names[self.offsets.dtype.name]),
+            None if self.offsets is None else Dense(names[dtype_name(self.offsets)]),
         )
 
-    def column_groups(self) -> NDArray[np.int32]:
+    def column_groups(self) -> Array:
         """int32[columns]: the group of every column."""
         if self.group_index is not None:
             return self.group_index
         columns = np.arange(self.codes.shape[1], dtype=np.int32)
-        return columns // np.int32(self.group or max(1, len(columns)))
+        return beside(columns // np.int32(self.group or max(1, len(columns))), self.codes)
 
     def take(self, rows: NDArray[np.intp] | slice) -> GroupedRows:
         """The given rows, in the given order."""
@@ -73,23 +77,24 @@ class GroupedRows:
         codes, scales = self.codes[rows], self.scales[rows]
         return replace(self, codes=codes, scales=scales, zeros=zeros, offsets=offsets)
 
-    def dequantize(self) -> NDArray[np.float32]:
+    def dequantize(self) -> Array:
         """float32[rows, columns]; exact for float16 and bfloat16 scales, but for the offset."""
         index = self.column_groups()
+        values = cast(self.codes, np.float32)
         if self.offsets is not None:
-            scaled: NDArray[np.float32] = self.codes.astype(np.float32)
-            scaled *= self.scales.astype(np.float32)[:, index]
-            scaled += self.offsets.astype(np.float32)[:, index]
-            return scaled
-        zeros: NDArray[np.float32] | np.float32
-        if self.zeros is None:
-            zeros = np.float32(self.midpoint)
-        else:
-            zeros = self.zeros.astype(np.float32)[:, index]
-        values: NDArray[np.float32] = self.codes.astype(np.float32)
-        values -= zeros
-        values *= self.scales.astype(np.float32)[:, index]
+            values *= cast(self.scales, np.float32)[:, index]
+            values += cast(self.offsets, np.float32)[:, index]
+            return values
+        values -= self.midpoint if self.zeros is None else cast(self.zeros, np.float32)[:, index]
+        values *= cast(self.scales, np.float32)[:, index]
         return values
+
+    def on_device(self, device: Any) -> GroupedRows:
+        """The same arrays on a device of torch."""
+        names = ("codes", "scales", "zeros", "group_index", "offsets")
+        arrays = {name: getattr(self, name) for name in names}
+        moved = {name: on_device(a, device) for name, a in arrays.items() if a is not None}
+        return replace(self, **moved)
 
     def canonical(self) -> GroupedRows:
         """The same numbers without zeros where all are the midpoint, and without an index where it

@@ -232,7 +232,8 @@ def _cast(values: NDArray[Any], target: Dense, where: str) -> NDArray[Any]:
 
 def decode_rows(rows: Rows, tensor: Tensor) -> NDArray[Any]:
     """Stored rows as numbers: dense rows as they are, any others as float32[n, columns]."""
-    return tensor.encoding.decode(rows, tensor.columns)
+    numbers: NDArray[Any] = tensor.encoding.decode(rows, tensor.columns)
+    return numbers
 
 
 def logical_rows(tensor: Tensor, begin: int, end: int) -> NDArray[np.float32]:

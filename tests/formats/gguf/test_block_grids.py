@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zenconvert.ggml import block_grids, blocks, integer_grids
+from zenconvert.ggml import block_grids, blocks
 from zenconvert.ggml.types import BY_NAME
 
 HALVES = {
@@ -37,12 +37,12 @@ def test_grids_hold_what_blocks_decode_to(name: str) -> None:
         parts[:, at + 1] &= 0xBB
     if name == "mxfp4":
         parts[:, 0] %= 200
-    rows = integer_grids.to_grouped(name, data, columns)
-    grid = integer_grids.grid_of(name)
+    rows = block_grids.to_grouped(name, data, columns)
+    grid = block_grids.GRIDS.get(name)
     assert rows.encoding == grid
     assert int(rows.codes.max()) < 1 << rows.bits
     np.testing.assert_array_equal(rows.dequantize(), blocks.decode(name, data, columns))
 
 
 def test_every_grid_is_tested() -> None:
-    assert set(HALVES) == {*block_grids.GRIDS, *integer_grids.GRIDS}
+    assert set(HALVES) == set(block_grids.GRIDS)
