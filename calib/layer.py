@@ -65,11 +65,11 @@ class LayerStatistics:
         """
         if self._replaced is not None and tensor in self._replaced:
             return self._replaced[tensor]
-        stored = self._reference.checkpoint.tensors[tensor].encoding
+        stored = self._reference.checkpoint.tensors[tensor].encoding.dense
         if self._block is not None:
             held = self._block.weight(tensor)
             narrow = Dense(_NAMES[held.dtype])
-            if narrow.dtype == "f32" or (isinstance(stored, Dense) and stored.widens_to(narrow)):
+            if narrow.dtype == "f32" or (stored is not None and stored.widens_to(narrow)):
                 return held.float()
         return self._reference.load(tensor).to(self._reference.device)
 

@@ -14,8 +14,6 @@ from zenconvert.formats.hf.reader import QUANTIZATION, Folder
 from zenconvert.formats.hf.tensor_names import foreign
 from zenconvert.formats.hf.writer import zero_biases
 from zenconvert.formats.safetensors_container import Entry
-from zenconvert.ggml import integer_grids
-from zenconvert.ggml.encoding import Blocks
 from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, StoredPieces, StoredTensor, Tensor
 from zenconvert.model.encoding import BF16, F16, F32, Dense, Grouped
@@ -169,7 +167,7 @@ def choose_modules(
 def _bias_float(choices: Sequence[Choice]) -> Dense:
     """The float type of the biases that are there."""
     found = (c.encoding for c in choices if c.name.endswith(".bias"))
-    return next((e for e in found if isinstance(e, Dense)), F16)
+    return next((e.dense for e in found if e.dense is not None), F16)
 
 
 def grid_of(scheme: Scheme) -> Grouped:
@@ -204,7 +202,7 @@ class _Rules:
             return self.scheme, "linear weight"
         if own is not None:
             return own, "the source's own grid"
-        if self.own and isinstance(tensor.encoding, Dense):
+        if self.own and not tensor.encoding.is_quantized:
             return None, "the source keeps it in floats"
         return self.parse(""), "linear weight"
 
@@ -239,20 +237,18 @@ def _own_schemes(checkpoint: Checkpoint) -> dict[str, Scheme]:
 
 def _own_scheme(tensor: Tensor) -> Scheme | None:
     """The scheme of the grid that a tensor is on already."""
-    grid = tensor.encoding
-    if isinstance(grid, Blocks):
-        found = integer_grids.GRIDS.get(grid.type)
-        if found is None or found.bits not in {2, 3, 4, 8}:
-            return None
-        grid = found
-    if not isinstance(grid, Grouped):
+    encoding = tensor.encoding
+    grid = encoding.grid()
+    if grid is None:
         return None
+    if encoding.grouped is None and (grid.offset is not None or encoding.takes(grid) != grid):
+        return None  # it could not become one again
     return Scheme(grid.bits, grid.group, grid.symmetric, grid.ordered)
 
 
 def _float_of(tensor: Tensor) -> Dense:
     """Floats stay as they are; blocks and grids are decoded to f16, which consumers expect."""
-    return tensor.encoding if isinstance(tensor.encoding, Dense) else F16
+    return tensor.encoding.floats
 
 
 def refuse_foreign(options: Options, *, importance: bool, target: str) -> None:

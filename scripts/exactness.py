@@ -57,8 +57,8 @@ def kind(source: str, target: str) -> str:
     options = Options(pure=wanted.format == "gguf")
     choices = form.choose(checkpoint, wanted, options, importance=False)
     choice = next(c for c in choices if c.parts and c.parts[0].name.endswith("ffn.up.weight"))
-    new, codec = choice.encoding, choice.codec
-    if isinstance(new, Grouped) and codec is not None and codec.refuses(new, choice.shape):
+    new, codec = choice.encoding.grouped, choice.codec
+    if new is not None and codec is not None and codec.refuses(new, choice.shape):
         return REFUSED
     found = recoding(choice.parts[0], choice)
     if found.exact:

@@ -13,7 +13,6 @@ from zenconvert.formats.hf.reader import QUANTIZATION
 from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_folder
 from zenconvert.formats.packed_folder import choose_modules, refuse_foreign
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.encoding import Grouped
 from zenconvert.model.layout import Choice, Layout
 from zenconvert.model.target import Options, Scheme, Target
 
@@ -66,9 +65,9 @@ def _parse(text: str) -> tuple[Scheme, tuple[str, ...]]:
 
 def _with_zeros(choice: Choice) -> Choice:
     """AWQ files always store zeros, also where every one is the midpoint."""
-    if not isinstance(choice.encoding, Grouped):
+    if (grid := choice.encoding.grouped) is None:
         return choice
-    return replace(choice, encoding=replace(choice.encoding, symmetric=False))
+    return replace(choice, encoding=replace(grid, symmetric=False))
 
 
 def lay_out(

@@ -88,7 +88,7 @@ def _other_labels(
 ) -> list[str]:
     """What the config says of the grids, and the data does not."""
     found = [f"{path}: {text}" for text in said.warnings]
-    grids = [t.encoding for t in tensors.values() if isinstance(t.encoding, Grouped)]
+    grids = [g for t in tensors.values() if (g := t.encoding.grouped) is not None]
     ordered = sum(grid.ordered for grid in grids)
     if ordered and not said.act_order:
         label = "is false" if table.get("desc_act") is False else "is not there"
@@ -157,9 +157,9 @@ def _with_true_zeros(
 
 def _stored_midpoint(tensor: Tensor) -> int | None:
     """What was added to the midpoint where every stored zero is that; None where they differ."""
-    stored, encoding = tensor.stored, tensor.encoding
+    stored, encoding = tensor.stored, tensor.encoding.grouped
     assert isinstance(stored, StoredPieces)
-    assert isinstance(encoding, Grouped)
+    assert encoding is not None
     place = stored.pieces["qzeros"]
     piece = next(p for p in stored.codec.pieces(encoding, tensor.shape) if p.name == "qzeros")
     entry = Entry(place.name, "i32", piece.shape, place.path, place.offset, piece.nbytes)
@@ -179,8 +179,9 @@ def _with_rule(tensor: Tensor, rule: ZeroRule) -> Tensor:
 
 
 def _as_asymmetric(tensor: Tensor) -> Tensor:
-    assert isinstance(tensor.encoding, Grouped)
-    return replace(tensor, encoding=replace(tensor.encoding, symmetric=False))
+    grid = tensor.encoding.grouped
+    assert grid is not None
+    return replace(tensor, encoding=replace(grid, symmetric=False))
 
 
 def _spare_biases(folder: Folder, modules: Mapping[str, TensorName]) -> set[str]:

@@ -18,7 +18,6 @@ from zenconvert.formats.hf.reader import QUANTIZATION
 from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_folder
 from zenconvert.formats.packed_folder import choose_modules, refuse_foreign
 from zenconvert.model.checkpoint import Checkpoint, Tensor
-from zenconvert.model.encoding import Grouped
 from zenconvert.model.layout import Choice, Layout
 from zenconvert.model.meaning import Fact
 from zenconvert.model.target import Options, Scheme, Target
@@ -47,7 +46,7 @@ def choose(
 
     found = choices(version_2="v2" in suffixes)
     # one file has one version: as soon as a module has zeros of its own, it is version 2
-    if any(isinstance(c.encoding, Grouped) and not c.encoding.symmetric for c in found):
+    if any((grid := c.encoding.grouped) is not None and not grid.symmetric for c in found):
         return choices(version_2=True)
     return found
 
@@ -92,7 +91,8 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
 
 
 def _is_ordered(tensor: Tensor) -> bool:
-    return isinstance(tensor.encoding, Grouped) and tensor.encoding.ordered
+    grid = tensor.encoding.grouped
+    return grid is not None and grid.ordered
 
 
 def _settings(choices: list[Choice], scheme: Scheme | None) -> dict[str, Any]:

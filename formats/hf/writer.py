@@ -161,7 +161,7 @@ def float_name(choices: Sequence[Choice]) -> str:
     leave float16. A runtime that loses by computing in bfloat16 (vLLM on a CPU: a divergence of
     4e-3 where float16 has 7e-6) has an option of its own for that (``--dtype float16``).
     """
-    dtypes = [str(c.encoding) for c in choices if isinstance(c.encoding, Dense)]
+    dtypes = [str(c.encoding) for c in choices if not c.encoding.is_quantized]
     return max((d for d in dtypes if d in TORCH_NAMES), key=dtypes.count, default="f16")
 
 
@@ -211,8 +211,8 @@ def _shard(file: str, choices: list[Choice]) -> OutputFile:
 
 def _arrays(choice: Choice) -> list[tuple[str, Dense, tuple[int, ...]]]:
     """Name, dtype and shape of what a choice puts into the file."""
-    if isinstance(choice.encoding, Dense):
-        return [(choice.name, choice.encoding, choice.shape)]
+    if (numbers := choice.encoding.dense) is not None:
+        return [(choice.name, numbers, choice.shape)]
     module = choice.name.removesuffix(".weight")
     return [(f"{module}.{p.name}", Dense(p.dtype), p.shape) for p in choice.pieces]
 

@@ -61,10 +61,15 @@ class Blocks(Encoding):
         """The grid that :meth:`of_grid` takes where there is ``grid``; None where it takes none."""
         return integer_grids.takes(self.type, grid)
 
+    def rounds_minimum(self, grid: Grouped) -> bool:
+        """Whether zeros become a float16 minimum. A midpoint times a float16 is a float16."""
+        own = grid.offset is None and not grid.symmetric
+        return own and self.type in integer_grids.WITH_MINIMUM
+
     @property
-    def has_minimum(self) -> bool:
-        """Whether :meth:`of_grid` turns zeros into a float16 minimum, which may round it."""
-        return self.type in integer_grids.WITH_MINIMUM
+    def kernels(self) -> tuple[str, ...]:
+        """The type."""
+        return (self.type,)
 
     def of_grid(self, rows: GroupedRows) -> NDArray[np.uint8]:
         """Grouped rows as block bytes ``u8[n, row_bytes]``. Raises InvalidInput."""

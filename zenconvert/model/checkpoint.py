@@ -165,6 +165,4 @@ class Checkpoint:
     @property
     def is_quantized(self) -> bool:
         """True when any tensor is stored in a quantized encoding."""
-        from zenconvert.model.encoding import Dense
-
-        return any(not isinstance(t.encoding, Dense) for t in self.tensors.values())
+        return any(t.encoding.is_quantized for t in self.tensors.values())

@@ -12,6 +12,7 @@ other as ``uint8[rows, row_bytes]``. One that is only read is a class with ``row
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,7 +20,7 @@ from typing import Any, Final
 import ml_dtypes
 import numpy as np
 
-from zenconvert.base.arrays import Array
+from zenconvert.base.arrays import Array, reinterpreted
 from zenconvert.errors import UnsupportedEncoding
 
 DENSE_DTYPES: Final[dict[str, np.dtype[Any]]] = {
@@ -45,6 +46,7 @@ _WIDENS_TO: Final[dict[str, frozenset[str]]] = {
     "f8_e4m3": frozenset({"f8_e4m3", "f16", "bf16", "f32", "f64"}),
     "f8_e5m2": frozenset({"f8_e5m2", "f16", "bf16", "f32", "f64"}),
 }
+_NUMBER: Final = re.compile(r"\d+")
 
 
 class Encoding(ABC):
@@ -73,6 +75,27 @@ class Encoding(ABC):
         bit."""
         raise NotImplementedError(f"{self} is no grid")
 
+    def takes(self, grid: Grouped) -> Grouped | None:
+        """The grid that :meth:`of_grid` stores where there is ``grid``; None where it has none."""
+        return None
+
+    def of_grid(self, rows: Any) -> Any:
+        """Grouped rows on a grid that :meth:`takes` gave, as they are stored."""
+        raise NotImplementedError(f"{self} is no grid")
+
+    def rounds_minimum(self, grid: Grouped) -> bool:
+        """Whether :meth:`of_grid` turns the zeros of ``grid`` into a minimum, which rounds them."""
+        return False
+
+    def encode(self, values: Any, importance: Any) -> Any:
+        """float32[n, columns] rounded to it, ``importance`` f32[columns] or None. Raises
+        InvalidInput."""
+        raise NotImplementedError(f"{self} cannot be written")
+
+    def rows_of(self, data: Array, columns: int) -> Array:
+        """Bytes ``u8[n, row_bytes]`` as rows travel."""
+        return data
+
     @property
     def can_be_written(self) -> bool:
         """Whether there is an encoder, too."""
@@ -82,6 +105,37 @@ class Encoding(ABC):
     def uses_importance(self) -> bool:
         """Whether importance weights change what rounding to it gives."""
         return False
+
+    @property
+    def dense(self) -> Dense | None:
+        """Itself where it stores one number per element, None where it does not."""
+        return None
+
+    @property
+    def grouped(self) -> Grouped | None:
+        """Itself where it stores codes with a scale per group, None where it does not."""
+        return None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether rounding from it is rounding for the second time."""
+        return self.dense is None
+
+    @property
+    def floats(self) -> Dense:
+        """What its numbers are stored in where consumers look for floats."""
+        return F16
+
+    @property
+    def nominal_bits(self) -> int:
+        """Bits of a number, without what its scales add; 0 where the name says none."""
+        found = _NUMBER.search(str(self))
+        return int(found[0]) if found else 0
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Names of the compiled kernels that encode it."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +169,29 @@ class Dense(Encoding):
         """The rows as they are, in this dtype."""
         return rows
 
+    def rows_of(self, data: Array, columns: int) -> Array:
+        """Bytes as numbers ``[n, columns]`` of the dtype."""
+        return reinterpreted(data, self.numpy).reshape(len(data), columns)
+
     @property
     def can_be_written(self) -> bool:
         """Whatever numpy has a dtype for."""
         return True
+
+    @property
+    def dense(self) -> Dense:
+        """Itself."""
+        return self
+
+    @property
+    def floats(self) -> Dense:
+        """Floats stay as they are."""
+        return self
+
+    @property
+    def nominal_bits(self) -> int:
+        """Bits of the dtype."""
+        return 8 * self.numpy.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +241,28 @@ class Grouped(Encoding):
         """The rows as they are."""
         return rows
 
+    def takes(self, grid: Grouped) -> Grouped:
+        """Itself, whatever there is."""
+        return self
+
+    def of_grid(self, rows: Any) -> Any:
+        """The rows as they are."""
+        return rows
+
+    @property
+    def grouped(self) -> Grouped:
+        """Itself."""
+        return self
+
     @property
     def can_be_written(self) -> bool:
         """By the codec of a format, which may refuse some."""
         return True
+
+    @property
+    def nominal_bits(self) -> int:
+        """Bits of a code."""
+        return self.bits
 
     @property
     def uses_importance(self) -> bool:

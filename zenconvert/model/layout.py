@@ -81,9 +81,10 @@ class Choice:
     @property
     def pieces(self) -> tuple[Piece, ...]:
         """The arrays of a grouped tensor; none for any other."""
-        if self.codec is None or not isinstance(self.encoding, Grouped):
+        grid = self.encoding.grouped
+        if self.codec is None or grid is None:
             return ()
-        return _pieces(self.codec, self.encoding, self.shape)
+        return _pieces(self.codec, grid, self.shape)
 
     @property
     def nbytes(self) -> int:

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from zenconvert.base.stamps import Stamp
 from zenconvert.errors import PlanError, UsageError, first_names
 from zenconvert.formats.registry import format_named
-from zenconvert.ggml.encoding import Blocks
 from zenconvert.model import meaning
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.encoding import Dense, Encoding, Grouped
+from zenconvert.model.encoding import Encoding, Grouped
 from zenconvert.model.layout import Action, Choice, Layout
 from zenconvert.model.meaning import Fact
 from zenconvert.model.target import Options, Target
@@ -191,8 +190,8 @@ def _lost(fact: Fact, checkpoint: Checkpoint) -> str:
 
 def _judged(choice: Choice) -> Choice:
     """A choice whose parts are looked at as closely as it takes to say what becomes of them."""
-    if choice.sheds_zeros and isinstance(choice.encoding, Grouped):
-        choice = _without_zeros(choice, choice.encoding)
+    if choice.sheds_zeros and (grid := choice.encoding.grouped) is not None:
+        choice = _without_zeros(choice, grid)
     choice = replace(choice, parts=tuple(refined(part, choice) for part in choice.parts))
     done = tuple(recoding(*unchanged(part, choice)) for part in choice.parts)
     told = tuple(
@@ -206,8 +205,7 @@ def _judged(choice: Choice) -> Choice:
 
 def _without_zeros(choice: Choice, encoding: Grouped) -> Choice:
     """The choice on a symmetric grid, where its parts are on one and only their file is not."""
-    grids = [p.encoding for p in choice.parts]
-    if encoding.symmetric or not all(isinstance(g, Grouped) for g in grids):
+    if encoding.symmetric or any(part.encoding.grouped is None for part in choice.parts):
         return choice
     plain = replace(choice, encoding=replace(encoding, symmetric=True))
     parts = tuple(refined(part, plain) for part in choice.parts)
@@ -261,17 +259,17 @@ def _problems(
         target = choice.encoding
         if not target.can_be_written and any(p.encoding != target for p in choice.parts):
             yield choice.name, f"{target} can be read and not yet written"
-        if isinstance(target, Blocks):
+        if target.is_quantized and target.grouped is None:
             yield from _importance_problems(choice, importance)
-        if isinstance(target, Grouped) and choice.codec is not None:
-            reason = choice.codec.refuses(target, choice.shape)
+        if (grid := target.grouped) is not None and choice.codec is not None:
+            reason = choice.codec.refuses(grid, choice.shape)
             if reason is not None:
                 name = choice.codec.name
                 yield choice.name, f"{target} cannot be stored as {name}: {reason}{hint}"
         for part, found in zip(choice.parts, choice.told, strict=True):
             if exact and not found.exact:
                 yield choice.name, f"not exact: {found.why}"
-            quantized = not isinstance(part.encoding, Dense) and not isinstance(target, Dense)
+            quantized = part.encoding.is_quantized and target.is_quantized
             if found.action == "quantize" and quantized and not allow_requantize:
                 yield (
                     choice.name,
@@ -284,9 +282,9 @@ def _problems(
 def _fitting_group(choices: list[Choice]) -> str:
     """Which group every matrix takes, where the one that was asked for does not fit some."""
     grids = [
-        (choice.codec, choice.encoding, choice.shape)
+        (choice.codec, grid, choice.shape)
         for choice in choices
-        if choice.codec is not None and isinstance(choice.encoding, Grouped)
+        if choice.codec is not None and (grid := choice.encoding.grouped) is not None
     ]
     if all(not grid.group or shape[-1] % grid.group == 0 for _, grid, shape in grids):
         return ""

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
-from zenconvert.ggml.encoding import Blocks
 from zenconvert.model.checkpoint import StoredPieces, StoredTensor, Tensor
 from zenconvert.model.encoding import F16, F32, Dense, Encoding, Grouped
 from zenconvert.model.grouped import OFFSETS, ROW_UNIT, GroupedRows, Piece, Rows, regroup
@@ -35,16 +34,20 @@ def recoding(source: Tensor, choice: Choice) -> Recoding:
     old, new = source.encoding, choice.encoding
     if names := left_over(source.change, choice.change):
         return _changed(source, choice, names)
-    if isinstance(new, Grouped):
-        return _to_grid(old, new, choice, source.columns)
+    if (grid := new.grouped) is not None:
+        return _to_grid(old, grid, choice, source.columns)
     if old == new:
         return Recoding("copy", True)
-    if isinstance(new, Blocks):
+    if new.dense is None:
         return _to_blocks(old, new, source.columns)
-    if isinstance(old, Dense) and isinstance(new, Dense):
-        if old.widens_to(new):
-            return Recoding("repack", True, f"every {old} value is a {new} value")
-        return Recoding("quantize", False, f"{old} is rounded to {new}")
+    if old.dense is None:
+        return _decoded(old, new.dense)
+    if old.dense.widens_to(new.dense):
+        return Recoding("repack", True, f"every {old} value is a {new} value")
+    return Recoding("quantize", False, f"{old} is rounded to {new}")
+
+
+def _decoded(old: Encoding, new: Dense) -> Recoding:
     if new == F32:
         return Recoding("decode", True, f"{old} is decoded")
     return Recoding("decode", False, f"{old} is decoded and rounded")
@@ -53,10 +56,11 @@ def recoding(source: Tensor, choice: Choice) -> Recoding:
 def _changed(source: Tensor, choice: Choice, names: tuple[str, ...]) -> Recoding:
     """Numbers that are changed on their way: exact where all of them would come back."""
     what = " and ".join(CHANGES[name].what for name in names)
-    if not isinstance(choice.encoding, Dense):
+    numbers = choice.encoding.dense
+    if numbers is None:
         return Recoding("quantize", False, f"{what} is rounded to {choice.encoding}")
     values = decode_rows(read_rows(source, 0, source.rows), source)
-    lost = comes_back(values, names, choice.encoding)
+    lost = comes_back(values, names, numbers)
     if not lost:
         return Recoding("repack", True, f"{what}, computed in f32, and every number can come back")
     share = f"{lost} of {values.size} numbers cannot come back"
@@ -64,7 +68,7 @@ def _changed(source: Tensor, choice: Choice, names: tuple[str, ...]) -> Recoding
 
 
 def _to_grid(old: Encoding, new: Grouped, choice: Choice, columns: int) -> Recoding:
-    if isinstance(old, Dense):
+    if not old.is_quantized:
         return Recoding("quantize", False, f"{old} is rounded to the grid {choice.scheme or new}")
     grid = old.grid()
     if grid is None:
@@ -86,22 +90,16 @@ def _onto(grid: Grouped, new: Grouped, columns: int, name: str) -> Recoding:
     return Recoding("quantize", False, f"{name} is decoded and quantized again: {reason}")
 
 
-def _to_blocks(old: Encoding, new: Blocks, columns: int) -> Recoding:
-    if isinstance(old, Dense):
+def _to_blocks(old: Encoding, new: Encoding, columns: int) -> Recoding:
+    if not old.is_quantized:
         return Recoding("quantize", False, f"{old} is rounded to the grid of {new}")
-    grid = new.takes(old) if isinstance(old, Grouped) else None
-    if isinstance(old, Grouped) and grid is not None:
-        found = _onto(old, grid, columns, str(old))
-        if found.exact and _rounds_minimum(old, new):
+    own = old.grouped
+    if own is not None and (grid := new.takes(own)) is not None:
+        found = _onto(own, grid, columns, str(old))
+        if found.exact and new.rounds_minimum(own):
             return Recoding("repack", False, "codes are kept; minimum -zero·scale rounds to f16")
         return found
     return Recoding("quantize", False, f"{old} is decoded and quantized again")
-
-
-def _rounds_minimum(old: Grouped, new: Encoding) -> bool:
-    """Whether zeros become a float16 minimum. A midpoint times a float16 is a float16 itself."""
-    minimum = isinstance(new, Blocks) and new.has_minimum
-    return minimum and old.offset is None and not old.symmetric
 
 
 def misfit(old: Grouped, new: Grouped, columns: int) -> str | None:
@@ -130,14 +128,11 @@ def refined(tensor: Tensor, choice: Choice) -> Tensor:
     Files may store zeros that are all the midpoint, or scales in a wider type than they need. They
     are read only where that decides whether the choice can be had bit for bit.
     """
-    old, stored, target = tensor.encoding, tensor.stored, choice.encoding
-    if not isinstance(old, Grouped):
-        return tensor
-    new = target.takes(old) if isinstance(target, Blocks) else target
-    if not isinstance(new, Grouped):
+    old, stored, target = tensor.encoding.grouped, tensor.stored, choice.encoding
+    if old is None or (new := target.takes(old)) is None:
         return tensor
     plain = replace(old, ordered=old.ordered and choice.columns is None)
-    fits = misfit(plain, new, tensor.columns) is None and not _rounds_minimum(old, target)
+    fits = misfit(plain, new, tensor.columns) is None and not target.rounds_minimum(old)
     if fits or not isinstance(stored, StoredPieces):
         return tensor
     narrowest = replace(plain, symmetric=old.offset is None, scale=F16, offset=old.offset and F16)
@@ -187,28 +182,24 @@ def recode(
     part, choice = unchanged(part, choice)
     target = choice.encoding
     try:
-        if found.action == "copy" and not isinstance(target, Grouped):
+        if found.action == "copy" and target.grouped is None:
             return rows
-        if isinstance(target, Grouped):
-            if found.action != "quantize":  # a copy too: data must be what the header said
-                grid = _reordered(part.encoding.on_grid(rows, part.columns), choice.columns)
-                return regroup(grid, target, round_scales=not found.exact)
-            assert choice.scheme is not None  # every grouped choice has one
-            values = decode_rows(rows, part).astype(np.float32, copy=False)
-            return regroup(quantize(values, choice.scheme, weights), target)
-        if isinstance(target, Blocks):
-            if found.action == "repack":
-                grid = part.encoding.on_grid(rows, part.columns)
-                new = target.takes(grid.encoding)
-                assert new is not None  # as the plan said
-                grid = regroup(grid, new, round_scales=not found.exact)
-                return target.of_grid(grid)
-            values = decode_rows(rows, part).astype(np.float32, copy=False)
-            return target.encode(values, weights)
+        if target.dense is not None:
+            return _cast(decode_rows(rows, part), target.dense)
+        if found.action != "quantize":  # a copy too: data must be what the header said
+            grid = _reordered(part.encoding.on_grid(rows, part.columns), choice.columns)
+            new = target.takes(grid.encoding)
+            assert new is not None  # as the plan said
+            stored: Rows = target.of_grid(regroup(grid, new, round_scales=not found.exact))
+            return stored
+        values = decode_rows(rows, part).astype(np.float32, copy=False)
+        if (new := target.grouped) is None:
+            rounded: Rows = target.encode(values, weights)
+            return rounded
+        assert choice.scheme is not None  # every grouped choice has one
+        return regroup(quantize(values, choice.scheme, weights), new)
     except ZenError as error:
         raise InvalidInput(f"{where}: {error}") from error
-    assert isinstance(target, Dense)  # nothing else can be written
-    return _cast(decode_rows(rows, part), target, where)
 
 
 def _reordered(rows: GroupedRows, columns: tuple[int, ...] | None) -> GroupedRows:
@@ -219,14 +210,12 @@ def _reordered(rows: GroupedRows, columns: tuple[int, ...] | None) -> GroupedRow
     return replace(rows, codes=rows.codes[:, order], group_index=rows.group_index[order])
 
 
-def _cast(values: NDArray[Any], target: Dense, where: str) -> NDArray[Any]:
+def _cast(values: NDArray[Any], target: Dense) -> NDArray[Any]:
     with np.errstate(over="ignore"):
         narrowed = values.astype(target.numpy, copy=False)
     if target.dtype == "f16" and np.isinf(narrowed).any() and not np.isinf(values).any():
         largest = float(np.abs(values.astype(np.float32)).max())
-        raise InvalidInput(
-            f"{where}: {largest:g} is beyond the range of f16 (65504); choose bf16 or f32"
-        )
+        raise InvalidInput(f"{largest:g} is beyond the range of f16 (65504); choose bf16 or f32")
     return narrowed
 
 
@@ -259,15 +248,15 @@ def read_rows(tensor: Tensor, begin: int, end: int) -> Rows:
     data = _read(
         stored.path, stored.offset + begin * tensor.row_bytes, end - begin, tensor.row_bytes
     )
-    if isinstance(encoding, Dense):
-        return data.reshape(-1).view(encoding.numpy).reshape(end - begin, tensor.columns)
-    return data
+    rows: Rows = encoding.rows_of(data, tensor.columns)
+    return rows
 
 
 def _read_columns(stored: StoredTensor, tensor: Tensor, begin: int, end: int) -> NDArray[Any]:
     """Rows of a dense matrix that lie as columns in the file."""
-    assert isinstance(tensor.encoding, Dense)
-    dtype = tensor.encoding.numpy
+    numbers = tensor.encoding.dense
+    assert numbers is not None  # nothing else lies so
+    dtype = numbers.numpy
     offset, width = stored.offset + begin * dtype.itemsize, (end - begin) * dtype.itemsize
     data = _read(stored.path, offset, tensor.columns, width, stride=stored.stride)
     lines = data.reshape(-1).view(dtype).reshape(tensor.columns, end - begin)

@@ -10,7 +10,6 @@ from math import prod
 from typing import TYPE_CHECKING, Final
 
 from zenconvert.calib.methods import METHODS
-from zenconvert.model.encoding import Grouped
 from zenconvert.publication.preparation import Prepared
 from zenconvert.publication.recipe import VariantRecipe
 from zenconvert.reference.inputs import by_layer
@@ -85,7 +84,7 @@ def _solves(prepared: Prepared) -> dict[object, int]:
         steps = [
             step
             for step in prepared.plans[variant.name].steps
-            if step.action == "quantize" and isinstance(step.to, Grouped)
+            if step.action == "quantize" and step.to.grouped is not None
         ]
         if variant.name in prepared.calibrated and METHODS[solver].needs_statistics and steps:
             grids = tuple((step.source, step.to) for step in steps)

@@ -13,15 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from zenconvert.base.progress import Progress
 from zenconvert.base.scratch import remove_scratch
 from zenconvert.calib.methods import METHODS
 from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.errors import ConversionFailed, several
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.encoding import Dense
+from zenconvert.model.encoding import F32
 from zenconvert.model.target import Scheme, Solver
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.fingerprint import fingerprint
@@ -174,9 +172,8 @@ def _solution(job: Job, found: Found) -> LayerSolution:
     """What is kept of a solved layer: changed tensors in the dtype that they are stored in."""
     changed = {}
     for name, values in found.changed.items():
-        encoding = job.checkpoint.tensors[name].encoding
-        dtype = encoding.numpy if isinstance(encoding, Dense) else np.dtype(np.float32)
-        changed[name] = values.cpu().numpy().astype(dtype)
+        stored = job.checkpoint.tensors[name].encoding.dense or F32
+        changed[name] = values.cpu().numpy().astype(stored.numpy)
     return LayerSolution(found.quantized, changed)
 
 

@@ -16,7 +16,6 @@ from typing import Final
 from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.errors import UsageError
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.encoding import Grouped
 from zenconvert.model.target import Options, Scheme, Solver, Target
 from zenconvert.planning.plan import Importance, Plan, Step, make_plan
 
@@ -105,7 +104,7 @@ def _told(plan: Plan, modules: Mapping[str, ModuleReport]) -> tuple[Step, ...]:
     }
     return tuple(
         replace(step, why=f"{report.method}, weighted relative error {report.error:.3g}")
-        if (report := reports.get(step.target)) is not None and isinstance(step.to, Grouped)
+        if (report := reports.get(step.target)) is not None and step.to.grouped is not None
         else step
         for step in plan.steps
     )

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.encoding import Dense, Encoding
+from zenconvert.model.encoding import Encoding
 from zenconvert.verification.digests import digest, file_digest
-
-_NUMBER: Final = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +89,11 @@ def facts_of(checkpoint: Checkpoint) -> Facts:
         parameters=sum(tensor.elements for tensor in tensors),
         bytes=sum(tensor.nbytes for tensor in tensors),
         encoding=str(main),
-        bits=nominal_bits(main),
+        bits=main.nominal_bits,
         encodings=dict(sorted(encodings.items())),
         vocabulary=checkpoint.hyperparameters.vocab,
         side_files_sha256=_side_files(checkpoint),
     )
-
-
-def nominal_bits(encoding: Encoding) -> int:
-    """Bits of a number in an encoding, without what its scales add."""
-    if isinstance(encoding, Dense):
-        return 8 * encoding.numpy.itemsize
-    found = _NUMBER.search(str(encoding))
-    return int(found[0]) if found else 0
 
 
 def _side_files(checkpoint: Checkpoint) -> str:

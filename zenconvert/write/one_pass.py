@@ -26,9 +26,7 @@ from numpy.typing import NDArray
 from zenconvert.base.progress import Count
 from zenconvert.errors import ZenError
 from zenconvert.ggml import blocks
-from zenconvert.ggml.encoding import Blocks
 from zenconvert.model.checkpoint import StoredPieces, Tensor
-from zenconvert.model.encoding import Grouped
 from zenconvert.model.grouped import ROW_UNIT, GroupedRows, Rows
 from zenconvert.model.layout import Choice, OutputFile, Recoding, Slot
 from zenconvert.model.row_order import RowOrder
@@ -103,7 +101,8 @@ class _Use:
     @property
     def is_grouped(self) -> bool:
         """Whether packed integers are read or written."""
-        return isinstance(self.part.encoding, Grouped) or isinstance(self.choice.encoding, Grouped)
+        both = (self.part.encoding, self.choice.encoding)
+        return any(encoding.grouped is not None for encoding in both)
 
 
 @dataclass
@@ -308,7 +307,7 @@ class _Pass:
 def _kernels(plans: Iterable[Plan]) -> list[str]:
     """Block types that the plans encode."""
     steps = (step for plan in plans for step in plan.steps if step.action == "quantize")
-    return sorted({step.to.type for step in steps if isinstance(step.to, Blocks)})
+    return sorted({name for step in steps for name in step.to.kernels})
 
 
 def _uses(number: int, making: Making) -> Iterator[_Use]:

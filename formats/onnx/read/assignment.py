@@ -23,7 +23,7 @@ from zenconvert.formats.onnx.read.matrices import Matrix
 from zenconvert.formats.onnx.read.recognition import Found
 from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.checkpoint import StoredPieces, StoredTensor, Tensor
-from zenconvert.model.encoding import Dense, Grouped
+from zenconvert.model.encoding import Dense
 from zenconvert.model.grouped import ROW_UNIT
 from zenconvert.model.hyperparameters import Hyperparameters
 
@@ -125,8 +125,8 @@ def _tensor(item: Found, name: TensorName, part: _Slice) -> Tensor:
         assert item.vector is not None
         return _vector(item.vector, name, part)
     matrix = item.matrix
-    if isinstance(matrix.encoding, Dense):
-        return _dense(matrix, name, part)
+    if (numbers := matrix.encoding.dense) is not None:
+        return _dense(matrix, numbers, name, part)
     return _grouped(matrix, name, part)
 
 
@@ -136,9 +136,8 @@ def _vector(array: Initializer, name: TensorName, part: _Slice) -> Tensor:
     return Tensor(name.name, name.shape, encoding, StoredTensor(array.path, offset, array.name))
 
 
-def _dense(matrix: Matrix, name: TensorName, part: _Slice) -> Tensor:
-    array, encoding = matrix.arrays[""], matrix.encoding
-    assert isinstance(encoding, Dense)
+def _dense(matrix: Matrix, encoding: Dense, name: TensorName, part: _Slice) -> Tensor:
+    array = matrix.arrays[""]
     size, (rows, columns) = encoding.numpy.itemsize, matrix.shape
     row, stride = (size, rows * size) if matrix.transposed else (columns * size, None)
     stored = StoredTensor(array.path, _offset(array) + part.first * row, array.name, stride)
@@ -147,8 +146,8 @@ def _dense(matrix: Matrix, name: TensorName, part: _Slice) -> Tensor:
 
 def _grouped(matrix: Matrix, name: TensorName, part: _Slice) -> Tensor:
     """A grouped tensor, or some rows of one."""
-    encoding, codec, places = matrix.encoding, matrix.codec, {}
-    assert isinstance(encoding, Grouped)
+    encoding, codec, places = matrix.encoding.grouped, matrix.codec, {}
+    assert encoding is not None
     assert codec is not None
     for piece in codec.pieces(encoding, matrix.shape):
         array = matrix.arrays[piece.name]
@@ -192,7 +191,7 @@ def _is_tied(tensors: dict[str, Tensor], hp: Hyperparameters) -> bool:
     embed, head = tensors.get("embed.weight"), tensors.get("head.weight")
     if embed is None or head is None:
         return False
-    copied = hp.tied and isinstance(head.encoding, Dense)
+    copied = hp.tied and not head.encoding.is_quantized
     return copied or _place(embed) == _place(head)
 
 

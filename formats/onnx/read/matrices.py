@@ -245,9 +245,10 @@ def check_sizes(matrix: Matrix, where: str, count: int = 1) -> None:
 
     ``count`` is the number of matrices that share the arrays.
     """
-    assert isinstance(matrix.encoding, Grouped)
+    grid = matrix.encoding.grouped
+    assert grid is not None
     assert matrix.codec is not None
-    for piece in matrix.codec.pieces(matrix.encoding, matrix.shape):
+    for piece in matrix.codec.pieces(grid, matrix.shape):
         array = matrix.arrays.get(piece.name)
         if array is None:
             raise CorruptFile(f"{where}: it has no {piece.name}")

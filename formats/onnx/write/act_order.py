@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from zenconvert.errors import CorruptFile
 from zenconvert.formats.onnx.codecs import BlockCodec, NBitsCodec
 from zenconvert.model.checkpoint import StoredPieces, Tensor
-from zenconvert.model.encoding import Dense, Grouped
+from zenconvert.model.encoding import Dense
 
 
 def column_order(tensor: Tensor) -> tuple[int, ...] | None:
@@ -18,14 +18,14 @@ def column_order(tensor: Tensor) -> tuple[int, ...] | None:
 
     Reads the index of the groups. None where the groups are not all of one size.
     """
-    stored, encoding = tensor.stored, tensor.encoding
+    stored, grid = tensor.stored, tensor.encoding.grouped
     assert isinstance(stored, StoredPieces)
-    assert isinstance(encoding, Grouped)
+    assert grid is not None
     if isinstance(stored.codec, NBitsCodec | BlockCodec):
         return stored.codec.order
     index = _group_index(stored, tensor)
-    sizes = np.bincount(np.maximum(index, 0), minlength=encoding.groups(tensor.columns))
-    if index.min() < 0 or bool((sizes != encoding.group).any()):
+    sizes = np.bincount(np.maximum(index, 0), minlength=grid.groups(tensor.columns))
+    if index.min() < 0 or bool((sizes != grid.group).any()):
         return None
     return tuple(np.argsort(index, kind="stable").tolist())
 

@@ -112,7 +112,7 @@ class _Chooser:
                 return None
             tensor = self.checkpoint.tensors["embed.weight"]  # the head is untied
         wanted, why = self._wanted(tensor, name)
-        if isinstance(wanted, Dense):
+        if (grid := wanted.grouped) is None:
             turned = name.is_weight and name.module.role in {"linear", "router", "head"}
             shape = tensor.shape[::-1] if turned else tensor.shape
             adds = name.module.role == "norm" and self.checkpoint.architecture.norms_add_one
@@ -120,7 +120,7 @@ class _Chooser:
             return Choice(
                 name.hf, (tensor,), shape, wanted, change=change, why=why, transposed=turned
             )
-        return self._grouped(tensor, name, wanted, why)
+        return self._grouped(tensor, name, grid, why)
 
     def _wanted(self, tensor: Tensor, name: TensorName) -> tuple[Grouped | Dense, str]:
         """The grid or float type of one tensor, and what decided it."""

@@ -21,7 +21,6 @@ from zenconvert.formats.onnx.genai_config import NAME as GENAI_CONFIG
 from zenconvert.formats.onnx.genai_config import genai_config
 from zenconvert.formats.onnx.write.target_type import TargetType
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.encoding import Grouped
 from zenconvert.model.layout import Choice
 
 GENAI: Final = "genai"
@@ -73,8 +72,7 @@ def names(layout: str | None, kind: TargetType, choices: Sequence[Choice]) -> Na
         raise UsageError(
             f"there is no layout {layout!r} of ONNX files; known are {GENAI} and {TRANSFORMERS_JS}"
         )
-    grids = [c.encoding for c in choices if isinstance(c.encoding, Grouped)]
-    bits = [grid.bits for grid in grids]
+    bits = [grid.bits for c in choices if (grid := c.encoding.grouped) is not None]
     most = max(bits, key=bits.count) if bits else None
     key = (most, str(kind.floats))
     if key not in _DTYPES:

@@ -32,7 +32,6 @@ from typing import Any, Final
 from zenconvert.formats.onnx.codecs import NBitsCodec
 from zenconvert.formats.onnx.write.placing import Stack
 from zenconvert.formats.onnx.write.target_type import TargetType
-from zenconvert.model.encoding import Grouped
 from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.layout import Choice
 
@@ -90,9 +89,9 @@ def _stacks(name: str, count: int, tensors: Mapping[str, Choice]) -> tuple[Stack
 def _blocks(members: Sequence[Choice]) -> Iterator[int | None]:
     """The columns of a block of every member; None for what cannot be part of a stack."""
     for choice in members:
-        grid, columns = choice.encoding, choice.shape[-1]
+        grid, columns = choice.encoding.grouped, choice.shape[-1]
         if (
-            not isinstance(grid, Grouped)
+            grid is None
             or not isinstance(choice.codec, NBitsCodec)
             or grid != members[0].encoding
             or grid.bits != BITS

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from zenconvert.errors import InvalidInput
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.encoding import Grouped
 from zenconvert.reference.batches import make_batches, most_tokens
 from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.clean_folder import clean_folder
@@ -96,7 +95,7 @@ def check_modules(checkpoint: Checkpoint, quantized: Sequence[str], tool: str) -
     stored = {
         n.hf.removesuffix(".weight")
         for n in names
-        if n.name in checkpoint.tensors and isinstance(checkpoint.tensors[n.name].encoding, Grouped)
+        if (t := checkpoint.tensors.get(n.name)) is not None and t.encoding.grouped is not None
     }
     if wrong := sorted(stored ^ set(quantized)):
         raise InvalidInput(

@@ -11,7 +11,6 @@ from zenconvert.formats.onnx.write.graph.builder import CONTRIB, GraphBuilder
 from zenconvert.formats.onnx.write.graph.weights import Weights
 from zenconvert.formats.onnx.write.placing import Stack
 from zenconvert.formats.onnx.write.stacking import attributes_of
-from zenconvert.model.encoding import Grouped
 from zenconvert.model.hyperparameters import Hyperparameters
 
 ACTIVATIONS: Final = frozenset({"silu", "swish", "gelu_pytorch_tanh"})
@@ -97,8 +96,8 @@ def _fused(
 ) -> ir.Value:
     """All experts of a layer in one operator."""
     (codes, scales, zeros), (codes2, scales2, zeros2) = map(weights.stacked, stacks)
-    grid = stacks[0].members[0].encoding
-    assert isinstance(grid, Grouped)  # as all stacks are
+    grid = stacks[0].members[0].encoding.grouped
+    assert grid is not None  # as all stacks are
     arrays = [x, logits, codes, scales, None, codes2, scales2, *[None] * 4, zeros, zeros2]
     while arrays[-1] is None:
         arrays.pop()

@@ -14,7 +14,6 @@ from zenconvert.formats.onnx.write.graph.standard_profile import StandardProfile
 from zenconvert.formats.onnx.write.graph.weights import Weights
 from zenconvert.formats.onnx.write.placing import Place, Stack
 from zenconvert.formats.onnx.write.target_type import TargetType
-from zenconvert.model.encoding import Grouped
 from zenconvert.model.layout import Choice
 
 
@@ -44,7 +43,7 @@ def build_model(
     profile: Profile
     if kind.standard:
         two_bits = any(
-            isinstance(c.encoding, Grouped) and c.encoding.bits == 2 for c in tensors.values()
+            (grid := c.encoding.grouped) is not None and grid.bits == 2 for c in tensors.values()
         )
         sliding = rotary.of_sliding(facts.hp)
         kinds = [facts.hp, *([sliding] if sliding else [])]

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from zenconvert.formats.onnx.codecs import CODES, SCALES, ZEROS, BlockCodec, NBitsCodec
 from zenconvert.formats.onnx.write.graph.builder import CONTRIB, DTYPES, GraphBuilder
 from zenconvert.formats.onnx.write.placing import Place, Stack, array_name
-from zenconvert.model.encoding import Dense, Grouped
+from zenconvert.model.encoding import Grouped
 from zenconvert.model.grouped import OFFSETS
 from zenconvert.model.layout import Choice
 
@@ -56,8 +56,9 @@ class Weights:
         return self._dense(self.choices[name])
 
     def _dense(self, choice: Choice) -> ir.Value:
-        assert isinstance(choice.encoding, Dense)
-        return self._array(array_name(choice), DTYPES[choice.encoding.dtype], choice.shape)
+        numbers = choice.encoding.dense
+        assert numbers is not None
+        return self._array(array_name(choice), DTYPES[numbers.dtype], choice.shape)
 
     def table(self, name: str, dtype: str, shape: tuple[int, ...]) -> ir.Value:
         """A derived tensor, by its own name."""
@@ -73,8 +74,8 @@ class Weights:
 
     def _pieces(self, choice: Choice) -> dict[str, ir.Value]:
         """The arrays of a grouped tensor as their operator wants them, by piece."""
-        grid, codec, (rows, columns) = choice.encoding, choice.codec, choice.shape
-        assert isinstance(grid, Grouped)
+        grid, codec, (rows, columns) = choice.encoding.grouped, choice.codec, choice.shape
+        assert grid is not None
         blocks, found = grid.groups(columns), {}
         for piece in choice.pieces:
             dtype, shape = DTYPES[piece.dtype], piece.shape
@@ -103,8 +104,8 @@ class Weights:
         with self.builder.inside(self.path(module)):
             if choice.columns is not None:
                 x = self._gathered(x, choice.columns)
-            if isinstance(choice.encoding, Grouped):
-                y = self._grouped_product(choice, choice.encoding, x, rank)
+            if (grid := choice.encoding.grouped) is not None:
+                y = self._grouped_product(choice, grid, x, rank)
             else:
                 y = self._dense_product(choice, x)
             if (bias := f"{module}.bias") in self:
@@ -180,8 +181,8 @@ class Weights:
         """Rows of the embedding ``[batch, sequence, hidden]``, in the type of the activations."""
         choice = self.choices[name]
         with self.builder.inside(choice.name.removesuffix(".weight")):
-            if isinstance(choice.encoding, Grouped):
-                return self._grouped_lookup(choice, choice.encoding, ids)
+            if (grid := choice.encoding.grouped) is not None:
+                return self._grouped_lookup(choice, grid, ids)
             rows = self.builder.op("Gather", self.plain(name), ids)
             same = str(choice.encoding) == self.floats
             return rows if same else self.builder.cast(rows, self.floats)
