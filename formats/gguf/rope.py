@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.errors import Unsupported
+from zenconvert.errors import InvalidInput, Unsupported
 from zenconvert.formats.gguf.container import KeyValue
 from zenconvert.model.gguf_family import GgufFamily
 from zenconvert.model.hyperparameters import Hyperparameters
@@ -157,17 +157,27 @@ def scaling_from_keys(
 
 
 def frequency_factors(hp: Hyperparameters) -> NDArray[np.float32] | None:
-    """``rope_freqs`` f32[head_dim / 2] of a Llama-3 style scaling, None for any other."""
+    """``rope_freqs`` f32[head_dim / 2] of a Llama-3 style scaling, None for any other.
+
+    Raises InvalidInput for numbers that make none.
+    """
     scaling = hp.rope_scaling
     if scaling is None or scaling["rope_type"] != "llama3":
         return None
-    return _llama3_factors(
-        _frequencies(hp.rope_theta, hp.head_dim),
-        float(scaling.get("factor", 8.0)),
-        float(scaling.get("low_freq_factor", 1.0)),
-        float(scaling.get("high_freq_factor", 4.0)),
-        float(scaling.get("original_max_position_embeddings", 8192)),
-    )
+    with np.errstate(all="ignore"):
+        factors = _llama3_factors(
+            _frequencies(hp.rope_theta, hp.head_dim),
+            float(scaling.get("factor", 8.0)),
+            float(scaling.get("low_freq_factor", 1.0)),
+            float(scaling.get("high_freq_factor", 4.0)),
+            float(scaling.get("original_max_position_embeddings", 8192)),
+        )
+    if not np.isfinite(factors).all():
+        raise InvalidInput(
+            f"rotary embeddings of rope_theta {hp.rope_theta} and {dict(scaling)} have no finite "
+            "factors; check these values of the config"
+        )
+    return factors
 
 
 def _frequencies(theta: float, head_dim: int) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.errors import Unsupported
+from zenconvert.errors import InvalidInput, Unsupported
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.encoding import Dense
 from zenconvert.model.hyperparameters import Hyperparameters
@@ -28,6 +28,8 @@ SLIDING_TABLES: Final = ("cos_cache_sliding", "sin_cache_sliding")
 """Those of layers that slide, where they rotate in a way of their own."""
 KINDS: Final = ("default", "linear", "llama3", "yarn")
 """Scalings that tables can hold."""
+_LARGEST: Final = 2.0**128
+"""Float32 ends below."""
 _PERIOD: Final = 4
 """Layers of which the last does not rotate, in families where three of four do."""
 
@@ -49,13 +51,29 @@ def of_sliding(hp: Hyperparameters) -> Hyperparameters | None:
 def frequencies(hp: Hyperparameters) -> tuple[NDArray[np.float32], float]:
     """Rotations per position float32[head_dim / 2], and the factor of cosines and sines.
 
-    Raises Unsupported for scalings whose frequencies depend on the length of the text.
+    Raises Unsupported for scalings whose frequencies depend on the length of the text, InvalidInput
+    for numbers that make none.
     """
+    scaling = hp.rope_scaling or {"rope_type": "default"}
+    try:
+        values, amplitude = _frequencies(hp, scaling)
+    except (ArithmeticError, ValueError):
+        values, amplitude = np.array([], dtype=np.float32), math.nan
+    if not (np.isfinite(values).all() and abs(amplitude) < _LARGEST):
+        raise InvalidInput(
+            f"rotary embeddings of rope_theta {hp.rope_theta} and {dict(scaling)} have no finite "
+            "frequencies; check these values of the config"
+        )
+    return values, amplitude
+
+
+def _frequencies(
+    hp: Hyperparameters, scaling: Mapping[str, Any]
+) -> tuple[NDArray[np.float32], float]:
     import torch
 
     size = hp.head_dim
     plain = 1.0 / (hp.rope_theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
-    scaling = hp.rope_scaling or {"rope_type": "default"}
     kind, factor = scaling["rope_type"], float(scaling.get("factor") or 1.0)
     amplitude = 1.0
     if kind == "linear":

@@ -33,8 +33,8 @@ TEMPLATE: Final = (
 )
 CARD: Final = (
     "---\nlicense: apache-2.0\nlanguage:\n- en\n- zh\ntags: [a, 'b']\nbase_model: org/Model-7B\n"
-    "datasets:\n- name: x\n  url: https://example.org\nmodel_name: &n Tiny\nversion: 1.0\n"
-    "date: 2024-01-31\nother: *n\n---\n# Tiny\n"
+    "datasets:\n- name: x\n  url: https://example.org\nmodel_name: Tiny\nversion: 1.0\n"
+    "date: 2024-01-31\nother: n\n---\n# Tiny\n"
 )
 
 

@@ -21,7 +21,14 @@ from tests.fuzz.targets_texts import RECIPE
 from zenconvert import Report, convert, open_checkpoint, plan
 from zenconvert.base.source_files import parse_json
 from zenconvert.calib.statistics_reader import open_statistics
-from zenconvert.errors import CorruptFile, InvalidInput, RecipeError, UsageError, ZenError
+from zenconvert.errors import (
+    CorruptFile,
+    InvalidInput,
+    RecipeError,
+    SourceNotFound,
+    UsageError,
+    ZenError,
+)
 from zenconvert.formats.gguf import container
 from zenconvert.publication import recipe_reader
 from zenconvert.publication.checksums import read_sums
@@ -359,3 +366,34 @@ def test_dots_in_texts_and_tables_are_no_parts_of_a_key(tmp_path: Path) -> None:
     dots = ".".join("a" * 99)
     path.write_text(f'name = "{dots}"  # {dots}\n' + reports.POLICY.partition("\n")[2])
     assert Policy.load(path).name == dots
+
+
+ROTATIONS = {
+    "a base of one": {"type": "yarn", "factor": 2.0, "rope_theta": 1.0},
+    "turns of nothing": {"type": "yarn", "factor": 2.0, "beta_fast": 1.7e308},
+    "a factor of nothing": {"type": "linear", "factor": 5e-324},
+    "an amplitude without end": {"type": "yarn", "factor": 2.0, "attention_factor": 1e300},
+}
+
+
+@pytest.mark.parametrize("fault", ROTATIONS)
+def test_rotations_that_are_no_numbers(fault: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models.folder(), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    theta = ROTATIONS[fault].get("rope_theta", 1e4)
+    config |= {"rope_theta": theta, "rope_scaling": ROTATIONS[fault]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidInput, match="rope_theta"):
+        plan(folder, "onnx:f32")
+
+
+def test_a_location_longer_than_names_can_be(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models.converted("onnx:f32"), tmp_path / "model"))
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "x" * 5000
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(SourceNotFound):
+        open_checkpoint(folder)

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from zenconvert.base.source_files import size_of
 from zenconvert.errors import CorruptFile, MissingDependency, SourceNotFound, UsageError
+from zenconvert.texts.parquet_footer import column_sizes
 from zenconvert.texts.samples import FACTS, Sample, load_bundled, load_file, sample_of_row
 
 MOST_ROWS: Final = 20_000
@@ -121,7 +122,7 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         metadata = parquet.read_metadata(path)
         with parquet.ParquetFile(path, read_dictionary=_texts(metadata.schema)) as file:
             columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
-            _check_groups(path, metadata, columns)
+            _check_groups(path, columns)
             batches = file.iter_batches(batch_size=_BATCH, columns=columns)
             yield from islice((row for batch in batches for row in _rows_of(batch)), MOST_ROWS)
     except (ArrowException, OSError, ValueError) as error:
@@ -134,17 +135,14 @@ def _texts(schema: Any) -> list[str]:
     return [c.path for c in columns if c.path in _COLUMNS and c.physical_type == "BYTE_ARRAY"]
 
 
-def _check_groups(path: Path, metadata: Any, columns: Sequence[str]) -> None:
+def _check_groups(path: Path, columns: Sequence[str]) -> None:
     """Raise CorruptFile for columns of a row group that are read whole and too large for that."""
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for column in map(group.column, range(group.num_columns)):
-            size = column.total_uncompressed_size
-            if column.path_in_schema.split(".")[0] in columns and size > _MOST_BYTES:
-                raise CorruptFile(
-                    f"{path}: {column.path_in_schema} of row group {number} unfolds to {size} "
-                    f"bytes, more than {_MOST_BYTES}; write the table in smaller row groups"
-                )
+    for number, column, size in column_sizes(path):
+        if column.split(".")[0] in columns and size > _MOST_BYTES:
+            raise CorruptFile(
+                f"{path}: {column} of row group {number} unfolds to {size} bytes, more than "
+                f"{_MOST_BYTES}; write the table in smaller row groups"
+            )
 
 
 def _rows_of(batch: Any) -> Iterator[Mapping[str, Any]]:

@@ -211,11 +211,11 @@ def _contained(path: Path, location: str, where: str) -> Path:
     ):
         raise UnsafePath(f"{where}: {location!r} does not name a file of the model's folder")
     folder, file = path.parent, path.parent
-    for part in parts:
-        file = file / part
-        if file.is_symlink() and not _in_hub_cache(folder, file):
-            raise UnsafePath(f"{where}: {file} is a link; only the Hub cache may have some")
     try:
+        for part in parts:
+            file = file / part
+            if file.is_symlink() and not _in_hub_cache(folder, file):
+                raise UnsafePath(f"{where}: {file} is a link; only the Hub cache may have some")
         status = file.stat()
     except OSError as error:
         raise SourceNotFound(f"{where}: its data {file} is missing: {error.strerror}") from error

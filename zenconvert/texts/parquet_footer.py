@@ -1,0 +1,145 @@
+"""How much the columns of a Parquet file unfold to, read from its footer.
+
+pyarrow has the same numbers, but where a footer contradicts itself its accessors end the process:
+they let exceptions of C++ pass. Source: ``parquet.thrift`` of apache/parquet-format and Thrift's
+compact protocol.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from zenconvert.errors import CorruptFile
+
+_MAGIC: Final = b"PAR1"
+_END: Final = 8
+"""Bytes after the footer: its length and the magic."""
+_LARGEST: Final = 64 * 1024 * 1024
+_DEEPEST: Final = 32
+# kinds of the compact protocol
+_TRUE, _FALSE, _BYTE, _I64 = 1, 2, 3, 6
+_DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 7, 8, 9, 10, 11, 12
+# numbers of fields: FileMetaData, RowGroup, ColumnChunk, ColumnMetaData
+_ROW_GROUPS: Final = 4
+_COLUMNS: Final = 1
+_META_DATA: Final = 3
+_PATH_IN_SCHEMA: Final = 3
+_UNCOMPRESSED: Final = 6
+
+
+def column_sizes(path: Path) -> Iterator[tuple[int, str, int]]:
+    """Row group, dotted name and unfolded bytes of every column chunk. Raises CorruptFile."""
+    footer = _footer(path)
+    try:
+        table = _Compact(footer).struct(0)
+        for number, group in enumerate(table.get(_ROW_GROUPS, ())):
+            for chunk in group.get(_COLUMNS, ()):
+                column = chunk.get(_META_DATA, {})
+                parts = column.get(_PATH_IN_SCHEMA, ())
+                name = ".".join(part.decode("utf-8", "replace") for part in parts)
+                yield number, name, int(column.get(_UNCOMPRESSED, 0))
+    except (IndexError, ValueError, TypeError, AttributeError) as error:
+        raise CorruptFile(f"{path}: the footer of this Parquet file is malformed") from error
+
+
+def _footer(path: Path) -> bytes:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _END))
+        end = file.read(_END)
+        length = int.from_bytes(end[:4], "little")
+        if end[4:] != _MAGIC or not 0 < length <= min(_LARGEST, size - _END):
+            raise CorruptFile(
+                f"{path}: expected a Parquet file, which ends with the length of its footer, at "
+                f"most {_LARGEST}, and {_MAGIC.decode()}, found {end!r}"
+            )
+        file.seek(size - _END - length)
+        return file.read(length)
+
+
+class _Compact:
+    """Values of Thrift's compact protocol, structs as field number → value."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def struct(self, depth: int) -> dict[int, Any]:
+        """The fields up to the stop. Raises IndexError or ValueError."""
+        fields: dict[int, Any] = {}
+        number = 0
+        while head := self._byte():
+            kind, step = head & 15, head >> 4
+            number = number + step if step else self._signed()
+            fields[number] = self._value(kind, depth)
+        return fields
+
+    def _value(self, kind: int, depth: int) -> Any:
+        if kind in (_TRUE, _FALSE):
+            return kind == _TRUE
+        return self._element(kind, depth)
+
+    def _element(self, kind: int, depth: int) -> Any:
+        """What has a byte of its own also where it is a truth value."""
+        if kind <= _BYTE:
+            return self._byte()
+        if kind <= _I64:
+            return self._signed()
+        if kind == _DOUBLE:
+            return self._take(8)
+        if kind == _BINARY:
+            return self._take(self._unsigned())
+        if depth > _DEEPEST:
+            raise ValueError("nested too deeply")
+        if kind in (_LIST, _SET):
+            return self._list(depth + 1)
+        if kind == _MAP:
+            return self._map(depth + 1)
+        if kind == _STRUCT:
+            return self.struct(depth + 1)
+        raise ValueError(f"kind {kind} is unknown")
+
+    def _list(self, depth: int) -> list[Any]:
+        head = self._byte()
+        count = head >> 4 if head >> 4 < 15 else self._unsigned()
+        if count > len(self.data) - self.at:
+            raise ValueError("more members than bytes")
+        return [self._element(head & 15, depth) for _ in range(count)]
+
+    def _map(self, depth: int) -> list[Any]:
+        count = self._unsigned()
+        if count > len(self.data) - self.at:
+            raise ValueError("more members than bytes")
+        kinds = self._byte() if count else 0
+        return [
+            (self._element(kinds >> 4, depth), self._element(kinds & 15, depth))
+            for _ in range(count)
+        ]
+
+    def _byte(self) -> int:
+        value = self.data[self.at]
+        self.at += 1
+        return value
+
+    def _take(self, size: int) -> bytes:
+        begin, self.at = self.at, self.at + size
+        if self.at > len(self.data):
+            raise IndexError(self.at)
+        return self.data[begin : self.at]
+
+    def _unsigned(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
+
+    def _signed(self) -> int:
+        value = self._unsigned()
+        return value >> 1 ^ -(value & 1)
