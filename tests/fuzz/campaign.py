@@ -65,9 +65,10 @@ class Tally:
 
 def targets() -> dict[str, Target]:
     """Every target by name."""
-    from tests.fuzz import targets_files, targets_folders, targets_texts
+    from tests.fuzz import targets_facts, targets_files, targets_folders, targets_texts
 
-    every = (*targets_folders.TARGETS, *targets_files.TARGETS, *targets_texts.TARGETS)
+    rooms = (targets_folders, targets_files, targets_texts, targets_facts)
+    every = (target for room in rooms for target in room.TARGETS)
     return {target.name: target for target in every}
 
 

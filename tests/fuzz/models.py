@@ -155,8 +155,13 @@ def files_of(path: Path) -> Files:
 
 
 def table(files: Files, name: str) -> Any:
-    """A JSON file of some."""
-    return json.loads(files[name])
+    """A JSON file of some; not to be changed."""
+    return _parsed(files[name])
+
+
+@cache
+def _parsed(data: bytes) -> Any:
+    return json.loads(data)
 
 
 def gguf(experts: int = 0) -> Gguf:

@@ -117,18 +117,20 @@ ONNX: Final = ("onnx:f32", "onnx:int4", "onnx:int4-standard", "onnx:int8-asym")
 def _onnx(target: str, family: str = "llama3", *, config: bool = True) -> Callable[[], Files]:
     def base() -> Files:
         files = models.files_of(models.converted(target, family))
-        return {n: d for n, d in files.items() if config or n != "config.json"}
+        return {
+            n: d for n, d in files.items() if n != "README.md" and (config or n != "config.json")
+        }
 
     return base
 
 
-def _graph(choices: Choices, base: Files) -> Files:
+def graph(choices: Choices, base: Files) -> Files:
     return {"model.onnx": protobuf.mutated(base["model.onnx"], choices)}
 
 
 def _genai(choices: Choices, base: Files) -> Files:
     if choices.below(2):
-        return {**_graph(choices, base), "genai_config.json": base["genai_config.json"]}
+        return {**graph(choices, base), "genai_config.json": base["genai_config.json"]}
     tree = mutated(models.table(base, "genai_config.json"), choices)
     return {"genai_config.json": json_bytes(tree, choices), "model.onnx": base["model.onnx"]}
 
@@ -202,7 +204,7 @@ TARGETS: Final = (
     ),
     Target("imatrix", lambda: {"imatrix": _legacy()}, _imatrix, _read_imatrix, cheap=True),
     *(
-        Target(target.replace(":", "-"), _onnx(target), _graph, open_checkpoint)
+        Target(target.replace(":", "-"), _onnx(target), graph, open_checkpoint)
         for target in ONNX
     ),
     Target("onnx-genai", _onnx("onnx:int4", "qwen2", config=False), _genai, open_checkpoint),

@@ -13,7 +13,7 @@ from tests.fuzz.choices import Choices
 from tests.fuzz.hostile import damaged, json_bytes, mutated, text_bytes
 from tests.fuzz.models import Files
 from tests.fuzz.target import Target
-from zenconvert import open_checkpoint, plan
+from zenconvert import open_checkpoint
 from zenconvert.formats import safetensors_container
 from zenconvert.formats.gguf.tokenizer import tokenizer_metadata
 from zenconvert.formats.hf import sentencepiece_model
@@ -21,6 +21,9 @@ from zenconvert.formats.hf.tokenizer import read_tokenizer
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
 from zenconvert.inspection import describe
 from zenconvert.model.architecture import for_model_type
+from zenconvert.model.target import Options
+from zenconvert.model.target import Target as Aim
+from zenconvert.planning.plan import make_plan
 
 WEIGHTS: Final = "model.safetensors"
 INDEX: Final = f"{WEIGHTS}.index.json"
@@ -29,23 +32,24 @@ _ROPE: Final = (
     "high_freq_factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
     "beta_slow", "mscale", "mscale_all_dim", "long_factor", "short_factor", "rope_theta",
 )  # fmt: skip
-_CONFIG: Final = (
+CONFIG_WORDS: Final = (
     *_ROPE, "num_local_experts", "num_experts_per_tok", "sliding_window", "use_sliding_window",
     "layer_types", "head_dim", "hidden_act", "attention_bias", "mlp_bias", "tie_word_embeddings",
     "torch_dtype", "dtype", "quantization_config", "auto_map", "_name_or_path", "model_type",
     "text_config", "vision_config", "llama", "qwen2", "mistral", "mixtral", "qwen3", "gemma2",
 )  # fmt: skip
+_AIMS: Final = tuple(map(Aim.parse, ("gguf:f16", "hf:f32", "onnx:int4")))
 
 
 def planned(path: Path) -> None:
     """Open, describe, and plan what looks at most of the facts."""
     checkpoint = open_checkpoint(path)
     describe(checkpoint).as_dict()
-    for target in ("gguf:f16", "hf:f32", "onnx:int4"):
-        _try(partial(plan, path, target))
+    for target in _AIMS:
+        attempt(partial(make_plan, checkpoint, target, Options(), name="model", threads=1))
 
 
-def _try(step: Callable[[], object]) -> None:
+def attempt(step: Callable[[], object]) -> None:
     """A refusal of one target is no reason to leave out the next."""
     from zenconvert.errors import ZenError
 
@@ -55,7 +59,7 @@ def _try(step: Callable[[], object]) -> None:
         str(error).encode("utf-8", "backslashreplace")
 
 
-def _json_files(*names: str, words: Sequence[str] = ()) -> Callable[[Choices, Files], Files]:
+def json_files(*names: str, words: Sequence[str] = ()) -> Callable[[Choices, Files], Files]:
     """Change one of some JSON files."""
 
     def mutate(choices: Choices, base: Files) -> Files:
@@ -107,8 +111,17 @@ def _hf() -> Files:
     return models.files_of(models.folder())
 
 
+def _without_card(path: Path) -> Files:
+    """YAML takes longer than all other files."""
+    return {n: d for n, d in models.files_of(path).items() if n != "README.md"}
+
+
+def _bare() -> Files:
+    return _without_card(models.folder())
+
+
 def _experts() -> Files:
-    return models.files_of(models.folder("mixtral"))
+    return _without_card(models.folder("mixtral"))
 
 
 def _tokenizer_files() -> Files:
@@ -152,8 +165,8 @@ _TOKENIZER_WORDS: Final = (
 
 def _read_tokenizer(path: Path) -> None:
     tokenizer = read_tokenizer(path, vocab_size=len(models.TOKENS))
-    _try(lambda: write_tokenizer(tokenizer))
-    _try(lambda: tokenizer_metadata(tokenizer, for_model_type("llama").in_gguf))
+    attempt(lambda: write_tokenizer(tokenizer))
+    attempt(lambda: tokenizer_metadata(tokenizer, for_model_type("llama").in_gguf))
 
 
 def _sentencepiece(choices: Choices, base: Files) -> Files:
@@ -172,12 +185,12 @@ def _vocab(choices: Choices, base: Files) -> Files:
     if choices.chance(3):
         merges = text_bytes(merges.decode(), choices, models.TOKENS)
     return {
-        **_json_files("vocab.json", "tokenizer_config.json")(choices, base),
+        **json_files("vocab.json", "tokenizer_config.json")(choices, base),
         "merges.txt": merges,
     }
 
 
-def _card(choices: Choices, base: Files) -> Files:
+def card(choices: Choices, base: Files) -> Files:
     words = (
         "license",
         "base_model",
@@ -192,10 +205,10 @@ def _card(choices: Choices, base: Files) -> Files:
 
 
 def _packed(target: str) -> Callable[[], Files]:
-    return lambda: models.files_of(models.converted(target))
+    return lambda: _without_card(models.converted(target))
 
 
-def _packed_mutation(*words: str) -> Callable[[Choices, Files], Files]:
+def packed_mutation(*words: str) -> Callable[[Choices, Files], Files]:
     def mutate(choices: Choices, base: Files) -> Files:
         if choices.below(2):
             return {WEIGHTS: _header(choices, base), "config.json": base["config.json"]}
@@ -207,7 +220,7 @@ def _packed_mutation(*words: str) -> Callable[[Choices, Files], Files]:
     return mutate
 
 
-_WORDS: Final = (
+PACKED_WORDS: Final = (
     "gptq", "gptq_v2", "gptq_p", "awq", "auto-round", "auto_round:auto_gptq", "gemm", "gemv",
     "checkpoint_format", "packing_format", "desc_act", "sym", "bits", "group_size", "version",
     "dynamic", "extra_config", "model_file_base_name", "pack_dtype", "meta", "w_bit",
@@ -219,22 +232,22 @@ TARGETS: Final = (
         "safetensors", _small_safetensors, _safetensors,
         lambda path: safetensors_container.read(path / WEIGHTS), cheap=True,
     ),
-    Target("headers", _hf, _safetensors, lambda path: describe(open_checkpoint(path)).as_dict()),
-    Target("index", _sharded, _json_files(INDEX, words=(WEIGHTS, "../x")), open_checkpoint),
-    Target("config", _hf, _json_files("config.json", words=_CONFIG), planned),
-    Target("experts", _experts, _json_files("config.json", words=_CONFIG), planned),
-    Target("generation", _hf, _json_files("generation_config.json", "zenconvert.json"), planned),
+    Target("headers", _bare, _safetensors, lambda path: describe(open_checkpoint(path)).as_dict()),
+    Target("index", _sharded, json_files(INDEX, words=(WEIGHTS, "../x")), open_checkpoint),
+    Target("config", _bare, json_files("config.json", words=CONFIG_WORDS), planned),
+    Target("experts", _experts, json_files("config.json", words=CONFIG_WORDS), planned),
+    Target("generation", _bare, json_files("generation_config.json", "zenconvert.json"), planned),
     Target(
-        "tokenizer", _tokenizer_files, _json_files(*_TOKENIZER, words=_TOKENIZER_WORDS),
+        "tokenizer", _tokenizer_files, json_files(*_TOKENIZER, words=_TOKENIZER_WORDS),
         _read_tokenizer, cheap=True,
     ),
     Target(
-        "tokenizer-fallback", _fallback_files, _json_files(*_TOKENIZER, words=_TOKENIZER_WORDS),
+        "tokenizer-fallback", _fallback_files, json_files(*_TOKENIZER, words=_TOKENIZER_WORDS),
         _read_tokenizer, cheap=True,
     ),
     Target("tokenizer-vocab", _vocab_files, _vocab, _read_tokenizer, cheap=True),
     Target("sentencepiece", _sentencepiece_files, _sentencepiece, _read_pieces, cheap=True),
-    Target("card", _hf, _card, planned),
-    Target("gptq", _packed("gptq:w4g32"), _packed_mutation(*_WORDS), planned),
-    Target("awq", _packed("awq:w4g32"), _packed_mutation(*_WORDS), planned),
+    Target("card", _hf, card, planned),
+    Target("gptq", _packed("gptq:w4g32"), packed_mutation(*PACKED_WORDS), planned),
+    Target("awq", _packed("awq:w4g32"), packed_mutation(*PACKED_WORDS), planned),
 )  # fmt: skip
