@@ -1,7 +1,7 @@
 """Targets: single readers of a folder, without what others read and without planning.
 
-Beside the whole paths of ``targets_folders`` and ``targets_files``: many times as many inputs in the
-same time.
+Beside the whole paths of ``targets_folders`` and ``targets_files``: many times as many inputs in
+the same time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from zenconvert.formats.onnx.rotary import frequencies
 from zenconvert.formats.registry import FORMATS
 from zenconvert.inspection import describe
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.target import Options, Target as Aim
+from zenconvert.model.target import Options
+from zenconvert.model.target import Target as Aim
 
 _AIMS: Final = tuple(map(Aim.parse, ("gguf:f16", "hf:f32", "onnx:int4", "gptq:w4g32")))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx
 import pytest
+import yaml
 from onnx import helper
 
 from tests.fuzz import models, reports
@@ -30,6 +31,7 @@ from zenconvert.errors import (
     ZenError,
 )
 from zenconvert.formats.gguf import container
+from zenconvert.formats.hf.side_facts import read_card
 from zenconvert.publication import recipe_reader
 from zenconvert.publication.checksums import read_sums
 from zenconvert.publication.gotemplate import render_go
@@ -287,6 +289,41 @@ def test_a_card_of_yaml_that_takes_long(tmp_path: Path) -> None:
     folder = side(tmp_path, "README.md", "---\nx: [" + "a, " * 30_000 + "]\n---\n")
     (warning,) = (w for w in open_checkpoint(folder).warnings if "README" in w)
     assert re.search(r"front matter of 9000\d characters", warning)
+
+
+@pytest.mark.parametrize(
+    "value", ["!!int ''", "!!bool x", "!!timestamp x", "!!float ''", "!!int x"]
+)
+def test_a_card_of_tags_that_do_not_fit(value: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\nversion: {value}\n---\n")
+    facts, (warning,) = read_card(tmp_path)
+    assert not facts
+    assert "its facts are left out" in warning
+
+
+@pytest.mark.parametrize("nested", ["- " * 20_000 + "a", "x: " + "[" * 9000, "? " * 9000, "a: *a"])
+def test_a_card_of_nested_yaml(nested: str, tmp_path: Path) -> None:
+    """libyaml composes by recursion, whose end is the process's."""
+    (tmp_path / "README.md").write_text(f"---\n{nested}\n---\n")
+    facts, (warning,) = read_card(tmp_path)
+    assert not facts
+    assert "its facts are left out" in warning
+
+
+def test_a_card_is_read_as_yaml_of_python_reads_it(tmp_path: Path) -> None:
+    lines = [
+        "license: [mit, 'apache-2.0']", "version: 1.10", "model_version: '1.10'", "name: yes",
+        "author: 1_000", "date: 2024-01-31", "when: 2001-12-14t21:59:43.10-05:00", "x: 0o17",
+        "y: 017", "z: .inf", "tags:\n- a\n-  b # c\n- é 日本", "description: >-\n  two\n  lines",
+        "other: |\n  as\n   it is", 'url: "a\\tb\\u00e9"', "n: ~", "q: 12:30:45",
+        "'k': {a: 1, b: [2]}",
+    ]  # fmt: skip
+    text = "\n".join(lines)
+    (tmp_path / "README.md").write_text(f"---\n{text}\n---\n", encoding="utf-8")
+    facts, _ = read_card(tmp_path)
+    expected = yaml.load(text, Loader=yaml.SafeLoader)
+    assert len(facts) > 12
+    assert facts == {key: expected[key] for key in facts}
 
 
 STATISTICS: dict[str, tuple[str, str, Any]] = {
