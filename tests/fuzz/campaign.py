@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import shutil
+import subprocess
 import sys
 import time
 import warnings
@@ -18,6 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from tests.fuzz.choices import Choices
@@ -29,6 +33,8 @@ if TYPE_CHECKING:  # readers are imported after their code can be watched
 OUT: Final = Path("fuzz-output")
 _OFTEN: Final = 5.0
 """Seconds."""
+_GUIDED: Final = 0.2
+"""Share of the time that goes to inputs guided by coverage, which cost twice as much and more."""
 _SIZE: Final = 192
 """Bytes that an input's choices are drawn from."""
 
@@ -80,26 +86,38 @@ def seeded(bench: Bench, seeds: Iterable[int]) -> Tally:
     return tally
 
 
+class _Log:
+    """What a run did, written every few seconds: libFuzzer and some inputs end the process."""
+
+    def __init__(self, tally: Tally) -> None:
+        self.tally = tally
+        self.begin = self.last = time.monotonic()
+
+    def tell(self) -> None:
+        """Write, where it is time to."""
+        now = time.monotonic()
+        if now - self.last > _OFTEN:
+            self.last, self.tally.seconds = now, now - self.begin
+            _log(self.tally, partial=True)
+
+
 def _random(bench: Bench, tally: Tally, seconds: float, seed: int, out: Path) -> None:
-    source, end = random.Random(seed), time.monotonic() + seconds
+    source, end, log = random.Random(seed), time.monotonic() + seconds, _Log(tally)
     while time.monotonic() < end:
         choices = Choices(source.randbytes(source.choice((16, 32, 64, _SIZE))))
         tally.add(bench.run(choices), lambda name: bench.keep(out / name))
+        log.tell()
 
 
 def _guided(bench: Bench, tally: Tally, seconds: float, seed: int, out: Path) -> None:
-    """Guided by coverage; libFuzzer ends the process, and so what is found is logged meanwhile."""
+    """Guided by coverage, as long as libFuzzer lets the process live."""
     import atheris
 
-    begin = logged = time.monotonic()
+    log = _Log(tally)
 
     def one(data: bytes) -> None:
-        nonlocal logged
         tally.add(bench.run(Choices(data)), lambda name: bench.keep(out / name))
-        now = time.monotonic()
-        if now - logged > _OFTEN:
-            logged, tally.seconds = now, now - begin
-            _log(tally, partial=True)
+        log.tell()
 
     corpus = OUT / "corpus" / bench.target.name
     corpus.mkdir(parents=True, exist_ok=True)
@@ -117,7 +135,7 @@ def _log(tally: Tally, *, partial: bool = False) -> None:
     (OUT / "runs" / name).write_text(json.dumps({**tally.as_dict(), "ended": not partial}))
 
 
-_START: Final = time.strftime("%Y%m%d-%H%M%S")
+_START: Final = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
 
 
 def table(folder: Path) -> str:
@@ -142,6 +160,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="what all runs until now found")
     parser.add_argument("--unguided", action="store_true", help="random, though atheris is there")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("target", nargs="*", help="by default every target")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -150,29 +169,43 @@ def main() -> None:
         return
     seconds = 60 * given.minutes
     if given.one:
-        _fuzz(given.target[0], seconds, given.seed, guided=not given.unguided)
+        _fuzz(given.target[0], seconds, given.seed, given.place, guided=not given.unguided)
         return
     _each(given.target or list(targets()), seconds, given.seed, unguided=given.unguided)
 
 
 def _each(names: list[str], seconds: float, seed: int, *, unguided: bool) -> None:
-    """One target after another; each in a process of its own where libFuzzer ends it."""
-    import subprocess
-
+    """One target after another, each in a process of its own, which an input may end."""
     if unknown := set(names) - set(targets()):
         sys.exit(f"no targets {sorted(unknown)}; there are {', '.join(targets())}")
-    each = seconds / len(names)
+    unguided = unguided or find_spec("atheris") is None
     for name in names:
-        if unguided or find_spec("atheris") is None:
-            _fuzz(name, each, seed, guided=False)
-            continue
-        command = [sys.executable, "-m", "tests.fuzz.campaign", "--one", name]
-        command += ["--minutes", str(each / 60), "--seed", str(seed)]
-        subprocess.run(command, check=False)
+        each = seconds / len(names)
+        guided = 0.0 if unguided else _GUIDED * each
+        for share, options in ((each - guided, ["--unguided"]), (guided, [])):
+            if share:
+                _in_a_process(name, [*options, "--minutes", str(share / 60), "--seed", str(seed)])
     print(table(OUT / "runs"))
 
 
-def _fuzz(name: str, seconds: float, seed: int, *, guided: bool) -> None:
+def _in_a_process(name: str, options: list[str]) -> None:
+    """Run one target; where an input ended the process, that input is kept as a fault."""
+    from tests.fuzz.guard import Fault
+    from tests.fuzz.target import memory_place
+
+    with TemporaryDirectory(prefix=f"fuzz-{name}-", dir=memory_place()) as place:
+        command = [sys.executable, "-m", "tests.fuzz.campaign", "--one", name, "--place", place]
+        done = subprocess.run([*command, *options], check=False)
+        if done.returncode < 0:
+            kept = OUT / "faults" / name / f"ended-by-signal-{-done.returncode}-{_START}"
+            shutil.copytree(Path(place) / "input", kept, dirs_exist_ok=True)
+            tally = Tally(name, inputs=-1)  # the process has counted its inputs
+            tally.add(Fault(f"signal {-done.returncode}", "", str(kept)), lambda name: None)
+            _log(tally)
+            print(f"{name}: an input ended the process; it is {kept}", flush=True)
+
+
+def _fuzz(name: str, seconds: float, seed: int, place: Path | None, *, guided: bool) -> None:
     guided = guided and find_spec("atheris") is not None
     if guided:
         import atheris
@@ -184,7 +217,7 @@ def _fuzz(name: str, seconds: float, seed: int, *, guided: bool) -> None:
     from tests.fuzz.target import Bench
 
     out = OUT / "faults" / name
-    bench, tally = Bench(target), Tally(name)
+    bench, tally = Bench(target, place=place), Tally(name)
     if (fault := bench.plain()) is not None:
         print(f"{name}: the unchanged input: {fault}", flush=True)
     begin = time.monotonic()

@@ -33,19 +33,25 @@ class Target:
     """Thousands of inputs a second."""
 
 
-def _place() -> str | None:
+def memory_place() -> str | None:
     """Memory rather than a disk, where there is such a place."""
     memory = Path("/dev/shm")
     return str(memory) if os.access(memory, os.W_OK) else None
 
 
 class Bench:
-    """A folder in which the inputs of a target are laid out, one after another."""
+    """A folder in which the inputs of a target are laid out, one after another.
 
-    def __init__(self, target: Target, seconds: float = SECONDS) -> None:
+    ``place`` is an empty folder; by default one that :meth:`close` removes.
+    """
+
+    def __init__(self, target: Target, seconds: float = SECONDS, place: Path | None = None) -> None:
         self.target, self.seconds = target, seconds
-        self._place = TemporaryDirectory(prefix=f"fuzz-{target.name}-", dir=_place())
-        self.folder = Path(self._place.name) / "input"
+        self._own: TemporaryDirectory[str] | None = None
+        if place is None:
+            self._own = TemporaryDirectory(prefix=f"fuzz-{target.name}-", dir=memory_place())
+            place = Path(self._own.name)
+        self.folder = place / "input"
         self.base = target.base()
         self._now: Files = {}
         self._lay(self.base)
@@ -53,7 +59,8 @@ class Bench:
 
     def close(self) -> None:
         """Remove the folder."""
-        self._place.cleanup()
+        if self._own is not None:
+            self._own.cleanup()
 
     def run(self, choices: Choices) -> Fault | None:
         """One input."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -53,7 +53,7 @@ def _read_config(path: Path) -> None:
     checkpoint = open_checkpoint(path)
     describe(checkpoint).as_dict()
     for aim in _AIMS:
-        attempt(lambda aim=aim: FORMATS[aim.format].facts(checkpoint, aim, Options()))
+        attempt(partial(FORMATS[aim.format].facts, checkpoint, aim, Options()))
     attempt(lambda: frequencies(checkpoint.hyperparameters))
 
 

@@ -80,7 +80,9 @@ _CHAT: Final = tuple({"role": r, "content": c} for r, c in (("system", "s"), ("u
 
 
 def _report(choices: Choices, base: Files) -> Files:
-    tree = mutated(json.loads(base["report.json"]), choices, ("kl.mean", "top1", "en", "ar", "zh"))
+    tree = mutated(
+        models.table(base, "report.json"), choices, ("kl.mean", "top1", "en", "ar", "zh")
+    )
     return {"report.json": json_bytes(tree, choices)}
 
 
@@ -213,7 +215,7 @@ def _release(choices: Choices, base: Files) -> Files:
 
 
 TARGETS: Final = (
-    Target("report", lambda: {"report.json": reports.report_bytes()}, _report, _read_report),
+    Target("report", lambda: {"report.json": reports.report_bytes(("en",))}, _report, _read_report),
     Target(
         "policy", lambda: {"policy.toml": reports.POLICY.encode()}, _policy,
         lambda path: Policy.load(path / "policy.toml"), cheap=True,
