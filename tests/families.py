@@ -98,6 +98,43 @@ FAMILIES: dict[str, Family] = {
         ),
         "mistral", "mistral",
     ),
+    "olmo2": Family(
+        _sizes(
+            "olmo2", "Olmo2ForCausalLM", attention_bias=False, rms_norm_eps=1e-6, pad_token_id=1,
+            rope_scaling=None, rope_theta=500000.0,
+        ),
+    ),
+    "olmo3": Family(
+        _sizes(
+            "olmo3", "Olmo3ForCausalLM", attention_bias=False, num_hidden_layers=8,
+            rope_theta=500000.0, sliding_window=16, pad_token_id=1, hidden_size=256,
+            layer_types=["sliding_attention"] * 3 + ["full_attention"] + (
+                ["sliding_attention"] * 3 + ["full_attention"]
+            ),
+            rope_scaling={
+                "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64,
+                "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0,
+            },
+        ),
+    ),
+    "exaone4": Family(
+        _sizes(
+            "exaone4", "Exaone4ForCausalLM", head_dim=64, sliding_window=None,
+            sliding_window_pattern=None, layer_types=["full_attention"] * 2, rms_norm_eps=1e-5,
+            tie_word_embeddings=True, pad_token_id=0,
+            rope_scaling={
+                "rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 128,
+            },
+        ),
+    ),
+    "exaone4_64": Family(  # llama.cpp tells by the number of layers whether they have windows
+        _sizes(
+            "exaone4", "Exaone4ForCausalLM", hidden_size=64, intermediate_size=64, head_dim=16,
+            num_hidden_layers=64, sliding_window=16, sliding_window_pattern="LLLG",
+            layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 16, pad_token_id=0,
+        ),
+    ),
     "smollm3": Family(
         _sizes(
             "smollm3", "SmolLM3ForCausalLM", num_hidden_layers=8, attention_bias=False,

@@ -31,7 +31,7 @@ def test_names_are_one_to_one_in_every_vocabulary(family: str) -> None:
 def test_a_type_of_a_family_says_what_differs() -> None:
     llama, mistral = arch.for_model_type("llama"), arch.for_model_type("mistral")
     assert llama.id == mistral.id == "llama"
-    assert (llama.windows, mistral.windows) == ("none", "every_layer")
+    assert (llama.block.windows, mistral.block.windows) == ("none", "every_layer")
     assert llama.bias_flags == {"attention_bias", "mlp_bias"}
     assert not mistral.bias_flags
     assert {m.name: m.gguf_operation for m in llama.modules} == {

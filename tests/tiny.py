@@ -125,6 +125,6 @@ def raw_model(
             values = random.standard_normal(name.shape) * 0.05
             if name.module.role == "norm":
                 # what 1 is added to stays away from 0, as tiny numbers do not come back from that
-                values += 0.25 if architecture.norms_add_one else 1
+                values += 0.25 if architecture.block.norms_add_one else 1
             file.write(values.astype(encoding.numpy).tobytes())
     return folder

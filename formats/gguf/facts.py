@@ -88,10 +88,15 @@ def _windows(checkpoint: Checkpoint) -> Iterator[Fact]:
         yield Fact("layer_types", types, "", exact=False, why=str(error), refused=True)
         return
     seen = [size for size in sizes if size is not None]
+    family = checkpoint.architecture.in_gguf
+    with_windows = family.windows_layers in (0, hp.layers)
+    if with_windows == (not seen) and family.windows_layers:
+        yield _other_windows(checkpoint, bool(seen))
+        return
     if not seen:
         return
     shortest = min(seen)
-    if checkpoint.architecture.in_gguf.window_period:
+    if family.window_period:
         yield Fact("sliding_window", shortest, "attention.sliding_window")
         return
     if shortest >= hp.context:
@@ -106,11 +111,20 @@ def _windows(checkpoint: Checkpoint) -> Iterator[Fact]:
     yield Fact("sliding_window", shortest, "", exact=False, why=why)
 
 
+def _other_windows(checkpoint: Checkpoint, slides: bool) -> Fact:
+    """llama.cpp tells by the number of layers alone whether such a model has windows."""
+    architecture, layers = checkpoint.architecture, checkpoint.hyperparameters.layers
+    does = "no layers with windows" if slides else "layers with windows"
+    why = f"llama.cpp's {architecture.gguf} models of {layers} layers have {does}"
+    found = checkpoint.config.get("sliding_window")
+    return Fact("sliding_window", found, "", exact=False, why=why, refused=True)
+
+
 def _implied(checkpoint: Checkpoint) -> Iterator[Fact]:
     """Numbers without a key, or that no key can take away: they have to be llama.cpp's own."""
     architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
     family = architecture.in_gguf
-    rows = {key.size: key.name for key in family.keys}
+    rows = {key.size: key.name for key in family.keys if not key.unread}
     for size in _COMPUTED:
         value, implied = hp.number(size), family.implied_number(size, hp)
         name = architecture.key(size)
@@ -123,7 +137,11 @@ def _implied(checkpoint: Checkpoint) -> Iterator[Fact]:
 
 def _heads(checkpoint: Checkpoint) -> Iterator[Fact]:
     architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
-    if architecture.in_gguf.tied_head and "head.weight" in checkpoint.tensors:
+    tied = "head.weight" not in checkpoint.tensors
+    if architecture.in_gguf.head == "own" and tied:
+        why = f"llama.cpp's {architecture.gguf} models have a head of their own"
+        yield Fact("tie_word_embeddings", True, "", exact=False, why=why, refused=True)
+    if architecture.in_gguf.head == "tied" and not tied:
         why = f"llama.cpp's {architecture.gguf} graph has no head but the embedding"
         yield Fact("tie_word_embeddings", False, "", exact=False, why=why, refused=True)
     if not architecture.in_gguf.any_heads and hp.head_dim * hp.heads != hp.hidden:

@@ -16,7 +16,7 @@ from zenconvert.formats.gguf.container import KeyValue
 from zenconvert.formats.gguf.rope import scaling_keys
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.architecture_table import FILE_TYPE, ROTATIONS
-from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.hyperparameters import Hyperparameters, at_path
 from zenconvert.model.sliding import FULL, SLIDES, layer_types
 
 _READ: Final = frozenset(
@@ -86,7 +86,8 @@ def _pattern(
     """Which layers slide, where llama.cpp takes it otherwise from a window alone."""
     period = architecture.in_gguf.window_period
     usual = [kind == SLIDES for kind in layer_types(hp.layers, period)] if period else []
-    return list(slides) if period and any(slides) and list(slides) != usual else None
+    told = architecture.in_gguf.pattern_always or list(slides) != usual
+    return list(slides) if period and any(slides) and told else None
 
 
 class KeyReader:
@@ -150,7 +151,9 @@ def hf_config(
         "architectures": [architecture.hf_class],
         "model_type": architecture.model_type,
         **{key: v for k, v in sizes.items() if "." not in (key := architecture.key(k))},
-        architecture.activation_key: architecture.constants[architecture.activation_key][0],
+        architecture.block.activation_key: architecture.constants[
+            architecture.block.activation_key
+        ][0],
         "rope_theta": theta,
         "rope_scaling": _scaling(architecture, sizes, rope_scaling),
         "tie_word_embeddings": tied,
@@ -184,7 +187,7 @@ def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]
     family, found = architecture.in_gguf, dict[str, float]()
     required = _REQUIRED | {size for size in architecture.names if size.startswith("expert")}
     for key in family.keys:
-        if key.type in (ROTATIONS, FILE_TYPE) or key.size in _TOLD_OTHERWISE:
+        if key.type in (ROTATIONS, FILE_TYPE) or key.size in _TOLD_OTHERWISE or key.unread:
             continue
         size = "head_dim" if key.size == "stated_head_dim" else key.size
         if size in found:
@@ -200,14 +203,17 @@ def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]
 
 def _layers(architecture: Architecture, keys: KeyReader) -> dict[str, Any]:
     """Which layers slide, where that is not what a config that is silent says."""
-    period, layers = architecture.in_gguf.window_period, keys.integer("block_count")
+    family, layers = architecture.in_gguf, keys.integer("block_count")
+    period = family.window_period
     if not period:
         return {}
+    if family.windows_layers not in (0, layers):
+        return {"layer_types": layer_types(layers, 1), "sliding_window": None}
     pattern = keys.metadata.get(f"{keys.prefix}{_PATTERN}")
     if not keys.integer("attention.sliding_window", _implied_window(architecture)):
         return {"layer_types": layer_types(layers, 1)}
     if pattern is None:
-        usual = period == architecture.window_period
+        usual = period == architecture.block.window_period and not family.pattern_always
         return {} if usual else {"layer_types": layer_types(layers, period)}
     if pattern[0] == "arr:bool" and len(pattern[1]) >= layers:
         return {"layer_types": [SLIDES if s else FULL for s in list(pattern[1])[:layers]]}
@@ -227,7 +233,9 @@ def _implied(
     named = [s for s, v in family.implied.items() if isinstance(v, str) and s in architecture.names]
     found = {}
     for size in named:
-        if architecture.key(size) not in config:
+        names = architecture.names[size]
+        keys_of_it = [names] if isinstance(names, str) else names
+        if all(at_path(config, key) is None for key in keys_of_it):
             number = family.implied_number(size, architecture.sizes(config, where=keys.where))
             assert number is not None  # sizes that others imply are there
             found[architecture.key(size)] = int(number) if number == int(number) else number
@@ -241,7 +249,7 @@ def _unlike_defaults(architecture: Architecture) -> dict[str, Any]:
         for key, values in architecture.constants.items()
         if key in architecture.defaults and architecture.defaults[key] not in values
     }
-    if architecture.defaults.get("sliding_window") is None and architecture.windows != "none":
+    if architecture.defaults.get("sliding_window") is None and architecture.block.windows != "none":
         found["sliding_window"] = None
     return found
 

@@ -32,6 +32,7 @@ FREQS: Final = "rope_freqs.weight"
 
 _YARN: Final = {
     "extrapolation_factor": "yarn_ext_factor",
+    "attention_factor": "yarn_attn_factor",
     "beta_fast": "yarn_beta_fast",
     "beta_slow": "yarn_beta_slow",
 }
@@ -142,17 +143,21 @@ def scaling_from_keys(
         context = keys.integer("rope.scaling.original_context_length", 0)
         context = context or keys.integer("context_length")
         scaling["original_max_position_embeddings"] = context
+        under = keys.real(_LOG, 0.0) if family.has_key("yarn_log") else 0.0
+        usual = _llamacpp_amplitude(factor, under)
         for ours, theirs in _YARN.items():
             if f"{keys.prefix}rope.scaling.{theirs}" in keys.metadata:
                 value = keys.real(f"rope.scaling.{theirs}")
                 # others change nothing in llama.cpp
                 if family.yarn_betas or value == _BETAS.get(ours, value):
                     scaling[ours] = value
-        under = keys.real(_LOG, 0.0) if family.has_key("yarn_log") else 0.0
         if under:
             scaling |= {"mscale": 1.0, "mscale_all_dim": under}
-        if share != 1:
-            scaling["attention_factor"] = share * _llamacpp_amplitude(factor, under)
+        told = scaling.pop("attention_factor", None)  # by a key that is not read
+        if told is not None and np.float32(told / usual) == np.float32(share):
+            scaling["attention_factor"] = usual if share == 1 else told
+        elif share != 1:
+            scaling["attention_factor"] = share * usual
     return scaling, {}
 
 

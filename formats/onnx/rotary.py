@@ -7,7 +7,7 @@ the last bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,11 +34,14 @@ _PERIOD: Final = 4
 """Layers of which the last does not rotate, in families where three of four do."""
 
 
-def rotated(architecture: Architecture, layers: int) -> list[bool]:
-    """Whether every layer rotates positions, or has none."""
-    if architecture.rotates == "every_layer":
-        return [True] * layers
-    return [(layer + 1) % _PERIOD != 0 for layer in range(layers)]
+def rotated(architecture: Architecture, windows: Sequence[int | None]) -> list[bool]:
+    """Whether every layer rotates positions, or has none; ``windows`` of the layers."""
+    rule, slides = architecture.block.rotates, [size is not None for size in windows]
+    if rule == "sliding" and any(slides):
+        return slides
+    if rule != "three_of_four":
+        return [True] * len(slides)
+    return [(layer + 1) % _PERIOD != 0 for layer in range(len(slides))]
 
 
 def of_sliding(hp: Hyperparameters) -> Hyperparameters | None:

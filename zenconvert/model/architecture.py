@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 from zenconvert.errors import InvalidInput, MissingTensor, UnknownArchitecture
 from zenconvert.model import operations
 from zenconvert.model.architecture_table import ALWAYS, IGNORED, Table, read_table
+from zenconvert.model.block_features import BlockFeatures, block_features
 from zenconvert.model.gguf_family import GgufFamily, in_gguf
 from zenconvert.model.hyperparameters import Hyperparameters, Names, from_config
 
@@ -146,22 +147,8 @@ class Architecture:
     """Config keys that change nothing in this family."""
     list_rules: Mapping[str, Mapping[str, Any]]
     """Config key → what its entries for every layer have to be, as ``LIST_RULES`` says."""
-    windows: Literal["none", "every_layer", "every_layer_if_used", "upper_layers", "pattern"]
-    """Which layers see a sliding window, where the config has one."""
-    window_period: int
-    """The last of so many layers sees everything, where there is a pattern and no config's own."""
-    rotates: Literal["every_layer", "three_of_four"]
-    """Which layers rotate positions."""
-    head_norms: bool
-    """q and k are normed head by head, before they are rotated."""
-    rotary_pairs: bool
-    """Neighbouring channels of a head are rotated together, and not those of two halves."""
-    norms_add_one: bool
-    """Norms multiply by 1 + their weight."""
-    scales_embedding: bool
-    """Embeddings are multiplied by the root of the hidden size."""
-    activation_key: str
-    """Config key of the function in the feed-forward network."""
+    block: BlockFeatures
+    """What a layer computes beside its modules."""
     wrappers: tuple[Wrapper, ...]
     """Model types that hold models of the family."""
 
@@ -371,14 +358,7 @@ def _built(table: Table, model_type: str) -> Architecture:
         constants={k: v for k, v in config.items() if isinstance(v, list)},
         list_rules={k: v for k, v in config.items() if isinstance(v, dict)},
         ignored=frozenset(k for k, v in config.items() if v == IGNORED),
-        windows=block["windows"],
-        window_period=block["window_period"],
-        rotates=block["rotates"],
-        head_norms=block["head_norms"],
-        rotary_pairs=block["rotary"] == "pairs",
-        norms_add_one=block["norm_weights"] == "1+w",
-        scales_embedding=block["embedding_scale"] != "1",
-        activation_key=block["activation"],
+        block=block_features(block),
         wrappers=tuple(
             Wrapper(**{**row, "beside": tuple(row["beside"])}) for row in values.get("wrapper", ())
         ),

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from zenconvert.errors import InvalidInput
+from zenconvert.model.block_features import RULES
 from zenconvert.model.hyperparameters import COMPUTED_SIZES, SIZES
 
 ROLES: Final = ("embed", "linear", "norm", "router", "head")
-WINDOWS: Final = ("none", "every_layer", "every_layer_if_used", "upper_layers", "pattern")
-ROTATES: Final = ("every_layer", "three_of_four")
 LAYERS: Final = ("dense", "sparse_step")
 """Keys of ``[layers]``: the config's list of layers without experts, and the period of those with
 experts, the last of which has them."""
@@ -50,24 +49,15 @@ _MODULE_KEYS: Final = (
 )  # fmt: skip
 _WRAPPER: Final = ("model_type", "config", "text_type", "beside", "prefixes")
 _VARIANT_KEYS: Final = ("class", "gguf_without", *_SECTIONS)
-_BLOCK: Final[dict[str, Callable[[Any], bool]]] = {
-    "genai_types": lambda value: isinstance(value, list),
-    "windows": WINDOWS.__contains__,
-    "window_period": lambda value: type(value) is int,
-    "norm_weights": ("w", "1+w").__contains__,
-    "embedding_scale": ("1", "sqrt(hidden)").__contains__,
-    "activation": lambda value: isinstance(value, str),
-    "head_norms": lambda value: isinstance(value, bool),
-    "rotary": ("halves", "pairs").__contains__,
-    "rotates": ROTATES.__contains__,
-}
 _GGUF_GRAPH: Final[dict[str, Callable[[Any], bool]]] = {
     "heads": ("any", "hidden / heads").__contains__,
     "scalings": lambda value: isinstance(value, list) and set(value) <= SCALINGS,
     "yarn_betas": lambda value: isinstance(value, bool),
     "no_biases": lambda value: isinstance(value, list),
     "window_period": lambda value: type(value) is int,
-    "head": ("any", "tied").__contains__,
+    "head": ("any", "tied", "own").__contains__,
+    "pattern": ("other", "always").__contains__,
+    "windows_layers": lambda value: type(value) is int,
     "seventy": ("never", "any", "grouped").__contains__,
     "hidden_over_heads_layers": lambda value: type(value) is int,
 }
@@ -85,10 +75,13 @@ ALL: Final = "*"
 """With ``none`` in ``[gguf_keys]``: what the table that this is like has there is left out."""
 OTHER: Final = " other"
 """After a size in ``[gguf_keys]``: only written where it is other than what is implied."""
+UNREAD: Final = " unread"
+"""After a size in ``[gguf_keys]``: written as the converter does, and llama.cpp computes with what
+is implied."""
 _GGUF_TYPES: Final = ("u32", "f32")
 _BALANCE: Final = {"heads": "kv_to_q", "through": "1+w"}
 """What else a balance row may say, and how."""
-BLOCK_KEYS: Final = frozenset(_BLOCK)
+BLOCK_KEYS: Final = frozenset(RULES)
 """What ``[block]`` may say of a family."""
 _HOLES: Final = ("{layer}", "{expert}")
 
@@ -176,7 +169,7 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
         if section in below or section in above:
             start = {} if ALL in above.get(section, {}) else below.get(section, {})
             merged = {**start, **above.get(section, {})}
-            values[section] = {k: v for k, v in merged.items() if v != _NONE or k == "windows"}
+            values[section] = {k: v for k, v in merged.items() if v != _NONE or section == "block"}
     return values
 
 
@@ -258,7 +251,10 @@ class _Check:
             if row in (ROTATIONS, FILE_TYPE):
                 continue
             kind, _, size = row.partition(" ") if isinstance(row, str) else ("", "", "")
-            if kind not in _GGUF_TYPES or size.removesuffix(OTHER) not in known:
+            if (
+                kind not in _GGUF_TYPES
+                or size.removesuffix(OTHER).removesuffix(UNREAD) not in known
+            ):
                 told = f"{row!r:.60} should be a type of {_GGUF_TYPES} and one of {sorted(known)}"
                 self.fail(f"[gguf_keys] {key}", told)
         if FILE_TYPE not in values["gguf_keys"].values():
@@ -318,7 +314,7 @@ class _Check:
             if meaning != IGNORED and not rule and (not isinstance(meaning, list) or not meaning):
                 told = f"should be {IGNORED!r}, a list of values, or one of {sorted(LIST_RULES)}"
                 self.fail(f"[config] {key}", told)
-        self._facts("block", values, _BLOCK)
+        self._facts("block", values, RULES)
         for flag, modules in values["biases"].items():
             if flag != ALWAYS and modules and not isinstance(values["defaults"].get(flag), bool):
                 self.fail(f"[biases] {flag}", "there is no true or false of it in [defaults]")

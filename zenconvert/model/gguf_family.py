@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
-from zenconvert.model.architecture_table import OTHER
+from zenconvert.model.architecture_table import OTHER, UNREAD
 from zenconvert.model.hyperparameters import Hyperparameters
 
 _SEVENTY: Final = 80
@@ -24,6 +24,8 @@ class GgufKey:
     """A number of :class:`Hyperparameters`; the key is left out where the model has none."""
     only_other: bool = False
     """Left out, too, where llama.cpp takes that number anyway."""
+    unread: bool = False
+    """llama.cpp computes with the number that is implied."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,12 @@ class GgufFamily:
     """Modules of which the graph has no bias."""
     window_period: int
     """The last of so many layers sees everything and the others a window; 0: no windows."""
-    tied_head: bool
-    """There is no head but the embedding."""
+    windows_layers: int
+    """Models of so many layers have windows, and others none; 0: all have."""
+    pattern_always: bool
+    """Files with a window say which layers slide, and not only where they are others."""
+    head: Literal["any", "tied", "own"]
+    """Whether the embedding is the head; ``own``: it never is."""
     seventy: Literal["never", "any", "grouped"]
     """Which models of 80 layers are of llama.cpp's size class 70B: those with grouped heads."""
     hidden_over_heads_layers: int
@@ -83,7 +89,9 @@ def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
         yarn_betas=graph["yarn_betas"],
         no_biases=frozenset(graph["no_biases"]),
         window_period=graph["window_period"],
-        tied_head=graph["head"] == "tied",
+        windows_layers=graph["windows_layers"],
+        pattern_always=graph["pattern"] == "always",
+        head=graph["head"],
         seventy=graph["seventy"],
         hidden_over_heads_layers=graph["hidden_over_heads_layers"],
         space_prefix=tokenizer["space_prefix"],
@@ -93,4 +101,5 @@ def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
 
 def _gguf_key(name: str, row: str) -> GgufKey:
     kind, _, size = row.partition(" ")
-    return GgufKey(name, cast(Any, kind), size.removesuffix(OTHER), size.endswith(OTHER))
+    plain = size.removesuffix(OTHER).removesuffix(UNREAD)
+    return GgufKey(name, cast(Any, kind), plain, size.endswith(OTHER), size.endswith(UNREAD))

@@ -171,7 +171,7 @@ def from_config(
         experts_used=sizes.count("experts_used", zero=True, optional=True),
         expert_ffn=sizes.count("expert_ffn", optional=True),
         sliding_window=_sliding_window(merged, where),
-        window_period=sizes.count("window_period", optional=True, silent=True),
+        window_period=sizes.period(),
         score_width=sizes.real("score_width") or float(head_dim),
         score_softcap=sizes.real("score_softcap"),
         logit_softcap=sizes.real("logit_softcap"),
@@ -228,6 +228,14 @@ class _Sizes:
         if zero and value is None and key in self.config:
             return 0
         return _count({key: value}, key, self.where, zero=zero)
+
+    def period(self) -> int:
+        """Layers of which the last sees everything, a number or L for every other and then G; 0
+        where the config has none. Raises InvalidInput."""
+        value = self.found("window_period")[1]
+        if isinstance(value, str) and value == "L" * (len(value) - 1) + "G":
+            return len(value)
+        return self.count("window_period", optional=True, silent=True, zero=True)
 
 
 def _dense_layers(

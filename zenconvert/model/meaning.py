@@ -95,7 +95,7 @@ def _structural(architecture: Architecture) -> frozenset[str]:
     sizes: set[str] = set()
     for names in architecture.names.values():
         sizes.update(n.split(".")[0] for n in ([names] if isinstance(names, str) else names))
-    windows = sliding.KEYS[architecture.windows]
+    windows = sliding.KEYS[architecture.block.windows]
     return frozenset(
         {
             *sizes,

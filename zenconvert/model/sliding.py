@@ -35,13 +35,13 @@ def windows(
 
     Raises InvalidInput for a config that contradicts itself, Unsupported for other kinds of layers.
     """
-    if architecture.windows == "none":
+    if architecture.block.windows == "none":
         return (None,) * hp.layers
-    if architecture.windows in ("every_layer", "every_layer_if_used"):
+    if architecture.block.windows in ("every_layer", "every_layer_if_used"):
         return (hp.sliding_window,) * hp.layers
     types = config.get("layer_types")
-    if types is None and architecture.windows == "pattern":
-        types = layer_types(hp.layers, hp.window_period or architecture.window_period)
+    if types is None and architecture.block.windows == "pattern":
+        types = layer_types(hp.layers, hp.window_period or architecture.block.window_period)
     if types is None:
         first = config.get("max_window_layers")
         first = architecture.defaults["max_window_layers"] if first is None else first

@@ -58,7 +58,7 @@ def name_tensors(
             continue
         for name, part in zip(wanted, _slices(item, wanted, file), strict=True):
             tensor = _tensor(item, name, part)
-            if item.role == "norm" and architecture.norms_add_one:
+            if item.role == "norm" and architecture.block.norms_add_one:
                 tensor = replace(tensor, change="take_one")  # graphs multiply by what they hold
             _add(tensors, name, tensor, file)
         used |= _arrays(item)

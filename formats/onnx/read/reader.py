@@ -23,6 +23,7 @@ from zenconvert.formats.onnx.read.recognition import recognise
 from zenconvert.formats.onnx.read.source_config import CONFIG, check_rotations, config_of
 from zenconvert.model import architecture as arch
 from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.sliding import windows
 
 SUFFIX: Final = ".onnx"
 GRAPH: Final = "model.onnx"
@@ -65,7 +66,7 @@ def open_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
     shapes = (array.shape for array in file.initializers.values())
     architecture.check_counts(hp, shapes, str(where))
     check_routing(view, hp)
-    check_rotations(view, architecture, hp)
+    check_rotations(view, architecture, windows(architecture, config, hp))
     tensors, warnings = name_tensors(view, found, architecture, hp)
     metadata, odd = folder_metadata(folder)
     tied = "head.weight" not in tensors

@@ -6,7 +6,7 @@ graph: sizes from weights, constants from the attributes of nodes, the rotation 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,6 @@ from zenconvert.formats.onnx.read.recognition import Found
 from zenconvert.formats.onnx.rotary import rotated
 from zenconvert.model.architecture import Architecture, architectures
 from zenconvert.model.encoding import Dense
-from zenconvert.model.hyperparameters import Hyperparameters
 
 CONFIG: Final = "config.json"
 _HINT: Final = f"put the model's {CONFIG} beside it, or name one with --config"
@@ -70,7 +69,7 @@ def _rebuilt(
             f"{file.path.parent / GENAI_CONFIG}: from the type {model_type!r:.100} alone the model "
             f"cannot be told; {_HINT}"
         )
-    if known[model_type].scales_embedding or _TOLD_BY_CONFIG & known[model_type].names.keys():
+    if known[model_type].block.scales_embedding or _TOLD_BY_CONFIG & known[model_type].names.keys():
         raise Unsupported(
             f"{file.path}: what {model_type} models compute stands in their config alone; {_HINT}"
         )
@@ -181,7 +180,9 @@ def _theta(file: ModelFile, sines: np.ndarray, tolerance: float) -> float:
     )
 
 
-def check_rotations(view: GraphView, architecture: Architecture, hp: Hyperparameters) -> None:
+def check_rotations(
+    view: GraphView, architecture: Architecture, windows: Sequence[int | None]
+) -> None:
     """Raise InvalidInput where other layers rotate positions than in the family.
 
     Graphs that rotate outside of attention are taken at their word.
@@ -191,10 +192,10 @@ def check_rotations(view: GraphView, architecture: Architecture, hp: Hyperparame
         for node in view.nodes
         if node.op_type == "GroupQueryAttention"
     ]
-    if any(found) and found != (wanted := rotated(architecture, hp.layers)):
+    if any(found) and found != (wanted := rotated(architecture, windows)):
         layers = [i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b]
         raise InvalidInput(
-            f"{view.file.path}: {architecture.id} models of {hp.layers} layers rotate positions in "
-            f"{sum(wanted)} of them, the graph in {sum(found)} of {len(found)}, otherwise in "
+            f"{view.file.path}: {architecture.id} models of {len(wanted)} layers rotate positions "
+            f"in {sum(wanted)} of them, the graph in {sum(found)} of {len(found)}, otherwise in "
             f"layers {layers[:8]}"
         )

@@ -115,7 +115,7 @@ class _Chooser:
         if (grid := wanted.grouped) is None:
             turned = name.is_weight and name.module.role in {"linear", "router", "head"}
             shape = tensor.shape[::-1] if turned else tensor.shape
-            adds = name.module.role == "norm" and self.checkpoint.architecture.norms_add_one
+            adds = name.module.role == "norm" and self.checkpoint.architecture.block.norms_add_one
             change = "add_one" if adds else None
             return Choice(
                 name.hf, (tensor,), shape, wanted, change=change, why=why, transposed=turned

@@ -41,10 +41,12 @@ _FEED_FORWARD: Final = {
 }
 _EVERY: Final = {
     *("embed", "norm", "head"),
-    *("attn_norm", "attn.q", "attn.k", "attn.v", "attn.o", "ffn_norm"),
+    *("attn.q", "attn.k", "attn.v", "attn.o"),
 }
 _HEAD_NORMS: Final = {"attn.q_norm", "attn.k_norm"}
-_POST_NORMS: Final = {"attn_post_norm", "ffn_post_norm"}
+_BEFORE, _AFTER = {"attn_norm", "ffn_norm"}, {"attn_post_norm", "ffn_post_norm"}
+_NORMS: Final = (_BEFORE, _BEFORE | _AFTER, _AFTER)
+"""Norms of a layer: before its halves, after them, or both."""
 _ROUNDED: Final = {2: "float16", 3: "bfloat16", 4: "eight bits"}
 """Accuracy levels that are not float32."""
 
@@ -117,9 +119,8 @@ def check_family(checkpoint: Checkpoint) -> None:
     architecture = checkpoint.architecture
     in_all = [m for m in architecture.modules if m.layers != "dense"]
     modules = {m.name.removeprefix("layers.{layer}.") for m in in_all}
-    common = _EVERY | (_HEAD_NORMS if architecture.head_norms else set())
-    known = [common | parts | extra for parts in _FEED_FORWARD.values()
-             for extra in (set[str](), _POST_NORMS)]  # fmt: skip
+    common = _EVERY | (_HEAD_NORMS if architecture.block.head_norms != "none" else set())
+    known = [common | parts | norms for parts in _FEED_FORWARD.values() for norms in _NORMS]
     if modules in known:
         return
     nearest = min(known, key=lambda parts: len(parts ^ modules))
@@ -134,8 +135,8 @@ def check_family(checkpoint: Checkpoint) -> None:
 def _activation(checkpoint: Checkpoint) -> str:
     """The function in the feed-forward network; of values that mean one function, the first."""
     architecture = checkpoint.architecture
-    given = checkpoint.config.get(architecture.activation_key)
-    return str(given or architecture.constants[architecture.activation_key][0])
+    given = checkpoint.config.get(architecture.block.activation_key)
+    return str(given or architecture.constants[architecture.block.activation_key][0])
 
 
 def graph_bytes(
@@ -154,10 +155,11 @@ def graph_bytes(
     facts = Facts(
         hp=hp,
         windows=seen,
-        rotating=rotary.rotated(architecture, hp.layers),
-        rotary_pairs=architecture.rotary_pairs,
+        rotating=rotary.rotated(architecture, seen),
+        norms_heads_whole=architecture.block.head_norms == "whole",
+        rotary_pairs=architecture.block.rotary_pairs,
         activation=_activation(checkpoint),
-        scales_embedding=architecture.scales_embedding,
+        scales_embedding=architecture.block.scales_embedding,
         floats=str(kind.floats),
     )
     tensors = _by_neutral_name(checkpoint, choices)

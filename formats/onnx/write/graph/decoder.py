@@ -38,6 +38,8 @@ class Facts:
     """Tokens that every layer sees; None for all."""
     rotating: Sequence[bool]
     """Whether every layer rotates positions."""
+    norms_heads_whole: bool
+    """Norms of q and k take all heads as one."""
     rotary_pairs: bool
     """Neighbouring channels of a head are rotated together, and not those of two halves."""
     activation: str
@@ -113,17 +115,15 @@ def _layer(
 ) -> tuple[ir.Value, ir.Value]:
     """One block: the stream before its second half, and what that half adds to it."""
     name = f"layers.{layer}"
-    with builder.inside(weights.path(f"{name}.attn_norm")):
-        gamma = weights.plain(f"{name}.attn_norm.weight")
-        if update is None:
-            normed = profile.norm(x, gamma)
-        else:
-            normed, x = profile.add_and_norm(x, update, gamma)
+    normed, x = _entered(f"{name}.attn_norm", x, update, builder, weights, profile)
     qkv = [weights.linear(f"{name}.attn.{part}", normed) for part in "qkv"]
     for at, heads in enumerate((facts.hp.heads, facts.hp.kv_heads)):
         module = f"{name}.attn.{'qk'[at]}_norm"
         if f"{module}.weight" in weights:
-            qkv[at] = _normed_heads(module, heads, facts, builder, weights, profile, qkv[at])
+            if facts.norms_heads_whole:
+                qkv[at] = _normed_after(module, qkv[at], builder, weights, profile)
+            else:
+                qkv[at] = _normed_heads(module, heads, facts, builder, weights, profile, qkv[at])
     with builder.inside(weights.around(f"{name}.attn.q")):
         if growth is not None:
             qkv[0] = builder.op("Mul", qkv[0], growth)
@@ -132,14 +132,32 @@ def _layer(
         _present(layer, facts, builder, present)
     update = weights.linear(f"{name}.attn.o", mixed)
     update = _normed_after(f"{name}.attn_post_norm", update, builder, weights, profile)
-    with builder.inside(weights.path(f"{name}.ffn_norm")):
-        gamma = weights.plain(f"{name}.ffn_norm.weight")
-        normed, x = profile.add_and_norm(x, update, gamma)
+    normed, x = _entered(f"{name}.ffn_norm", x, update, builder, weights, profile)
     if facts.hp.experts and layer not in facts.hp.dense_layers:
         update = experts(builder, weights, facts.hp, facts.activation, layer, normed)
     else:
         update = gated(builder, weights, f"{name}.ffn", facts.activation, normed)
     return x, _normed_after(f"{name}.ffn_post_norm", update, builder, weights, profile)
+
+
+def _entered(
+    module: str,
+    x: ir.Value,
+    update: ir.Value | None,
+    builder: GraphBuilder,
+    weights: Weights,
+    profile: Profile,
+) -> tuple[ir.Value, ir.Value]:
+    """What a half of a layer reads, normed where the family norms it there, and the stream that
+    its result is added to."""
+    if f"{module}.weight" not in weights:
+        total = x if update is None else builder.op("Add", x, update)
+        return total, total
+    with builder.inside(weights.path(module)):
+        gamma = weights.plain(f"{module}.weight")
+        if update is None:
+            return profile.norm(x, gamma), x
+        return profile.add_and_norm(x, update, gamma)
 
 
 def _growth(ids: ir.Value, mask: ir.Value, facts: Facts, builder: GraphBuilder) -> ir.Value:
@@ -170,7 +188,7 @@ def _number(name: str, value: float, facts: Facts, builder: GraphBuilder) -> ir.
 def _normed_after(
     module: str, x: ir.Value, builder: GraphBuilder, weights: Weights, profile: Profile
 ) -> ir.Value:
-    """What a half of a layer gives, normed before it is added where the family has such a norm."""
+    """What a module gives, normed by another one where the family has that."""
     if f"{module}.weight" not in weights:
         return x
     with builder.inside(weights.path(module)):

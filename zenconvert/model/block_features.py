@@ -1,0 +1,60 @@
+"""What a layer of a family computes beside its modules: the section ``[block]`` of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+WINDOWS: Final = ("none", "every_layer", "every_layer_if_used", "upper_layers", "pattern")
+ROTATES: Final = ("every_layer", "three_of_four", "sliding")
+HEAD_NORMS: Final = ("none", "heads", "whole")
+
+RULES: Final[dict[str, Callable[[Any], bool]]] = {
+    "genai_types": lambda value: isinstance(value, list),
+    "windows": WINDOWS.__contains__,
+    "window_period": lambda value: type(value) is int,
+    "norm_weights": ("w", "1+w").__contains__,
+    "embedding_scale": ("1", "sqrt(hidden)").__contains__,
+    "activation": lambda value: isinstance(value, str),
+    "head_norms": HEAD_NORMS.__contains__,
+    "rotary": ("halves", "pairs").__contains__,
+    "rotates": ROTATES.__contains__,
+}
+"""Key of ``[block]`` → whether a value is understood."""
+
+
+@dataclass(frozen=True)
+class BlockFeatures:
+    """How the layers of a family are built."""
+
+    windows: Literal["none", "every_layer", "every_layer_if_used", "upper_layers", "pattern"]
+    """Which layers see a sliding window, where the config has one."""
+    window_period: int
+    """The last of so many layers sees everything, where there is a pattern and no config's own."""
+    rotates: Literal["every_layer", "three_of_four", "sliding"]
+    """Which layers rotate positions; ``sliding``: those with a window, or all where none has."""
+    head_norms: Literal["none", "heads", "whole"]
+    """q and k are normed before they are rotated: head by head, or all heads as one."""
+    rotary_pairs: bool
+    """Neighbouring channels of a head are rotated together, and not those of two halves."""
+    norms_add_one: bool
+    """Norms multiply by 1 + their weight."""
+    scales_embedding: bool
+    """Embeddings are multiplied by the root of the hidden size."""
+    activation_key: str
+    """Config key of the function in the feed-forward network."""
+
+
+def block_features(block: Mapping[str, Any]) -> BlockFeatures:
+    """What a checked ``[block]`` says."""
+    return BlockFeatures(
+        windows=block["windows"],
+        window_period=block["window_period"],
+        rotates=block["rotates"],
+        head_norms=block["head_norms"],
+        rotary_pairs=block["rotary"] == "pairs",
+        norms_add_one=block["norm_weights"] == "1+w",
+        scales_embedding=block["embedding_scale"] != "1",
+        activation_key=block["activation"],
+    )
