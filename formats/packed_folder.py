@@ -5,42 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from zenconvert.errors import CorruptFile, MissingTensor, UsageError
-from zenconvert.formats.hf.json_file import read_json
-from zenconvert.formats.hf.reader import QUANTIZATION, Folder
+from zenconvert.formats.hf.reader import Folder
 from zenconvert.formats.hf.tensor_names import foreign
 from zenconvert.formats.hf.writer import zero_biases
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, StoredPieces, StoredTensor, Tensor
-from zenconvert.model.encoding import BF16, F16, F32, Dense, Grouped
+from zenconvert.model.encoding import BF16, F16, F32, Dense, Encoding, Grouped
 from zenconvert.model.grouped import GroupedCodec
 from zenconvert.model.layout import Choice
+from zenconvert.model.pieces import PieceCodec
 from zenconvert.model.target import Options, Scheme
 
 CODES: Final = ".qweight"
 PIECES: Final = (CODES, ".qzeros", ".scales", ".g_idx")
 _BLOCK: Final = re.compile(r"(?:[A-Za-z_]\w*\.)*\d+\.")
 _FLOATS: Final = {"bf16": BF16, "f16": F16, "f32": F32}
-
-
-def settings_of(path: Path, legacy: str) -> dict[str, Any]:
-    """The quantization settings of a folder, {} where it has none.
-
-    They stand in ``config.json``, or in the ``legacy`` file beside it.
-    """
-    config = path / "config.json"
-    if not config.is_file():
-        return {}
-    settings = read_json(config).get(QUANTIZATION)
-    if settings is None and (path / legacy).is_file():
-        settings = read_json(path / legacy)
-    if settings is not None and not isinstance(settings, dict):
-        raise CorruptFile(f"{config}: {QUANTIZATION} should be an object")
-    return settings or {}
 
 
 def modules(folder: Folder) -> dict[str, TensorName]:
@@ -74,13 +57,21 @@ def scales_of(folder: Folder, module: str) -> Entry:
 
 
 def packed_tensor(
-    folder: Folder, module: str, name: TensorName, encoding: Grouped, codec: GroupedCodec
+    folder: Folder,
+    module: str,
+    name: TensorName,
+    encoding: Encoding,
+    codec: PieceCodec,
+    files: Mapping[str, str] | None = None,
 ) -> Tensor:
-    """A grouped tensor from its pieces; their dtypes and shapes are checked."""
+    """A tensor from its pieces; their dtypes and shapes are checked.
+
+    ``files`` says what pieces are called in files, where that is not what they are called here.
+    """
     places = {}
     for piece in codec.pieces(encoding, name.shape):
-        entry = entry_of(folder, module, piece.name)
-        if (entry.dtype, entry.shape) != (piece.dtype, piece.shape):
+        entry = entry_of(folder, module, (files or {}).get(piece.name, piece.name))
+        if (entry.dtype, entry.shape or (1,)) != (piece.dtype, piece.shape):
             raise CorruptFile(
                 f"{entry.path}: {entry.name} is {entry.dtype} {list(entry.shape)}; {encoding} "
                 f"weights {list(name.shape)} call for {piece.dtype} {list(piece.shape)}"

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from zenconvert.base.source_files import is_there, size_of, what_it_is
 from zenconvert.errors import InvalidInput, Unsupported, UsageError
+from zenconvert.formats import quantization, quantized
 from zenconvert.formats.awq import reader as awq_reader
 from zenconvert.formats.awq import writer as awq_writer
 from zenconvert.formats.gguf import facts as gguf_facts
@@ -17,7 +18,6 @@ from zenconvert.formats.gguf import reader as gguf_reader
 from zenconvert.formats.gguf import writer as gguf_writer
 from zenconvert.formats.gptq import reader as gptq_reader
 from zenconvert.formats.gptq import writer as gptq_writer
-from zenconvert.formats.hf import reader as hf_reader
 from zenconvert.formats.hf import writer as hf_writer
 from zenconvert.formats.hf.weights import ADAPTER, adapter_problem
 from zenconvert.formats.onnx.read import reader as onnx_reader
@@ -42,7 +42,9 @@ class Format:
 
     name: str
     title: str
-    detect: Callable[[Path], bool]
+    detect: Callable[[Path], bool] | None
+    """Whether a path is of it, for what is no folder of safetensors; those say themselves how they
+    are quantized, and :attr:`methods` tells."""
     open: Callable[[Path], Checkpoint]
     choose: Chooser
     lay_out: Callable[[Checkpoint, Target, list[Choice], Options, str], Layout]
@@ -55,6 +57,8 @@ class Format:
     """Some of its types are rounded with importance weights."""
     open_with: Callable[[Path, Path], Checkpoint] | None = None
     """Opens files that may lack a config, with one that is named."""
+    methods: tuple[str, ...] = ()
+    """Of quantization that make a folder of safetensors one of this format."""
     suffix: str | None = None
     """Of the one file that it is; None for a folder."""
     solver: Solver | None = None
@@ -84,7 +88,7 @@ class Format:
         return self.suffix is not None
 
 
-FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked first
+FORMATS: Final[dict[str, Format]] = {
     "onnx": Format(
         "onnx",
         "ONNX",
@@ -103,7 +107,7 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
     "gptq": Format(
         "gptq",
         "GPTQ",
-        gptq_reader.detect,
+        None,
         gptq_reader.open_checkpoint,
         gptq_writer.choose,
         gptq_writer.lay_out,
@@ -111,6 +115,7 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         gptq_writer.TYPES,
         solver="gptq",
         engines=("transformers", "auto-gptq", "vllm"),
+        methods=("gptq",),
         kernels=("gptqmodel", "auto_gptq"),
         near_type=gptq_writer.TYPES[0],
         packages=("transformers", "gptqmodel"),
@@ -118,7 +123,7 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
     "awq": Format(
         "awq",
         "AWQ",
-        awq_reader.detect,
+        None,
         awq_reader.open_checkpoint,
         awq_writer.choose,
         awq_writer.lay_out,
@@ -126,6 +131,7 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
         awq_writer.TYPES,
         solver="awq",
         engines=("transformers", "autoawq", "vllm"),
+        methods=("awq",),
         kernels=("gptqmodel", "awq"),
         near_type=awq_writer.TYPES[0],
         packages=("transformers", "gptqmodel"),
@@ -133,8 +139,8 @@ FORMATS: Final[dict[str, Format]] = {  # the more particular first: it is asked 
     "hf": Format(
         "hf",
         "HF safetensors",
-        hf_reader.detect,
-        hf_reader.open_checkpoint,
+        None,
+        quantized.open_checkpoint,
         hf_writer.choose,
         hf_writer.lay_out,
         hf_writer.facts,
@@ -173,8 +179,12 @@ def detect(path: Path) -> Format:
     if not path.is_dir():
         size_of(path)
     for candidate in FORMATS.values():
-        if candidate.detect(path):
+        if candidate.detect is not None and candidate.detect(path):
             return candidate
+    if (path / "config.json").is_file():
+        found = quantization.of_folder(path)
+        own = (f for f in FORMATS.values() if found is not None and found.method in f.methods)
+        return next(own, FORMATS["hf"])
     if path.is_dir():
         raise _unknown_folder(path)
     raise _unknown_file(path)

@@ -15,6 +15,7 @@ from zenconvert.ggml.encoding import Blocks
 from zenconvert.ggml.types import BY_NAME
 from zenconvert.model.encoding import F16, F32, Dense, Encoding, Grouped
 from zenconvert.model.grouped import GroupedRows
+from zenconvert.model.scaled import Scaled, ScaledRows
 
 
 class TestDense(EncodingTests):
@@ -75,6 +76,25 @@ class TestGrouped(EncodingTests):
             None if index is None else index.astype(np.int32),
             offsets=random.normal(size=shape).astype(np.float16) if encoding.offset else None,
         )
+
+
+class TestScaled(EncodingTests):
+    encodings: ClassVar[list[Encoding]] = [
+        Scaled(Dense("f8_e4m3"), F32, (128, 128)),
+        Scaled(Dense("f8_e4m3"), F32, (4, 96), (-3, 2)),
+        Scaled(Dense("f8_e4m3"), F32, (1, None)),
+        Scaled(Dense("f8_e5m2"), F32, (None, None)),
+    ]
+
+    def rows(self, encoding: Encoding) -> Any:
+        assert isinstance(encoding, Scaled)
+        random = np.random.default_rng(0)
+        shape = (ROWS, encoding.groups(COLUMNS))
+        scales = random.uniform(0.1, 2, shape).astype(np.float32)
+        if encoding.exponents is not None:
+            scales = np.exp2(random.integers(-3, 3, shape)).astype(np.float32)
+        codes = normal().astype(encoding.codes.numpy)
+        return ScaledRows(codes, scales, encoding.tile[1] or COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)

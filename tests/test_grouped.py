@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from zenconvert.errors import InvalidInput
 from zenconvert.ggml import integer_grids
 from zenconvert.model.encoding import F16, F32, Dense, Grouped
-from zenconvert.model.grouped import GroupedRows, Piece, regroup
+from zenconvert.model.grouped import GroupedRows, regroup
+from zenconvert.model.pieces import Piece
 
 
 def some_rows(

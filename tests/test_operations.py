@@ -8,8 +8,8 @@ import pytest
 from tests.tiny import CONFIGS
 from zenconvert.model import architecture as arch
 from zenconvert.model.encoding import BF16, F16, F32, Dense
-from zenconvert.model.grouped import Rows
 from zenconvert.model.operations import CHANGES, ROWS, changed, comes_back, left_over
+from zenconvert.model.rows import Rows
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from zenconvert.errors import InvalidInput
 from zenconvert.formats import int_packing
 from zenconvert.model.encoding import Grouped
-from zenconvert.model.grouped import GroupedRows, Piece
+from zenconvert.model.grouped import GroupedRows
+from zenconvert.model.pieces import Piece
 
 BITS: Final = 4
 PER_WORD: Final = 8

@@ -6,26 +6,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.errors import CorruptFile, InvalidInput, Unsupported
-from zenconvert.formats import packed_folder
+from zenconvert.formats import packed_folder, quantization
 from zenconvert.formats.awq.codec import BITS, AwqCodec, Version
 from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder, without_spare_biases
 from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, Tensor
 from zenconvert.model.encoding import Dense, Grouped
 
-LEGACY: Final = "quant_config.json"
-_AUTO_ROUND: Final = "auto_round:auto_awq"
 _KERNELS: Final = frozenset(
     {"exllama", "exllama_v1", "exllama_v2", "exllamav2", "gemm_triton", "ipex", "torch_awq"}
 )
 """Names of kernels where a layout should stand: they read GEMM."""
-
-
-def detect(path: Path) -> bool:
-    """True for an HF folder whose weights are quantized with AWQ."""
-    settings = packed_folder.settings_of(path, LEGACY)
-    method = settings.get("quant_method", "awq" if "w_bit" in settings else None)
-    return method == "awq" or settings.get("packing_format") == _AUTO_ROUND
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -33,7 +24,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises the errors of the HF reader, Unsupported for layouts that cannot be read.
     """
-    settings = packed_folder.settings_of(path, LEGACY)
+    said_by = quantization.of_folder(path)
+    settings = said_by.table if said_by is not None else {}
     version = _version(path, settings)
     folder = without_spare_biases(open_folder(path))
     modules = packed_folder.modules(folder)

@@ -9,9 +9,9 @@ from typing import Any, Final
 from zenconvert.errors import UsageError
 from zenconvert.formats import packed_folder
 from zenconvert.formats.awq.codec import BITS, AwqCodec
-from zenconvert.formats.hf.reader import QUANTIZATION
 from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_folder
 from zenconvert.formats.packed_folder import choose_modules, refuse_foreign
+from zenconvert.formats.quantization import QUANTIZATION
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.layout import Choice, Layout
 from zenconvert.model.target import Options, Scheme, Target

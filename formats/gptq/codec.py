@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from zenconvert.errors import InvalidInput
 from zenconvert.formats import int_packing
 from zenconvert.model.encoding import Grouped
-from zenconvert.model.grouped import GroupedRows, Piece
+from zenconvert.model.grouped import GroupedRows
+from zenconvert.model.pieces import Piece
 
 BITS: Final = (2, 3, 4, 8)
 """What every consumer reads, and what is written; auto-round and GPTQModel know 5 to 7 as well."""

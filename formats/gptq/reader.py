@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from zenconvert.errors import CorruptFile, InvalidInput, Unsupported
-from zenconvert.formats import packed_folder
+from zenconvert.formats import packed_folder, quantization
 from zenconvert.formats.gptq import settings
 from zenconvert.formats.gptq.codec import GptqCodec, ZeroRule
 from zenconvert.formats.gptq.settings import Settings
@@ -31,17 +31,13 @@ _BIAS_KEYS: Final = ("attention_bias", "mlp_bias")
 """Config keys by which a model has biases that others of its family have not."""
 
 
-def detect(path: Path) -> bool:
-    """True for an HF folder whose weights are quantized with GPTQ."""
-    return settings.table_of(path) is not None
-
-
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a GPTQ folder: headers, and the small side tensors that decide what they mean.
 
     Raises the errors of the HF reader, Unsupported for layouts that cannot be read.
     """
-    table = settings.table_of(path) or {}
+    said_by = quantization.of_folder(path)
+    table = said_by.table if said_by is not None else {}
     said = settings.parse(path, table)
     folder = open_folder(path, settings.stems(table))
     modules = packed_folder.modules(folder)

@@ -12,19 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.errors import CorruptFile, Unsupported
-from zenconvert.formats import packed_folder
 from zenconvert.formats.gptq.codec import ZeroRule
+from zenconvert.formats.quantization import AUTO_ROUND_GPTQ
 
-LEGACY: Final = "quantize_config.json"
 VERSION_1: Final = "gptq"
 VERSION_2: Final = "gptq_v2"
 PLANAR: Final = "gptq_p"
-_AUTO_ROUND: Final = {
-    "auto_round:auto_gptq": VERSION_1,
-    "auto_round:gptq": VERSION_1,
-    "auto_round": VERSION_2,
-    "auto_round:gptqmodel": VERSION_2,
-}
 _OVERRIDES: Final = ("dynamic", "extra_config")
 
 
@@ -52,19 +45,11 @@ class Settings:
         return "plus_one_by_word" if self.by_word else "plus_one"
 
 
-def table_of(path: Path) -> dict[str, Any] | None:
-    """The settings of a GPTQ folder; None for anything else."""
-    table = packed_folder.settings_of(path, LEGACY)
-    method = table.get("quant_method", "gptq" if "desc_act" in table else None)
-    is_gptq = method == "gptq" or str(table.get("packing_format")) in _AUTO_ROUND
-    return table if is_gptq else None
-
-
 def parse(path: Path, table: Mapping[str, Any]) -> Settings:
     """Understand the settings. Raises Unsupported for layouts that cannot be read, CorruptFile."""
     names = [table[key] for key in ("checkpoint_format", "format") if table.get(key) is not None]
     named = str(names[0]) if names else VERSION_1
-    version = _AUTO_ROUND.get(str(table.get("packing_format")), named)
+    version = AUTO_ROUND_GPTQ.get(str(table.get("packing_format")), named)
     others = [str(name) for name in names if name != version]
     if version not in {VERSION_1, VERSION_2, PLANAR}:
         raise Unsupported(

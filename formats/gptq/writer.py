@@ -12,11 +12,10 @@ from typing import Any, Final
 from zenconvert.errors import UsageError
 from zenconvert.formats import packed_folder
 from zenconvert.formats.gptq.codec import BITS, GptqCodec
-from zenconvert.formats.gptq.settings import LEGACY
 from zenconvert.formats.hf import writer as hf_writer
-from zenconvert.formats.hf.reader import QUANTIZATION
 from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_folder
 from zenconvert.formats.packed_folder import choose_modules, refuse_foreign
+from zenconvert.formats.quantization import GPTQ_FILE, QUANTIZATION
 from zenconvert.model.checkpoint import Checkpoint, Tensor
 from zenconvert.model.layout import Choice, Layout
 from zenconvert.model.meaning import Fact
@@ -72,7 +71,7 @@ def lay_out(
     """Weights, ``config.json`` with the settings, and the settings once more for AutoGPTQ."""
     settings = _settings(choices, parse(target.type) if target.type else None)
     config = folder_config(checkpoint.config, float_name(choices))
-    tables = {"config.json": {**config, QUANTIZATION: settings}, LEGACY: settings}
+    tables = {"config.json": {**config, QUANTIZATION: settings}, GPTQ_FILE: settings}
     return lay_out_folder(checkpoint, choices, options, tables)
 
 
@@ -86,7 +85,7 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
     )
     if ordered:
         why = "AutoGPTQ, GPTQModel and transformers run act-order; vLLM and mlx-lm refuse it"
-        found.append(Fact("desc_act", True, LEGACY, why=why, told=True))
+        found.append(Fact("desc_act", True, GPTQ_FILE, why=why, told=True))
     return found
 
 

@@ -44,6 +44,7 @@ from zenconvert.formats.hf.tokenizer import read_tokenizer
 from zenconvert.formats.hf.tokenizer_files import FURTHER_TEMPLATES
 from zenconvert.formats.hf.towers import tower_config, tower_entries
 from zenconvert.formats.hf.weights import find_weights
+from zenconvert.formats.quantization import QUANTIZATION
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.model import architecture as arch
 from zenconvert.model.architecture import Architecture, TensorName
@@ -51,8 +52,6 @@ from zenconvert.model.checkpoint import Checkpoint, Metadata, StoredTensor, Tens
 from zenconvert.model.encoding import Dense
 from zenconvert.model.hyperparameters import Hyperparameters
 
-QUANTIZATION: Final = "quantization_config"
-"""Key of config.json that says how weights are quantized."""
 CARRIED: Final = "zenconvert.json"
 """Facts of a GGUF source that HF files have no place for."""
 
@@ -124,23 +123,12 @@ class Folder:
         )
 
 
-def detect(path: Path) -> bool:
-    """True when the path is a folder with a config.json or such a file itself."""
-    return (path / "config.json").is_file()
-
-
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open an HF folder: config and safetensors headers only.
+    """Open an HF folder of floats: config and safetensors headers only.
 
     Raises SourceNotFound, CorruptFile, UnsafePath, MissingTensor, UnexpectedTensor,
     UnknownArchitecture or Unsupported.
     """
-    settings = read_json(path / "config.json").get(QUANTIZATION)
-    if settings is not None:
-        method = settings.get("quant_method") if isinstance(settings, dict) else None
-        raise Unsupported(
-            f"{path}: weights quantized with {method or 'an unnamed method'} cannot be read"
-        )
     folder = without_spare_biases(open_folder(path))
     return folder.checkpoint("hf", name_tensors(folder))
 

@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 
 from zenconvert.formats.onnx.packing import pack, packed_width, per_byte, unpack
 from zenconvert.model.encoding import Grouped
-from zenconvert.model.grouped import OFFSETS, ROW_UNIT, GroupedRows, Piece
+from zenconvert.model.grouped import OFFSETS, GroupedRows
+from zenconvert.model.pieces import ROW_UNIT, Piece
 
 BITS: Final = (2, 4, 8)
 SMALLEST_BLOCK: Final = 16

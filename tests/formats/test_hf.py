@@ -168,7 +168,10 @@ def test_missing_extra_and_misshapen_tensors_are_named(model: Path, tmp_path: Pa
         ({"rms_norm_eps": "tiny"}, InvalidInput),
         ({"rope_theta": -1}, InvalidInput),
         ({"rope_scaling": "linear"}, InvalidInput),
-        ({"quantization_config": {"quant_method": "fp8"}}, Unsupported),
+        ({"quantization_config": {"quant_method": "fp8"}}, InvalidInput),
+        ({"quantization_config": {"quant_method": "hqq"}}, Unsupported),
+        ({"quantization_config": {}}, Unsupported),
+        ({"quantization_config": "fp8"}, CorruptFile),
     ],
 )
 def test_bad_configs(changes: dict[str, Any], error: type[ZenError], model: Path) -> None:

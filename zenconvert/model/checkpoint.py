@@ -16,9 +16,9 @@ from typing import Any
 from zenconvert.base.stamps import Stamp
 from zenconvert.errors import InputWarning
 from zenconvert.model.architecture import Architecture
-from zenconvert.model.encoding import Encoding, Grouped
-from zenconvert.model.grouped import GroupedCodec
+from zenconvert.model.encoding import Encoding
 from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.pieces import PieceCodec
 from zenconvert.model.row_order import RowOrder
 from zenconvert.model.tokenizer import Tokenizer
 
@@ -39,12 +39,12 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class StoredPieces:
-    """Where the arrays of a grouped tensor lie, and who can read them."""
+    """Where the arrays of a tensor lie that is stored in several, and who can read them."""
 
     name: str
     """The module's name in that file."""
-    codec: GroupedCodec
-    encoding: Grouped
+    codec: PieceCodec
+    encoding: Encoding
     """As the arrays have it; that of the tensor may be narrower, once their numbers are known."""
     pieces: Mapping[str, StoredTensor]
     """Piece name → place; as many as ``codec.pieces`` asks for, in its order."""

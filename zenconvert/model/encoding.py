@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ DENSE_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "bf16": np.dtype(ml_dtypes.bfloat16),
     "f8_e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
     "f8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "f8_e8m0": np.dtype(ml_dtypes.float8_e8m0fnu),
     "i64": np.dtype(np.int64),
     "i32": np.dtype(np.int32),
     "i16": np.dtype(np.int16),
@@ -95,6 +97,17 @@ class Encoding(ABC):
     def rows_of(self, data: Array, columns: int) -> Array:
         """Bytes ``u8[n, row_bytes]`` as rows travel."""
         return data
+
+    def widens_to(self, other: Dense) -> bool:
+        """True when every number is exactly one of ``other``; all are ones of float32."""
+        return other.dtype in {"f32", "f64"}
+
+    def narrowed(self, arrays: Mapping[str, Any]) -> Encoding:
+        """The encoding with what small arrays beside the codes say of it, by name of the piece.
+
+        Raises CorruptFile for impossible ones.
+        """
+        return self
 
     @property
     def can_be_written(self) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -17,9 +16,8 @@ from numpy.typing import NDArray
 from zenconvert.base.arrays import Array, beside, cast, dtype_name, on_device
 from zenconvert.errors import InvalidInput
 from zenconvert.model.encoding import Dense, Grouped
+from zenconvert.model.pieces import Piece
 
-ROW_UNIT = 32
-"""Packed pieces hold whole words for every multiple of this many rows, whatever the bits."""
 OFFSETS: Final = "offsets"
 """Name of the piece with offsets, in every codec that stores some."""
 
@@ -106,38 +104,6 @@ class GroupedRows:
             plain = replace(self, group_index=None).column_groups()
             index = None if np.array_equal(plain, index) else index
         return replace(self, zeros=zeros, group_index=index)
-
-
-Rows = NDArray[Any] | GroupedRows
-"""Some rows of a tensor as they travel: numbers or block bytes in an array, or grouped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One array of a grouped tensor and which part of it belongs to which logical rows."""
-
-    name: str
-    dtype: str
-    """Of :data:`zenconvert.model.encoding.DENSE_DTYPES`."""
-    shape: tuple[int, ...]
-    axis: int | None = 0
-    """The axis along which logical rows lie; None for an array that all rows share."""
-    items: int = ROW_UNIT
-    """Array items along that axis for every :data:`ROW_UNIT` logical rows."""
-    codes: bool = False
-    """True for the large array, False for scales, zeros and indexes."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole array."""
-        return prod(self.shape) * Dense(self.dtype).numpy.itemsize
-
-    def span(self, begin: int, end: int) -> tuple[int, int]:
-        """The items along the axis that hold logical rows ``[begin, end)``."""
-        if self.axis is None:
-            return 0, self.shape[0]
-        last = -(-end * self.items // ROW_UNIT)
-        return begin * self.items // ROW_UNIT, min(last, self.shape[self.axis])
 
 
 class GroupedCodec(Hashable, Protocol):

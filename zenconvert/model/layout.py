@@ -13,7 +13,8 @@ from typing import Literal
 
 from zenconvert.model.checkpoint import Tensor
 from zenconvert.model.encoding import Encoding, Grouped
-from zenconvert.model.grouped import GroupedCodec, Piece
+from zenconvert.model.grouped import GroupedCodec
+from zenconvert.model.pieces import Piece
 from zenconvert.model.row_order import RowOrder
 from zenconvert.model.target import Scheme
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zenconvert.model.grouped import GroupedRows, Rows
+from zenconvert.model.rows import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class RowOrder:
 
     def apply(self, rows: Rows) -> Rows:
         """Reorder ``rows[n, …]``, n a multiple of the band."""
-        if isinstance(rows, GroupedRows):
+        if not isinstance(rows, np.ndarray):
             starts = np.arange(0, len(rows.codes), self.band)[:, None]
             return rows.take((starts + np.asarray(self.index)).reshape(-1))
         banded = rows.reshape(-1, self.band, *rows.shape[1:])

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
 from zenconvert.model.checkpoint import StoredPieces, StoredTensor, Tensor
 from zenconvert.model.encoding import F16, F32, Dense, Encoding, Grouped
-from zenconvert.model.grouped import OFFSETS, ROW_UNIT, GroupedRows, Piece, Rows, regroup
+from zenconvert.model.grouped import OFFSETS, GroupedCodec, GroupedRows, regroup
 from zenconvert.model.layout import Choice, Recoding
 from zenconvert.model.operations import CHANGES, changed, comes_back, left_over
+from zenconvert.model.pieces import ROW_UNIT, Piece
+from zenconvert.model.rows import Rows
 from zenconvert.model.target import Scheme
 
 Quantize = Callable[[NDArray[np.float32], Scheme, NDArray[np.float32] | None], GroupedRows]
@@ -42,13 +44,13 @@ def recoding(source: Tensor, choice: Choice) -> Recoding:
         return _to_blocks(old, new, source.columns)
     if old.dense is None:
         return _decoded(old, new.dense)
-    if old.dense.widens_to(new.dense):
+    if old.widens_to(new.dense):
         return Recoding("repack", True, f"every {old} value is a {new} value")
     return Recoding("quantize", False, f"{old} is rounded to {new}")
 
 
 def _decoded(old: Encoding, new: Dense) -> Recoding:
-    if new == F32:
+    if old.widens_to(new):
         return Recoding("decode", True, f"{old} is decoded")
     return Recoding("decode", False, f"{old} is decoded and rounded")
 
@@ -129,6 +131,8 @@ def refined(tensor: Tensor, choice: Choice) -> Tensor:
     are read only where that decides whether the choice can be had bit for bit.
     """
     old, stored, target = tensor.encoding.grouped, tensor.stored, choice.encoding
+    if old is None and isinstance(stored, StoredPieces):
+        return _narrowed(tensor, stored)
     if old is None or (new := target.takes(old)) is None:
         return tensor
     plain = replace(old, ordered=old.ordered and choice.columns is None)
@@ -139,7 +143,9 @@ def refined(tensor: Tensor, choice: Choice) -> Tensor:
     if misfit(narrowest, new, tensor.columns) is not None:
         return tensor
     arrays = _read_arrays(stored, tensor, 0, tensor.rows, codes=False)
-    scales, zeros = stored.codec.unpack_groups(arrays, stored.encoding, tensor.columns)
+    codec, own = cast("GroupedCodec", stored.codec), stored.encoding.grouped
+    assert own is not None  # as the tensor is, too
+    scales, zeros = codec.unpack_groups(arrays, own, tensor.columns)
     offsets = arrays.get(OFFSETS)
     symmetric = zeros is None or bool((zeros == 1 << (old.bits - 1)).all())
     encoding = replace(
@@ -149,6 +155,14 @@ def refined(tensor: Tensor, choice: Choice) -> Tensor:
         offset=F16 if offsets is not None and _fits_f16(offsets) else old.offset,
     )
     return replace(tensor, encoding=encoding)
+
+
+def _narrowed(tensor: Tensor, stored: StoredPieces) -> Tensor:
+    try:
+        arrays = _read_arrays(stored, tensor, 0, tensor.rows, codes=False)
+        return replace(tensor, encoding=tensor.encoding.narrowed(arrays))
+    except CorruptFile as error:
+        raise CorruptFile(f"{stored.path}: {stored.name}: {error}") from error
 
 
 def _fits_f16(values: NDArray[Any]) -> bool:
@@ -263,25 +277,29 @@ def _read_columns(stored: StoredTensor, tensor: Tensor, begin: int, end: int) ->
     return np.ascontiguousarray(lines.T)
 
 
-def _read_pieces(stored: StoredPieces, tensor: Tensor, begin: int, end: int) -> GroupedRows:
+def _read_pieces(stored: StoredPieces, tensor: Tensor, begin: int, end: int) -> Rows:
     first, last = begin // ROW_UNIT * ROW_UNIT, min(-(-end // ROW_UNIT) * ROW_UNIT, tensor.rows)
     arrays = _read_arrays(stored, tensor, first, last)
     try:
         rows = stored.codec.unpack(arrays, stored.encoding)
     except ZenError as error:
         raise InvalidInput(f"{stored.path}: {stored.name}: {error}") from error
-    return rows if (first, last) == (begin, end) else rows.take(slice(begin - first, end - first))
+    whole: Rows = rows
+    return whole if (first, last) == (begin, end) else rows.take(slice(begin - first, end - first))
 
 
 def _read_arrays(
     stored: StoredPieces, tensor: Tensor, begin: int, end: int, *, codes: bool = True
 ) -> dict[str, NDArray[Any]]:
     pieces = stored.codec.pieces(stored.encoding, tensor.shape)
-    return {
-        p.name: _read_piece(stored.pieces[p.name], p, begin, end)
-        for p in pieces
-        if codes or not p.codes
-    }
+    found = {}
+    for piece in pieces:
+        if codes or not piece.codes:
+            found[piece.name] = _read_piece(stored.pieces[piece.name], piece, begin, end)
+        if codes and piece.rows is not None:  # an item for every row, to go with its codes
+            at = np.arange(begin, end) // piece.rows - begin // piece.rows
+            found[piece.name] = found[piece.name][at]
+    return found
 
 
 def _read_piece(place: StoredTensor, piece: Piece, begin: int, end: int) -> NDArray[Any]:

@@ -27,9 +27,12 @@ from zenconvert.base.progress import Count
 from zenconvert.errors import ZenError
 from zenconvert.ggml import blocks
 from zenconvert.model.checkpoint import StoredPieces, Tensor
-from zenconvert.model.grouped import ROW_UNIT, GroupedRows, Rows
+from zenconvert.model.grouped import GroupedRows
 from zenconvert.model.layout import Choice, OutputFile, Recoding, Slot
+from zenconvert.model.pieces import ROW_UNIT
 from zenconvert.model.row_order import RowOrder
+from zenconvert.model.rows import Rows
+from zenconvert.model.scaled import ScaledRows
 from zenconvert.planning.plan import PACKED_ROWS, SLAB_ELEMENTS, Importance, Plan
 from zenconvert.planning.recoding import read_rows, recode, round_to_nearest
 from zenconvert.write.output import Output, refuse_source
@@ -349,6 +352,7 @@ def _reordered(rows: Rows, order: RowOrder | None) -> Rows:
 def _write(output: Output, use: _Use, rows: Rows, slab: _Slab) -> None:
     """Write a result of a slab where one output wants it."""
     choice = use.choice
+    assert not isinstance(rows, ScaledRows)  # they are read alone
     if isinstance(rows, GroupedRows):
         _write_pieces(output, use, rows, slab)
     elif choice.transposed:

@@ -24,8 +24,8 @@ from zenconvert.formats.onnx.read.recognition import Found
 from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.checkpoint import StoredPieces, StoredTensor, Tensor
 from zenconvert.model.encoding import Dense
-from zenconvert.model.grouped import ROW_UNIT
 from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.pieces import ROW_UNIT
 
 _SMALL: Final = 4096
 """Elements of a tensor that may be left over: constants of the graph."""

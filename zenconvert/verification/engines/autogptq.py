@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zenconvert.errors import InvalidInput, MissingDependency, UsageError
 from zenconvert.formats.gptq.codec import GptqCodec
-from zenconvert.formats.gptq.settings import LEGACY
+from zenconvert.formats.quantization import GPTQ_FILE
 from zenconvert.model.checkpoint import Checkpoint, StoredPieces
 from zenconvert.texts.windows import Window
 from zenconvert.verification.engines import check
@@ -56,8 +56,8 @@ class AutoGptqEngine(PackedModelEngine):
 
 def _check_readable(checkpoint: Checkpoint) -> None:
     """Raise UsageError for what AutoGPTQ would read as something else without a word."""
-    if not (checkpoint.path / LEGACY).is_file():
-        raise UsageError(f"{checkpoint.path}: AutoGPTQ needs {LEGACY}, which is not there")
+    if not (checkpoint.path / GPTQ_FILE).is_file():
+        raise UsageError(f"{checkpoint.path}: AutoGPTQ needs {GPTQ_FILE}, which is not there")
     for tensor in checkpoint.tensors.values():
         codec = tensor.stored.codec if isinstance(tensor.stored, StoredPieces) else None
         if isinstance(codec, GptqCodec) and codec.zeros == "as_is":

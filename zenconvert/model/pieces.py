@@ -1,0 +1,57 @@
+"""Tensors that are stored in several arrays, and what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from zenconvert.model.encoding import Dense
+
+ROW_UNIT = 32
+"""Packed pieces hold whole words for every multiple of this many rows, whatever the bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One array of a tensor that is stored in several, and which rows each part of it is of."""
+
+    name: str
+    dtype: str
+    """Of :data:`zenconvert.model.encoding.DENSE_DTYPES`."""
+    shape: tuple[int, ...]
+    axis: int | None = 0
+    """The axis along which logical rows lie; None for an array that all rows share."""
+    items: int = ROW_UNIT
+    """Array items along that axis for every :data:`ROW_UNIT` logical rows."""
+    rows: int | None = None
+    """Logical rows that share an item; the last may be shared by fewer. In place of ``items``."""
+    codes: bool = False
+    """True for the large array, False for scales, zeros and indexes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array."""
+        return prod(self.shape) * Dense(self.dtype).numpy.itemsize
+
+    def span(self, begin: int, end: int) -> tuple[int, int]:
+        """The items along the axis that hold logical rows ``[begin, end)``."""
+        if self.axis is None:
+            return 0, self.shape[0]
+        if self.rows is not None:
+            return begin // self.rows, -(-end // self.rows)
+        last = -(-end * self.items // ROW_UNIT)
+        return begin * self.items // ROW_UNIT, min(last, self.shape[self.axis])
+
+
+class PieceCodec(Hashable, Protocol):
+    """Which arrays a tensor of one encoding is stored in, and how they are read."""
+
+    def pieces(self, encoding: Any, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+        """The arrays of a tensor ``[out, in]``, in file order."""
+
+    def unpack(self, arrays: Mapping[str, NDArray[Any]], encoding: Any) -> Any:
+        """Rows as they travel, of arrays of some rows. Raises InvalidInput or CorruptFile."""
