@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.fuzz.models import tokenizer_json
 from tests.onnx_runs import tokens, transformers_logits, variant, with_tokenizer
 from zenconvert import convert, open_checkpoint
 from zenconvert.errors import InvalidInput, Unsupported, UsageError
@@ -164,3 +166,21 @@ def test_the_probe_knows_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> No
         onnxruntime_probe, "run", lambda kind, rows, order, x: run(kind, wrong, index, x)
     )
     assert onnxruntime_probe.check(PLAIN) == "off by 20 %"
+
+
+def test_the_tokenizer_beside_a_graph_is_loaded_where_panics_are_heard(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = open_checkpoint(variant(tmp_path / "source", "mistral"))
+    path = tmp_path / "tokenizer.json"
+    engine = object.__new__(OnnxruntimeEngine)
+    engine.checkpoint = replace(source, side_files={"tokenizer.json": path})
+    cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps({**tokenizer_json(), "truncation": cut}))
+    assert len(engine.encode("a b c a b c")) > 4
+    del engine.tokenizer
+    broken = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    path.write_text(json.dumps({**tokenizer_json(), "normalizer": broken}))
+    with pytest.raises(InvalidInput, match="the tokenizers library refuses it"):
+        engine.encode("a")
+    assert "panicked" not in capfd.readouterr().err

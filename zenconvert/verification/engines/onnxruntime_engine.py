@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.errors import InvalidInput, Unsupported
+from zenconvert.formats.hf import fast
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.texts.windows import Window
 from zenconvert.verification.engines import check
@@ -26,6 +27,7 @@ from zenconvert.verification.engines.onnxruntime_session import SINGLE, OnnxSess
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Tokenizer
 
 CHUNK: Final = 256
 """Tokens of a prefill step, whose logits are held."""
@@ -88,14 +90,16 @@ class OnnxruntimeEngine:
 
     def encode(self, text: str) -> list[int]:
         """Token ids by the folder's ``tokenizer.json``, special tokens recognised."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return fast.encode(self.tokenizer, text)
 
     @cached_property
-    def tokenizer(self) -> Any:
-        """What the tokenizers library makes of the folder's ``tokenizer.json``."""
-        from tokenizers import Tokenizer
+    def tokenizer(self) -> Tokenizer:
+        """What the tokenizers library makes of the folder's ``tokenizer.json``.
 
-        return Tokenizer.from_file(str(_tokenizer(self.checkpoint)))
+        Raises CorruptFile.
+        """
+        path = _tokenizer(self.checkpoint)
+        return fast.load(path.read_bytes(), str(path))
 
     def generate(self, ids: Sequence[int], count: int) -> list[int]:
         """The ``count`` tokens that follow, each the most probable one."""
