@@ -49,8 +49,8 @@ class SentencePieceModel:
     """Whether a space is put before a text."""
     removes_spaces: bool = True
     """Whether spaces around a text, and all but one of several, are removed."""
-    normalizes: bool = False
-    """Whether characters are replaced by a table before anything else."""
+    normal_table: bytes = b""
+    """By which characters are replaced before anything else: ``precompiled_charsmap``."""
     spaces_behind: bool = False
     """Whether a word's space stands behind it."""
     escapes_spaces: bool = True
@@ -79,7 +79,7 @@ def read(path: Path) -> SentencePieceModel:
         model_type=model_type if isinstance(model_type, int) else _UNIGRAM,
         add_dummy_prefix=bool(normalizer.get(3, True)),
         removes_spaces=bool(normalizer.get(4, True)),
-        normalizes=bool(normalizer.get(2, b"")),
+        normal_table=table if isinstance(table := normalizer.get(2), bytes) else b"",
         spaces_behind=bool(trainer.get(24, False)),
         escapes_spaces=bool(normalizer.get(5, True)),
     )

@@ -17,9 +17,10 @@ from typing import Any, Final
 
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UnknownTokenizer
 from zenconvert.formats.hf import fast, sentencepiece_model
+from zenconvert.formats.hf.normal_table import NormalTable
 from zenconvert.formats.hf.sentencepiece_model import SentencePieceModel
 from zenconvert.formats.hf.tokenizer_files import Added, TokenizerFiles, text_of
-from zenconvert.formats.hf.tokenizer_json import ADDED_SCORE, definition_of
+from zenconvert.formats.hf.tokenizer_json import ADDED_SCORE, definition_of, removing_spaces
 from zenconvert.formats.hf.tokenizer_losses import ignored_of, losses_of, unlike_sentencepiece
 from zenconvert.formats.hf.tokenizer_structure import Structure, understand
 from zenconvert.model.tokenizer import Tokenizer, TokenType, hole
@@ -53,9 +54,14 @@ class TextEncoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises CorruptFile or UnknownTokenizer where nothing can encode."""
         self._fast = fast.load(tokenizer.definition or definition_of(tokenizer), "tokenizer.json")
+        self._table: NormalTable | None = None
+        if tokenizer.normal_table:
+            added = self._fast.get_added_tokens_decoder().values()
+            self._table = NormalTable(tokenizer.normal_table, [token.content for token in added])
 
     def encode(self, text: str) -> list[int]:
         """Token ids without BOS or EOS."""
+        text = text if self._table is None else self._table.apply(text)
         return fast.encode(self._fast, text)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -255,18 +261,21 @@ def _from_sentencepiece(files: TokenizerFiles, model: SentencePieceModel) -> Tok
     if prefix is None and not model.add_dummy_prefix:
         prefix = False
     problem, losses = unlike_sentencepiece(model)
-    vocabulary.warnings += [f"{path}: read by itself, {text}" for text in losses]
-    return Tokenizer(
+    tokenizer = Tokenizer(
         kind="spm",
         tokens=vocabulary.tokens,
         types=vocabulary.types,
         scores=vocabulary.scores,
         add_space_prefix=prefix,
+        normal_table=model.normal_table,
         problem=problem,
         losses=losses,
         warnings=(*vocabulary.warnings, *files.warnings),
         **_common(files),
     )
+    if not model.removes_spaces:
+        return tokenizer
+    return replace(tokenizer, definition=removing_spaces(definition_of(tokenizer)))
 
 
 def _from_vocab_json(files: TokenizerFiles) -> Tokenizer:

@@ -65,6 +65,18 @@ def definition_of(tokenizer: Tokenizer) -> bytes:
     return definition
 
 
+def removing_spaces(definition: bytes) -> bytes:
+    """A definition of SentencePiece's pieces, without spaces around a text and all but one of
+    several."""
+    around, several = ({"Regex": pattern} for pattern in (r"\A +| +\z", " {2,}"))
+    value = json.loads(definition)
+    value["normalizer"]["normalizers"][:0] = [
+        {"type": "Replace", "pattern": around, "content": ""},
+        {"type": "Replace", "pattern": several, "content": " "},
+    ]
+    return _json(value)
+
+
 def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 

@@ -48,7 +48,7 @@ def unlike_sentencepiece(model: SentencePieceModel) -> tuple[str, tuple[str, ...
     problem = f"{missing} of the 256 byte tokens are missing, which llama.cpp needs"
     losses = {
         "spaces around a text, and all but one of several, are kept": model.removes_spaces,
-        "its table of normal forms is not applied": model.normalizes,
+        "its table of normal forms is not applied": bool(model.normal_table),
     }
     return problem if missing > 0 else "", tuple(text for text, there in losses.items() if there)
 

@@ -110,6 +110,6 @@ TARGETS: Final = (
     ),
     Target(
         "onnx-container", _only(_packed("onnx:int4"), ".onnx", ".data"), graph,
-        lambda path: container.read(path / "model.onnx"), cheap=True,
+        lambda path: container.read(path / "model.onnx"),
     ),
 )  # fmt: skip

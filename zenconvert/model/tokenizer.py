@@ -60,6 +60,8 @@ class Tokenizer:
     """Further chat templates, for tools for example."""
     definition: bytes | None = None
     """The ``tokenizer.json`` it came from, which then does the encoding."""
+    normal_table: bytes = b""
+    """SentencePiece's table of normal forms, which comes before the definition."""
     problem: str = ""
     """Why llama.cpp cannot have it; empty where it can."""
     losses: tuple[str, ...] = ()
