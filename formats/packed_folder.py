@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from zenconvert.errors import CorruptFile, MissingTensor, UsageError
 from zenconvert.formats.hf.reader import Folder
@@ -78,6 +81,14 @@ def packed_tensor(
             )
         places[piece.name] = StoredTensor(entry.path, entry.offset, entry.name)
     return Tensor(name.name, name.shape, encoding, StoredPieces(module, codec, encoding, places))
+
+
+def values_of(entry: Entry) -> NDArray[Any]:
+    """The whole data of a small array."""
+    with entry.path.open("rb") as file:
+        file.seek(entry.offset)
+        data = file.read(entry.nbytes)
+    return np.frombuffer(data, dtype=Dense(entry.dtype).numpy).reshape(entry.shape)
 
 
 def by_entry(folder: Folder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

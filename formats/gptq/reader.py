@@ -118,14 +118,7 @@ def _group(columns: int, groups: int, entry: Entry) -> int | None:
 def _is_ordered(entry: Entry, columns: int, groups: int) -> bool:
     """True when the group of a column does not follow from its position."""
     plain = np.arange(columns) // -(-columns // groups)
-    return entry.shape == plain.shape and not np.array_equal(_read(entry), plain)
-
-
-def _read(entry: Entry) -> Any:
-    with entry.path.open("rb") as file:
-        file.seek(entry.offset)
-        data = file.read(entry.nbytes)
-    return np.frombuffer(data, dtype=Dense(entry.dtype).numpy).reshape(entry.shape)
+    return entry.shape == plain.shape and not np.array_equal(packed_folder.values_of(entry), plain)
 
 
 def _with_true_zeros(
@@ -159,7 +152,10 @@ def _stored_midpoint(tensor: Tensor) -> int | None:
     place = stored.pieces["qzeros"]
     piece = next(p for p in stored.codec.pieces(encoding, tensor.shape) if p.name == "qzeros")
     entry = Entry(place.name, "i32", piece.shape, place.path, place.offset, piece.nbytes)
-    arrays = {"qzeros": _read(entry), "scales": np.zeros((piece.shape[0], tensor.rows), np.float16)}
+    arrays = {
+        "qzeros": packed_folder.values_of(entry),
+        "scales": np.zeros((piece.shape[0], tensor.rows), np.float16),
+    }
     assert isinstance(stored.codec, GptqCodec)
     plain = replace(stored.codec, zeros="as_is")
     _, zeros = plain.unpack_groups(arrays, encoding, tensor.columns)
@@ -188,6 +184,6 @@ def _spare_biases(folder: Folder, modules: Mapping[str, TensorName]) -> set[str]
         entry = folder.entries.get(f"{module}.bias")
         has_none = name.module.bias == "none" or (name.module.bias == "optional" and not announced)
         fits = entry is not None and entry.shape == name.shape[:1]
-        if entry is not None and fits and has_none and not _read(entry).any():
+        if entry is not None and fits and has_none and not packed_folder.values_of(entry).any():
             spare.add(entry.name)
     return spare

@@ -11,7 +11,7 @@ from zenconvert.errors import Unsupported
 from zenconvert.formats import quantization
 from zenconvert.formats.hf import reader
 from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder, without_spare_biases
-from zenconvert.formats.quantized import fp8
+from zenconvert.formats.quantized import compressed_tensors, fp8
 from zenconvert.formats.quantized.packed import Packed
 from zenconvert.model.checkpoint import Checkpoint
 
@@ -20,6 +20,7 @@ Reader: TypeAlias = Callable[[Folder, Mapping[str, Any]], Packed]
 
 METHODS: Final[dict[str, Reader]] = {
     "fp8": fp8.read,
+    "compressed-tensors": compressed_tensors.read,
 }
 """``quant_method`` → what reads the tensors of such folders."""
 

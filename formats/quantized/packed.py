@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from zenconvert.errors import CorruptFile
+from zenconvert.formats.hf.reader import Folder
 from zenconvert.model.checkpoint import Tensor
 
 
@@ -17,3 +20,12 @@ class Packed:
     """Entries that say nothing of the weights."""
     warnings: list[str] = field(default_factory=list)
     """What is left out, and why."""
+
+    def refuse_extra(self, folder: Folder, pieces: Sequence[str]) -> None:
+        """Raise CorruptFile for ``pieces`` of weights that are not stored so."""
+        for name, entry in folder.entries.items():
+            module, _, last = name.rpartition(".")
+            if last in pieces and name not in self.by_entry and name not in self.left:
+                weight = folder.entries.get(f"{module}.weight")
+                what = f"{module}.weight is {weight.dtype}" if weight else "its weight is missing"
+                raise CorruptFile(f"{entry.path}: {name} is there, and {what}")

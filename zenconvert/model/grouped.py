@@ -6,7 +6,7 @@ they are and turns them into :class:`GroupedRows` and back.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zenconvert.base.arrays import Array, beside, cast, dtype_name, on_device
 from zenconvert.errors import InvalidInput
 from zenconvert.model.encoding import Dense, Grouped
-from zenconvert.model.pieces import Piece
+from zenconvert.model.pieces import PieceCodec
 
 OFFSETS: Final = "offsets"
 """Name of the piece with offsets, in every codec that stores some."""
@@ -106,8 +106,17 @@ class GroupedRows:
         return replace(self, zeros=zeros, group_index=index)
 
 
-class GroupedCodec(Hashable, Protocol):
-    """How one format stores grouped tensors. Stateless; bit for bit."""
+class GroupedReader(PieceCodec, Protocol):
+    """How one format has grouped tensors in its files. Stateless; bit for bit."""
+
+    def unpack_groups(
+        self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped, columns: int
+    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+        """Scales and zeros alone, from the arrays without codes: ``[rows, groups]`` each."""
+
+
+class GroupedCodec(GroupedReader, Protocol):
+    """How one format stores grouped tensors."""
 
     @property
     def name(self) -> str:
@@ -116,19 +125,8 @@ class GroupedCodec(Hashable, Protocol):
     def refuses(self, encoding: Grouped, shape: tuple[int, ...]) -> str | None:
         """Why a tensor ``[out, in]`` cannot be stored; None when it can."""
 
-    def pieces(self, encoding: Grouped, shape: tuple[int, ...]) -> tuple[Piece, ...]:
-        """The arrays of a tensor ``[out, in]``, in file order."""
-
     def pack(self, rows: GroupedRows) -> dict[str, NDArray[Any]]:
         """Arrays of some rows (a multiple of :data:`ROW_UNIT`, or the last ones)."""
-
-    def unpack(self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped) -> GroupedRows:
-        """The rows that :meth:`pack` packed. Raises InvalidInput for impossible values."""
-
-    def unpack_groups(
-        self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped, columns: int
-    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
-        """Scales and zeros alone, from the arrays without codes: ``[rows, groups]`` each."""
 
 
 def regroup(rows: GroupedRows, target: Grouped, *, round_scales: bool = False) -> GroupedRows:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
 from zenconvert.model.checkpoint import StoredPieces, StoredTensor, Tensor
 from zenconvert.model.encoding import F16, F32, Dense, Encoding, Grouped
-from zenconvert.model.grouped import OFFSETS, GroupedCodec, GroupedRows, regroup
+from zenconvert.model.grouped import OFFSETS, GroupedReader, GroupedRows, regroup
 from zenconvert.model.layout import Choice, Recoding
 from zenconvert.model.operations import CHANGES, changed, comes_back, left_over
 from zenconvert.model.pieces import ROW_UNIT, Piece
@@ -143,7 +143,7 @@ def refined(tensor: Tensor, choice: Choice) -> Tensor:
     if misfit(narrowest, new, tensor.columns) is not None:
         return tensor
     arrays = _read_arrays(stored, tensor, 0, tensor.rows, codes=False)
-    codec, own = cast("GroupedCodec", stored.codec), stored.encoding.grouped
+    codec, own = cast("GroupedReader", stored.codec), stored.encoding.grouped
     assert own is not None  # as the tensor is, too
     scales, zeros = codec.unpack_groups(arrays, own, tensor.columns)
     offsets = arrays.get(OFFSETS)

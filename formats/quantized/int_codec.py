@@ -1,0 +1,110 @@
+"""How compressed-tensors stores a linear ``W[out, in]`` of b-bit integers with G groups of columns.
+
+::
+
+    weight_packed      int32[out, ⌈in·b/32⌉]  codes + 2^(b-1), a bit stream along the input axis
+    weight             int8[out, in]          or codes as they are, where they are not packed
+    weight_scale       float[out, G]          [out, 1] for one a row, [1] for one
+    weight_zero_point  int32[⌈out·b/32⌉, G]   zeros + 2^(b-1), a stream along the output axis,
+                       int8[out, G]           or as they are; not there where all are 0
+    weight_g_idx       int32[in]              group of every column, where the order is their own
+    w[o, i] = scale[o, g] · (code[o, i] − zero[o, g])
+
+Source: compressed_tensors' ``pack_quantized`` and ``naive_quantized``. Releases before 0.11 put
+⌊32/b⌋ codes into a word, which is the same for 4 and 8 bits alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zenconvert.errors import CorruptFile
+from zenconvert.formats import int_packing
+from zenconvert.model.encoding import Grouped
+from zenconvert.model.grouped import GroupedRows
+from zenconvert.model.pieces import Piece
+
+PACKED: Final = "weight_packed"
+PLAIN: Final = "weight"
+SCALE: Final = "weight_scale"
+ZERO: Final = "weight_zero_point"
+INDEX: Final = "weight_g_idx"
+BITS: Final = (4, 8)
+_BYTE: Final = np.uint8(128)
+
+
+@dataclass(frozen=True, slots=True)
+class IntCodec:
+    """One variant of the layout."""
+
+    columns: int | None
+    """Columns of codes that are packed into words; None where every one has a byte."""
+    packed_zeros: bool
+    """So are zeros."""
+    index: bool
+    """There is a ``weight_g_idx``."""
+    shared: bool = False
+    """One scale for the whole tensor."""
+
+    @property
+    def name(self) -> str:
+        """The format's name."""
+        return "pack-quantized" if self.columns is not None else "int-quantized"
+
+    def pieces(self, encoding: Grouped, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+        """The arrays of a tensor ``[out, in]``."""
+        (rows, columns), bits, groups = shape, encoding.bits, encoding.groups(shape[1])
+        codes = Piece(PLAIN, "i8", shape, codes=True)
+        if self.columns is not None:
+            codes = Piece(PACKED, "i32", (rows, int_packing.words(columns, bits)), codes=True)
+        scales = Piece(SCALE, encoding.scale.dtype, (rows, groups))
+        if self.shared:
+            scales = Piece(SCALE, encoding.scale.dtype, (1,), axis=None)
+        found = [codes, scales]
+        if not encoding.symmetric:
+            zeros = Piece(ZERO, "i8", (rows, groups))
+            if self.packed_zeros:
+                zeros = Piece(ZERO, "i32", (int_packing.words(rows, bits), groups), items=bits)
+            found.append(zeros)
+        if self.index:
+            found.append(Piece(INDEX, "i32", (columns,), axis=None))
+        return tuple(found)
+
+    def unpack(self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped) -> GroupedRows:
+        """Rows of the arrays. Raises CorruptFile for scales and indexes that are none."""
+        index = arrays.get(INDEX)
+        if self.columns is not None:
+            codes = int_packing.unpack(arrays[PACKED].T, encoding.bits, self.columns).T
+        else:
+            codes = arrays[PLAIN].view(np.uint8) ^ _BYTE
+        scales, zeros = self.unpack_groups(arrays, encoding, codes.shape[1])
+        if self.shared:
+            scales = np.broadcast_to(scales, (len(codes), 1))
+        if not np.isfinite(scales.astype(np.float32)).all():
+            raise CorruptFile("its scales are not all finite")
+        if index is not None and not 0 <= index.min() <= index.max() < scales.shape[1]:
+            raise CorruptFile(
+                f"{INDEX} names groups from {index.min()} to {index.max()}; there are "
+                f"{scales.shape[1]}"
+            )
+        codes = np.ascontiguousarray(codes)
+        return GroupedRows(
+            encoding.bits, codes, scales, zeros, encoding.group, index if encoding.ordered else None
+        ).canonical()
+
+    def unpack_groups(
+        self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped, columns: int
+    ) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+        """Scales and zeros, ``[rows, groups]``."""
+        scales = arrays[SCALE].reshape(1, 1) if self.shared else arrays[SCALE]
+        zeros = arrays.get(ZERO)
+        if zeros is None:
+            return scales, None
+        if self.packed_zeros:
+            return scales, int_packing.unpack(zeros, encoding.bits, len(scales))
+        return scales, (zeros.view(np.uint8) + np.uint8(1 << (encoding.bits - 1)))
