@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.errors import CorruptFile, MissingTensor, UsageError
+from zenconvert.errors import CorruptFile, MissingTensor, Unsupported, UsageError
 from zenconvert.formats.hf.reader import Folder
 from zenconvert.formats.hf.tensor_names import foreign
-from zenconvert.formats.hf.writer import zero_biases
+from zenconvert.formats.hf.writer import in_files, zero_biases
 from zenconvert.formats.safetensors_container import Entry
-from zenconvert.model.architecture import TensorName
+from zenconvert.model.architecture import TensorName, in_rows, joined_shape
 from zenconvert.model.checkpoint import Checkpoint, StoredPieces, StoredTensor, Tensor
 from zenconvert.model.encoding import BF16, F16, F32, Dense, Encoding, Grouped
 from zenconvert.model.grouped import GroupedCodec
 from zenconvert.model.layout import Choice
-from zenconvert.model.pieces import PieceCodec
+from zenconvert.model.pieces import ROW_UNIT, PieceCodec
 from zenconvert.model.target import Options, Scheme
 
 CODES: Final = ".qweight"
@@ -30,8 +30,12 @@ _FLOATS: Final = {"bf16": BF16, "f16": F16, "f32": F32}
 
 
 def modules(folder: Folder) -> dict[str, TensorName]:
-    """HF module name → weight, for every module that is stored in pieces."""
-    known = {t.hf: t for t in folder.architecture.tensor_names(folder.hyperparameters)}
+    """HF module name → weight, for every module that is stored in pieces; of one that holds the
+    rows of several, the first of these with the shape of the whole."""
+    names = folder.architecture.tensor_names(folder.hyperparameters)
+    known = {t.hf: t for t in names}
+    for stored, parts in in_rows(names).items():
+        known[stored] = replace(parts[0], shape=joined_shape(parts))
     packed = [name.removesuffix(CODES) for name in folder.entries if name.endswith(CODES)]
     if unknown := [module for module in packed if f"{module}.weight" not in known]:
         raise foreign(
@@ -91,14 +95,50 @@ def values_of(entry: Entry) -> NDArray[Any]:
     return np.frombuffer(data, dtype=Dense(entry.dtype).numpy).reshape(entry.shape)
 
 
-def by_entry(folder: Folder, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Entry name → the grouped tensor that it is a piece of; keys of ``tensors`` are modules."""
-    return {
-        module + piece: tensor
+def by_entry(folder: Folder, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
+    """Entry name → the grouped tensors that it is a piece of; keys of ``tensors`` are modules.
+
+    Raises Unsupported for rows of several modules that do not begin at whole words.
+    """
+    joined = in_rows(folder.architecture.tensor_names(folder.hyperparameters))
+    parts = {
+        module: tuple(_rows(tensor, joined[f"{module}.weight"]))
+        if f"{module}.weight" in joined
+        else (tensor,)
         for module, tensor in tensors.items()
+    }
+    return {
+        module + piece: parts[module]
+        for module in tensors
         for piece in PIECES
         if module + piece in folder.entries
     }
+
+
+def _rows(whole: Tensor, names: Sequence[TensorName]) -> Iterator[Tensor]:
+    """The grouped tensors whose rows another one holds, one after the other."""
+    stored, begin = whole.stored, 0
+    assert isinstance(stored, StoredPieces)
+    for name in names:
+        end = begin + name.shape[0]
+        places = {}
+        for piece in stored.codec.pieces(stored.encoding, whole.shape):
+            if begin % (unit := piece.rows or ROW_UNIT):
+                raise Unsupported(
+                    f"{stored.path}: {stored.name} holds the rows of several modules, and those of "
+                    f"{name.hf} do not begin at a multiple of {unit}"
+                )
+            place, line = stored.pieces[piece.name], piece.nbytes // piece.shape[0]
+            offset = place.offset + next(piece.extents(begin, end))[0]
+            if piece.axis == 1:
+                place = replace(place, offset=offset, stride=line)
+            elif piece.axis == 0:
+                place = replace(place, offset=offset)
+            places[piece.name] = place
+        yield replace(
+            whole, name=name.name, shape=name.shape, stored=replace(stored, pieces=places)
+        )
+        begin = end
 
 
 def in_blocks(wanted: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -141,21 +181,20 @@ def choose_modules(
     _refuse_grids(options, head=head)
     own = _own_schemes(checkpoint) if scheme is None else {}
     rules = _Rules(scheme, options, parse, head, own)
-    names = {n.name: n for n in checkpoint.architecture.tensor_names(checkpoint.hyperparameters)}
     choices = []
-    for tensor in checkpoint.tensors.values():
-        name = names[tensor.name]
+    for stored, names, parts in in_files(checkpoint):
+        tensor, name = parts[0], replace(names[0], hf=stored)
         if runtime_names and name.hf_also is not None:
             name = replace(name, hf=name.hf_also)
         wanted, why = rules.wanted(tensor, name)
-        if tensor.name in checkpoint.kept:
+        if any(part.name in checkpoint.kept for part in parts):
             wanted, why = None, "the solver keeps it at higher precision"
         grid = wanted if isinstance(wanted, Scheme) else None
         choices.append(
             Choice(
                 name.hf,
-                (tensor,),
-                tensor.shape,
+                parts,
+                joined_shape(names),
                 grid_of(wanted) if isinstance(wanted, Scheme) else wanted or _float_of(tensor),
                 why=why,
                 codec=codec_for(grid) if grid is not None else None,

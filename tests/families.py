@@ -25,6 +25,10 @@ class Family:
     """How far llama.cpp's logits may be off, in their deviations: its GELU is a table of f16."""
     onnx: bool = True
     """A graph can be written."""
+    refusal: str = "model_type is "
+    """What its refusal says where none can."""
+    lost: tuple[str, ...] = ()
+    """Facts that GGUF files do not hold for llama.cpp."""
     optional: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Other values that fields of its own may have."""
 
@@ -134,6 +138,30 @@ FAMILIES: dict[str, Family] = {
             num_hidden_layers=64, sliding_window=16, sliding_window_pattern="LLLG",
             layer_types=(["sliding_attention"] * 3 + ["full_attention"]) * 16, pad_token_id=0,
         ),
+    ),
+    "phi": Family(  # llama.cpp wants other tokens of models whose name says phi3
+        _sizes(
+            "phi3", "Phi3ForCausalLM", num_attention_heads=2, num_key_value_heads=1,
+            partial_rotary_factor=0.75, rope_scaling=None, sliding_window=2047,
+            attention_bias=False, original_max_position_embeddings=512, resid_pdrop=0.0,
+            embd_pdrop=0.0, pad_token_id=0, rope_theta=10000.0,
+        ),
+        "mixtral", "mixtral",
+    ),
+    "phi_longrope": Family(
+        _sizes(
+            "phi3", "Phi3ForCausalLM", num_attention_heads=2, num_key_value_heads=2,
+            partial_rotary_factor=0.75, sliding_window=262144, attention_bias=False,
+            original_max_position_embeddings=256, resid_pdrop=0.0, embd_pdrop=0.0, pad_token_id=0,
+            rope_theta=10000.0, tie_word_embeddings=True, full_attn_mod=1, interpolate_factor=1,
+            rope_scaling={
+                "type": "longrope",
+                "long_factor": [round(1 + 0.37 * i, 2) for i in range(48)],
+                "short_factor": [round(1 + 0.01 * i, 2) for i in range(48)],
+            },
+        ),
+        "mixtral", "mixtral", onnx=False, refusal="rope_type is 'longrope'",
+        lost=("rope_scaling.rope_type",),
     ),
     "smollm3": Family(
         _sizes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,7 @@ def raw_model(
     ]
     encoding = Dense(dtype)
     random = np.random.default_rng(seed)
-    header, _ = safetensors_container.pack_header(
-        [(n.hf, encoding, n.shape) for n in names], {"format": "pt"}
-    )
+    header, _ = safetensors_container.pack_header(in_files(names, encoding), {"format": "pt"})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     with (folder / "model.safetensors").open("wb") as file:
@@ -128,3 +127,15 @@ def raw_model(
                 values += 0.25 if architecture.block.norms_add_one else 1
             file.write(values.astype(encoding.numpy).tobytes())
     return folder
+
+
+def in_files(
+    names: Sequence[arch.TensorName], encoding: Dense
+) -> list[tuple[str, Dense, tuple[int, ...]]]:
+    """Name, type and shape of the tensors of a file that has these, in their order; those whose
+    rows are in one tensor have to stand next to each other."""
+    files: dict[str, list[arch.TensorName]] = {}
+    for name in names:
+        files.setdefault(name.hf_file, []).append(name)
+    assert [n for parts in files.values() for n in parts] == list(names)
+    return [(file, encoding, arch.joined_shape(parts)) for file, parts in files.items()]

@@ -73,7 +73,7 @@ def _rotations(checkpoint: Checkpoint, options: Options) -> Iterator[Fact]:
         yield Fact(f"rope_scaling.{name}", value, "", exact=False, why=why)
     if hp.rope_scaling is not None:
         keys = rope.scaling_keys(hp, architecture.in_gguf)
-        place = ", ".join(keys) or rope.FREQS
+        place = ", ".join((*keys, *rope.long_factors(hp))) or rope.FREQS
         if hp.rope_scaling["rope_type"] != "dynamic":
             yield Fact("rope_scaling", dict(hp.rope_scaling), place)
 

@@ -49,7 +49,7 @@ _CONSTANTS: Final[dict[str, tuple[Any, ...]]] = {
 }
 """Keys that change nothing as long as they have one of these values."""
 _REQUIRED: Final = frozenset({"layers", "context", "hidden", "ffn", "heads", "rms_eps"})
-_TOLD_OTHERWISE: Final = frozenset({"vocab", "head_dim"})
+_TOLD_OTHERWISE: Final = frozenset({"vocab", "head_dim", "rotary_dim"})
 """Sizes whose rows are only compared with what other rows and tensors say."""
 _PATTERN: Final = "attention.sliding_window_pattern"
 _INTEGERS: Final = frozenset({"u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64"})
@@ -71,6 +71,7 @@ def model_keys(
             keys["general.file_type"] = file_type
         else:
             number = hp.number(key.size) if key.size != "sliding_window" or any(slides) else None
+            number = 0 if number is None and key.or_zero else number
             spare = key.only_other and number == family.implied_number(key.size, hp)
             if number is not None and not spare:
                 value = int(number) if key.type == "u32" else float(number)
@@ -145,7 +146,7 @@ def hf_config(
 ) -> dict[str, Any]:
     """A ``config.json`` dictionary from key/values (``keys`` prefixed with the architecture)."""
     sizes = {**_read_sizes(architecture, keys), "vocab": vocab}
-    theta = sizes.pop("rope_theta")
+    theta, told = sizes.pop("rope_theta"), {architecture.key(size) for size in sizes}
     sizes.pop("yarn_log", None)  # part of the scaling
     config: dict[str, Any] = {
         "architectures": [architecture.hf_class],
@@ -160,8 +161,9 @@ def hf_config(
         "attention_dropout": 0.0,
         "use_cache": True,
         "pad_token_id": None,  # families have defaults, which need not be in the vocabulary
-        **_unlike_defaults(architecture),
+        **{k: v for k, v in _unlike_defaults(architecture).items() if k not in told},
         **_layers(architecture, keys),
+        **_rotary_share(architecture, keys, sizes),
     }
     config |= _implied(architecture, config, keys)
     flags = {flag: flag in bias_flags for flag in architecture.bias_flags}
@@ -195,6 +197,8 @@ def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]
         if keys.has(key.name) or size in required:
             read = keys.integer if key.type == "u32" else keys.real
             found[size] = read(key.name)
+        if key.or_zero and not found.get(size):
+            found.pop(size, None)
     for size, value in family.implied.items():
         if size not in found and not isinstance(value, str):
             found[size] = value
@@ -218,6 +222,17 @@ def _layers(architecture: Architecture, keys: KeyReader) -> dict[str, Any]:
     if pattern[0] == "arr:bool" and len(pattern[1]) >= layers:
         return {"layer_types": [SLIDES if s else FULL for s in list(pattern[1])[:layers]]}
     return {"layer_types": layer_types(layers, keys.integer(_PATTERN) or 1)}
+
+
+def _rotary_share(
+    architecture: Architecture, keys: KeyReader, sizes: Mapping[str, float]
+) -> dict[str, float]:
+    """How much of a head is rotated, where it is not all of it."""
+    if "rotary_share" not in architecture.names:
+        return {}
+    head = int(sizes.get("head_dim", sizes["hidden"] // max(sizes["heads"], 1)))
+    rotated = keys.integer("rope.dimension_count", head)
+    return {} if rotated == head or not head else {architecture.key("rotary_share"): rotated / head}
 
 
 def _implied_window(architecture: Architecture) -> int:
@@ -261,7 +276,7 @@ def strange_keys(
     same = {
         "attention.key_length": hp.head_dim,
         "attention.value_length": hp.head_dim,
-        "rope.dimension_count": hp.head_dim,
+        "rope.dimension_count": hp.rotary_dim,
         "vocab_size": hp.vocab,
         "expert_feed_forward_length": hp.expert_ffn or hp.ffn,
     }

@@ -67,6 +67,10 @@ class TensorFacts:
     shape: tuple[int, ...]
 
 
+_LIKE_ATTN_V: Final = frozenset({"attn_v", "attn_qkv", "attn_kv_b"})
+"""Roles of one category (``category_is_attn_v``): what holds values, among other rows or not."""
+
+
 @dataclass(frozen=True, slots=True)
 class TypeChoice:
     """A type and what decided it."""
@@ -262,13 +266,14 @@ def _by_rule(
         return TypeChoice(default, f"the type of {file_type.name}")
     layer, role = int(match[1]), match[2]
     roles = [f"{role}{match[3]}", role] if match[3] and len(tensor.shape) > 2 else [role]
+    roles = ["attn_v"] if role in _LIKE_ATTN_V else roles
     kind, why = default, f"the type of {file_type.name}"
     for rule in file_type.rules:
         if rule.fits(roles, layer, model, importance):
             kind, why = rule.type, rule.explain(role)
             break
-    if file_type.seventy and role == "attn_v" and model.is_70b and kind in {"q3_k", "q4_k"}:
-        return TypeChoice("q5_k", "attn_v of a model of the 70B class")
+    if file_type.seventy and "attn_v" in roles and model.is_70b and kind in {"q3_k", "q4_k"}:
+        return TypeChoice("q5_k", f"{role} of a model of the 70B class")
     return TypeChoice(kind, why)
 
 

@@ -1,8 +1,8 @@
 """GGUF file(s) → checkpoint: headers only.
 
 A model may be split into ``NAME-00001-of-00003.gguf`` …; the first file has the metadata. Experts
-that GGUF stacks into one tensor become one tensor per expert; rows that llama.cpp keeps in another
-order carry that order.
+that GGUF stacks into one tensor become one tensor per expert, and rows of several modules in one
+tensor a tensor of each; rows that llama.cpp keeps in another order carry that order.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zenconvert.errors import (
     CorruptFile,
@@ -171,6 +172,9 @@ def _config(
             f"{keys.where}: there is no token_embd.weight; is this a vocabulary only?"
         )
     scaling, strange = rope.scaling_from_keys(keys, architecture.in_gguf)
+    factors = {n: infos[n] for n in (rope.LONG, rope.SHORT) if n in infos}
+    if factors:
+        scaling, strange = None, {}
     config = hf_config(
         architecture,
         keys,
@@ -185,12 +189,40 @@ def _config(
         if found is None:
             strange[rope.FREQS] = "factors of rotary frequencies that no config can say"
         config["rope_scaling"] = found or scaling
+    if factors:
+        config["rope_scaling"] = _longrope(architecture, config, keys, factors)
     return {**config, **_token_ids(metadata)}, strange
+
+
+def _longrope(
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    keys: KeyReader,
+    infos: Mapping[str, TensorInfo],
+) -> dict[str, Any]:
+    """The scaling that a file's two tensors of factors are. Raises InvalidInput, CorruptFile."""
+    hp = architecture.sizes(config, where=keys.where)
+    if rope.LONGROPE not in architecture.in_gguf.scalings or len(infos) < 2:
+        raise UnexpectedTensor(
+            f"{keys.where}: {architecture.id} models have no {' and '.join(infos)} alone"
+        )
+    factors = {name: _factors(info, hp.rotary_dim // 2) for name, info in infos.items()}
+    return rope.longrope_from_file(keys, factors, hp)
+
+
+def _factors(info: TensorInfo, count: int) -> NDArray[np.float32]:
+    """Factors of rotary frequencies, f32[count]. Raises InvalidInput."""
+    if info.type is None or info.type.name != "f32" or info.shape != (count,):
+        raise InvalidInput(f"{info.path}: {info.name} should be f32 [{count}], found {info.shape}")
+    with info.path.open("rb") as file:
+        file.seek(info.offset)
+        return np.frombuffer(file.read(info.nbytes), dtype="<f4")
 
 
 def _bias_flags(architecture: Architecture, infos: Mapping[str, TensorInfo]) -> set[str]:
     """Config keys that have to be set for the biases that are there to be used."""
-    flags = {m.gguf: m.bias_flag for m in architecture.modules if m.bias_flag is not None}
+    optional = [m for m in architecture.modules if m.bias_flag is not None]
+    flags = {text: m.bias_flag for m in optional for text in (m.gguf, m.gguf_rows) if text}
     found = {flags.get(_BLOCK.sub("blk.{layer}.", n.removesuffix(".bias"))) for n in infos
              if n.endswith(".bias")}  # fmt: skip
     return {flag for flag in found if flag is not None}
@@ -203,13 +235,7 @@ def _token_ids(metadata: Mapping[str, KeyValue]) -> dict[str, int]:
 
 def _scaling_from_tensor(info: TensorInfo, hp: Hyperparameters) -> dict[str, Any] | None:
     """Llama-3 scaling of a file's factors; None for factors that are of no such scaling."""
-    if info.type is None or info.type.name != "f32" or info.shape != (hp.head_dim // 2,):
-        raise InvalidInput(
-            f"{info.path}: {info.name} should be f32 [{hp.head_dim // 2}], found {info.shape}"
-        )
-    with info.path.open("rb") as file:
-        file.seek(info.offset)
-        factors = np.frombuffer(file.read(info.nbytes), dtype="<f4")
+    factors = _factors(info, hp.head_dim // 2)
     found = rope.scaling_from_factors(factors, hp.rope_theta, hp.head_dim)
     if found is None and bool((factors == 1).all()):
         return {"rope_type": "default"}
@@ -227,8 +253,10 @@ def name_tensors(
     known: dict[str, list[TensorName]] = {}
     for name in architecture.tensor_names(hp):
         known.setdefault(name.gguf, []).append(name)
+        if name.gguf_rows is not None and name.gguf_rows in infos:
+            known.setdefault(name.gguf_rows, []).append(name)
     single = _single_experts(known) if any(n not in known for n in infos) else {}
-    unknown = [n for n in infos if n not in known and n not in single and n != rope.FREQS]
+    unknown = [n for n in infos if n not in known and n not in single and n not in rope.DERIVED]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise UnexpectedTensor(
@@ -237,7 +265,7 @@ def name_tensors(
         )
     tensors: dict[str, Tensor] = {}
     for info in infos.values():
-        if info.name != rope.FREQS:
+        if info.name not in rope.DERIVED:
             names = known[info.name] if info.name in known else [single[info.name]]
             for tensor in _split(info, names, hp):
                 if tensor.name in tensors:
@@ -259,7 +287,7 @@ def name_tensors(
 def _single_experts(known: Mapping[str, list[TensorName]]) -> dict[str, TensorName]:
     """``blk.0.ffn_up.3.weight`` …: the tensors of experts before llama.cpp stacked them."""
     return {
-        name.gguf.replace(_STACK, f".{name.expert}."): name
+        _single(name): name
         for names in known.values()
         for name in names
         if name.expert is not None and _STACK in name.gguf
@@ -281,9 +309,12 @@ def _layout_hint(names: Sequence[str]) -> str:
 
 
 def _split(info: TensorInfo, names: list[TensorName], hp: Hyperparameters) -> Iterator[Tensor]:
-    """One tensor, or one per expert of a stack."""
-    stacked = names[0].expert is not None and info.name == names[0].gguf
-    expected = (len(names), *names[0].shape) if stacked else names[0].shape
+    """One tensor, or one per expert of a stack and for the rows of every module."""
+    experts = {name.expert for name in names} if info.name != _single(names[0]) else {None}
+    rows = sum(name.shape[0] for name in names) // len(experts)
+    expected = (rows, *names[0].shape[1:])
+    if experts != {None}:
+        expected = (len(experts), *expected)
     if info.shape != expected:
         raise InvalidInput(
             f"{info.path}: tensor {info.name!r} has shape {list(info.shape)}, "
@@ -293,18 +324,24 @@ def _split(info: TensorInfo, names: list[TensorName], hp: Hyperparameters) -> It
         raise UnsupportedEncoding(
             f"{info.path}: tensor {info.name!r} has the unknown ggml type {info.type_id}"
         )
-    size = info.nbytes // len(names)
-    for i, name in enumerate(names):
-        stored = StoredTensor(info.path, info.offset + i * size, info.name)
+    encoding, begin = encoding_of(info.type), info.offset
+    for name in sorted(names, key=lambda name: name.expert or 0):
         order, change = stored_form(name, hp)
-        yield Tensor(
+        tensor = Tensor(
             name.name,
             name.shape,
-            encoding_of(info.type),
-            stored,
+            encoding,
+            StoredTensor(info.path, begin, info.name),
             order.inverse() if order is not None else None,
             CHANGES[change].undone_by if change is not None else None,
         )
+        yield tensor
+        begin += tensor.nbytes
+
+
+def _single(name: TensorName) -> str:
+    """The tensor of one expert, before llama.cpp stacked them."""
+    return name.gguf.replace(_STACK, f".{name.expert}.")
 
 
 def stored_form(name: TensorName, hp: Hyperparameters) -> tuple[RowOrder | None, str | None]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -29,6 +30,10 @@ from zenconvert.model.gguf_family import GgufFamily
 from zenconvert.model.hyperparameters import Hyperparameters
 
 FREQS: Final = "rope_freqs.weight"
+LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+"""Factors of longrope for texts longer than the original context, and for others."""
+DERIVED: Final = (FREQS, LONG, SHORT)
+_FACTOR: Final = "rope.scaling.attn_factor"
 
 _YARN: Final = {
     "extrapolation_factor": "yarn_ext_factor",
@@ -42,6 +47,8 @@ KINDS: Final = ("default", "linear", "yarn", "dynamic")
 """Scalings that are key/values, or that llama.cpp leaves away."""
 FACTORS: Final = "llama3"
 """The scaling that is a tensor of factors."""
+LONGROPE: Final = "longrope"
+"""The scaling that is two such tensors, and a key."""
 
 
 class _Keys(Protocol):
@@ -59,7 +66,7 @@ class _Keys(Protocol):
 def scaling_keys(hp: Hyperparameters, family: GgufFamily) -> dict[str, KeyValue]:
     """``rope.scaling.*`` key/values. Raises Unsupported where llama.cpp has no keys."""
     scaling = hp.rope_scaling
-    if scaling is None or scaling["rope_type"] in {FACTORS, "dynamic"}:
+    if scaling is None or scaling["rope_type"] in {FACTORS, "dynamic", LONGROPE}:
         return {}
     kind = scaling["rope_type"]
     if kind not in KINDS:
@@ -79,8 +86,43 @@ def scaling_keys(hp: Hyperparameters, family: GgufFamily) -> dict[str, KeyValue]
         usual = _llamacpp_amplitude(factor, under or 0.0)
         share = float(np.float32(_amplitude(scaling, factor) / usual))
         if share != 1.0:
-            keys["rope.scaling.attn_factor"] = ("f32", share)
+            keys[_FACTOR] = ("f32", share)
     return keys
+
+
+def _long_amplitude(hp: Hyperparameters) -> float:
+    """What transformers multiplies cosines and sines of longrope by."""
+    scaling = hp.rope_scaling or {}
+    if (given := scaling.get("attention_factor")) is not None:
+        return float(given)
+    factor = float(scaling.get("factor") or hp.context / hp.short_context)
+    return math.sqrt(1 + math.log(factor) / math.log(hp.short_context)) if factor > 1 else 1.0
+
+
+def first_keys(hp: Hyperparameters) -> dict[str, KeyValue]:
+    """The key of longrope, which the converter writes before all that it has of a model."""
+    return {_FACTOR: ("f32", _long_amplitude(hp))} if long_factors(hp) else {}
+
+
+def long_factors(hp: Hyperparameters) -> dict[str, NDArray[np.float32]]:
+    """The two tensors of longrope, f32[rotated channels / 2]; none for other rotations."""
+    scaling = hp.rope_scaling
+    if scaling is None or scaling["rope_type"] != LONGROPE:
+        return {}
+    lists = {LONG: scaling["long_factor"], SHORT: scaling["short_factor"]}
+    return {name: np.array(values, dtype=np.float32) for name, values in lists.items()}
+
+
+def longrope_from_file(
+    keys: _Keys, factors: Mapping[str, NDArray[np.float32]], hp: Hyperparameters
+) -> dict[str, Any]:
+    """The config's ``rope_scaling`` from both tensors; reals as the shortest decimals."""
+    scaling: dict[str, Any] = {"rope_type": LONGROPE}
+    for key, name in (("long_factor", LONG), ("short_factor", SHORT)):
+        scaling[key] = [float(str(value)) for value in factors[name]]
+    usual = np.float32(_long_amplitude(replace(hp, rope_scaling=scaling)))
+    given = keys.real(_FACTOR, 1.0)
+    return scaling if np.float32(given) == usual else {**scaling, "attention_factor": given}
 
 
 def _usual_amplitude(factor: float, weight: float = 1.0) -> float:
@@ -110,6 +152,12 @@ def lossy_scaling(hp: Hyperparameters, family: GgufFamily) -> Iterator[tuple[str
         yield (
             "rope_type", "dynamic",
             f"llama.cpp does not scale: the same up to {hp.context} tokens, other rotations beyond",
+        )  # fmt: skip
+    if scaling["rope_type"] == LONGROPE and hp.context > hp.short_context:
+        yield (
+            "rope_type", LONGROPE,
+            f"llama.cpp takes the long factors for texts of any length once it has room for more "
+            f"than {hp.short_context} tokens, and the short ones before",
         )  # fmt: skip
     if scaling["rope_type"] != "yarn":
         return

@@ -57,7 +57,7 @@ def choose(
     choices = mixtures.choose(
         file_type,
         _facts(checkpoint, stacks),
-        [mixtures.TensorFacts(name, _shape(parts)) for name, (_, parts) in stacks.items()],
+        [mixtures.TensorFacts(name, _shape(*found)) for name, found in stacks.items()],
         importance=importance,
         pure=options.pure,
         overrides=options.tensor_types,
@@ -71,7 +71,7 @@ def choose(
             Choice(
                 name,
                 tuple(parts),
-                _shape(parts),
+                _shape(first, parts),
                 encoding_of(BY_NAME[chosen.type]),
                 *stored_form(first, checkpoint.hyperparameters),
                 chosen.why,
@@ -95,7 +95,8 @@ def file_type_of(target: Target) -> str:
 
 
 def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[TensorName, list[Tensor]]]:
-    """GGUF name → its neutral tensors; experts of a layer share one name.
+    """GGUF name → its neutral tensors; experts of a layer share one name, and so do modules whose
+    rows are in one tensor.
 
     The stacks of a layer come together where the last of its experts is met, as the converter has
     it.
@@ -107,8 +108,9 @@ def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[TensorName, list[Tensor]]
         name = names[tensor.name]
         stacks.setdefault(name.gguf, (name, []))[1].append(tensor)
         complete[_stack_group(name)] = at
+    place = {name: at for at, name in enumerate(names)}
     for _, parts in stacks.values():
-        parts.sort(key=lambda t: names[t.name].expert or 0)
+        parts.sort(key=lambda t: (names[t.name].expert or 0, place[t.name]))
     order = {n.gguf: i for i, n in enumerate(sorted(names.values(), key=lambda n: n.hf))}
     return dict(
         sorted(stacks.items(), key=lambda s: (complete[_stack_group(s[1][0])], order[s[0]]))
@@ -120,9 +122,13 @@ def _stack_group(name: TensorName) -> str:
     return name.gguf if name.expert is None else ".".join(name.gguf.split(".")[:2])
 
 
-def _shape(parts: Sequence[Tensor]) -> tuple[int, ...]:
-    """Stored shape; even a single expert is a stack of one in llama.cpp."""
-    return (len(parts), *parts[0].shape) if len(parts) > 1 else parts[0].shape
+def _shape(first: TensorName, parts: Sequence[Tensor]) -> tuple[int, ...]:
+    """Stored shape of a tensor, of a stack of experts, or of the rows of several modules."""
+    if len(parts) == 1:
+        return parts[0].shape
+    if first.expert is not None:
+        return (len(parts), *parts[0].shape)
+    return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
 
 
 def _facts(
@@ -142,18 +148,20 @@ def _facts(
 def _derived(checkpoint: Checkpoint) -> list[Choice]:
     """Factors of rotary frequencies: those of the file, or what the config makes of them."""
     if checkpoint.format == "gguf":
-        found = [f.tensors[rope.FREQS] for f in read_files(checkpoint.path)
-                 if rope.FREQS in f.tensors]  # fmt: skip
+        tensors = (t for file in read_files(checkpoint.path) for t in file.tensors.values())
+        found = [info for info in tensors if info.name in rope.DERIVED]
         return [
-            Choice(rope.FREQS, (), info.shape, F32, why="as in the source", derived=_read(info))
+            Choice(info.name, (), info.shape, F32, why="as in the source", derived=_read(info))
             for info in found
         ]
-    factors = rope.frequency_factors(checkpoint.hyperparameters)
-    if factors is None:
-        return []
+    factors = rope.long_factors(checkpoint.hyperparameters)
+    if (frequencies := rope.frequency_factors(checkpoint.hyperparameters)) is not None:
+        factors[rope.FREQS] = frequencies
     why = "computed from the config's rope_scaling"
-    data = factors.astype("<f4").tobytes()
-    return [Choice(rope.FREQS, (), factors.shape, F32, why=why, derived=data)]
+    return [
+        Choice(name, (), values.shape, F32, why=why, derived=values.astype("<f4").tobytes())
+        for name, values in factors.items()
+    ]
 
 
 def _read(info: TensorInfo) -> bytes:
@@ -261,6 +269,7 @@ def _converted_metadata(
         tokenizer, _ = with_endings(tokenizer, end_ids(checkpoint))
     own = {
         "general.architecture": ("str", architecture.gguf),
+        **{f"{architecture.gguf}.{k}": v for k, v in rope.first_keys(hp).items()},
         **general,
         **model_keys(architecture, hp, code, slides),
         "general.quantization_version": QUANTIZATION_VERSION,

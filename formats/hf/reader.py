@@ -178,10 +178,12 @@ def open_folder(path: Path, stems: Sequence[str] = ("model",)) -> Folder:
     return Folder(path, config, architecture, hp, weights.files, entries, warnings, beside)
 
 
-def name_tensors(folder: Folder, packed: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def name_tensors(
+    folder: Folder, packed: Mapping[str, Sequence[Tensor]] | None = None
+) -> dict[str, Tensor]:
     """Neutral tensors of the folder's entries, in their order; names and shapes checked.
 
-    ``packed`` gives, for every entry that is a piece of a grouped tensor, that tensor.
+    ``packed`` gives, for every entry that is a piece of grouped tensors, these.
     """
     hp, packed = folder.hyperparameters, packed or {}
     known = {t.hf: t for t in folder.architecture.tensor_names(hp)}
@@ -191,7 +193,7 @@ def name_tensors(folder: Folder, packed: Mapping[str, Tensor] | None = None) -> 
         raise foreign(str(folder.path), folder.architecture.id, hp.layers, unknown)
     for name, entry in entries.items():
         if name in packed:
-            tensors[packed[name].name] = packed[name]
+            tensors |= {tensor.name: tensor for tensor in packed[name]}
             continue
         tensor = known[name]
         _check_shape(entry, tensor)

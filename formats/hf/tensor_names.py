@@ -13,7 +13,7 @@ from typing import Final
 
 from zenconvert.errors import CorruptFile, InvalidInput, UnexpectedTensor
 from zenconvert.formats.safetensors_container import Entry
-from zenconvert.model.architecture import Architecture, TensorName
+from zenconvert.model.architecture import Architecture, TensorName, in_rows, joined_shape
 from zenconvert.model.hyperparameters import Hyperparameters
 
 _BLOCK: Final = 1 << 24
@@ -56,14 +56,15 @@ class Renaming:
         self.untied = False
         """The config ties two matrices that differ."""
         self.names = list(architecture.tensor_names(hyperparameters))
-        written = (name for n in self.names for name in (n.hf, n.hf_also, n.hf_stack) if name)
+        texts = (text for n in self.names for text in (n.hf, n.hf_also, n.hf_stack, n.hf_rows))
+        written = (text for text in texts if text)
         self.modules = {_module(name) for name in written}
         self.warnings: list[str] = []
 
     def run(self) -> dict[str, Entry]:
         """The entries under their modules' first names. Raises InvalidInput or CorruptFile."""
         self._fix_prefix()
-        self._split_stacks()
+        self._split()
         self._take_first_names()
         self._leave_heads()
         self._look_at_pair()
@@ -80,16 +81,22 @@ class Renaming:
             renamed[new] = entry
         self.entries = dict(sorted(renamed.items()))
 
-    def _split_stacks(self) -> None:
-        """Experts that are kept in one tensor: an entry for each."""
-        wanted: dict[str, list[TensorName]] = {}
+    def _split(self) -> None:
+        """Tensors that hold experts or rows of several: an entry for each of these."""
+        stacks: dict[str, list[TensorName]] = {}
         for name in self.names:
-            if name.hf_stack is not None and name.hf_stack in self.entries:
-                wanted.setdefault(name.hf_stack, []).append(name)
-        for stack, names in wanted.items():
-            for name, part in _slices(self.entries.pop(stack), names):
+            if name.hf_stack is not None:
+                stacks.setdefault(name.hf_stack, []).append(name)
+        rows = in_rows(self.names)
+        wanted = [stored for stored in (*stacks, *rows) if stored in self.entries]
+        for stored in wanted:
+            whole = self.entries.pop(stored)
+            parts = (
+                _slices(whole, stacks[stored]) if stored in stacks else _rows(whole, rows[stored])
+            )
+            for name, part in parts:
                 if name.hf in self.entries:
-                    raise CorruptFile(f"{part.path}: {name.hf!r} is in {stack!r} and beside it")
+                    raise CorruptFile(f"{part.path}: {name.hf!r} is in {stored!r} and beside it")
                 self.entries[name.hf] = part
         if wanted:
             self.entries = dict(sorted(self.entries.items()))
@@ -160,6 +167,21 @@ def _slices(stack: Entry, names: Sequence[TensorName]) -> Iterator[tuple[TensorN
         part, _ = name.module.hf_stack_part
         begin = stack.offset + ((name.expert or 0) * parts + part) * size
         yield name, replace(stack, shape=name.shape, offset=begin, nbytes=size)
+
+
+def _rows(stored: Entry, names: Sequence[TensorName]) -> Iterator[tuple[TensorName, Entry]]:
+    """The parts of a tensor that holds the rows of several, one after the other."""
+    expected = joined_shape(names)
+    if stored.shape != expected:
+        raise InvalidInput(
+            f"{stored.path}: tensor {stored.name!r} has shape {list(stored.shape)}, the config "
+            f"calls for {list(expected)}"
+        )
+    row, begin = stored.nbytes // expected[0], stored.offset
+    for name in names:
+        size = name.shape[0] * row
+        yield name, replace(stored, shape=name.shape, offset=begin, nbytes=size)
+        begin += size
 
 
 def _module(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,8 @@ from zenconvert.formats.hf.spare import what_is
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
 from zenconvert.formats.hf.weights import INDEX
 from zenconvert.model import meaning
-from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.architecture import TensorName, in_rows, joined_shape
+from zenconvert.model.checkpoint import Checkpoint, Tensor
 from zenconvert.model.encoding import BF16, F16, F32, Dense
 from zenconvert.model.hyperparameters import rope_type
 from zenconvert.model.layout import Choice, Layout, OutputFile, Slot
@@ -40,17 +41,31 @@ def choose(
     _refuse_foreign_options(options, importance)
     refuse_pre(checkpoint, options)
     dtype = _dtype(target.type or "bf16")
-    names = {n.name: n for n in checkpoint.architecture.tensor_names(checkpoint.hyperparameters)}
     choices = []
-    for tensor in checkpoint.tensors.values():
-        name = names[tensor.name]
-        override = options.embedding_type if name.module.role == "embed" else None
-        override = options.output_type if name.module.role == "head" else override
-        encoding, why = _override(name.hf, options) or (dtype, f"{dtype} for every tensor")
+    for stored, names, parts in in_files(checkpoint):
+        role = names[0].module.role
+        override = options.embedding_type if role == "embed" else None
+        override = options.output_type if role == "head" else override
+        encoding, why = _override(stored, options) or (dtype, f"{dtype} for every tensor")
         if override is not None:
             encoding, why = _dtype(override), f"{override} was asked for"
-        choices.append(Choice(name.hf, (tensor,), tensor.shape, encoding, why=why))
+        choices.append(Choice(stored, parts, joined_shape(names), encoding, why=why))
     return [*choices, *zero_biases(checkpoint, dtype)]
+
+
+def in_files(
+    checkpoint: Checkpoint,
+) -> Iterator[tuple[str, list[TensorName], tuple[Tensor, ...]]]:
+    """What transformers calls every tensor of a file, and the tensors whose rows it holds, in
+    source order; a tensor of several stands where the first of these does."""
+    names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
+    known, joined, done = {n.name: n for n in names}, in_rows(names), set[str]()
+    for tensor in checkpoint.tensors.values():
+        name = known[tensor.name]
+        if name.hf_file not in done:
+            done.add(name.hf_file)
+            parts = [name] if name.hf_rows is None else joined[name.hf_rows]
+            yield name.hf_file, parts, tuple(checkpoint.tensors[p.name] for p in parts)
 
 
 def zero_biases(checkpoint: Checkpoint, encoding: Dense) -> list[Choice]:

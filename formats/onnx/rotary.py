@@ -52,7 +52,7 @@ def of_sliding(hp: Hyperparameters) -> Hyperparameters | None:
 
 
 def frequencies(hp: Hyperparameters) -> tuple[NDArray[np.float32], float]:
-    """Rotations per position float32[head_dim / 2], and the factor of cosines and sines.
+    """Rotations per position float32[rotated channels / 2], and the factor of cosines and sines.
 
     Raises Unsupported for scalings whose frequencies depend on the length of the text, InvalidInput
     for numbers that make none.
@@ -75,7 +75,7 @@ def _frequencies(
 ) -> tuple[NDArray[np.float32], float]:
     import torch
 
-    size = hp.head_dim
+    size = hp.rotary_dim
     plain = 1.0 / (hp.rope_theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
     kind, factor = scaling["rope_type"], float(scaling.get("factor") or 1.0)
     amplitude = 1.0
@@ -95,7 +95,7 @@ def _frequencies(
 
 
 def tables(hp: Hyperparameters, floats: Dense) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Cosines and sines of every position, ``floats[context, head_dim / 2]``."""
+    """Cosines and sines of every position, ``floats[context, rotated channels / 2]``."""
     rates, amplitude = frequencies(hp)
     angles = np.arange(hp.context, dtype=np.float32)[:, None] * rates
     factor = np.float32(amplitude)
@@ -131,7 +131,7 @@ def _yarn(
     """Frequencies between divided and plain by a ramp over the dimensions, and the amplitude."""
     import torch
 
-    size, theta = hp.head_dim, hp.rope_theta
+    size, theta = hp.rotary_dim, hp.rope_theta
     before = _original_context(scaling, hp.context)
 
     def dimension(rotations: float) -> float:

@@ -43,4 +43,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
     kept = {name: entry for name, entry in folder.entries.items() if name not in packed.left}
     folder = without_spare_biases(replace(folder, entries=kept))
     warnings = [f"{path}: {text}" for text in packed.warnings]
-    return folder.checkpoint("hf", name_tensors(folder, packed.by_entry), warnings)
+    return folder.checkpoint(
+        "hf", name_tensors(folder, {n: (t,) for n, t in packed.by_entry.items()}), warnings
+    )

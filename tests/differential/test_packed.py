@@ -127,7 +127,7 @@ def linears(config: Config) -> set[str]:
     architecture = for_model_type(config["model_type"])
     names = list(architecture.tensor_names(architecture.sizes(config, where="test")))
     return {
-        n.hf.removesuffix(".weight")
+        n.hf_file.removesuffix(".weight")
         for n in names
         if n.is_weight and n.required and n.module.role in {"linear", "router", "head"}
     }

@@ -1,6 +1,6 @@
 """llama.cpp's own converter, from the llama-cpp-python source package.
 
-    python -m tests.oracles.converter HF_FOLDER OUT.gguf f32|f16|bf16 [PRE]
+    python -m tests.oracles.converter HF_FOLDER OUT.gguf f32|f16|bf16 [PRE [OPTION …]]
 
 ``ZENCONVERT_LLAMACPP_SOURCE`` names the source tree. The converter tells pre-tokenizers from hashes
 of published vocabularies, which no vocabulary made for a test can match: PRE stands in for it.
@@ -22,10 +22,12 @@ def source_tree() -> Path:
     return Path(os.environ["ZENCONVERT_LLAMACPP_SOURCE"])
 
 
-def convert(folder: Path, out: Path, out_type: str, pre: str = "qwen2") -> Path:
+def convert(folder: Path, out: Path, out_type: str, pre: str = "qwen2", *options: str) -> Path:
     """Convert in a process of its own, as the converter changes Python's import path."""
     command = [sys.executable, "-m", "tests.oracles.converter", str(folder), str(out), out_type]
-    done = subprocess.run([*command, pre], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, pre, *options], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return out
 
@@ -39,7 +41,7 @@ def main() -> None:
     from conversion import base  # type: ignore[import-not-found]
 
     base.TextModel.get_vocab_base_pre = lambda self, tokenizer: (rest or ["qwen2"])[0]
-    sys.argv = [str(script), folder, "--outfile", out, "--outtype", out_type]
+    sys.argv = [str(script), folder, "--outfile", out, "--outtype", out_type, *rest[1:]]
     runpy.run_path(str(script), run_name="__main__")
 
 

@@ -59,6 +59,12 @@ class Module:
     ``[experts, parts · out, in]``."""
     hf_stack_part: tuple[int, int] = (0, 1)
     """Which part of the rows of an expert there it is, and of how many."""
+    hf_rows: str | None = None
+    """What HF files have it in, among rows of others, in the table's order; modules that have one
+    name in GGUF are rows of one tensor there in the same way. ``hf`` is its name alone, which some
+    tools write."""
+    gguf_rows: str | None = None
+    """Another tensor that GGUF files may have it in, among rows of others in the table's order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,15 @@ class TensorName:
     """Its other name in HF files, where there is one."""
     hf_stack: str | None = None
     """The tensor of all experts in HF files that have one."""
+    hf_rows: str | None = None
+    """The tensor that HF files have it in, among rows of others."""
+    gguf_rows: str | None = None
+    """Another tensor that GGUF files may have it in, among rows of others."""
+
+    @property
+    def hf_file(self) -> str:
+        """The tensor that HF files have it in, by itself or among rows of others."""
+        return self.hf_rows or self.hf
 
     @property
     def is_weight(self) -> bool:
@@ -243,25 +258,40 @@ def _expand(
 ) -> Iterator[TensorName]:
     """The tensors of a module in one layer, of every expert."""
     also, stack = module.hf_also, module.hf_stack
-    names = [
-        text.replace("{layer}", layer)
-        for text in (module.name, module.hf, module.gguf, also or "", stack or "")
-    ]
+    texts = (module.name, module.hf, module.gguf, also, stack, module.hf_rows, module.gguf_rows)
+    names = [(text or "").replace("{layer}", layer) for text in texts]
     required = not (module.role == "head" and tied)
     for expert in range(experts) if "{expert}" in module.name else (None,):
-        texts = names
+        of = names
         if expert is not None:
             number = str(expert)
-            texts = [text.replace("{expert}", number) for text in names]
-        name, hf, gguf, other, stacked = texts
+            of = [text.replace("{expert}", number) for text in names]
+        name, hf, gguf, other, stacked, rows, gguf_rows = of
         yield TensorName(
             f"{name}.weight", f"{hf}.weight", f"{gguf}.weight", module, shape, required, expert,
-            f"{other}.weight" if also is not None else None, stacked if stack is not None else None,
+            f"{other}.weight" if also is not None else None, stacked or None,
+            f"{rows}.weight" if rows else None, f"{gguf_rows}.weight" if gguf_rows else None,
         )  # fmt: skip
         if module.bias != "none":
-            bias = (f"{name}.bias", f"{hf}.bias", f"{gguf}.bias")
-            needed = module.bias == "required"
-            yield TensorName(*bias, module, shape[:1], required=needed, expert=expert)
+            yield TensorName(
+                f"{name}.bias", f"{hf}.bias", f"{gguf}.bias", module, shape[:1],
+                module.bias == "required", expert, None, None,
+                f"{rows}.bias" if rows else None, f"{gguf_rows}.bias" if gguf_rows else None,
+            )  # fmt: skip
+
+
+def in_rows(names: Iterable[TensorName]) -> dict[str, list[TensorName]]:
+    """HF name of every tensor that holds rows of several → these, in the order of their rows."""
+    found: dict[str, list[TensorName]] = {}
+    for name in names:
+        if name.hf_rows is not None:
+            found.setdefault(name.hf_rows, []).append(name)
+    return found
+
+
+def joined_shape(names: Sequence[TensorName]) -> tuple[int, ...]:
+    """The shape of a tensor that holds the rows of all of these."""
+    return (sum(name.shape[0] for name in names), *names[0].shape[1:])
 
 
 @cache

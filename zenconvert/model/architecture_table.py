@@ -25,7 +25,7 @@ LAYERS: Final = ("dense", "sparse_step")
 experts, the last of which has them."""
 KINDS: Final = ("sparse", "dense")
 """Of layers that have a module: with experts, or without."""
-SCALINGS: Final = frozenset({"linear", "yarn", "dynamic", "llama3"})
+SCALINGS: Final = frozenset({"linear", "yarn", "dynamic", "llama3", "longrope"})
 IGNORED: Final = "ignored"
 LIST_RULES: Final = frozenset({"all", "zero_every"})
 """What a list with an entry for every layer may be held to: ``all`` entries have one value, or they
@@ -44,8 +44,8 @@ _KEYS: Final = (
 )  # fmt: skip
 _REQUIRED: Final = ("model_types", "class", "gguf", "module", "balance", *_SECTIONS)
 _MODULE_KEYS: Final = (
-    "name", "hf", "gguf", "role", "shape", "hf_also", "hf_stack", "hf_stack_part", "after",
-    "layers",
+    "name", "hf", "gguf", "role", "shape", "hf_also", "hf_stack", "hf_stack_part", "hf_rows",
+    "gguf_rows", "after", "layers",
 )  # fmt: skip
 _WRAPPER: Final = ("model_type", "config", "text_type", "beside", "prefixes")
 _VARIANT_KEYS: Final = ("class", "gguf_without", *_SECTIONS)
@@ -78,6 +78,8 @@ OTHER: Final = " other"
 UNREAD: Final = " unread"
 """After a size in ``[gguf_keys]``: written as the converter does, and llama.cpp computes with what
 is implied."""
+ZERO: Final = " or 0"
+"""After a size in ``[gguf_keys]``: 0 is written where the model has none."""
 _GGUF_TYPES: Final = ("u32", "f32")
 _BALANCE: Final = {"heads": "kv_to_q", "through": "1+w"}
 """What else a balance row may say, and how."""
@@ -215,6 +217,7 @@ class _Check:
         names = self._modules(values)
         self._lists("[biases]", values["biases"], names)
         self._lists("[gguf_operations]", values["gguf_operations"], names)
+        self._rows(values)
         if unknown := set(values["gguf_operations"]) - set(operations):
             self.fail(
                 "[gguf_operations]", f"{sorted(unknown)[0]!r} is none of {sorted(operations)}"
@@ -251,10 +254,8 @@ class _Check:
             if row in (ROTATIONS, FILE_TYPE):
                 continue
             kind, _, size = row.partition(" ") if isinstance(row, str) else ("", "", "")
-            if (
-                kind not in _GGUF_TYPES
-                or size.removesuffix(OTHER).removesuffix(UNREAD) not in known
-            ):
+            plain = size.removesuffix(OTHER).removesuffix(UNREAD).removesuffix(ZERO)
+            if kind not in _GGUF_TYPES or plain not in known:
                 told = f"{row!r:.60} should be a type of {_GGUF_TYPES} and one of {sorted(known)}"
                 self.fail(f"[gguf_keys] {key}", told)
         if FILE_TYPE not in values["gguf_keys"].values():
@@ -270,7 +271,7 @@ class _Check:
         for row in values["module"]:
             where = f"module {row.get('name')}"
             self.keys(where, row, _MODULE_KEYS, ("name", "hf", "gguf", "role", "shape"))
-            for key in ("name", "hf", "gguf", "hf_also", "hf_stack"):
+            for key in ("name", "hf", "gguf", "hf_also", "hf_stack", "hf_rows", "gguf_rows"):
                 text = row.get(key, "")
                 if not isinstance(text, str) or "{" in _without_holes(text):
                     self.fail(where, f"{key} {text!r:.60} should be a name with {_HOLES} in it")
@@ -290,6 +291,23 @@ class _Check:
                 self.fail(where, "stands there twice")
             names.add(row["name"])
         return names
+
+    def _rows(self, values: Mapping[str, Any]) -> None:
+        """Modules that are rows of one tensor: what holds for one of them holds for all."""
+        flags = {name: flag for flag, names in values["biases"].items() for name in names}
+        changes = {name: op for op, names in values["gguf_operations"].items() for name in names}
+        for key in ("hf_rows", "gguf_rows", "gguf"):
+            parts: dict[str, list[Mapping[str, Any]]] = {}
+            for row in values["module"]:
+                parts.setdefault(row.get(key, ""), []).append(row)
+            for stored, rows in parts.items():
+                names = [row["name"] for row in rows]
+                alike = [[row["shape"][1:], row["role"], flags.get(row["name"])] for row in rows]
+                if key == "gguf":
+                    alike = [[*a, changes.get(n)] for a, n in zip(alike, names, strict=True)]
+                if stored and any(one != alike[0] for one in alike):
+                    told = f"{names} are rows of {stored}, and differ in columns, role or bias"
+                    self.fail(f"module {names[0]}", f"{key}: {told}")
 
     def _lists(self, where: str, section: Mapping[str, Any], names: Collection[str]) -> None:
         seen: set[str] = set()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
-from zenconvert.model.architecture_table import OTHER, UNREAD
+from zenconvert.model.architecture_table import OTHER, UNREAD, ZERO
 from zenconvert.model.hyperparameters import Hyperparameters
 
 _SEVENTY: Final = 80
@@ -26,6 +26,8 @@ class GgufKey:
     """Left out, too, where llama.cpp takes that number anyway."""
     unread: bool = False
     """llama.cpp computes with the number that is implied."""
+    or_zero: bool = False
+    """0 where the model has no such number."""
 
 
 @dataclass(frozen=True)
@@ -101,5 +103,11 @@ def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
 
 def _gguf_key(name: str, row: str) -> GgufKey:
     kind, _, size = row.partition(" ")
-    plain = size.removesuffix(OTHER).removesuffix(UNREAD)
-    return GgufKey(name, cast(Any, kind), plain, size.endswith(OTHER), size.endswith(UNREAD))
+    return GgufKey(
+        name,
+        cast(Any, kind),
+        size.removesuffix(OTHER).removesuffix(UNREAD).removesuffix(ZERO),
+        only_other=size.endswith(OTHER),
+        unread=size.endswith(UNREAD),
+        or_zero=size.endswith(ZERO),
+    )

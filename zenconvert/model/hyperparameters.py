@@ -12,12 +12,20 @@ SIZES: Final = frozenset(
     {
         "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context", "rms_eps",
         "experts", "experts_used", "expert_ffn", "window_period", "score_width", "score_softcap",
-        "logit_softcap", "sliding_theta", "score_growth",
+        "logit_softcap", "sliding_theta", "score_growth", "rotary_share", "short_context",
     }
 )  # fmt: skip
 """Numbers that a table of a family finds in a config."""
 COMPUTED_SIZES: Final = frozenset(
-    {"q_width", "kv_width", "stated_head_dim", "rope_theta", "sliding_window", "yarn_log"}
+    {
+        "q_width",
+        "kv_width",
+        "stated_head_dim",
+        "rope_theta",
+        "sliding_window",
+        "yarn_log",
+        "rotary_dim",
+    }
 )
 """Sizes that follow from others, or are read in a way of their own."""
 ROPE_KEYS: Final = (
@@ -40,7 +48,10 @@ _SCALING_NEEDS: Final = {
     "dynamic": ("factor",),
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factor", "long_factor"),
 }
+_OLDER_LONGROPE: Final = ("su", "yarn")
+"""What configs with factors for every frequency called that scaling before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,10 @@ class Hyperparameters:
     """c in c · tanh(logits / c)."""
     dense_layers: tuple[int, ...] = ()
     """Layers of a mixture that have one network in place of experts."""
+    rotary_share: float = 1.0
+    """How much of a head is rotated: its first channels."""
+    short_context: int = 0
+    """Tokens of a text up to which the short factors of longrope hold; 0 where there are none."""
     sliding_theta: float | None = None
     """Base of the rotations in layers with a window, where they have plain ones of their own."""
     score_growth: float | None = None
@@ -104,6 +119,17 @@ class Hyperparameters:
         """A size by its name; None for one that the model does not have."""
         value: float | None = getattr(self, size)
         return value or None
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of a head that are rotated."""
+        return int(self.head_dim * self.rotary_share)
+
+    @property
+    def length_border(self) -> int:
+        """Tokens beyond which a text is rotated otherwise, all of it; 0 where none is."""
+        longrope = self.rope_scaling is not None and self.rope_scaling["rope_type"] == "longrope"
+        return self.short_context if longrope else 0
 
     @property
     def q_width(self) -> int:
@@ -153,6 +179,8 @@ def from_config(
             "fit together; heads must be a multiple of key-value heads and the size even"
         )
     theta, scaling = _rope(merged, where)
+    share = sizes.real("rotary_share") or 1.0
+    _check_share(share, head_dim, scaling, where)
     return Hyperparameters(
         layers=sizes.count("layers"),
         hidden=hidden,
@@ -176,6 +204,8 @@ def from_config(
         score_softcap=sizes.real("score_softcap"),
         logit_softcap=sizes.real("logit_softcap"),
         dense_layers=_dense_layers(merged, layers or {}, sizes, where),
+        rotary_share=share,
+        short_context=sizes.count("short_context", optional=True),
         sliding_theta=sizes.real("sliding_theta"),
         score_growth=sizes.real("score_growth", zero=True),
     )
@@ -297,7 +327,8 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 def rope_type(parameters: Mapping[str, Any]) -> str:
     """The kind of scaling of :func:`rope_parameters`, lower case; ``default`` for none."""
     kind = parameters.get("rope_type", parameters.get("type"))
-    return "default" if kind is None else str(kind).lower()
+    found = "default" if kind is None else str(kind).lower()
+    return "longrope" if found in _OLDER_LONGROPE and "long_factor" in parameters else found
 
 
 def _rope(config: Mapping[str, Any], where: str) -> tuple[float, Mapping[str, Any] | None]:
@@ -336,6 +367,29 @@ def _check_scaling(kind: str, scaling: Mapping[str, Any], where: str) -> None:
             f"{where}: rope_scaling.high_freq_factor should be above low_freq_factor, found "
             f"{scaling['high_freq_factor']!r} and {scaling['low_freq_factor']!r}"
         )
+
+
+def _check_share(
+    share: float, head_dim: int, scaling: Mapping[str, Any] | None, where: str
+) -> None:
+    """Raises InvalidInput for channels that are no pairs, or that factors do not fit."""
+    rotated = int(head_dim * share)
+    if not 0 < share <= 1 or rotated % 2 or not rotated:
+        raise InvalidInput(
+            f"{where}: partial_rotary_factor {share:g} of a head of {head_dim} is {rotated} "
+            "channels; it should be from 0 to 1 and their number even"
+        )
+    if scaling is None or scaling["rope_type"] != "longrope":
+        return
+    for key in _SCALING_NEEDS["longrope"]:
+        factors = scaling[key]
+        if not isinstance(factors, list) or len(factors) != rotated // 2:
+            size = len(factors) if isinstance(factors, list) else factors
+            raise InvalidInput(
+                f"{where}: rope_scaling.{key} should be {rotated // 2} factors, found {size!r:.100}"
+            )
+        for factor in factors:
+            _real(f"rope_scaling.{key}", factor, where)
 
 
 def _sliding_window(config: Mapping[str, Any], where: str) -> int | None:

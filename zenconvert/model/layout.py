@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -47,7 +48,8 @@ class Choice:
     name: str
     """Name in the output."""
     parts: tuple[Tensor, ...]
-    """Source tensors, stacked along a new first dimension when there is more than one."""
+    """Source tensors; where there are several, stacked along a new first dimension, or the rows of
+    one after those of the other."""
     shape: tuple[int, ...]
     """Stored shape, slowest dimension first."""
     encoding: Encoding
@@ -86,6 +88,11 @@ class Choice:
         if self.codec is None or grid is None:
             return ()
         return _pieces(self.codec, grid, self.shape)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The row of the whole at which every part begins."""
+        return tuple(accumulate((p.rows for p in self.parts), initial=0))[: len(self.parts)]
 
     @property
     def nbytes(self) -> int:

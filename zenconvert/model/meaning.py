@@ -36,6 +36,12 @@ _READ: Final[dict[str, frozenset[str]]] = {
             "original_max_position_embeddings", "truncate",
         }
     ),
+    "longrope": frozenset(
+        {
+            "factor", "attention_factor", "short_factor", "long_factor",
+            "original_max_position_embeddings",
+        }
+    ),
 }  # fmt: skip
 """Kind of scaled rotations → the parameters that transformers reads."""
 _SPARE: Final = frozenset({"rope_type", "type", "rope_theta", "finetuned", "extrapolation_factor"})
@@ -261,6 +267,8 @@ def rotations(
         if value is not None and name not in _ANY | own and name != _WHOLE:
             yield _unknown(checkpoint, f"{key}.{name}", value, ignored)
     yield from _contradictions(config, parameters, kind)
+    if "rotary_share" in checkpoint.architecture.names:
+        return
     for name, value in ((_WHOLE, config.get(_WHOLE)), (f"{key}.{_WHOLE}", parameters.get(_WHOLE))):
         if value is not None and value != 1:
             why = f"{target} rotates heads of {checkpoint.architecture.id} models whole"
@@ -303,8 +311,9 @@ def _contradictions(
         if rope_type(other) != kind or here != there:
             why = f"rope_scaling says {dict(parameters)}, and which holds depends on who reads it"
             yield Fact("rope_parameters", other, "", exact=False, why=why, refused=True)
-    name = "original_max_position_embeddings"
-    outer, inner = config.get(name), parameters.get(name)
-    if outer is not None and inner is not None and outer != inner and name in _READ[kind]:
+    for name in ("original_max_position_embeddings", _WHOLE):
+        outer, inner = config.get(name), parameters.get(name)
+        if outer is None or inner is None or outer == inner or name not in (*_READ[kind], _WHOLE):
+            continue
         why = f"the scaling says {inner!r}, and which holds depends on who reads it"
         yield Fact(name, outer, "", exact=False, why=why, refused=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -45,6 +45,24 @@ class Piece:
             return begin // self.rows, -(-end // self.rows)
         last = -(-end * self.items // ROW_UNIT)
         return begin * self.items // ROW_UNIT, min(last, self.shape[self.axis])
+
+    def extents(self, begin: int, end: int, stride: int = 0) -> Iterator[tuple[int, int]]:
+        """``(offset, size)`` in bytes of what logical rows ``[begin, end)`` fill; lines of the
+        array are ``stride`` bytes apart, or follow each other."""
+        if self.axis is None:
+            yield 0, self.nbytes
+            return
+        line = self.nbytes // self.shape[0]
+        first, last = self.span(begin, end)
+        if self.axis == 1 and (first, last) != (0, self.shape[1]):
+            item = line // self.shape[1]
+            for number in range(self.shape[0]):
+                yield number * (stride or line) + first * item, (last - first) * item
+            return
+        if self.axis == 1:
+            first, last = 0, self.shape[0]
+        for number in range(first, last) if stride else [first]:
+            yield number * (stride or line), line if stride else (last - first) * line
 
 
 class PieceCodec(Hashable, Protocol):

@@ -22,6 +22,7 @@ from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.encoding import Encoding, Grouped
 from zenconvert.model.layout import Action, Choice, Layout
 from zenconvert.model.meaning import Fact
+from zenconvert.model.pieces import ROW_UNIT
 from zenconvert.model.target import Options, Target
 from zenconvert.planning.recoding import recoding, refined, unchanged
 
@@ -226,7 +227,7 @@ def _steps(choice: Choice) -> Iterator[Step]:
             from_=part.source_encoding,
             to=choice.encoding,
             shape=part.shape,
-            bytes=choice.nbytes // len(choice.parts),
+            bytes=choice.nbytes * part.elements // sum(p.elements for p in choice.parts),
             action=found.action,
             exact=found.exact,
             why="; ".join(filter(None, (found.why, choice.why))),
@@ -266,6 +267,11 @@ def _problems(
             if reason is not None:
                 name = choice.codec.name
                 yield choice.name, f"{target} cannot be stored as {name}: {reason}{hint}"
+            elif len(choice.parts) > 1 and grid.ordered:
+                yield choice.name, "its rows are those of several modules, which have no one order"
+            elif any(start % ROW_UNIT for start in choice.starts):
+                rows = " + ".join(str(part.rows) for part in choice.parts)
+                yield choice.name, f"{rows} rows of several modules do not begin at whole words"
         for part, found in zip(choice.parts, choice.told, strict=True):
             if exact and not found.exact:
                 yield choice.name, f"not exact: {found.why}"

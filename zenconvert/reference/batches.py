@@ -33,8 +33,13 @@ class Batch:
         return sum(self.lengths)
 
 
-def make_batches(windows: Sequence[Window], languages: Sequence[str], most: int) -> list[Batch]:
-    """Windows of one language and similar length together, ``most`` padded tokens a batch."""
+def make_batches(
+    windows: Sequence[Window], languages: Sequence[str], most: int, border: int = 0
+) -> list[Batch]:
+    """Windows of one language and similar length together, ``most`` padded tokens a batch.
+
+    Of a model that rotates texts beyond a ``border`` otherwise, those on one side of it.
+    """
     found: list[Batch] = []
     begin = 0
     for number, language in enumerate(languages):
@@ -43,6 +48,8 @@ def make_batches(windows: Sequence[Window], languages: Sequence[str], most: int)
         while own:
             longest = len(windows[own[0]].ids)
             count = max(1, most // longest)
+            if longest > border:
+                count = min(count, sum(len(windows[i].ids) > border for i in own))
             group, own = own[:count], own[count:]
             lengths = tuple(len(windows[i].ids) for i in group)
             found.append(Batch(number, tuple(group), lengths, begin))

@@ -8,7 +8,6 @@ works. Mixture-of-experts blocks are brought into one form first
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -19,10 +18,10 @@ import torch
 from zenconvert.errors import InvalidInput
 from zenconvert.model.architecture import TensorName
 from zenconvert.reference.inputs import module_of
+from zenconvert.reference.joined_modules import IN_LAYER, JoinedLinear, part_rows, submodule
 from zenconvert.reference.moe_modules import Expert, find_moe, unify_experts
 from zenconvert.reference.skeleton import Skeleton
 
-_IN_LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.(.+)")
 _ZERO_BIASES: Final = (torch.nn.Linear, torch.nn.LayerNorm)
 """Modules whose absent bias transformers takes for zeros."""
 
@@ -154,6 +153,7 @@ def build_block(
     """
     layer = skeleton.layer(number)
     unify_experts(layer, where)
+    part_rows(layer, names)
     roots = (layer, skeleton.base)
     slots = {name.name: slot for name in names if (slot := _slot(roots, name)) is not None}
     given = [name for name in names if name.name in weights]
@@ -180,8 +180,8 @@ def build_block(
 def _slot(roots: tuple[torch.nn.Module, torch.nn.Module], name: TensorName) -> Slot | None:
     """Where a tensor belongs; None where the model has no such place."""
     layer, base = roots
-    for path in filter(None, (name.hf, name.hf_also)):
-        match = _IN_LAYER.search(path)
+    for path in filter(None, (name.hf, name.hf_also, name.hf_rows)):
+        match = IN_LAYER.search(path)
         owner, _, attribute = (match[1] if match else path).rpartition(".")
         if match is None:
             module = _outside(base, owner)
@@ -191,7 +191,9 @@ def _slot(roots: tuple[torch.nn.Module, torch.nn.Module], name: TensorName) -> S
             module = getattr(moe.experts[name.expert], part, None) if moe is not None else None
             attribute = name.name.rpartition(".")[2]
         else:
-            module = _submodule(layer, owner)
+            module = submodule(layer, owner)
+            if isinstance(module, JoinedLinear):
+                module = module.part(name)
         if module is not None and Slot(module, attribute).value is not None:
             return Slot(module, attribute)
     return None
@@ -200,17 +202,10 @@ def _slot(roots: tuple[torch.nn.Module, torch.nn.Module], name: TensorName) -> S
 def _outside(base: torch.nn.Module, path: str) -> torch.nn.Module | None:
     """A module of the base model; checkpoints put prefixes before its path."""
     while path:
-        if (found := _submodule(base, path)) is not None:
+        if (found := submodule(base, path)) is not None:
             return found
         path = path.partition(".")[2]
     return None
-
-
-def _submodule(root: torch.nn.Module, path: str) -> torch.nn.Module | None:
-    try:
-        return root.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 _Places = Iterable[tuple[str, torch.nn.Module, str]]

@@ -45,7 +45,12 @@ class Passage:
     ) -> None:
         """``folder`` takes the file of states that are kept on disk."""
         self.reference, self.windows, self.dtype = reference, windows, dtype
-        self.batches = make_batches(windows, languages, most_tokens(reference.device))
+        self.batches = make_batches(
+            windows,
+            languages,
+            most_tokens(reference.device),
+            reference.checkpoint.hyperparameters.length_border,
+        )
         self.states = HiddenStates(
             sum(len(window.ids) for window in windows),
             reference.checkpoint.hyperparameters.hidden,

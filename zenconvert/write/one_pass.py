@@ -55,14 +55,22 @@ class _Use:
     """From the stored numbers to those of the output."""
     order: RowOrder | None
     """From the stored rows to those of the output."""
-    offset: int
-    """Where the first row belongs."""
+    first: int
+    """The row of the whole that its first row is."""
     importance: NDArray[np.float32] | None
+
+    @property
+    def offset(self) -> int:
+        """Where the first row belongs, if rows are stored one after the other."""
+        if self.choice.pieces:
+            return self.slot.offset
+        return self.slot.offset + self.first * self.choice.encoding.row_bytes(self.part.columns)
 
     @property
     def key(self) -> str:
         """What the rows are called in the journal of the output."""
-        return f"{self.file.name}:{self.offset}"
+        inside = f"+{self.first}" if self.choice.pieces and self.first else ""
+        return f"{self.file.name}:{self.offset}{inside}"
 
     @property
     def choice(self) -> Choice:
@@ -81,12 +89,13 @@ class _Use:
         """``(offset, size)`` of all that it fills in the file."""
         choice = self.choice
         if not choice.pieces:
-            yield self.offset, choice.nbytes // len(choice.parts)
+            yield self.offset, self.part.rows * choice.encoding.row_bytes(self.part.columns)
         strides = self.slot.strides or (0,) * len(choice.pieces)
         for piece, offset, stride in zip(choice.pieces, self.slot.offsets, strides, strict=True):
-            lines = piece.shape[0] if stride else 1
-            for line in range(lines):
-                yield offset + line * stride, piece.nbytes // lines
+            if piece.axis is None and self.first:
+                continue  # the first part writes it
+            for begin, size in piece.extents(self.first, self.first + self.part.rows, stride):
+                yield offset + begin, size
 
     @property
     def fewest_rows(self) -> int:
@@ -316,12 +325,11 @@ def _kernels(plans: Iterable[Plan]) -> list[str]:
 def _uses(number: int, making: Making) -> Iterator[_Use]:
     for file in making.plan.layout.files:
         for slot in file.slots:
-            choice, offset = slot.choice, slot.offset
-            for part, found in zip(choice.parts, choice.done, strict=True):
+            choice = slot.choice
+            for part, found, first in zip(choice.parts, choice.done, choice.starts, strict=True):
                 order = _combined(part.order, choice.order)
                 weights = _weights(part, choice, making.importance)
-                yield _Use(number, file, slot, part, found, order, offset, weights)
-                offset += choice.nbytes // len(choice.parts)
+                yield _Use(number, file, slot, part, found, order, first, weights)
 
 
 def _weights(part: Tensor, choice: Choice, given: Importance) -> NDArray[np.float32] | None:
@@ -371,10 +379,10 @@ def _write_pieces(output: Output, use: _Use, rows: GroupedRows, slab: _Slab) -> 
     arrays = choice.codec.pack(rows)
     strides = use.slot.strides or (None,) * len(choice.pieces)
     for piece, offset, stride in zip(choice.pieces, use.slot.offsets, strides, strict=True):
-        if piece.axis is None and slab.begin:
+        if piece.axis is None and (slab.begin or use.first):
             continue  # the same for all rows
         array = np.ascontiguousarray(arrays[piece.name])
-        first, _ = piece.span(slab.begin, slab.end)
+        first, _ = piece.span(use.first + slab.begin, use.first + slab.end)
         if piece.axis == 1:
             _write_columns(output, use.file, offset, array, first, piece.shape[1])
         else:

@@ -59,7 +59,7 @@ def _tables(checkpoint: Checkpoint, kind: TargetType) -> list[Choice]:
     hp = checkpoint.hyperparameters
     sliding = rotary.of_sliding(hp)
     kinds = [(rotary.TABLES, hp), *([(rotary.SLIDING_TABLES, sliding)] if sliding else [])]
-    size = hp.context * hp.head_dim * kind.floats.numpy.itemsize * len(kinds)
+    size = hp.context * hp.rotary_dim * kind.floats.numpy.itemsize * len(kinds)
     if size > _MOST_TABLES:
         raise UsageError(
             f"{checkpoint.path}: the cosines and sines of {hp.context} positions "

@@ -43,7 +43,8 @@ class PackedModelEngine:
             )
         self.hidden = [torch.empty(0)] * len(windows)
         languages = list(dict.fromkeys(window.language for window in windows))
-        for batch in make_batches(windows, languages, most_tokens("cpu")):
+        border = checkpoint.hyperparameters.length_border
+        for batch in make_batches(windows, languages, most_tokens("cpu"), border):
             # padding stands right, unseen by causality
             rows = [torch.tensor(windows[i].ids) for i in batch.windows]
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -93,7 +94,7 @@ def check_modules(checkpoint: Checkpoint, quantized: Sequence[str], tool: str) -
     """
     names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
     stored = {
-        n.hf.removesuffix(".weight")
+        n.hf_file.removesuffix(".weight")
         for n in names
         if (t := checkpoint.tensors.get(n.name)) is not None and t.encoding.grouped is not None
     }

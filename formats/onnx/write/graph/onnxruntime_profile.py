@@ -37,7 +37,7 @@ class OnnxruntimeProfile:
             last = builder.cast(builder.op("Sub", ones, builder.integer(1)), "i32")
             length = builder.op("Gather", builder.op("Shape", mask), builder.integer(1))
             total = builder.cast(length, "i32")
-        shape = (hp.context, hp.head_dim // 2)
+        shape = (hp.context, hp.rotary_dim // 2)
         self.tables = [self.weights.table(n, self.facts.floats, shape) for n in TABLES]
         if hp.sliding_theta is not None:
             self.sliding_tables = [

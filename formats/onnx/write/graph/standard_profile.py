@@ -84,7 +84,7 @@ class StandardProfile:
     def _angles(
         self, places: ir.Value, name: str, rates: NDArray[np.float32], amplitude: float
     ) -> list[ir.Value]:
-        """Cosines and sines [batch, sequence, head / 2] of positions."""
+        """Cosines and sines [batch, sequence, rotated channels / 2] of positions."""
         builder, floats, found = self.builder, self.facts.floats, []
         angles = builder.op("Mul", places, builder.constant(name, rates))
         for function in ("Cos", "Sin"):
@@ -114,9 +114,11 @@ class StandardProfile:
         query, key, value = qkv
         if self.facts.rotating[layer]:
             rotary = self.rotary[0 if self.facts.windows[layer] is None else -1]
-            pairs: dict[str, Any] = {"interleaved": 1} if self.facts.rotary_pairs else {}
-            query = builder.op("RotaryEmbedding", query, *rotary, num_heads=hp.heads, **pairs)
-            key = builder.op("RotaryEmbedding", key, *rotary, num_heads=hp.kv_heads, **pairs)
+            how: dict[str, Any] = {"interleaved": 1} if self.facts.rotary_pairs else {}
+            if hp.rotary_dim != hp.head_dim:
+                how["rotary_embedding_dim"] = hp.rotary_dim
+            query = builder.op("RotaryEmbedding", query, *rotary, num_heads=hp.heads, **how)
+            key = builder.op("RotaryEmbedding", key, *rotary, num_heads=hp.kv_heads, **how)
         softcap: dict[str, Any] = {} if hp.score_softcap is None else {"softcap": hp.score_softcap}
         return builder.ops(
             "Attention",
