@@ -13,7 +13,8 @@ from typing import Any
 
 from zenconvert.errors import InvalidInput, Unsupported
 from zenconvert.formats.safetensors_container import Entry
-from zenconvert.model.architecture import Wrapper, for_model_type, wrapper_of
+from zenconvert.model.architecture import for_model_type, wrapper_of
+from zenconvert.model.table_rows import Wrapper
 
 _SHARED = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
 """Keys of the outer config that hold for the tower, where it says nothing itself."""

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from zenconvert.model.architecture import Balance, Module, TensorName
+from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, StoredTensor, Tensor
 from zenconvert.model.encoding import Dense
+from zenconvert.model.table_rows import Balance, Module
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -150,8 +151,9 @@ def by_hand(folder: Path, **changes: Any) -> Checkpoint:
         ],
     )
     sizes = SimpleNamespace(
-        layers=config["num_hidden_layers"], hidden=config["hidden_size"], vocab=config["vocab_size"]
-    )
+        layers=config["num_hidden_layers"], hidden=config["hidden_size"],
+        vocab=config["vocab_size"], length_border=0,
+    )  # fmt: skip
     return Checkpoint(
         path=folder,
         format="hf",

@@ -21,9 +21,7 @@ from zenconvert.model.architecture_table import ALWAYS, IGNORED, Table, read_tab
 from zenconvert.model.block_features import BlockFeatures, block_features
 from zenconvert.model.gguf_family import GgufFamily, in_gguf
 from zenconvert.model.hyperparameters import Hyperparameters, Names, from_config
-
-Role = Literal["embed", "linear", "norm", "router", "head"]
-BiasRule = Literal["none", "optional", "required"]
+from zenconvert.model.table_rows import Balance, BiasRule, Module, Wrapper
 
 _STACK: Final = 3
 """Dimensions of a tensor that holds the experts of a layer."""
@@ -32,53 +30,6 @@ _FUSED: Final = 3
 _MOST_EXPERTS: Final = 1 << 16
 _MOST_TOKENS: Final = 1 << 22
 _FOLDER: Final = Path(__file__).parent.parent / "architectures"
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    """One row of an architecture table."""
-
-    name: str
-    """Neutral template, e.g. ``layers.{layer}.attn.q``."""
-    hf: str
-    gguf: str
-    role: Role
-    shape: tuple[str, ...]
-    """Fields of :class:`Hyperparameters`, ``[out, in]``."""
-    bias: BiasRule = "none"
-    bias_flag: str | None = None
-    """Key of the config that says whether there is a bias; transformers goes by it alone."""
-    gguf_operation: str | None = None
-    """Operation that makes GGUF's tensor of HF's, which is the neutral one."""
-    layers: Literal["sparse", "dense"] | None = None
-    """The layers of a mixture that have it; None for all."""
-    hf_also: str | None = None
-    """Another name that tools give it which keep transformers' names of today."""
-    hf_stack: str | None = None
-    """The tensor that has all experts of a layer where transformers keeps them in one,
-    ``[experts, parts · out, in]``."""
-    hf_stack_part: tuple[int, int] = (0, 1)
-    """Which part of the rows of an expert there it is, and of how many."""
-    hf_rows: str | None = None
-    """What HF files have it in, among rows of others, in the table's order; modules that have one
-    name in GGUF are rows of one tensor there in the same way. ``hf`` is its name alone, which some
-    tools write."""
-    gguf_rows: str | None = None
-    """Another tensor that GGUF files may have it in, among rows of others in the table's order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """Modules that read one input, and what puts it out: AWQ may scale the output channels of
-    ``smooth`` and unscale the inputs of ``into``."""
-
-    smooth: str | None
-    """None where nothing may be scaled."""
-    into: tuple[str, ...]
-    kv_to_q: bool = False
-    """The channels are those of key-value heads, each read through several query heads."""
-    one_plus: bool = False
-    """``smooth`` is a norm that multiplies by 1 + its weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,21 +63,6 @@ class TensorName:
     def is_weight(self) -> bool:
         """True for the weight, False for the bias of the module."""
         return self.name.endswith(".weight")
-
-
-@dataclass(frozen=True, slots=True)
-class Wrapper:
-    """A model type that holds a model of the family beside what sees or hears."""
-
-    model_type: str
-    config: str
-    """Key of its config that has the language model's."""
-    text_type: str
-    """The language model's type, where it does not say so itself."""
-    prefixes: Mapping[str, str]
-    """What names of its tensors begin with there → and alone."""
-    beside: tuple[str, ...]
-    """What names of all other tensors begin with."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from zenconvert.errors import InvalidInput
-from zenconvert.model.architecture import Architecture, Balance, TensorName
+from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.table_rows import Balance
 
 HEAD: Final = "head"
 """The input of the output head: the final hidden states after the last norm."""

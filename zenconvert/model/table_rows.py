@@ -1,0 +1,72 @@
+"""Rows of the tables in ``architectures/``: modules, balances, model types around others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["embed", "linear", "norm", "router", "head"]
+BiasRule = Literal["none", "optional", "required"]
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One row of an architecture table."""
+
+    name: str
+    """Neutral template, e.g. ``layers.{layer}.attn.q``."""
+    hf: str
+    gguf: str
+    role: Role
+    shape: tuple[str, ...]
+    """Fields of :class:`Hyperparameters`, ``[out, in]``."""
+    bias: BiasRule = "none"
+    bias_flag: str | None = None
+    """Key of the config that says whether there is a bias; transformers goes by it alone."""
+    gguf_operation: str | None = None
+    """Operation that makes GGUF's tensor of HF's, which is the neutral one."""
+    layers: Literal["sparse", "dense"] | None = None
+    """The layers of a mixture that have it; None for all."""
+    hf_also: str | None = None
+    """Another name that tools give it which keep transformers' names of today."""
+    hf_stack: str | None = None
+    """The tensor that has all experts of a layer where transformers keeps them in one,
+    ``[experts, parts · out, in]``."""
+    hf_stack_part: tuple[int, int] = (0, 1)
+    """Which part of the rows of an expert there it is, and of how many."""
+    hf_rows: str | None = None
+    """What HF files have it in, among rows of others, in the table's order; modules that have one
+    name in GGUF are rows of one tensor there in the same way. ``hf`` is its name alone, which some
+    tools write."""
+    gguf_rows: str | None = None
+    """Another tensor that GGUF files may have it in, among rows of others in the table's order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Modules that read one input, and what puts it out: AWQ may scale the output channels of
+    ``smooth`` and unscale the inputs of ``into``."""
+
+    smooth: str | None
+    """None where nothing may be scaled."""
+    into: tuple[str, ...]
+    kv_to_q: bool = False
+    """The channels are those of key-value heads, each read through several query heads."""
+    one_plus: bool = False
+    """``smooth`` is a norm that multiplies by 1 + its weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapper:
+    """A model type that holds a model of the family beside what sees or hears."""
+
+    model_type: str
+    config: str
+    """Key of its config that has the language model's."""
+    text_type: str
+    """The language model's type, where it does not say so itself."""
+    prefixes: Mapping[str, str]
+    """What names of its tensors begin with there → and alone."""
+    beside: tuple[str, ...]
+    """What names of all other tensors begin with."""
