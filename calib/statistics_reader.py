@@ -161,6 +161,13 @@ class Statistics:
         ):
             raise CorruptFile(f"{self.path}: its windows do not fit its ids and hidden states")
 
+    def check_moments(self) -> None:
+        """Raise UsageError where no second moments were gathered."""
+        if not any(name.endswith(".moments") for name in self._names):
+            raise UsageError(
+                f"{self.path}: holds no second moments; calibrate with --for gptq or --for awq"
+            )
+
     def _input(self, module: str) -> str:
         if module not in self.modules:
             raise UsageError(f"{self.path}: holds no statistics of {module!r}")
@@ -170,9 +177,8 @@ class Statistics:
         import torch
 
         if f"{name}.moments" not in self._names:
-            raise UsageError(
-                f"{self.path}: holds no second moments; calibrate with --for gptq or --for awq"
-            )
+            self.check_moments()
+            raise CorruptFile(f"{self.path}: the moments of {name} are missing")
         packed = self._read(f"{name}.moments")
         if packed.shape != (columns * (columns + 1) // 2,) or packed.dtype != np.float32:
             raise CorruptFile(f"{self.path}: the moments of {name} have a size that does not fit")

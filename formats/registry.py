@@ -170,7 +170,10 @@ FORMATS: Final[dict[str, Format]] = {
 def format_named(name: str) -> Format:
     """The format of a target. Raises UsageError."""
     if name not in FORMATS:
-        raise UsageError(f"there is no format {name!r}; known are {', '.join(FORMATS)}")
+        known = ", ".join(FORMATS)
+        raise UsageError(
+            f"there is no format {name!r}; known are {known}; write format[:type], e.g. gguf:q4_k_m"
+        )
     return FORMATS[name]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +14,8 @@ from zenconvert.base.places import check_places
 from zenconvert.base.progress import Progress, silent
 from zenconvert.calib.methods import METHODS
 from zenconvert.calib.solvers.solution import ModuleReport
-from zenconvert.errors import ZenError
+from zenconvert.errors import InputWarning, ZenError
+from zenconvert.formats.registry import FORMATS, format_named
 from zenconvert.model.target import Options, Solver, Target
 from zenconvert.opening.sources import open_checkpoint, with_pre
 from zenconvert.planning.plan import Importance, Plan
@@ -93,6 +95,7 @@ def convert(
     checkpoint = with_pre(open_checkpoint(source, config), variant.options.pre_tokenizer)
     stage = progress or silent
     check_places({"the source": checkpoint.path}, {"OUT": out})
+    _look_at_name(out, target)
     chosen = knowledge.solver_for(target.format, solver)
     if calibrating is not None or METHODS[chosen].needs_statistics:
         device = take_device(device)
@@ -110,6 +113,22 @@ def convert(
         final = variant.plan_solved(over, planned, modules)
         result = run(final, out, force=force, stage=stage)
     return replace(result, modules=modules)
+
+
+def _look_at_name(out: Path, target: Target) -> None:
+    """Warn of a name that will mislead whoever reads it."""
+    suffixes = {one.suffix for one in FORMATS.values() if one.suffix} | {".onnx", ".safetensors"}
+    own = format_named(target.format).suffix
+    if own is None and out.suffix.lower() in suffixes:
+        warnings.warn(
+            InputWarning(f"{out}: {target.format} targets are folders, and this looks like a file"),
+            stacklevel=3,
+        )
+    elif own is not None and out.suffix.lower() != own:
+        warnings.warn(
+            InputWarning(f"{out}: most programs know {target.format} files by the suffix {own}"),
+            stacklevel=3,
+        )
 
 
 def plan(
@@ -131,7 +150,7 @@ def plan(
     pre = options.pre_tokenizer if options is not None else None
     checkpoint = with_pre(open_checkpoint(source, config), pre)
     knowledge = Knowledge(importance, statistics, None)
-    knowledge.solver_for(target.format, solver)
+    chosen = knowledge.solver_for(target.format, solver)
     variant = Variant(
         out.name,
         out,
@@ -141,7 +160,10 @@ def plan(
         allow_requantize=allow_requantize,
     )
     weights = knowledge.from_files(checkpoint)
-    return variant.plan(checkpoint, weights, threads or usable_cores())
+    planned = variant.plan(checkpoint, weights, threads or usable_cores())
+    if METHODS[chosen].needs_statistics and grids_of(planned):
+        knowledge.stored(checkpoint).check_moments()
+    return planned
 
 
 def _target(to: str | Target) -> Target:

@@ -111,7 +111,7 @@ def _refuse_foreign_options(options: Options, importance: bool) -> None:
     foreign = {
         "--pure": options.pure,
         "--layout": options.layout is not None,
-        "--importance": importance,
+        "--importance (or --stats)": importance,
     }
     if given := [name for name, on in foreign.items() if on]:
         raise UsageError(f"{', '.join(given)} makes no sense for hf targets")

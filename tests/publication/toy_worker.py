@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from zenconvert.base.atomic import write_whole
 from zenconvert.publication.jobs import Failure, Task
 from zenconvert.publication.ledger import Ledger, Record
 from zenconvert.publication.worker import serve
@@ -30,7 +31,8 @@ def perform(task: Task, progress: Callable[[str, int, int], None]) -> dict[str, 
     with (ledger.state / "processes.txt").open("a") as processes:
         processes.write(f"{os.getpid()} {task.kind}\n")
     if (node := os.environ.get("RAY_RAYLET_PID")) is not None:
-        (ledger.state / f"{task.kind} {task.jobs[0][1]} on {node}").touch()
+        told = ledger.state / f"{task.kind} {task.jobs[0][1]} on {node}"
+        write_whole(told, str(os.getpid()).encode())
     for number, (key, name) in enumerate(task.jobs, 1):
         print("noise that a library makes")
         title = f"{task.kind} {name}"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from zenconvert.cli import cli
+from zenconvert.errors import EngineFailed
 from zenconvert.verification import doctor, probing
 from zenconvert.verification.doctor import examine
 from zenconvert.verification.engines import ENGINES
@@ -90,3 +94,68 @@ def test_folders_that_cannot_be_written_are_told(
     advice = "\n".join(found.advice)
     assert "set ZENCONVERT_CACHE" in advice
     assert "NUMBA_CACHE_DIR" in advice
+
+
+BROKEN = {
+    "torch": ("torch", "libtorch_cpu.so: cannot open shared object file", "Install torch"),
+    "llamacpp": ("llama_cpp", "libllama.so: undefined symbol: ggml", "GGML_NATIVE=OFF"),
+    "transformers": ("transformers", "cannot import name 'Auto'", "Install transformers anew"),
+    "onnxruntime": (
+        "onnxruntime", "DLL load failed while importing", "Install zenconvert[onnxruntime] anew"
+    ),
+    "auto-gptq": ("auto_gptq", "undefined symbol: _ZN3c10", "Install zenconvert[auto-gptq] anew"),
+    "autoawq": ("awq", "No module named 'awq_ext'", "Install zenconvert[autoawq] anew"),
+}  # fmt: skip
+
+
+def test_every_engine_is_broken_here() -> None:
+    assert set(BROKEN) == {"torch", *ENGINES} - {"vllm"}  # which asks for a GPU first
+
+
+@pytest.mark.parametrize("engine", BROKEN)
+def test_a_library_that_does_not_load_is_told_with_its_cure(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, what, cure = BROKEN[engine]
+    (tmp_path / module).mkdir()
+    (tmp_path / module / "__init__.py").write_text(f"raise ImportError({what!r})")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    if module not in sys.modules:
+        monkeypatch.syspath_prepend(str(tmp_path))
+    done = CliRunner().invoke(cli, ["doctor", "--engine", engine])
+    assert isinstance(done.exception, EngineFailed), done.output
+    assert done.exception.exit_code == 6
+    told = str(done.exception)
+    assert what in told
+    assert cure in told
+    assert "refuses the config" not in told
+    assert f"engine {engine}: DOES NOT WORK" in done.stdout
+    assert f"  - the {engine} engine does not work here: " in done.stdout
+
+
+def test_what_is_missing_is_told_with_what_to_install(tmp_path: Path) -> None:
+    """In a process that really has none of them, however much of them is left behind."""
+    names = [ENGINES[name].package for name in ENGINES if name != "transformers"]
+    hiding = f"import sys\nsys.modules.update(dict.fromkeys({names}))\n"
+    (tmp_path / "sitecustomize.py").write_text(hiding)
+    engines = [f"--engine={name}" for name in ENGINES if name != "transformers"]
+    command = [sys.executable, "-P", "-m", "zenconvert", "doctor", *engines]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ENGINES:
+        if name != "transformers":
+            install = ENGINES[name].install
+            assert f"engine {name}: – (not installed; install {install})" in done.stdout
+
+
+def test_what_everything_needs_and_is_missing_is_no_health(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usual = doctor._version
+    monkeypatch.setattr(doctor, "probe", lambda name: probing.Probe(name, True, True, "1.0"))
+    monkeypatch.setattr(doctor, "_version", lambda n: None if n == "numba" else usual(n))
+    done = CliRunner().invoke(cli, ["doctor"])
+    assert isinstance(done.exception, EngineFailed)
+    assert "numba is missing" in str(done.exception)
+    assert "numba is missing and always needed: install zenconvert anew" in done.stdout

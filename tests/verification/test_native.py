@@ -381,6 +381,10 @@ class FakeVllm:
     class LLM:
         def __init__(self, model: str, **options: Any) -> None:
             assert options["trust_remote_code"] is False
+            self.longest = options["max_model_len"]
+            context = json.loads((Path(model) / "config.json").read_text())
+            if self.longest > context["max_position_embeddings"]:
+                raise ValueError("User-specified max_model_len is greater than the derived one")
             self.network = _Network(AutoModelForCausalLM.from_pretrained(model))
 
         def apply_model(self, function: Callable[[Any], Any]) -> list[Any]:
@@ -388,6 +392,7 @@ class FakeVllm:
 
         def generate(self, prompts: Any, sampling: Any, use_tqdm: bool) -> list[Any]:
             ids = list(prompts[0]["prompt_token_ids"])
+            assert len(ids) + sampling["max_tokens"] <= self.longest, "longer than max_model_len"
             for _ in range(sampling["max_tokens"]):
                 states = self.network(torch.tensor([ids]))
                 ids.append(int(self.network.compute_logits(states[-1:]).argmax()))
@@ -416,10 +421,29 @@ def test_vllm_gives_the_logits_of_the_prefill(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv(name, "")
     ids = tuple(np.random.default_rng(3).integers(0, 8000, 20).tolist())
     windows = [Window("a", "und", ids), Window("b", "und", ids[4:])]
-    engine = VllmEngine(open_checkpoint(FOLDER), windows, threads=1, device="cpu")
+    engine = VllmEngine(open_checkpoint(FOLDER), windows, threads=1, device="cpu", room=23)
     other = TransformersEngine(open_checkpoint(FOLDER), windows, threads=1)
     for window, begin, end in ((0, 2, 10), (0, 10, 20), (1, 0, 16), (0, 0, 5)):
         expected = other.logits(window, begin, end)
         np.testing.assert_allclose(engine.logits(window, begin, end), expected, atol=0.4)
     assert engine.generate(ids, 3) == other.generate(ids, 3)
     assert len(json.dumps(engine.generate(ids, 1))) > 2
+
+
+def test_vllm_windows_that_fill_the_context(
+    monkeypatch: pytest.MonkeyPatch, model: Callable[[str], Path]
+) -> None:
+    """vLLM refuses prompts that leave no room for a token, and more room than the model has."""
+    monkeypatch.setitem(sys.modules, "vllm", FakeVllm)
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_ALLOW_INSECURE_SERIALIZATION"):
+        monkeypatch.setenv(name, "")
+    checkpoint = open_checkpoint(model("qwen2"))
+    context = checkpoint.hyperparameters.context
+    ids = tuple(np.random.default_rng(3).integers(0, 500, context).tolist())
+    engine = VllmEngine(checkpoint, [Window("a", "und", ids)], threads=1, device="cpu")
+    other = TransformersEngine(checkpoint, [Window("a", "und", ids)], threads=1)
+    last = context - 1
+    expected = other.logits(0, last - 4, last)
+    np.testing.assert_allclose(engine.logits(0, last - 4, last), expected, atol=0.4)
+    alone = VllmEngine(checkpoint, [], threads=1, device="cpu", room=40)
+    assert len(alone.generate(ids[:30], 10)) == 10

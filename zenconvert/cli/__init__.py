@@ -32,6 +32,7 @@ def __getattr__(name: str) -> Any:
 
 def main() -> None:
     """Entry point. Ends with the exit code of the error's class."""
+    _open_what_is_closed()
     # to the interpreters that libraries start: the folder of the user is no place to import from
     os.environ["PYTHONSAFEPATH"] = "1"
     pressed = _Pressed()
@@ -52,6 +53,17 @@ def main() -> None:
             _end(_INTERRUPTED, EXIT_INTERRUPTED)
         _told(error)
         raise
+
+
+def _open_what_is_closed() -> None:
+    """Give every standard stream that is closed to nobody: what is opened next would take its
+    place, and be written to by whoever prints."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            setattr(sys, name, open(number, "r+", closefd=False))  # noqa: SIM115
 
 
 class _Pressed:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +9,11 @@ import click
 
 from zenconvert.cli.config import config_option, ignore_key_option, pre_option
 from zenconvert.cli.devices import taken
-from zenconvert.cli.printing import echo, echo_json, echo_table, new_bar, size
+from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages
 from zenconvert.cli.sampling import codes, sampling_options, take_sampling
 from zenconvert.model.target import parse_size
 
 if TYPE_CHECKING:
-    from zenconvert.calib.walk import LayerProgress
     from zenconvert.solve.calibration import Calibration
 
 
@@ -56,7 +52,7 @@ def calibrate(
     from zenconvert.solve.calibration import calibrate as run
 
     sampling = take_sampling(given)
-    with _layers(quiet=as_json) as progress:
+    with stages(quiet=as_json) as progress:
         done = run(
             source,
             out,
@@ -65,7 +61,7 @@ def calibrate(
             **sampling.values,
             max_disk=parse_size(max_disk) if max_disk is not None else None,
             announce=None if as_json else lambda count: _announce(out, count),
-            progress=progress,
+            progress=lambda at: progress("calibrating", at.done * at.layers, at.layers),
             **given,
         )
     if as_json:
@@ -112,27 +108,3 @@ def _print(done: Calibration) -> None:
                 echo(f"not reached in {language}: {len(missed)} ({shown})")
     for path in done.files:
         echo(f"{path} ({size(path.stat().st_size)})")
-
-
-@contextmanager
-def _layers(*, quiet: bool) -> Iterator[Callable[[LayerProgress], None] | None]:
-    """Progress per layer: a bar on a terminal, elsewhere a line as each layer begins."""
-    if quiet:
-        yield None
-        return
-    if not sys.stderr.isatty():
-        seen: set[int] = set()
-
-        def line(at: LayerProgress) -> None:
-            if at.layer not in seen:
-                seen.add(at.layer)
-                left = f", {at.seconds_left:.0f} s left" if at.seconds_left is not None else ""
-                echo(f"layer {at.layer + 1} of {at.layers}{left}", err=True)
-
-        yield line
-        return
-    with new_bar() as bar:
-        task = bar.add_task("layers", total=1.0)
-        yield lambda at: bar.update(
-            task, description=f"layer {at.layer + 1} of {at.layers}", completed=at.done
-        )

@@ -12,7 +12,7 @@ import click
 from zenconvert.base.escaping import json_text
 from zenconvert.calib.methods import METHODS
 from zenconvert.cli.config import config_option, ignore_key_option
-from zenconvert.cli.devices import taken
+from zenconvert.cli.devices import taken, was_given
 from zenconvert.cli.outputs import check_outputs, write_side_file
 from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages
 from zenconvert.cli.sampling import sampling_options, take_sampling
@@ -168,7 +168,11 @@ def told(fact: Fact) -> str:
 @click.option("--calibrate", is_flag=True, help="Gather the statistics in this run.")
 @sampling_options
 @click.option("--sequential", is_flag=True, help="Calibrate on the quantized outputs before.")
-@click.option("--max-module-error", type=float, help="Fail above this weighted relative error.")
+@click.option(
+    "--max-module-error",
+    type=click.FloatRange(min=0),
+    help="Fail above this weighted relative error.",
+)
 @click.option(
     "--report", type=click.Path(path_type=Path), help="Write what the solver did to every module."
 )
@@ -199,6 +203,10 @@ def convert(
     check_outputs(read, {"--report": report}, out)
     solves = calibrate or given["statistics"] is not None
     device = taken(sampling.device) if solves else sampling.device
+    if not solves and max_module_error is not None:
+        raise UsageError("--max-module-error goes with --calibrate or --stats")
+    if not solves and was_given():
+        echo("device: --device has no use without --calibrate or --stats", err=True)
     with stages(quiet=as_json) as progress:
         result = conversion.convert(
             source,

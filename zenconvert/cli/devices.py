@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from zenconvert.base.machine import AUTO, take_device
 from zenconvert.cli.printing import echo
@@ -29,3 +30,9 @@ def taken(device: str) -> str:
         why = " (torch sees no GPU)" if found == "cpu" else " (the GPU that torch sees)"
     echo(f"device: {found}{why}", err=True)
     return found
+
+
+def was_given() -> bool:
+    """Whether the command at work was told a device."""
+    source = click.get_current_context().get_parameter_source("device")
+    return source is ParameterSource.COMMANDLINE

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def doctor(engines: tuple[str, ...], as_json: bool) -> None:
     """Say what is installed, which engines work on this machine, and what to mend.
 
-    Every engine runs the bundled model in a process of its own. Exit codes: 0 all that are
-    installed work, 6 one does not.
+    Every engine runs the bundled model in a process of its own. Exit codes: 0 what is installed
+    works, 6 something does not, or is missing though everything needs it.
     """
     from zenconvert.verification.doctor import examine
 
@@ -37,8 +37,10 @@ def doctor(engines: tuple[str, ...], as_json: bool) -> None:
         _print(found)
     if not found.is_well:
         broken = [one for one in found.engines if one.installed and not one.works]
-        lines = "".join(f"\n  - {one.engine}: {one.text}. {one.mend}" for one in broken)
-        raise EngineFailed(f"an engine that is installed does not work here:{lines}")
+        lines = [f"{name} is missing: install zenconvert anew" for name in found.missing]
+        lines += [f"{one.engine}: {one.text}. {one.mend}" for one in broken]
+        listed = "".join(f"\n  - {line}" for line in lines)
+        raise EngineFailed(f"something that is installed does not work here:{listed}")
 
 
 def _print(found: Diagnosis) -> None:
@@ -56,7 +58,8 @@ def _print(found: Diagnosis) -> None:
     echo()
     for one in found.engines:
         state = "works" if one.works else "DOES NOT WORK" if one.installed else "–"
-        echo(f"engine {one.engine}: {state} ({one.text})")
+        install = "" if one.installed else f"; {one.mend}"
+        echo(f"engine {one.engine}: {state} ({one.text}{install})")
     if found.advice:
         echo("\nto mend or to install:")
     for line in found.advice:

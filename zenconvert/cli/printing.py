@@ -98,7 +98,7 @@ def _cells(row: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def stages(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+def stages(*, quiet: bool = False) -> Iterator[Callable[[str, float, int], None]]:
     """Progress of named stages with rate and time left: bars on a terminal, elsewhere a line as a
     stage begins and two a minute while it lasts."""
     if quiet:
@@ -110,7 +110,7 @@ def stages(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     with new_bar() as bar:
         tasks: dict[str, TaskID] = {}
 
-        def update(name: str, done: int, total: int) -> None:
+        def update(name: str, done: float, total: int) -> None:
             if name not in tasks:
                 tasks[name] = bar.add_task(plain(name), total=total)
             bar.update(tasks[name], completed=done)
@@ -122,10 +122,10 @@ class _Lines:
     """Progress as plain lines."""
 
     def __init__(self) -> None:
-        self.begun: dict[str, tuple[float, int]] = {}
+        self.begun: dict[str, tuple[float, float]] = {}
         self.told: dict[str, float] = {}
 
-    def __call__(self, name: str, done: int, total: int) -> None:
+    def __call__(self, name: str, done: float, total: int) -> None:
         now = time.monotonic()
         if name not in self.begun:
             self.begun[name], self.told[name] = (now, done), now

@@ -86,6 +86,7 @@ def verify(
     """
     from zenconvert.verification.gate import gate as judge
     from zenconvert.verification.measurement import verify as run
+    from zenconvert.verification.policy import Policy
     from zenconvert.verification.report import Report
 
     if against is not None and policy is None:
@@ -99,14 +100,15 @@ def verify(
     )  # fmt: skip
     codes = [c.strip() for c in languages.split(",") if c.strip()] if languages else None
     earlier = Report.from_json(against) if against is not None else None
+    known = Policy.load(policy) if policy is not None else None  # before the work
     given["device"] = taken(given["device"])
     with stages() as progress:
         report = run(
             reference, candidate, languages=codes, config=config, progress=progress, **given
         )
     verdict = None
-    if policy is not None:
-        verdict = judge(report, policy, against=earlier, config=config)
+    if known is not None:
+        verdict = judge(report, known, against=earlier, config=config)
     _print(report)
     if json_file is not None:
         _write_report(json_file, report, verdict)

@@ -27,7 +27,7 @@ class Target:
     def parse(cls, text: str) -> Target:
         """Parse ``format[:type]``. Raises UsageError when it is malformed."""
         name, _, kind = text.strip().lower().partition(":")
-        if not re.fullmatch(r"[a-z]+", name) or not re.fullmatch(r"[a-z0-9_\-]*", kind):
+        if not re.fullmatch(r"\w+", name, re.ASCII) or not re.fullmatch(r"[a-z0-9_\-]*", kind):
             raise UsageError(f"target {text!r} is malformed; write format[:type], e.g. gguf:q4_k_m")
         return cls(name, kind)
 

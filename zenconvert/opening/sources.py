@@ -19,6 +19,7 @@ from zenconvert.models import builtin_path
 _LOOKS_LIKE_ID: Final = re.compile(r"(?P<id>[^/\s@\\]+/[^/\s@\\]+)(@(?P<revision>\S+))?")
 _HUB_ID: Final = re.compile(r"(?=.{1,96}$)[A-Za-z0-9_][\w.\-]*/[A-Za-z0-9_]([\w.\-]*\w)?", re.ASCII)
 _REVISION: Final = re.compile(r"\w[\w.\-/]{0,254}", re.ASCII)
+_HOW_TO_NAME: Final = "; models of the Hub are named organisation/name[@revision]"
 _WANTED: Final = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*"]
 
 
@@ -90,9 +91,15 @@ def resolve(source: str | Path) -> Path:
         return path
     match = _LOOKS_LIKE_ID.fullmatch(text)
     if match is None or isinstance(source, Path) or text.startswith((".", "~")):
-        raise SourceNotFound(f"{shown(path)}: there is no such file or folder")
+        raise SourceNotFound(f"{_what_it_is_not(text, path)}{_HOW_TO_NAME}")
     _check_id(match["id"], match["revision"])
     return _download(match["id"], match["revision"])
+
+
+def _what_it_is_not(text: str, path: Path) -> str:
+    if re.match(r"https?://", text):
+        return f"{text!r:.200}: this is an address, not a model's name"
+    return f"{shown(path)}: there is no such file or folder"
 
 
 def _check_id(name: str, revision: str | None) -> None:

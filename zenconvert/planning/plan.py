@@ -309,7 +309,8 @@ def _importance_problems(
         yield (
             choice.name,
             f"{choice.encoding} needs importance weights and there are none: at so few bits the "
-            "result would be garbage; give an imatrix file that covers it with --importance",
+            "result would be garbage; give an imatrix file that covers it with "
+            "--importance, or take --stats or --calibrate",
         )
     for part in choice.parts:
         weights = importance.get(part.name) if importance is not None else None

@@ -18,7 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from zenconvert.base.machine import memory_errors
-from zenconvert.errors import InvalidInput, Unsupported
+from zenconvert.errors import InvalidInput, MissingDependency, Unsupported
 
 Call = Callable[..., Any]
 
@@ -41,14 +41,19 @@ class Skeleton:
     def __init__(self, config: Mapping[str, Any], *, device: str, where: str) -> None:
         """``config`` in the vocabulary of ``config.json``; ``where`` names the model in errors.
 
-        Raises InvalidInput when transformers refuses the config, and Unsupported when the model is
-        not a stack of layers.
+        Raises InvalidInput when transformers refuses the config, MissingDependency when it lacks a
+        library, and Unsupported when the model is not a stack of layers.
         """
         self.where = where
         with memory_errors(where):
             try:
                 with quiet():
                     self.model = _weightless(_settings(config))
+            except ImportError as error:
+                raise MissingDependency(
+                    f"{where}: transformers cannot run it: {error}; install zenconvert anew, or "
+                    "what is named here"
+                ) from error
             except Exception as error:  # an odd config makes transformers raise anything
                 told = f"{where}: transformers refuses the config: {error!r}"
                 raise InvalidInput(told) from error

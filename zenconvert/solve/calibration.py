@@ -122,6 +122,11 @@ def calibrate(
     check_places({"the source": source, "--config": config, "--samples": samples}, outputs)
     target = _Outputs.plan(Path(out), imatrix, force=force)
     moments = _needs_moments(purposes)
+    if target.only_imatrix and moments:
+        raise UsageError(
+            f"{out}: an imatrix (.gguf) has no room for what gptq and awq need; give OUT another "
+            "name, for example with .stats, and --imatrix for an imatrix beside it"
+        )
     device = take_device(device)
     checkpoint = open_checkpoint(source, config, pre)
     check_places({"the source": checkpoint.path}, outputs)

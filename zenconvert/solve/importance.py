@@ -124,10 +124,12 @@ class Knowledge:
 
     def origin(self, checkpoint: Checkpoint) -> Statistics | Calibrating:
         """Where a solver gets its statistics from. Raises as ``open_statistics``."""
+        return self.stored(checkpoint) if self.calibrating is None else self.calibrating
+
+    def stored(self, checkpoint: Checkpoint) -> Statistics:
+        """The statistics of the file that is given. Raises as ``open_statistics``."""
         from zenconvert.calib.statistics_reader import open_statistics
 
-        if self.calibrating is not None:
-            return self.calibrating
         assert self.statistics is not None  # solver_for saw to that
         return open_statistics(self.statistics, checkpoint, logical_rows)
 

@@ -84,14 +84,24 @@ def _samples(source: str | Path) -> Iterator[Sample]:
             f"{source}: there is no such file or folder (a data set of the Hub is written "
             "hub:organisation/name)"
         )
-    files = [path]
-    if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
-    for file in files:
-        if file.suffix.lower() == ".parquet":
-            yield from _rows(_parquet_rows(file), file.name, language_of(file))
-        else:
-            yield from load_file(file, language_of(file))
+    if not path.is_dir():
+        yield from _samples_of(path)
+        return
+    for file in sorted(path.rglob("*")):
+        if file.suffix.lower() in _SUFFIXES and file.is_file():
+            try:
+                yield from _samples_of(file)
+            except CorruptFile as error:
+                raise CorruptFile(
+                    f"{path}: {error} (every file of text in the folder is read)"
+                ) from error
+
+
+def _samples_of(file: Path) -> Iterator[Sample]:
+    if file.suffix.lower() == ".parquet":
+        yield from _rows(_parquet_rows(file), file.name, language_of(file))
+    else:
+        yield from load_file(file, language_of(file))
 
 
 def _rows(rows: Iterable[Mapping[str, Any]], where: str, language: str) -> Iterator[Sample]:

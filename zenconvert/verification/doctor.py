@@ -73,8 +73,14 @@ class Diagnosis:
 
     @property
     def is_well(self) -> bool:
-        """Whether every engine that is installed works."""
-        return all(engine.works for engine in self.engines if engine.installed)
+        """Whether everything that is always needed is here, and every engine that is installed
+        works."""
+        return not self.missing and all(one.works for one in self.engines if one.installed)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Distributions that are always needed and not installed."""
+        return tuple(name for name in _NEEDED if self.packages[name] is None)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""

@@ -44,14 +44,17 @@ class VllmEngine:
 
         self.api: Any = vllm
         self.windows, self.device = windows, device
-        longest = max(room, *(len(w.ids) for w in windows)) + 1
+        # it wants room for a token behind every prompt, and no more than the model's context: where
+        # a window fills that, its last token is not read, as nobody asks what follows it
+        wanted = max([room, *(len(window.ids) for window in windows)]) + 1
+        self.longest = min(wanted, checkpoint.hyperparameters.context)
         try:
             with clean_folder(checkpoint.path) as folder:
                 self.model: Any = vllm.LLM(
                     model=str(folder),
                     tensor_parallel_size=_parallel(checkpoint) if device != "cpu" else 1,
-                    max_model_len=longest,
-                    max_num_batched_tokens=max(longest, 2048),
+                    max_model_len=self.longest,
+                    max_num_batched_tokens=max(self.longest, 2048),
                     max_num_seqs=1,
                     enable_prefix_caching=False,
                     enforce_eager=True,
@@ -64,10 +67,11 @@ class VllmEngine:
         self.current = -1
 
     def logits(self, window: int, begin: int, end: int) -> torch.Tensor:
-        """Logits float32[end - begin, vocab] of positions of one window, on the CPU."""
+        """Logits float32[end - begin, vocab] of positions of one window, on the CPU; of all but
+        the last where the window fills the model's context."""
         if window != self.current:
             self.model.apply_model(_forget)
-            self._run(self.windows[window].ids, 1)
+            self._run(self.windows[window].ids[: self.longest - 1], 1)
             self.current = window
         parts = self.model.apply_model(partial(_logits, begin=begin, end=end))
         found: torch.Tensor = next(part for part in parts if part is not None)
