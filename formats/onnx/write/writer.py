@@ -19,7 +19,7 @@ from typing import Any, Final
 from zenconvert.errors import Unsupported
 from zenconvert.formats.hf.writer import float_name, folder_config, json_bytes, side_files
 from zenconvert.formats.onnx import genai_config, rotary
-from zenconvert.formats.onnx.codecs import NBitsCodec
+from zenconvert.formats.onnx.codecs import BlockCodec, NBitsCodec
 from zenconvert.formats.onnx.write import layouts
 from zenconvert.formats.onnx.write.choosing import choose, order_name
 from zenconvert.formats.onnx.write.placing import Place, Stack, place
@@ -35,6 +35,11 @@ from zenconvert.model.target import Options, Target
 __all__ = ["TYPES", "choose", "facts", "lay_out"]
 
 _HEAD_STEP: Final = 16
+_FUSED: Final = "session.qdq_matmulnbits_accuracy_level"
+_WHY_FUSED: Final = (
+    "onnxruntime fuses products in standard operators and then rounds activations to eight bits; "
+    "with 0 in that entry of the session, or another runtime, they stay as they are"
+)
 _FEED_FORWARD: Final = {
     "dense": {"ffn.gate", "ffn.up", "ffn.down"},
     "experts": {"moe.router", "moe.{expert}.gate", "moe.{expert}.up", "moe.{expert}.down"},
@@ -101,11 +106,16 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
 
 def _rounded_products(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
     """What the accuracy level does to activations, where any weight is multiplied in integers."""
-    level = parse(target.type).level
-    if level not in _ROUNDED:
+    kind = parse(target.type)
+    level = kind.level
+    if level not in _ROUNDED and not kind.standard:
         return []
     choices = choose(checkpoint, target, options, importance=True)
-    if not any(isinstance(c.codec, NBitsCodec) and not c.codec.explicit for c in choices):
+    if any(isinstance(choice.codec, BlockCodec) for choice in choices):
+        return [Fact(_FUSED, 4, "onnxruntime's session", why=_WHY_FUSED, told=True)]
+    if level not in _ROUNDED or not any(
+        isinstance(c.codec, NBitsCodec) and not c.codec.explicit for c in choices
+    ):
         return []
     why = (
         f"onnxruntime rounds activations to {_ROUNDED[level]} before products; -acc0 keeps them, "
