@@ -356,12 +356,9 @@ def _check_scaling(kind: str, scaling: Mapping[str, Any], where: str) -> None:
     for key in _SCALING_NEEDS.get(kind, ()):
         if scaling.get(key) is None:
             raise InvalidInput(f"{where}: rope_scaling of type {kind} should have a {key}")
-    if (context := scaling.get("original_max_position_embeddings")) is not None:
-        _count(
-            {"rope_scaling.original_max_position_embeddings": context},
-            "rope_scaling.original_max_position_embeddings",
-            where,
-        )
+    context = "original_max_position_embeddings"
+    if context in scaling:  # a null is none of transformers' ways of leaving it out
+        _count({f"rope_scaling.{context}": scaling[context]}, f"rope_scaling.{context}", where)
     if kind == "llama3" and not scaling["high_freq_factor"] > scaling["low_freq_factor"]:
         raise InvalidInput(
             f"{where}: rope_scaling.high_freq_factor should be above low_freq_factor, found "

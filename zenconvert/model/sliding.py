@@ -45,6 +45,10 @@ def windows(
     if types is None:
         first = config.get("max_window_layers")
         first = architecture.defaults["max_window_layers"] if first is None else first
+        if not isinstance(first, int) or first < 0:
+            raise InvalidInput(
+                f"max_window_layers should be a number of layers, found {first!r:.100}"
+            )
         return tuple(None if i < first else hp.sliding_window for i in range(hp.layers))
     if not isinstance(types, list) or len(types) != hp.layers:
         raise InvalidInput(f"layer_types should name {hp.layers} layers, found {types!r:.100}")
