@@ -75,6 +75,16 @@ FAMILIES: dict[str, Family] = {
         ),
         "qwen2", "qwen2",
     ),
+    "qwen2_moe": Family(
+        _sizes(
+            "qwen2_moe", "Qwen2MoeForCausalLM", num_experts=6, num_experts_per_tok=3,
+            moe_intermediate_size=128, shared_expert_intermediate_size=256, norm_topk_prob=False,
+            decoder_sparse_step=1, mlp_only_layers=[], output_router_logits=False,
+            router_aux_loss_coef=0.001, use_sliding_window=False, sliding_window=512,
+            max_window_layers=2, qkv_bias=True,
+        ),
+        "qwen2", "qwen2", onnx=False, refusal="no moe.shared",
+    ),
     "seed_oss": Family(
         _sizes(
             "seed_oss", "SeedOssForCausalLM", head_dim=128, attention_bias=True,

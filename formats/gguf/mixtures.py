@@ -237,7 +237,7 @@ def _kept(tensor: TensorFacts) -> TypeChoice | None:
         return TypeChoice("f32", "vectors stay in f32")
     if not tensor.name.endswith(".weight") or "_norm." in tensor.name:
         return TypeChoice("f32", "norms and biases stay in f32")
-    if "ffn_gate_inp." in tensor.name:
+    if re.search(r"\.ffn_gate_inp(_shexp)?\.", tensor.name):
         return TypeChoice("f32", "routers stay in f32")
     return None
 
@@ -261,7 +261,7 @@ def _by_rule(
         return _output(file_type, tensor)
     if tensor.name == _EMBEDDING:
         return TypeChoice(file_type.embedding or default, f"the embedding in {file_type.name}")
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+?)(_exps)?\.weight", tensor.name)
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+?)(_exps|_shexp)?\.weight", tensor.name)
     if match is None:
         return TypeChoice(default, f"the type of {file_type.name}")
     layer, role = int(match[1]), match[2]

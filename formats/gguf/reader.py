@@ -313,6 +313,8 @@ def _split(info: TensorInfo, names: list[TensorName], hp: Hyperparameters) -> It
     experts = {name.expert for name in names} if info.name != _single(names[0]) else {None}
     rows = sum(name.shape[0] for name in names) // len(experts)
     expected = (rows, *names[0].shape[1:])
+    if rows == 1 and len(info.shape) == 1:
+        expected = expected[-1:]  # ggml does not tell a matrix of one row from a vector
     if experts != {None}:
         expected = (len(experts), *expected)
     if info.shape != expected:

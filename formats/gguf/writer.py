@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -81,7 +82,15 @@ def choose(
     result = [*_derived(checkpoint), *result]
     if file_type not in FLOAT_TYPES:
         result.sort(key=lambda c: _quantizer_order(c.name))
+    if file_type not in FLOAT_TYPES or checkpoint.format == "gguf":
+        result = [replace(c, shape=_without_ones(c.shape)) for c in result]
     return result
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape as ggml has it, and writes it: a matrix of one row is a vector."""
+    first = next((at for at, size in enumerate(shape[:-1]) if size > 1), len(shape) - 1)
+    return shape[first:]
 
 
 def file_type_of(target: Target) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn
 
 from zenconvert.errors import InvalidInput
 from zenconvert.model.block_features import RULES
-from zenconvert.model.hyperparameters import COMPUTED_SIZES, SIZES
+from zenconvert.model.size_names import COMPUTED_SIZES, SIZES
 
 ROLES: Final = ("embed", "linear", "norm", "router", "head")
 LAYERS: Final = ("dense", "sparse_step")

@@ -8,26 +8,6 @@ from typing import Any, Final
 
 from zenconvert.errors import InvalidInput
 
-SIZES: Final = frozenset(
-    {
-        "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context", "rms_eps",
-        "experts", "experts_used", "expert_ffn", "window_period", "score_width", "score_softcap",
-        "logit_softcap", "sliding_theta", "score_growth", "rotary_share", "short_context",
-    }
-)  # fmt: skip
-"""Numbers that a table of a family finds in a config."""
-COMPUTED_SIZES: Final = frozenset(
-    {
-        "q_width",
-        "kv_width",
-        "stated_head_dim",
-        "rope_theta",
-        "sliding_window",
-        "yarn_log",
-        "rotary_dim",
-    }
-)
-"""Sizes that follow from others, or are read in a way of their own."""
 ROPE_KEYS: Final = (
     "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
     "original_max_position_embeddings",
@@ -87,6 +67,10 @@ class Hyperparameters:
     """c in c · tanh(scores / c)."""
     logit_softcap: float | None = None
     """c in c · tanh(logits / c)."""
+    shared_ffn: int = 0
+    """Inner size of the expert that every token reaches, where there is one."""
+    one: int = 1
+    """Rows of a matrix that gives one number."""
     dense_layers: tuple[int, ...] = ()
     """Layers of a mixture that have one network in place of experts."""
     rotary_share: float = 1.0
@@ -198,6 +182,7 @@ def from_config(
         experts=sizes.count("experts", zero=True, optional=True),
         experts_used=sizes.count("experts_used", zero=True, optional=True),
         expert_ffn=sizes.count("expert_ffn", optional=True),
+        shared_ffn=sizes.count("shared_ffn", optional=True),
         sliding_window=_sliding_window(merged, where),
         window_period=sizes.period(),
         score_width=sizes.real("score_width") or float(head_dim),

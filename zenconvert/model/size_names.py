@@ -1,0 +1,28 @@
+"""Names that tables of families have for numbers of a model."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SIZES: Final = frozenset(
+    {
+        "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context", "rms_eps",
+        "experts", "experts_used", "expert_ffn", "shared_ffn", "window_period", "score_width",
+        "score_softcap", "logit_softcap", "sliding_theta", "score_growth", "rotary_share",
+        "short_context",
+    }
+)  # fmt: skip
+"""Numbers that a table of a family finds in a config."""
+COMPUTED_SIZES: Final = frozenset(
+    {
+        "q_width",
+        "kv_width",
+        "stated_head_dim",
+        "rope_theta",
+        "sliding_window",
+        "yarn_log",
+        "rotary_dim",
+        "one",
+    }
+)
+"""Sizes that follow from others, or are read in a way of their own."""
