@@ -51,7 +51,7 @@ OPTIONAL: Config = {
     "auto_map": {},
 }
 """Keys that configs of most families may have."""
-DRAWS = 40
+DRAWS = 15
 
 
 def changes(config: Config) -> Iterator[Config]:
