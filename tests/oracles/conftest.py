@@ -69,6 +69,18 @@ def diffusers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
 
 
 @pytest.fixture(scope="session")
+def ctranslate2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """CTranslate2 4.8."""
+    yield from _running("ctranslate2", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def auto_round(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """AutoRound 0.16."""
+    yield from _running("auto-round", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
 def written(model: Family, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """(family or builtin:NAME, target) → our folder."""
     made: dict[tuple[str, str], Path] = {}
