@@ -12,6 +12,8 @@ from safetensors.numpy import load_file
 
 from tests.calib.whole_models import whole_model
 from tests.differential import runs
+from tests.families import FAMILIES
+from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
 from zenconvert import convert, open_checkpoint, plan
 from zenconvert.errors import InvalidInput, PlanError
@@ -21,29 +23,32 @@ from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.torch_engine import TorchEngine
 
 CASES: dict[str, dict[str, Any]] = {
-    "a list": {"mlp_only_layers": [1, 2]},
+    "a list": {"mlp_only_layers": [1, 2], "decoder_sparse_step": 1},
     "a period": {"mlp_only_layers": [], "decoder_sparse_step": 2},
     "both": {"mlp_only_layers": [3], "decoder_sparse_step": 2},
 }
 DENSE = {"a list": (1, 2), "a period": (0, 2), "both": (0, 2, 3)}
 
 
-def model(case: str, folder: Path) -> Path:
+def model(case: str, folder: Path, family: str = "qwen3_moe") -> Path:
     """A random mixture of four layers, of sizes that groups of 32 divide."""
     folder.mkdir()
     vocab = MAKERS["qwen2"](folder)
     whole_model(
-        "qwen3_moe", folder, vocab_size=vocab, intermediate_size=96, moe_intermediate_size=32,
+        family, folder, vocab_size=vocab, intermediate_size=96, moe_intermediate_size=32,
         **CASES[case],
     )  # fmt: skip
     return folder
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen2_moe"])
 @pytest.mark.parametrize("case", CASES)
-def test_logits_are_those_of_transformers_and_a_copy_is_exact(case: str, tmp_path: Path) -> None:
+def test_logits_are_those_of_transformers_and_a_copy_is_exact(
+    case: str, family: str, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM
 
-    source = model(case, tmp_path / "model")
+    source = model(case, tmp_path / "model", family)
     checkpoint = open_checkpoint(source)
     assert checkpoint.hyperparameters.dense_layers == DENSE[case]
     ids = tuple(np.random.default_rng(1).integers(3, 900, 40).tolist())
@@ -72,6 +77,26 @@ def test_solvers_take_the_linear_modules_of_both_kinds(target: str, tmp_path: Pa
     before = load_file(source / "model.safetensors")
     after = load_file(tmp_path / "decoded" / "model.safetensors")
     assert before.keys() == after.keys()
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "weights of experts that are normalised": ({"norm_topk_prob": True}, "norm_topk_prob is True"),
+    "a head that is the embedding": ({"tie_word_embeddings": True}, "a head of their own"),
+    "windows": ({"use_sliding_window": True}, "use_sliding_window is True"),
+    "an activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    "dense layers": ({"mlp_only_layers": [1]}, "qwen2moe graph has experts in every layer"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_llamacpp_computes_mixtures_with_a_shared_expert_in_one_way(
+    case: str, tmp_path: Path
+) -> None:
+    changes, reason = REFUSED[case]
+    vocab = MAKERS["qwen2"](raw_model(tmp_path, "qwen2"))
+    raw_model(tmp_path, {**FAMILIES["qwen2_moe"].config, **changes}, vocab_size=vocab, biases=True)
+    with pytest.raises(PlanError, match=reason):
+        plan(tmp_path, "gguf:bf16")
 
 
 @pytest.mark.parametrize(("case", "key"), [("a list", "mlp_only"), ("a period", "decoder_sparse")])
