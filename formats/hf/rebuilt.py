@@ -20,8 +20,15 @@ from zenconvert.model import pretokenizer
 _BYTE_LEVEL: Final = {"Qwen2Tokenizer": ("qwen2", "NFC"), "GPT2Tokenizer": ("gpt-2", None)}
 """Class → the rule by which it cuts text, and its normalizer."""
 _LLAMA, _GEMMA = "LlamaTokenizer", "GemmaTokenizer"
-_TAKEN_AS_THEY_ARE: Final = frozenset({"mistral", "mixtral"})
+_TAKEN_AS_THEY_ARE: Final = frozenset({"mistral", "mixtral", "ernie4_5"})
 """Model types for which no named class is built."""
+_OF_TYPE: Final = {
+    "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "qwen3_moe": "Qwen2Tokenizer",
+    "gemma2": _GEMMA, "gemma3": _GEMMA, "gemma3_text": _GEMMA,
+}  # fmt: skip
+"""Model type → the class that is built where none is named."""
+_WHATEVER_IS_NAMED: Final = frozenset({"qwen2"})
+"""Model types whose class is built although another is named."""
 
 
 def rebuilt(
@@ -31,7 +38,7 @@ def rebuilt(
 
     ``settings`` is tokenizer_config.json.
     """
-    name = str(settings.get("tokenizer_class", "")).removesuffix("Fast")
+    name = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
     if definition is None:
         yield (
             "there is no tokenizer.json: tokenizer.model is read as SentencePiece and llama.cpp "
@@ -45,14 +52,19 @@ def rebuilt(
                 "(transformers 4 and llama.cpp put one there); write add_bos_token to say it"
             )
         return
-    if isinstance(model_type, str) and model_type in _TAKEN_AS_THEY_ARE:
+    kind = model_type if isinstance(model_type, str) else ""
+    if kind in _TAKEN_AS_THEY_ARE:
         return
-    found = _difference(name, definition, settings)
+    built = _OF_TYPE.get(kind, "") if not name or kind in _WHATEVER_IS_NAMED else name
+    found = _difference(built, definition, settings)
     if found:
+        is_named = built == name
+        reason = f"tokenizer_class is {name}" if is_named else f"the model is of type {kind}"
+        also = "; with PreTrainedTokenizerFast for a class, transformers takes it too"
         yield (
-            f"tokenizer_class is {name}, and transformers 5 builds that without the normalizer and "
-            f"pre-tokenizer of tokenizer.json: {found} there. tokenizer.json is taken; with "
-            "PreTrainedTokenizerFast for a class, transformers takes it too"
+            f"{reason}, and transformers 5 builds {'that' if is_named else built} without the "
+            f"normalizer and pre-tokenizer of tokenizer.json: {found} there. tokenizer.json is "
+            f"taken{'' if kind in _WHATEVER_IS_NAMED else also}"
         )
 
 

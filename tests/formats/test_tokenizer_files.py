@@ -16,7 +16,7 @@ import pytest
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer
 
-from tests.tokenizer_draws import Draw, draw, pieces, pieces_draw
+from tests.tokenizer_draws import Draw, byte_level_draw, draw, pieces, pieces_draw
 from tests.tokenizers_for_tests import write_json
 from zenconvert import Options, convert, open_checkpoint, plan
 from zenconvert.errors import (
@@ -32,6 +32,7 @@ from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata, tokenizer
 from zenconvert.formats.hf.tokenizer import TextEncoder, read_tokenizer
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
 from zenconvert.model.architecture import for_model_type
+from zenconvert.model.pretokenizer import by_name
 
 Family = Callable[[str], Path]
 Gguf = Callable[[str, str], Path]
@@ -350,3 +351,30 @@ def test_classes_that_transformers_builds_anew_are_warned_of(tmp_path: Path) -> 
     lone = Draw(0, "lone", 1600, {"tokenizer.model": pieces()}).write(tmp_path / "lone")
     told = read_tokenizer(lone, vocab_size=1600).warnings
     assert any("no tokenizer.json" in text for text in told)
+
+
+CLASSES = ("", "PreTrainedTokenizerFast", "LlamaTokenizerFast", "Qwen2Tokenizer", "GemmaTokenizer")
+TYPES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "ernie4_5", "smollm3")
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("kind", TYPES)
+def test_what_transformers_builds_by_the_model_s_type(kind: str, name: str, tmp_path: Path) -> None:
+    """Its ids, or a warning; none where the class's name changes nothing."""
+    chance, rule = random.Random(4), by_name("llama-bpe")
+    assert rule is not None
+    for drawn in (byte_level_draw(4, chance, rule, plain=True), pieces_draw(4, chance, plain=True)):
+        settings = drawn.files["tokenizer_config.json"]
+        settings.pop("tokenizer_class", None)
+        settings |= {"tokenizer_class": name} if name else {}
+        folder = drawn.write(tmp_path / drawn.kind.replace(" ", "-"))
+        write_json(folder / "config.json", {"model_type": kind, "vocab_size": drawn.size})
+        ours = read_tokenizer(folder, vocab_size=drawn.size)
+        theirs, encoder = AutoTokenizer.from_pretrained(folder), TextEncoder(ours)
+        other = [
+            text
+            for text in drawn.texts(12)
+            if theirs.encode(text, add_special_tokens=False) != encoder.encode(text)
+        ]
+        told = [text for text in ours.warnings if "transformers 5 builds" in text]
+        assert bool(told) == bool(other), (drawn.kind, other, ours.warnings)
