@@ -53,6 +53,13 @@ def _sizes(model_type: str, architecture: str, **own: Any) -> Config:
     }
 
 
+def _layer_norms(model_type: str, architecture: str, **own: Any) -> Config:
+    """Of a family whose norms take the mean away."""
+    config = _sizes(model_type, architecture, **own)
+    del config["rms_norm_eps"]
+    return config
+
+
 FAMILIES: dict[str, Family] = {
     "qwen2": Family(CONFIGS["qwen2"], "qwen2", "qwen2"),
     "llama3": Family(CONFIGS["llama3"]),
@@ -172,6 +179,41 @@ FAMILIES: dict[str, Family] = {
         ),
         "mixtral", "mixtral", onnx=False, refusal="rope_type is 'longrope'",
         lost=("rope_scaling.rope_type",),
+    ),
+    "granite": Family(
+        _sizes(
+            "granite", "GraniteForCausalLM", attention_bias=False, mlp_bias=False,
+            rope_scaling=None, attention_multiplier=0.2, embedding_multiplier=12.0,
+            residual_multiplier=0.22, logits_scaling=8.0, pad_token_id=0,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "cohere": Family(
+        _layer_norms(
+            "cohere", "CohereForCausalLM", layer_norm_eps=1e-5, logit_scale=0.5,
+            attention_bias=False, use_qk_norm=False, model_max_length=1024, pad_token_id=0,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "cohere2": Family(
+        _layer_norms(
+            "cohere2", "Cohere2ForCausalLM", num_hidden_layers=8, layer_norm_eps=1e-5,
+            logit_scale=0.5, attention_bias=False, head_dim=64, sliding_window=16,
+            sliding_window_pattern=4, rotary_pct=1.0, layer_switch=4,
+            order_of_interleaved_layers="local_attn_first", position_embedding_type="rope_gptj",
+            rope_scaling=None, use_embedding_sharing=True, use_gated_activation=True,
+            use_parallel_block=True, use_parallel_embedding=False, cache_implementation="hybrid",
+            pad_token_id=0, tie_word_embeddings=True, rope_theta=50000,
+        ),
+    ),
+    "starcoder2": Family(
+        _layer_norms(
+            "starcoder2", "Starcoder2ForCausalLM", norm_epsilon=1e-5, use_bias=True,
+            hidden_act="gelu_pytorch_tanh", sliding_window=None, norm_type="layer_norm",
+            mlp_type="default", residual_dropout=0.1, embedding_dropout=0.1,
+            tie_word_embeddings=True,
+        ),
+        llamacpp=1e-2,
     ),
     "smollm3": Family(
         _sizes(

@@ -39,6 +39,22 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "computes olmo2 models with 500000",
     ),
+    "no biases where the graph has some": (
+        "starcoder2", {"use_bias": False}, "starcoder2 graph has a bias of",
+    ),
+    "another function between the matrices": (
+        "starcoder2", {"hidden_act": "gelu"}, "hidden_act is 'gelu'",
+    ),
+    "norms of heads that no model of so few layers has": (
+        "cohere", {"use_qk_norm": True}, "use_qk_norm is True",
+    ),
+    "scaled rotations": (
+        "cohere2", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "no such scaling",
+    ),
+    "a head of its own": (
+        "cohere2", {"tie_word_embeddings": False}, "has no head but the embedding",
+    ),
+    "heads of another size": ("granite", {"head_dim": 32}, "heads of hidden / heads only"),
 }  # fmt: skip
 
 
@@ -47,6 +63,6 @@ def test_it_is_refused(case: str, tmp_path: Path) -> None:
     name, changes, message = REFUSED[case]
     vocab = MAKERS["llama3"](tmp_path)
     config = {**FAMILIES[name].config, "hidden_size": 64, "intermediate_size": 64, **changes}
-    raw_model(tmp_path, config, vocab_size=vocab, bos_token_id=1, eos_token_id=2)
+    raw_model(tmp_path, config, vocab_size=vocab, bos_token_id=1, eos_token_id=2, biases=True)
     with pytest.raises(PlanError, match=message):
         plan(tmp_path, "gguf:f32")

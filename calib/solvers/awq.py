@@ -134,11 +134,12 @@ class _Block:
         self.drift = 0.0
 
     def needs_powers_of_two(self, balance: Balance) -> bool:
-        """Whether a matrix that stays dense is folded, which any other scale would round."""
+        """Whether more is folded than one dense vector, which any other scale would round: a matrix
+        that stays dense, or a norm with a bias."""
         linear = self.weights[balance.smooth].ndim == 2
-        return not self.quantized.issuperset(balance.into) or (
-            linear and balance.smooth not in self.quantized
-        )
+        dense = linear and balance.smooth not in self.quantized
+        both = not linear and balance.smooth in self.biases
+        return not self.quantized.issuperset(balance.into) or dense or both
 
     def fold(self, balance: Balance, wanted: torch.Tensor) -> torch.Tensor:
         """Fold channel scales near those wanted (those, where they are powers of two); returns the
@@ -180,11 +181,11 @@ class _Block:
             divided = self._stored((before + one) / scale - one)
             self.weights[name] = torch.where(scale == 1, before, divided)
             self._check(before + one, (self.weights[name] + one) * scale)
-            return
-        self.weights[name] = before / scale[:, None]
-        if name not in self.quantized:
-            self.dense.add(name)
-            self._check(self.weights[name], self._stored(self.weights[name]))
+        else:
+            self.weights[name] = before / scale[:, None]
+            if name not in self.quantized:
+                self.dense.add(name)
+                self._check(self.weights[name], self._stored(self.weights[name]))
         if name in self.biases:
             bias = self.biases[name]
             self.biases[name] = self._stored(bias / scale)

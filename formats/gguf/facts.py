@@ -20,6 +20,7 @@ from zenconvert.model.target import Options, Target
 _RUNTIME: Final = "llama.cpp"
 _COMPUTED: Final = (
     "score_width", "score_softcap", "logit_softcap", "sliding_theta", "score_growth",
+    "score_scale", "embedding_factor", "residual_factor", "logit_factor", "logit_divisor",
 )  # fmt: skip
 """Sizes that change what is computed, and that only some architectures have keys for."""
 _EVERY_LAYER: Final[tuple[object, ...]] = (None, [], 1)
@@ -167,11 +168,11 @@ def _dense_layers(checkpoint: Checkpoint) -> Iterator[Fact]:
 
 def _biases(checkpoint: Checkpoint) -> Iterator[Fact]:
     architecture = checkpoint.architecture
-    for module in architecture.modules:
-        if module.name not in architecture.in_gguf.no_biases or module.bias_flag is None:
-            continue
-        tensor = f"{module.name.replace('{layer}', '0')}.bias"
-        if tensor in checkpoint.tensors:
-            why = f"llama.cpp's {architecture.gguf} graph has no bias of {module.gguf}"
-            yield Fact(module.bias_flag, True, "", exact=False, why=why, refused=True)
+    family = architecture.in_gguf
+    for module in [m for m in architecture.modules if m.bias_flag is not None]:
+        there = f"{module.name.replace('{layer}', '0')}.bias" in checkpoint.tensors
+        if there == (module.name in family.no_biases) and (there or family.needs_biases):
+            has = "no" if there else "a"
+            why = f"llama.cpp's {architecture.gguf} graph has {has} bias of {module.gguf}"
+            yield Fact(str(module.bias_flag), there, "", exact=False, why=why, refused=True)
             return

@@ -15,8 +15,9 @@ from zenconvert.errors import CorruptFile
 from zenconvert.formats.gguf.container import KeyValue
 from zenconvert.formats.gguf.rope import scaling_keys
 from zenconvert.model.architecture import Architecture
-from zenconvert.model.architecture_table import FILE_TYPE, ROTATIONS
-from zenconvert.model.hyperparameters import Hyperparameters, at_path
+from zenconvert.model.architecture_table import FILE_TYPE, ROTATIONS, TEXT
+from zenconvert.model.config_numbers import at_path
+from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.sliding import FULL, SLIDES, layer_types
 
 _READ: Final = frozenset(
@@ -69,6 +70,8 @@ def model_keys(
             keys |= {f"{prefix}{name}": value for name, value in scaling_keys(hp, family).items()}
         elif key.type == FILE_TYPE:
             keys["general.file_type"] = file_type
+        elif key.type == TEXT:
+            keys[f"{prefix}{key.name}"] = ("str", key.size)
         else:
             number = hp.number(key.size) if key.size != "sliding_window" or any(slides) else None
             number = 0 if number is None and key.or_zero else number
@@ -189,7 +192,7 @@ def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]
     family, found = architecture.in_gguf, dict[str, float]()
     required = _REQUIRED | {size for size in architecture.names if size.startswith("expert")}
     for key in family.keys:
-        if key.type in (ROTATIONS, FILE_TYPE) or key.size in _TOLD_OTHERWISE or key.unread:
+        if key.type in (ROTATIONS, FILE_TYPE, TEXT) or key.size in _TOLD_OTHERWISE or key.unread:
             continue
         size = "head_dim" if key.size == "stated_head_dim" else key.size
         if size in found:

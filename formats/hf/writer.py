@@ -21,9 +21,9 @@ from zenconvert.model import meaning
 from zenconvert.model.architecture import TensorName, in_rows, joined_shape
 from zenconvert.model.checkpoint import Checkpoint, Tensor
 from zenconvert.model.encoding import BF16, F16, F32, Dense
-from zenconvert.model.hyperparameters import rope_type
 from zenconvert.model.layout import Choice, Layout, OutputFile, Slot
 from zenconvert.model.meaning import Fact
+from zenconvert.model.rotations import rope_type
 from zenconvert.model.target import Options, Target
 
 DTYPES: Final[dict[str, Dense]] = {"bf16": BF16, "f16": F16, "f32": F32}

@@ -37,7 +37,7 @@ _PERIOD: Final = 4
 def rotated(architecture: Architecture, windows: Sequence[int | None]) -> list[bool]:
     """Whether every layer rotates positions, or has none; ``windows`` of the layers."""
     rule, slides = architecture.block.rotates, [size is not None for size in windows]
-    if rule == "sliding" and any(slides):
+    if rule == "sliding" or (rule == "sliding_or_all" and any(slides)):
         return slides
     if rule != "three_of_four":
         return [True] * len(slides)

@@ -54,6 +54,7 @@ _GGUF_GRAPH: Final[dict[str, Callable[[Any], bool]]] = {
     "scalings": lambda value: isinstance(value, list) and set(value) <= SCALINGS,
     "yarn_betas": lambda value: isinstance(value, bool),
     "no_biases": lambda value: isinstance(value, list),
+    "biases": ("optional", "required").__contains__,
     "window_period": lambda value: type(value) is int,
     "head": ("any", "tied", "own").__contains__,
     "pattern": ("other", "always").__contains__,
@@ -81,6 +82,8 @@ is implied."""
 ZERO: Final = " or 0"
 """After a size in ``[gguf_keys]``: 0 is written where the model has none."""
 _GGUF_TYPES: Final = ("u32", "f32")
+TEXT: Final = "text"
+"""Before a word in ``[gguf_keys]`` that all files have there."""
 _BALANCE: Final = {"heads": "kv_to_q", "through": "1+w"}
 """What else a balance row may say, and how."""
 BLOCK_KEYS: Final = frozenset(RULES)
@@ -251,7 +254,7 @@ class _Check:
         self._facts("gguf_tokenizer", values, _GGUF_TOKENIZER)
         known = {*SIZES, *COMPUTED_SIZES}
         for key, row in values["gguf_keys"].items():
-            if row in (ROTATIONS, FILE_TYPE):
+            if row in (ROTATIONS, FILE_TYPE) or str(row).startswith(f"{TEXT} "):
                 continue
             kind, _, size = row.partition(" ") if isinstance(row, str) else ("", "", "")
             plain = size.removesuffix(OTHER).removesuffix(UNREAD).removesuffix(ZERO)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 WINDOWS: Final = ("none", "every_layer", "every_layer_if_used", "upper_layers", "pattern")
-ROTATES: Final = ("every_layer", "three_of_four", "sliding")
+ROTATES: Final = ("every_layer", "three_of_four", "sliding", "sliding_or_all")
 HEAD_NORMS: Final = ("none", "heads", "whole")
 
 RULES: Final[dict[str, Callable[[Any], bool]]] = {
@@ -20,6 +20,8 @@ RULES: Final[dict[str, Callable[[Any], bool]]] = {
     "head_norms": HEAD_NORMS.__contains__,
     "rotary": ("halves", "pairs").__contains__,
     "rotates": ROTATES.__contains__,
+    "norms": ("rms", "layer").__contains__,
+    "halves": ("in_turn", "parallel").__contains__,
 }
 """Key of ``[block]`` → whether a value is understood."""
 
@@ -32,12 +34,17 @@ class BlockFeatures:
     """Which layers see a sliding window, where the config has one."""
     window_period: int
     """The last of so many layers sees everything, where there is a pattern and no config's own."""
-    rotates: Literal["every_layer", "three_of_four", "sliding"]
-    """Which layers rotate positions; ``sliding``: those with a window, or all where none has."""
+    rotates: Literal["every_layer", "three_of_four", "sliding", "sliding_or_all"]
+    """Which layers rotate positions; ``sliding``: those with a window; ``sliding_or_all``: or all
+    where none has."""
     head_norms: Literal["none", "heads", "whole"]
     """q and k are normed before they are rotated: head by head, or all heads as one."""
     rotary_pairs: bool
     """Neighbouring channels of a head are rotated together, and not those of two halves."""
+    layer_norms: bool
+    """Norms take the mean away, and are not root mean square norms."""
+    parallel: bool
+    """Attention and the feed-forward network read the same, and both are added to the stream."""
     norms_add_one: bool
     """Norms multiply by 1 + their weight."""
     scales_embedding: bool
@@ -54,6 +61,8 @@ def block_features(block: Mapping[str, Any]) -> BlockFeatures:
         rotates=block["rotates"],
         head_norms=block["head_norms"],
         rotary_pairs=block["rotary"] == "pairs",
+        layer_norms=block["norms"] == "layer",
+        parallel=block["halves"] == "parallel",
         norms_add_one=block["norm_weights"] == "1+w",
         scales_embedding=block["embedding_scale"] != "1",
         activation_key=block["activation"],

@@ -18,10 +18,11 @@ class GgufKey:
     """A key of GGUF files, without the architecture before it, and what it holds."""
 
     name: str
-    type: Literal["u32", "f32", "rotations", "file_type"]
+    type: Literal["u32", "f32", "text", "rotations", "file_type"]
     """``rotations``: all keys of scaled rotations; ``file_type``: only a place."""
     size: str = ""
-    """A number of :class:`Hyperparameters`; the key is left out where the model has none."""
+    """A number of :class:`Hyperparameters`, and the key is left out where the model has none; of a
+    ``text``, what it is in all files."""
     only_other: bool = False
     """Left out, too, where llama.cpp takes that number anyway."""
     unread: bool = False
@@ -46,6 +47,8 @@ class GgufFamily:
     """YaRN begins and ends where keys say, and not always at 32 and 1 rotations."""
     no_biases: frozenset[str]
     """Modules of which the graph has no bias."""
+    needs_biases: bool
+    """The graph has a bias of every module that may have one."""
     window_period: int
     """The last of so many layers sees everything and the others a window; 0: no windows."""
     windows_layers: int
@@ -90,6 +93,7 @@ def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
         scalings=frozenset(graph["scalings"]),
         yarn_betas=graph["yarn_betas"],
         no_biases=frozenset(graph["no_biases"]),
+        needs_biases=graph["biases"] == "required",
         window_period=graph["window_period"],
         windows_layers=graph["windows_layers"],
         pattern_always=graph["pattern"] == "always",

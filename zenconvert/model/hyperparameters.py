@@ -4,34 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from zenconvert.errors import InvalidInput
+from zenconvert.model.config_numbers import at_path, count, real
+from zenconvert.model.rotations import check_share, rotation
 
-ROPE_KEYS: Final = (
-    "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
-    "original_max_position_embeddings",
-)  # fmt: skip
-"""Keys of a config that say how positions are rotated."""
 Names = Mapping[str, str | Sequence[str]]
 """Size → the key that a config has it under, or several of which the first that is there counts;
 dots lead into objects."""
-
-_FULL: Final = "full_attention"
-_LIMIT: Final = 1 << 31
-_SCALING_NUMBERS: Final = (
-    "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
-    "low_freq_factor", "high_freq_factor",
-)  # fmt: skip
-_SCALING_NEEDS: Final = {
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "yarn": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "longrope": ("short_factor", "long_factor"),
-}
-_OLDER_LONGROPE: Final = ("su", "yarn")
-"""What configs with factors for every frequency called that scaling before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +67,20 @@ class Hyperparameters:
     def stated_head_dim(self) -> int | None:
         """The head size, where the config says it."""
         return self.head_dim if self.explicit_head_dim else None
+
+    score_scale: float | None = None
+    """What scores are multiplied by, where it is not what follows from ``score_width``."""
+    embedding_factor: float | None = None
+    """What embeddings are multiplied by."""
+    residual_factor: float | None = None
+    """What the result of a half of a layer is multiplied by before it is added."""
+    logit_factor: float | None = None
+    logit_divisor: float | None = None
+
+    @property
+    def usual_score_scale(self) -> float:
+        """What scores are multiplied by where nothing else is said."""
+        return float(self.score_width**-0.5)
 
     @property
     def yarn_log(self) -> float | None:
@@ -162,9 +157,9 @@ def from_config(
             f"{where}: {heads} heads, {kv_heads} key-value heads and head size {head_dim} do not "
             "fit together; heads must be a multiple of key-value heads and the size even"
         )
-    theta, scaling = _rope(merged, where)
+    theta, scaling = rotation(merged, where)
     share = sizes.real("rotary_share") or 1.0
-    _check_share(share, head_dim, scaling, where)
+    check_share(share, head_dim, scaling, where)
     return Hyperparameters(
         layers=sizes.count("layers"),
         hidden=hidden,
@@ -175,7 +170,7 @@ def from_config(
         context=sizes.count("context"),
         head_dim=head_dim,
         explicit_head_dim=explicit,
-        rms_eps=_real(*sizes.found("rms_eps"), where),
+        rms_eps=real(*sizes.found("rms_eps"), where),
         rope_theta=theta,
         rope_scaling=scaling,
         tied=bool(merged.get("tie_word_embeddings", False)),
@@ -193,6 +188,11 @@ def from_config(
         short_context=sizes.count("short_context", optional=True),
         sliding_theta=sizes.real("sliding_theta"),
         score_growth=sizes.real("score_growth", zero=True),
+        score_scale=sizes.real("score_scale"),
+        embedding_factor=sizes.real("embedding_factor"),
+        residual_factor=sizes.real("residual_factor"),
+        logit_factor=sizes.real("logit_factor"),
+        logit_divisor=sizes.real("logit_divisor"),
     )
 
 
@@ -225,7 +225,7 @@ class _Sizes:
         key, value = self.found(size)
         if value is None or (zero and value == 0):
             return None
-        return _real(key, value, self.where)
+        return real(key, value, self.where)
 
     def count(
         self, size: str, *, zero: bool = False, optional: bool = False, silent: bool = False
@@ -242,7 +242,7 @@ class _Sizes:
             return 0
         if zero and value is None and key in self.config:
             return 0
-        return _count({key: value}, key, self.where, zero=zero)
+        return count({key: value}, key, self.where, zero=zero)
 
     def period(self) -> int:
         """Layers of which the last sees everything, a number or L for every other and then G; 0
@@ -265,116 +265,11 @@ def _dense_layers(
     listed, step = config.get(keys["dense"]) or [], keys["sparse_step"]
     if not isinstance(listed, list) or not all(type(n) is int for n in listed):
         raise InvalidInput(f"{where}: {keys['dense']} should be a list of layers, found {listed!r}")
-    period, named = _count(config, step, where), set(listed)
+    period, named = count(config, step, where), set(listed)
     return tuple(i for i in range(layers) if i in named or (i + 1) % period)
-
-
-def at_path(config: Mapping[str, Any], path: str) -> Any:
-    """What a config has under a key with dots into objects; None where it has nothing."""
-    found: Any = config
-    for key in path.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
-
-
-def _count(config: Mapping[str, Any], key: str, where: str, *, zero: bool = False) -> int:
-    value = config.get(key)
-    lowest = 0 if zero else 1
-    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value < _LIMIT:
-        raise InvalidInput(
-            f"{where}: {key} should be an integer from {lowest} to {_LIMIT - 1}, found {value!r}"
-        )
-    return value
-
-
-def _real(key: str, value: Any, where: str) -> float:
-    if (
-        not isinstance(value, int | float)
-        or isinstance(value, bool)
-        or not 0 < value < float("inf")
-    ):
-        raise InvalidInput(f"{where}: {key} should be a positive number, found {value!r}")
-    return float(value)
-
-
-def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of scaled rotations, ``rope_theta`` among it where it is inside.
-
-    transformers takes ``rope_scaling`` before ``rope_parameters`` where both are there. Where
-    kinds of layers have parameters of their own, those of layers that see everything count.
-    """
-    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if isinstance(found, Mapping) and isinstance(found.get(_FULL), Mapping):
-        found = found[_FULL]
-    return dict(found) if isinstance(found, Mapping) else {}
-
-
-def rope_type(parameters: Mapping[str, Any]) -> str:
-    """The kind of scaling of :func:`rope_parameters`, lower case; ``default`` for none."""
-    kind = parameters.get("rope_type", parameters.get("type"))
-    found = "default" if kind is None else str(kind).lower()
-    return "longrope" if found in _OLDER_LONGROPE and "long_factor" in parameters else found
-
-
-def _rope(config: Mapping[str, Any], where: str) -> tuple[float, Mapping[str, Any] | None]:
-    """Read ``rope_theta`` + ``rope_scaling``, or transformers 5's ``rope_parameters``."""
-    for key in ("rope_scaling", "rope_parameters"):
-        if config.get(key) and not isinstance(config[key], Mapping):
-            raise InvalidInput(f"{where}: {key} should be an object, found {config[key]!r}")
-    scaling = rope_parameters(config)
-    kind = rope_type(scaling)
-    given = scaling.pop("rope_theta", None)
-    theta = _real("rope_theta", config.get("rope_theta") if given is None else given, where)
-    rest = {k: v for k, v in scaling.items() if k not in ("rope_type", "type")}
-    if kind == "default":
-        return theta, None
-    _check_scaling(kind, rest, where)
-    return theta, {"rope_type": kind, **rest}
-
-
-def _check_scaling(kind: str, scaling: Mapping[str, Any], where: str) -> None:
-    """Raises InvalidInput for parameters that are no numbers, or missing."""
-    for key in _SCALING_NUMBERS:
-        if scaling.get(key) is not None:
-            zero = key.startswith("mscale")
-            _real(f"rope_scaling.{key}", scaling[key] or (1 if zero else 0), where)
-    for key in _SCALING_NEEDS.get(kind, ()):
-        if scaling.get(key) is None:
-            raise InvalidInput(f"{where}: rope_scaling of type {kind} should have a {key}")
-    context = "original_max_position_embeddings"
-    if context in scaling:  # a null is none of transformers' ways of leaving it out
-        _count({f"rope_scaling.{context}": scaling[context]}, f"rope_scaling.{context}", where)
-    if kind == "llama3" and not scaling["high_freq_factor"] > scaling["low_freq_factor"]:
-        raise InvalidInput(
-            f"{where}: rope_scaling.high_freq_factor should be above low_freq_factor, found "
-            f"{scaling['high_freq_factor']!r} and {scaling['low_freq_factor']!r}"
-        )
-
-
-def _check_share(
-    share: float, head_dim: int, scaling: Mapping[str, Any] | None, where: str
-) -> None:
-    """Raises InvalidInput for channels that are no pairs, or that factors do not fit."""
-    rotated = int(head_dim * share)
-    if not 0 < share <= 1 or rotated % 2 or not rotated:
-        raise InvalidInput(
-            f"{where}: partial_rotary_factor {share:g} of a head of {head_dim} is {rotated} "
-            "channels; it should be from 0 to 1 and their number even"
-        )
-    if scaling is None or scaling["rope_type"] != "longrope":
-        return
-    for key in _SCALING_NEEDS["longrope"]:
-        factors = scaling[key]
-        if not isinstance(factors, list) or len(factors) != rotated // 2:
-            size = len(factors) if isinstance(factors, list) else factors
-            raise InvalidInput(
-                f"{where}: rope_scaling.{key} should be {rotated // 2} factors, found {size!r:.100}"
-            )
-        for factor in factors:
-            _real(f"rope_scaling.{key}", factor, where)
 
 
 def _sliding_window(config: Mapping[str, Any], where: str) -> int | None:
     if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
         return None
-    return _count(config, "sliding_window", where)
+    return count(config, "sliding_window", where)

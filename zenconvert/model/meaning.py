@@ -20,7 +20,7 @@ from zenconvert.errors import Unsupported, UsageError
 from zenconvert.model import sliding
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.hyperparameters import ROPE_KEYS, rope_parameters, rope_type
+from zenconvert.model.rotations import ROPE_KEYS, rope_parameters, rope_type
 
 _SHARED: Final = Path(__file__).parent / "config_keys.toml"
 _READ: Final[dict[str, frozenset[str]]] = {

@@ -9,7 +9,8 @@ SIZES: Final = frozenset(
         "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context", "rms_eps",
         "experts", "experts_used", "expert_ffn", "shared_ffn", "window_period", "score_width",
         "score_softcap", "logit_softcap", "sliding_theta", "score_growth", "rotary_share",
-        "short_context",
+        "short_context", "score_scale", "embedding_factor", "residual_factor", "logit_factor",
+        "logit_divisor",
     }
 )  # fmt: skip
 """Numbers that a table of a family finds in a config."""
@@ -22,6 +23,7 @@ COMPUTED_SIZES: Final = frozenset(
         "sliding_window",
         "yarn_log",
         "rotary_dim",
+        "usual_score_scale",
         "one",
     }
 )

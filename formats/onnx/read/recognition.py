@@ -42,6 +42,8 @@ def recognise(view: GraphView) -> Iterator[Found]:
         elif (gamma := _gamma(view, node)) is not None:
             texts = (gamma.name, node.name, *scopes(node))
             yield Found(texts, vector=gamma, role="norm")
+            if (beta := _beta(view, node)) is not None:
+                yield Found((beta.name, *texts), vector=beta, role="bias")
 
 
 def _experts(view: GraphView, node: onnx.NodeProto) -> Iterator[Found]:
@@ -72,11 +74,20 @@ def _bias(view: GraphView, node: onnx.NodeProto, matrix: Matrix) -> Initializer 
     return None
 
 
+def _beta(view: GraphView, node: onnx.NodeProto) -> Initializer | None:
+    """The bias of a norm that has one."""
+    if node.op_type != "LayerNormalization":
+        return None
+    value = inputs(node, 3)[2]
+    return view.initializer(value) if value else None
+
+
 def _gamma(view: GraphView, node: onnx.NodeProto) -> Initializer | None:
     """The weight of a norm; None for any other node."""
     fused = {
         "SimplifiedLayerNormalization": 1,
         "RMSNormalization": 1,
+        "LayerNormalization": 1,
         "SkipSimplifiedLayerNormalization": 2,
     }
     if (place := fused.get(node.op_type)) is not None:

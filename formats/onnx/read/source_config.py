@@ -36,9 +36,12 @@ _ROWS: Final = 1 << 12
 """Rows of a table of sines that are looked at."""
 _SIZES: Final = ("hidden_size", "head_size", "num_hidden_layers", "num_attention_heads",
                  "num_key_value_heads")  # fmt: skip
-_TOLD_BY_CONFIG: Final = {"score_width", "score_softcap", "logit_softcap", "sliding_theta"}
+_TOLD_BY_CONFIG: Final = {
+    "score_width", "score_softcap", "logit_softcap", "sliding_theta", "score_growth", "score_scale",
+    "embedding_factor", "residual_factor", "logit_factor", "logit_divisor",
+}  # fmt: skip
 _NORMS: Final = ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization",
-                 "RMSNormalization")  # fmt: skip
+                 "RMSNormalization", "LayerNormalization")  # fmt: skip
 
 
 def config_of(file: ModelFile, folder: Path, view: GraphView, found: list[Found]) -> dict[str, Any]:

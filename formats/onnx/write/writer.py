@@ -42,6 +42,7 @@ _WHY_FUSED: Final = (
 )
 _FEED_FORWARD: Final = {
     "dense": {"ffn.gate", "ffn.up", "ffn.down"},
+    "plain": {"ffn.up", "ffn.down"},
     "experts": {"moe.router", "moe.{expert}.gate", "moe.{expert}.up", "moe.{expert}.down"},
 }
 _EVERY: Final = {
@@ -130,7 +131,8 @@ def check_family(checkpoint: Checkpoint) -> None:
     in_all = [m for m in architecture.modules if m.layers != "dense"]
     modules = {m.name.removeprefix("layers.{layer}.") for m in in_all}
     common = _EVERY | (_HEAD_NORMS if architecture.block.head_norms != "none" else set())
-    known = [common | parts | norms for parts in _FEED_FORWARD.values() for norms in _NORMS]
+    placings = [{"attn_norm"}] if architecture.block.parallel else _NORMS
+    known = [common | parts | norms for parts in _FEED_FORWARD.values() for norms in placings]
     if modules in known:
         return
     nearest = min(known, key=lambda parts: len(parts ^ modules))
@@ -169,6 +171,8 @@ def graph_bytes(
         norms_heads_whole=architecture.block.head_norms == "whole",
         rotary_pairs=architecture.block.rotary_pairs,
         activation=_activation(checkpoint),
+        layer_norms=architecture.block.layer_norms,
+        parallel=architecture.block.parallel,
         scales_embedding=architecture.block.scales_embedding,
         floats=str(kind.floats),
     )

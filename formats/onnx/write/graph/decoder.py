@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from zenconvert.formats.onnx.write.graph.builder import GraphBuilder
-from zenconvert.formats.onnx.write.graph.feed_forward import experts, gated
+from zenconvert.formats.onnx.write.graph.feed_forward import experts, gated, plain
 from zenconvert.formats.onnx.write.graph.weights import Weights
 from zenconvert.model.encoding import DENSE_DTYPES
 from zenconvert.model.hyperparameters import Hyperparameters
@@ -44,6 +44,10 @@ class Facts:
     """Neighbouring channels of a head are rotated together, and not those of two halves."""
     activation: str
     """Of the feed-forward network, as configs call it."""
+    layer_norms: bool
+    """Norms take the mean away, and are not root mean square norms."""
+    parallel: bool
+    """Attention and the feed-forward network read the same, and both are added to the stream."""
     scales_embedding: bool
     """Embeddings are multiplied by the root of the hidden size."""
     floats: str
@@ -76,88 +80,149 @@ class Profile(Protocol):
 
 def build(facts: Facts, builder: GraphBuilder, weights: Weights, profile: Profile) -> ir.Model:
     """The whole model."""
-    hp = facts.hp
-    ids = builder.input("input_ids", "i64", ("batch_size", "sequence_length"))
-    mask = builder.input("attention_mask", "i64", ("batch_size", "total_sequence_length"))
-    profile.begin(ids, mask)
-    growth = None if hp.score_growth is None else _growth(ids, mask, facts, builder)
-    x, update = weights.lookup("embed.weight", ids), None
-    if facts.scales_embedding:
-        x = builder.op("Mul", x, _number("embedding.scale", hp.hidden**0.5, facts, builder))
-    for layer in range(hp.layers):
-        x, update = _layer(layer, facts, builder, weights, profile, x, update, growth)
-    with builder.inside(weights.path("norm")):
-        assert update is not None  # there is at least one layer
-        hidden, _ = profile.add_and_norm(x, update, weights.plain("norm.weight"))
-    logits = weights.linear("head" if "head.weight" in weights else "embed", hidden)
-    if hp.logit_softcap is not None:
-        cap = _number("logits.softcap", hp.logit_softcap, facts, builder)
-        logits = builder.op("Mul", builder.op("Tanh", builder.op("Div", logits, cap)), cap)
-    builder.output(logits, "logits", facts.floats, ("batch_size", "sequence_length", hp.vocab))
-    # logits come first, the caches after them in the order of the layers
-    builder.outputs.insert(0, builder.outputs.pop())
-    return ir.Model(
-        builder.graph("main", profile.opsets),
-        ir_version=profile.ir_version,
-        producer_name=PRODUCER,
-    )
+    return _Decoder(facts, builder, weights, profile).model()
 
 
-def _layer(
-    layer: int,
-    facts: Facts,
-    builder: GraphBuilder,
-    weights: Weights,
-    profile: Profile,
-    x: ir.Value,
-    update: ir.Value | None,
-    growth: ir.Value | None,
-) -> tuple[ir.Value, ir.Value]:
-    """One block: the stream before its second half, and what that half adds to it."""
-    name = f"layers.{layer}"
-    normed, x = _entered(f"{name}.attn_norm", x, update, builder, weights, profile)
-    qkv = [weights.linear(f"{name}.attn.{part}", normed) for part in "qkv"]
-    for at, heads in enumerate((facts.hp.heads, facts.hp.kv_heads)):
-        module = f"{name}.attn.{'qk'[at]}_norm"
-        if f"{module}.weight" in weights:
-            if facts.norms_heads_whole:
-                qkv[at] = _normed_after(module, qkv[at], builder, weights, profile)
+@dataclass(frozen=True, slots=True)
+class _Decoder:
+    """A graph while it is built."""
+
+    facts: Facts
+    builder: GraphBuilder
+    weights: Weights
+    profile: Profile
+
+    def model(self) -> ir.Model:
+        """All of it."""
+        builder, hp = self.builder, self.facts.hp
+        ids = builder.input("input_ids", "i64", ("batch_size", "sequence_length"))
+        mask = builder.input("attention_mask", "i64", ("batch_size", "total_sequence_length"))
+        self.profile.begin(ids, mask)
+        growth = None if hp.score_growth is None else _growth(ids, mask, self.facts, builder)
+        x, update = self._embedding(ids), None
+        for layer in range(hp.layers):
+            x, update = self._layer(layer, x, update, growth)
+        hidden, _ = self._entered("norm", x, update)
+        logits = self._logits(hidden)
+        shape = ("batch_size", "sequence_length", hp.vocab)
+        builder.output(logits, "logits", self.facts.floats, shape)
+        # logits come first, the caches after them in the order of the layers
+        builder.outputs.insert(0, builder.outputs.pop())
+        return ir.Model(
+            builder.graph("main", self.profile.opsets),
+            ir_version=self.profile.ir_version,
+            producer_name=PRODUCER,
+        )
+
+    def _embedding(self, ids: ir.Value) -> ir.Value:
+        hp, x = self.facts.hp, self.weights.lookup("embed.weight", ids)
+        if self.facts.scales_embedding:
+            x = self._times(x, "embedding.scale", hp.hidden**0.5)
+        return self._times(x, "embedding.factor", hp.embedding_factor)
+
+    def _logits(self, hidden: ir.Value) -> ir.Value:
+        hp, builder = self.facts.hp, self.builder
+        logits = self.weights.linear("head" if "head.weight" in self.weights else "embed", hidden)
+        logits = self._times(logits, "logits.factor", hp.logit_factor)
+        if hp.logit_divisor is not None:
+            divisor = self._number("logits.divisor", hp.logit_divisor)
+            logits = builder.op("Div", logits, divisor)
+        if hp.logit_softcap is not None:
+            cap = self._number("logits.softcap", hp.logit_softcap)
+            logits = builder.op("Mul", builder.op("Tanh", builder.op("Div", logits, cap)), cap)
+        return logits
+
+    def _layer(
+        self, layer: int, x: ir.Value, update: ir.Value | None, growth: ir.Value | None
+    ) -> tuple[ir.Value, ir.Value]:
+        """One block: the stream before its second half, and what that half adds to it."""
+        name = f"layers.{layer}"
+        normed, x = self._entered(f"{name}.attn_norm", x, update)
+        mixed = self._attention(layer, normed, growth)
+        mixed = self._normed(f"{name}.attn_post_norm", mixed)
+        mixed = self._times(mixed, "residual.factor", self.facts.hp.residual_factor)
+        if not self.facts.parallel:
+            normed, x = self._entered(f"{name}.ffn_norm", x, mixed)
+        update = self._feed_forward(layer, normed)
+        update = self._normed(f"{name}.ffn_post_norm", update)
+        update = self._times(update, "residual.factor", self.facts.hp.residual_factor)
+        if self.facts.parallel:
+            x = self.builder.op("Add", x, mixed)
+        return x, update
+
+    def _attention(self, layer: int, normed: ir.Value, growth: ir.Value | None) -> ir.Value:
+        name, builder, weights = f"layers.{layer}", self.builder, self.weights
+        qkv = [weights.linear(f"{name}.attn.{part}", normed) for part in "qkv"]
+        for at, heads in enumerate((self.facts.hp.heads, self.facts.hp.kv_heads)):
+            module = f"{name}.attn.{'qk'[at]}_norm"
+            if f"{module}.weight" not in weights:
+                continue
+            if self.facts.norms_heads_whole:
+                qkv[at] = self._normed(module, qkv[at])
             else:
-                qkv[at] = _normed_heads(module, heads, facts, builder, weights, profile, qkv[at])
-    with builder.inside(weights.around(f"{name}.attn.q")):
-        if growth is not None:
-            qkv[0] = builder.op("Mul", qkv[0], growth)
-        past = _past(layer, facts, builder)
-        mixed, *present = profile.attention(layer, qkv, past)
-        _present(layer, facts, builder, present)
-    update = weights.linear(f"{name}.attn.o", mixed)
-    update = _normed_after(f"{name}.attn_post_norm", update, builder, weights, profile)
-    normed, x = _entered(f"{name}.ffn_norm", x, update, builder, weights, profile)
-    if facts.hp.experts and layer not in facts.hp.dense_layers:
-        update = experts(builder, weights, facts.hp, facts.activation, layer, normed)
-    else:
-        update = gated(builder, weights, f"{name}.ffn", facts.activation, normed)
-    return x, _normed_after(f"{name}.ffn_post_norm", update, builder, weights, profile)
+                qkv[at] = self._normed_heads(module, heads, qkv[at])
+        with builder.inside(weights.around(f"{name}.attn.q")):
+            if growth is not None:
+                qkv[0] = builder.op("Mul", qkv[0], growth)
+            past = _past(layer, self.facts, builder)
+            mixed, *present = self.profile.attention(layer, qkv, past)
+            _present(layer, self.facts, builder, present)
+        return weights.linear(f"{name}.attn.o", mixed)
 
+    def _feed_forward(self, layer: int, x: ir.Value) -> ir.Value:
+        facts, name = self.facts, f"layers.{layer}.ffn"
+        if facts.hp.experts and layer not in facts.hp.dense_layers:
+            return experts(self.builder, self.weights, facts.hp, facts.activation, layer, x)
+        if f"{name}.gate.weight" not in self.weights:
+            return plain(self.builder, self.weights, name, facts.activation, x)
+        return gated(self.builder, self.weights, name, facts.activation, x)
 
-def _entered(
-    module: str,
-    x: ir.Value,
-    update: ir.Value | None,
-    builder: GraphBuilder,
-    weights: Weights,
-    profile: Profile,
-) -> tuple[ir.Value, ir.Value]:
-    """What a half of a layer reads, normed where the family norms it there, and the stream that
-    its result is added to."""
-    if f"{module}.weight" not in weights:
-        total = x if update is None else builder.op("Add", x, update)
-        return total, total
-    with builder.inside(weights.path(module)):
-        gamma = weights.plain(f"{module}.weight")
+    def _times(self, x: ir.Value, name: str, factor: float | None) -> ir.Value:
+        """x times a number, if there is one."""
+        if factor is None or factor == 1:
+            return x
+        return self.builder.op("Mul", x, self._number(name, factor))
+
+    def _number(self, name: str, value: float) -> ir.Value:
+        """A constant in the type of the activations."""
+        return self.builder.constant(name, np.array(value, DENSE_DTYPES[self.facts.floats]))
+
+    def _entered(
+        self, module: str, x: ir.Value, update: ir.Value | None
+    ) -> tuple[ir.Value, ir.Value]:
+        """What a half of a layer reads, normed where the family norms it there, and the stream
+        that its result is added to."""
+        if f"{module}.weight" not in self.weights:
+            total = x if update is None else self.builder.op("Add", x, update)
+            return total, total
         if update is None:
-            return profile.norm(x, gamma), x
-        return profile.add_and_norm(x, update, gamma)
+            return self._normed(module, x), x
+        if self.facts.layer_norms:
+            total = self.builder.op("Add", x, update)
+            return self._normed(module, total), total
+        with self.builder.inside(self.weights.path(module)):
+            return self.profile.add_and_norm(x, update, self.weights.plain(f"{module}.weight"))
+
+    def _normed(self, module: str, x: ir.Value) -> ir.Value:
+        """x normed by a module, if the family has it."""
+        if f"{module}.weight" not in self.weights:
+            return x
+        with self.builder.inside(self.weights.path(module)):
+            gamma = self.weights.plain(f"{module}.weight")
+            if not self.facts.layer_norms:
+                return self.profile.norm(x, gamma)
+            bias = f"{module}.bias"
+            beta = [self.weights.plain(bias)] if bias in self.weights else []
+            epsilon = self.facts.hp.rms_eps
+            return self.builder.op("LayerNormalization", x, gamma, *beta, axis=-1, epsilon=epsilon)
+
+    def _normed_heads(self, module: str, heads: int, x: ir.Value) -> ir.Value:
+        """``[batch, sequence, heads · head_dim]`` with every head normed by itself."""
+        builder, size = self.builder, self.facts.hp.head_dim
+        with builder.inside(self.weights.path(module)):
+            parts = builder.op("Reshape", x, builder.integers(0, 0, heads, size))
+            normed = self._normed(module, parts)
+            return builder.op("Reshape", normed, builder.integers(0, 0, heads * size))
 
 
 def _growth(ids: ir.Value, mask: ir.Value, facts: Facts, builder: GraphBuilder) -> ir.Value:
@@ -178,38 +243,6 @@ def _growth(ids: ir.Value, mask: ir.Value, facts: Facts, builder: GraphBuilder) 
         factors = builder.op("Add", builder.op("Mul", logs, beta), one)
         wide = builder.op("Unsqueeze", factors, builder.integers(2))
         return wide if facts.floats == "f32" else builder.cast(wide, facts.floats)
-
-
-def _number(name: str, value: float, facts: Facts, builder: GraphBuilder) -> ir.Value:
-    """A constant in the type of the activations."""
-    return builder.constant(name, np.array(value, DENSE_DTYPES[facts.floats]))
-
-
-def _normed_after(
-    module: str, x: ir.Value, builder: GraphBuilder, weights: Weights, profile: Profile
-) -> ir.Value:
-    """What a module gives, normed by another one where the family has that."""
-    if f"{module}.weight" not in weights:
-        return x
-    with builder.inside(weights.path(module)):
-        return profile.norm(x, weights.plain(f"{module}.weight"))
-
-
-def _normed_heads(
-    module: str,
-    heads: int,
-    facts: Facts,
-    builder: GraphBuilder,
-    weights: Weights,
-    profile: Profile,
-    x: ir.Value,
-) -> ir.Value:
-    """``[batch, sequence, heads · head_dim]`` with every head normed by itself."""
-    size = facts.hp.head_dim
-    with builder.inside(weights.path(module)):
-        parts = builder.op("Reshape", x, builder.integers(0, 0, heads, size))
-        normed = profile.norm(parts, weights.plain(f"{module}.weight"))
-        return builder.op("Reshape", normed, builder.integers(0, 0, heads * size))
 
 
 def _cache_shape(hp: Hyperparameters, length: str) -> tuple[str | int, ...]:

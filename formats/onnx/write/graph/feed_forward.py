@@ -1,4 +1,5 @@
-"""The second half of a layer: a gated network, or experts of which every token chooses some."""
+"""The second half of a layer: a gated network or a plain one, or experts of which every token
+chooses some."""
 
 from __future__ import annotations
 
@@ -29,12 +30,24 @@ def gated(
     """``down(activation(gate(x)) · up(x))``."""
     gate, up = (weights.linear(f"{name}.{part}", x, rank=rank) for part in ("gate", "up"))
     with builder.inside(weights.around(f"{name}.gate")):
-        if activation == "gelu_pytorch_tanh":
-            active = builder.op("Gelu", gate, approximate="tanh")
-        else:
-            active = builder.op("Mul", gate, builder.op("Sigmoid", gate))
-        product = builder.op("Mul", active, up)
+        product = builder.op("Mul", _active(builder, activation, gate), up)
     return weights.linear(f"{name}.down", product, rank=rank)
+
+
+def plain(
+    builder: GraphBuilder, weights: Weights, name: str, activation: str, x: ir.Value
+) -> ir.Value:
+    """``down(activation(up(x)))``."""
+    up = weights.linear(f"{name}.up", x)
+    with builder.inside(weights.around(f"{name}.up")):
+        active = _active(builder, activation, up)
+    return weights.linear(f"{name}.down", active)
+
+
+def _active(builder: GraphBuilder, activation: str, x: ir.Value) -> ir.Value:
+    if activation == "gelu_pytorch_tanh":
+        return builder.op("Gelu", x, approximate="tanh")
+    return builder.op("Mul", x, builder.op("Sigmoid", x))
 
 
 def experts(

@@ -86,7 +86,7 @@ class OnnxruntimeProfile:
             domain=CONTRIB,
             num_heads=hp.heads,
             kv_num_heads=hp.kv_heads,
-            scale=float(np.float32(hp.score_width**-0.5)),
+            scale=float(np.float32(hp.score_scale or hp.usual_score_scale)),
             do_rotary=int(rotates),
             rotary_interleaved=int(self.facts.rotary_pairs),
             local_window_size=-1 if window is None else window,

@@ -126,6 +126,6 @@ class StandardProfile:
             [True, True, True],
             q_num_heads=hp.heads,
             kv_num_heads=hp.kv_heads,
-            scale=float(np.float32(hp.score_width**-0.5)),
+            scale=float(np.float32(hp.score_scale or hp.usual_score_scale)),
             **softcap,
         )

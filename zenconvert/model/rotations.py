@@ -1,0 +1,104 @@
+"""How a config says that positions are rotated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from zenconvert.errors import InvalidInput
+from zenconvert.model.config_numbers import count, real
+
+ROPE_KEYS: Final = (
+    "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
+    "original_max_position_embeddings",
+)  # fmt: skip
+"""Keys of a config that say how positions are rotated."""
+_FULL: Final = "full_attention"
+_SCALING_NUMBERS: Final = (
+    "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
+    "low_freq_factor", "high_freq_factor",
+)  # fmt: skip
+_SCALING_NEEDS: Final = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factor", "long_factor"),
+}
+_OLDER_LONGROPE: Final = ("su", "yarn")
+"""What configs with factors for every frequency called that scaling before."""
+
+
+def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of scaled rotations, ``rope_theta`` among it where it is inside.
+
+    transformers takes ``rope_scaling`` before ``rope_parameters`` where both are there. Where
+    kinds of layers have parameters of their own, those of layers that see everything count.
+    """
+    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if isinstance(found, Mapping) and isinstance(found.get(_FULL), Mapping):
+        found = found[_FULL]
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def rope_type(parameters: Mapping[str, Any]) -> str:
+    """The kind of scaling of :func:`rope_parameters`, lower case; ``default`` for none."""
+    kind = parameters.get("rope_type", parameters.get("type"))
+    found = "default" if kind is None else str(kind).lower()
+    return "longrope" if found in _OLDER_LONGROPE and "long_factor" in parameters else found
+
+
+def rotation(config: Mapping[str, Any], where: str) -> tuple[float, Mapping[str, Any] | None]:
+    """Read ``rope_theta`` + ``rope_scaling``, or transformers 5's ``rope_parameters``."""
+    for key in ("rope_scaling", "rope_parameters"):
+        if config.get(key) and not isinstance(config[key], Mapping):
+            raise InvalidInput(f"{where}: {key} should be an object, found {config[key]!r}")
+    scaling = rope_parameters(config)
+    kind = rope_type(scaling)
+    given = scaling.pop("rope_theta", None)
+    theta = real("rope_theta", config.get("rope_theta") if given is None else given, where)
+    rest = {k: v for k, v in scaling.items() if k not in ("rope_type", "type")}
+    if kind == "default":
+        return theta, None
+    _check_scaling(kind, rest, where)
+    return theta, {"rope_type": kind, **rest}
+
+
+def _check_scaling(kind: str, scaling: Mapping[str, Any], where: str) -> None:
+    """Raises InvalidInput for parameters that are no numbers, or missing."""
+    for key in _SCALING_NUMBERS:
+        if scaling.get(key) is not None:
+            zero = key.startswith("mscale")
+            real(f"rope_scaling.{key}", scaling[key] or (1 if zero else 0), where)
+    for key in _SCALING_NEEDS.get(kind, ()):
+        if scaling.get(key) is None:
+            raise InvalidInput(f"{where}: rope_scaling of type {kind} should have a {key}")
+    context = "original_max_position_embeddings"
+    if context in scaling:  # a null is none of transformers' ways of leaving it out
+        count({f"rope_scaling.{context}": scaling[context]}, f"rope_scaling.{context}", where)
+    if kind == "llama3" and not scaling["high_freq_factor"] > scaling["low_freq_factor"]:
+        raise InvalidInput(
+            f"{where}: rope_scaling.high_freq_factor should be above low_freq_factor, found "
+            f"{scaling['high_freq_factor']!r} and {scaling['low_freq_factor']!r}"
+        )
+
+
+def check_share(share: float, head_dim: int, scaling: Mapping[str, Any] | None, where: str) -> None:
+    """Raises InvalidInput for channels that are no pairs, or that factors do not fit."""
+    rotated = int(head_dim * share)
+    if not 0 < share <= 1 or rotated % 2 or not rotated:
+        raise InvalidInput(
+            f"{where}: partial_rotary_factor {share:g} of a head of {head_dim} is {rotated} "
+            "channels; it should be from 0 to 1 and their number even"
+        )
+    if scaling is None or scaling["rope_type"] != "longrope":
+        return
+    for key in _SCALING_NEEDS["longrope"]:
+        factors = scaling[key]
+        if not isinstance(factors, list) or len(factors) != rotated // 2:
+            size = len(factors) if isinstance(factors, list) else factors
+            raise InvalidInput(
+                f"{where}: rope_scaling.{key} should be {rotated // 2} factors, found {size!r:.100}"
+            )
+        for factor in factors:
+            real(f"rope_scaling.{key}", factor, where)
