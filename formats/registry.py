@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from zenconvert.base.source_files import is_there, size_of, what_it_is
+from zenconvert.base.source_files import is_there, reading, size_of, what_it_is
 from zenconvert.errors import InvalidInput, Unsupported, UsageError
 from zenconvert.formats import quantization, quantized
 from zenconvert.formats.awq import reader as awq_reader
@@ -181,16 +181,24 @@ def detect(path: Path) -> Format:
     """The format of a checkpoint on disk. Raises SourceNotFound, InvalidInput or Unsupported."""
     if not path.is_dir():
         size_of(path)
-    for candidate in FORMATS.values():
-        if candidate.detect is not None and candidate.detect(path):
-            return candidate
-    if (path / "config.json").is_file():
-        found = quantization.of_folder(path)
-        own = (f for f in FORMATS.values() if found is not None and found.method in f.methods)
-        return next(own, FORMATS["hf"])
+    with reading(path):
+        found = _found(path)
+    if found is not None:
+        return found
     if path.is_dir():
         raise _unknown_folder(path)
     raise _unknown_file(path)
+
+
+def _found(path: Path) -> Format | None:
+    for candidate in FORMATS.values():
+        if candidate.detect is not None and candidate.detect(path):
+            return candidate
+    if not (path / "config.json").is_file():
+        return None
+    found = quantization.of_folder(path)
+    own = (f for f in FORMATS.values() if found is not None and found.method in f.methods)
+    return next(own, FORMATS["hf"])
 
 
 _HINT: Final = "expected a folder with config.json, or a .gguf or .onnx file"

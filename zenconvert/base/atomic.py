@@ -109,6 +109,9 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 def append_whole(path: Path, text: str) -> None:
     """Put text at the end of a file, all of it or nothing. Raises as :func:`system_errors`."""
+    if not os.path.lexists(path):
+        write_whole(path, text)
+        return
     data = memoryview(text.encode())
     with system_errors(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -75,8 +75,8 @@ def held_scratch(folder: Path) -> Iterator[Path]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(f"{folder}: another run is working here") from error
-        mark(folder)
         try:
+            mark(folder)
             yield folder
         except BaseException as error:
             if any(path.suffix in _KEPT for path in folder.rglob("*")):
@@ -105,10 +105,14 @@ def mark(folder: Path) -> None:
     word = secrets.token_hex(16)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with system_errors(folder):
-        descriptor = os.open(folder / f"zenconvert-{word}", flags, 0o666)
+        path = folder / f"zenconvert-{word}"
+        descriptor = os.open(path, flags, 0o666)
         try:
             os.write(descriptor, word.encode())
             os.fsync(descriptor)
+        except OSError:
+            path.unlink()
+            raise
         finally:
             os.close(descriptor)
 

@@ -12,6 +12,8 @@ import os
 import re
 import stat
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,6 +66,16 @@ def size_of(path: Path) -> int:
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
         raise InvalidInput(f"{path}: expected a file and found {kind}")
     return status.st_size
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Tell what the system refuses while an input is read as SourceNotFound with its name."""
+    try:
+        yield
+    except OSError as error:
+        where = path if error.filename is None else Path(os.fsdecode(error.filename))
+        raise SourceNotFound(f"{shown(where)}: cannot be read: {_reason(error)}") from error
 
 
 def is_there(path: Path) -> bool:

@@ -100,6 +100,12 @@ def _told(error: Exception) -> None:
     if isinstance(error, ZenError):
         notes = "".join(f"\nnote: {note}" for note in getattr(error, "__notes__", ()))
         _end(f"error: {error}{notes}", error.exit_code)
+    if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
+        _end(  # tempfile's own error, which it has while libraries are loading as well
+            f"error: there is no folder for temporary files ({error.strerror}); set TMPDIR to one "
+            "that can be written and has room",
+            EXIT_RESOURCES,
+        )
     if isinstance(error, OSError) and error.filename is None:
         if error.errno == errno.EPIPE:
             _end("", 1)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from zenconvert.base.source_files import is_there, shown
+from zenconvert.base.source_files import is_there, reading, shown
 from zenconvert.base.stamps import stamp, stamps_at
 from zenconvert.errors import InputWarning, SourceNotFound, UsageError
 from zenconvert.formats.registry import detect
@@ -64,12 +64,15 @@ def both_with_pre(
 
 def _open(path: Path, config: str | Path | None) -> Checkpoint:
     found, before = detect(path), stamps_at(path)
-    if config is None:
-        checkpoint = found.open(path)
-    elif found.open_with is None:
-        raise UsageError(f"{path}: {found.title} files have their own config; leave out --config")
-    else:
-        checkpoint = found.open_with(path, Path(config))
+    with reading(path):
+        if config is None:
+            checkpoint = found.open(path)
+        elif found.open_with is None:
+            raise UsageError(
+                f"{path}: {found.title} files have their own config; leave out --config"
+            )
+        else:
+            checkpoint = found.open_with(path, Path(config))
     for text in checkpoint.warnings:
         warnings.warn(InputWarning(text), stacklevel=3)
     read = {*checkpoint.files, *(checkpoint.side_files or {}).values()}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from zenconvert.base.source_files import reading
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.encoding import Encoding
 from zenconvert.verification.digests import digest, file_digest
@@ -101,5 +102,8 @@ def _side_files(checkpoint: Checkpoint) -> str:
     files = [(name, path) for name, path in files if name != "README.md"]
     if not files:
         return ""
-    lines = "".join(f"{file_digest(path)}  {name}\n" for name, path in files)
+    lines = ""
+    for name, path in files:
+        with reading(path):
+            lines += f"{file_digest(path)}  {name}\n"
     return hashlib.sha256(lines.encode()).hexdigest()
