@@ -1,0 +1,103 @@
+"""Every family by its table: configs come back from GGUF key by key, and a walk over the layers
+computes and sees what transformers' whole model does."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoConfig
+
+from tests.differential import runs
+from tests.families import FAMILIES
+from tests.tiny import raw_model
+from tests.tokenizers_for_tests import MAKERS
+from zenconvert import convert, open_checkpoint
+from zenconvert.model import meaning
+from zenconvert.model.architecture import for_model_type
+from zenconvert.texts.windows import Window
+from zenconvert.verification.engines.torch_engine import TorchEngine
+
+Made = Callable[[str], Path]
+TEXT = runs.ids(48, 11)
+OTHERWISE = {
+    "cohere": {"max_position_embeddings"},  # llama.cpp's converter takes model_max_length
+    "exaone4": {"sliding_window_pattern"},  # layer_types are compared
+    "exaone4_64": {"sliding_window_pattern"},
+    "cohere2": {"sliding_window_pattern"},
+    "gemma3": {"sliding_window_pattern"},
+    "qwen3": {"max_window_layers"},  # without windows
+}
+"""Keys that another one stands for in GGUF, or that change nothing as they are."""
+ALWAYS = {"layer_types", "rope_parameters"}
+"""What transformers makes of several keys."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Family → a random bfloat16 model with a tokenizer."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            family, out = FAMILIES[name], tmp_path_factory.mktemp("engines") / name
+            out.mkdir()
+            vocab = MAKERS[family.tokenizer](out)
+            made[name] = raw_model(
+                out, family.config, vocab_size=vocab, bos_token_id=1, eos_token_id=2, biases=True
+            )
+        return made[name]
+
+    return get
+
+
+def understood(path: Path) -> dict[str, Any]:
+    """A config as transformers takes it, with what it takes where a key is missing."""
+    given = json.loads((path / "config.json").read_text())
+    fields = {k: v for k, v in given.items() if k not in ("model_type", "architectures")}
+    saved: dict[str, Any] = AutoConfig.for_model(given["model_type"], **fields).to_dict()
+    inner = saved.get("rope_parameters") or {}
+    spare = {key.rpartition(".")[2] for key in for_model_type(given["model_type"]).ignored}
+    return {
+        **saved,
+        "rope_parameters": {k: v for k, v in inner.items() if k not in spare | {"type"}},
+    }
+
+
+def spare(name: str, config: dict[str, Any]) -> set[str]:
+    """Keys that change nothing, by name, or that have the only value that the family has."""
+    shared = tomllib.loads(meaning._SHARED.read_text(encoding="utf-8"))
+    architecture = for_model_type(config["model_type"])
+    fixed = {k for k, values in architecture.constants.items() if config.get(k) in values}
+    return {*architecture.ignored, *shared["ignored"], *fixed, *OTHERWISE.get(name, ())}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_configs_come_back_from_gguf_key_by_key(name: str, folder: Made, tmp_path: Path) -> None:
+    """All but what the plan calls lost."""
+    source = folder(name)
+    done = convert(source, tmp_path / "model.gguf", "gguf:bf16")
+    convert(tmp_path / "model.gguf", tmp_path / "back", "hf:bf16")
+    before, after = understood(source), understood(tmp_path / "back")
+    own = json.loads((source / "config.json").read_text())
+    lost = {fact.name.partition(".")[0] for fact in done.plan.lost}
+    told = ({*own} | (ALWAYS & before.keys())) - spare(name, own) - lost
+    assert {"hidden_size", "rope_parameters"} - lost <= told
+    assert {k: after.get(k) for k in told} == {k: before.get(k) for k in told}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_torch_engine_computes_what_the_whole_model_does(name: str, folder: Made) -> None:
+    source = folder(name)
+    expected = runs.in_transformers(source, TEXT)
+    engine = TorchEngine(
+        open_checkpoint(source), [Window("a", "en", tuple(TEXT))], device="cpu",
+        progress=lambda done, total: None,
+    )  # fmt: skip
+    found = engine.logits(0, 0, len(TEXT)).numpy()
+    assert np.abs(found - expected).max() < 1e-4 * expected.std()
