@@ -135,3 +135,33 @@ def test_a_bound_of_what_is_not_solved(value: str, tmp_path: Path) -> None:
     told = f"{done.output} {done.exception}"
     assert "--max-module-error" in told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("verify", NANO, NANO, "--languages", ","),
+        ("calibrate", NANO, "OUT", "--languages", " , "),
+        ("calibrate", NANO, "OUT", "--for", ""),
+    ],
+)
+def test_lists_of_nothing(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    places = [str(tmp_path / "out") if one == "OUT" else one for one in arguments]
+    message = refused(UsageError, *places)
+    assert "names nothing; write names with commas between them" in message
+
+
+def test_a_key_is_looked_at_before_the_work(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*args: Any, **given: Any) -> None:
+        pytest.fail("the work has begun")
+
+    monkeypatch.setattr("zenconvert.publication.release_run._made", work)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'[source]\npath = "{NANO}"\n[output]\nfolder = "release"\n[[variant]]\n'
+        'target = "gguf:f16"\n'
+    )
+    message = refused(UsageError, "release", recipe, "--sign-key", text)
+    assert f"{text}: it cannot sign: " in message

@@ -85,10 +85,13 @@ def take_sampling(given: dict[str, Any]) -> Sampling:
 
 
 def codes(text: str | None) -> list[str] | None:
-    """``en,zh`` as a list; None where nothing was given."""
+    """``en,zh`` as a list; None where nothing was given. Raises UsageError for one of nothing."""
     if text is None:
         return None
-    return [code.strip() for code in text.split(",") if code.strip()]
+    found = [code.strip() for code in text.split(",") if code.strip()]
+    if not found:
+        raise UsageError(f"{text!r} names nothing; write names with commas between them")
+    return found
 
 
 def _size(text: str | None) -> int | None:

@@ -13,6 +13,7 @@ from zenconvert.cli.config import config_option, ignore_key_option, pre_option
 from zenconvert.cli.devices import device_option, taken
 from zenconvert.cli.outputs import append_side_file, check_outputs, write_side_file
 from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages, with_warnings
+from zenconvert.cli.sampling import codes
 from zenconvert.errors import GateFailed, GateInconclusive
 from zenconvert.verification.engines import TORCH, engine_names
 
@@ -98,13 +99,13 @@ def verify(
         },
         {"--json": json_file, "--html": html, "--summary": summary},
     )  # fmt: skip
-    codes = [c.strip() for c in languages.split(",") if c.strip()] if languages else None
+    wanted = codes(languages)
     earlier = Report.from_json(against) if against is not None else None
     known = Policy.load(policy) if policy is not None else None  # before the work
     given["device"] = taken(given["device"])
     with stages() as progress:
         report = run(
-            reference, candidate, languages=codes, config=config, progress=progress, **given
+            reference, candidate, languages=wanted, config=config, progress=progress, **given
         )
     verdict = None
     if known is not None:

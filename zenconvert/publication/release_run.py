@@ -134,6 +134,8 @@ def release(
     prepared = prepare(recipe, only)
     if publish and prepared.recipe.publishing is None:
         raise UsageError(f"{recipe}: there is no [publish] that says where; add one with a 'hub'")
+    if signer is not None:
+        signer.check()
     preview_of(prepared).check()
     folder, tell = prepared.recipe.output.folder, tell or _silent
     with held(folder):

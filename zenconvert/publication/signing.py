@@ -45,6 +45,18 @@ class Signer:
     """Keyless: an OpenID Connect token; without one the ambient credentials of a CI job are used,
     then a browser."""
 
+    def check(self) -> None:
+        """Be sure that the key can sign, before there is anything to sign.
+
+        Raises MissingDependency, and UsageError for a key that cannot be used.
+        """
+        signing = _module("signing")
+        if self.private_key is not None:
+            try:
+                _use(signing.Config(), self)
+            except Exception as error:  # as in sign
+                raise UsageError(f"{self.private_key}: it cannot sign: {error}") from error
+
 
 def sign(folder: Path, signer: Signer) -> Path:
     """Sign every file that the folder's ``SHA256SUMS`` are about, and these; returns the signature.
