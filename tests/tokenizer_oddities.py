@@ -248,6 +248,10 @@ ODDITIES: Final[dict[str, Callable[[], Draw]]] = {
     "lone with user defined and control pieces": lambda: lone(
         {}, user_defined_symbols="<tool>,xyz", control_symbols="<ctl>"
     ),
+    "lone with pieces of spaces": lambda: lone({}, user_defined_symbols="▁▁,▁▁▁▁"),
+    "lone with pieces of spaces and no prefix": lambda: lone(
+        {}, user_defined_symbols="▁▁,▁▁▁▁", add_dummy_prefix=False
+    ),
     "lone without byte fallback": lambda: lone({}, byte_fallback=False),
     "lone unigram": lambda: lone({}, model_type="unigram"),
     "lone of words": lambda: lone({}, model_type="char"),
