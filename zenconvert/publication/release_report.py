@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,12 +21,14 @@ from zenconvert.errors import CorruptFile, InvalidInput
 from zenconvert.publication.facts import ReleaseFacts, VariantFacts
 from zenconvert.verification.gate import ENGINE, Verdict
 from zenconvert.verification.report import SCHEMA as REPORT_SCHEMA
-from zenconvert.verification.report import Report, schema_validator
+from zenconvert.verification.report import Report, in_place, schema_validator
 
 if TYPE_CHECKING:
     from jsonschema import Draft202012Validator
 
 REPORT: Final = "report.json"
+MAX_RECORD: Final = 64 << 20
+"""Bytes: some thousand variants."""
 SCHEMA: Final = Path(__file__).parent / "release.schema.json"
 SCHEMA_VERSION: Final = 1
 # an absolute path up to its last part; not what follows a scheme's colon
@@ -139,17 +142,17 @@ def record_bytes(value: Mapping[str, Any]) -> bytes:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read and check a file. Raises CorruptFile with everything that is wrong."""
+    """Read and check a file. Raises CorruptFile with the first twenty things that are wrong."""
     try:
-        value = parse_json(path)
+        value = parse_json(path, MAX_RECORD)
     except InvalidInput as error:
         raise CorruptFile(f"{path}: the report of the release cannot be read: {error}") from error
     problems = [
         f"{'/'.join(map(str, error.absolute_path)) or 'the whole'}: {error.message[:200]}"
-        for error in _validator().iter_errors(value)
+        for error in islice(_validator().iter_errors(value), 20)
     ]
     if problems:
-        listed = "\n".join(f"  - {problem}" for problem in problems[:20])
+        listed = "\n".join(f"  - {problem}" for problem in problems)
         raise CorruptFile(f"{path}: it does not obey {SCHEMA.name}:\n{listed}")
     return dict(value)
 
@@ -180,8 +183,7 @@ def variants_of(value: Mapping[str, Any], where: str) -> tuple[VariantFacts, ...
 @cache
 def _validator() -> Draft202012Validator:
     schema, report = (json.loads(p.read_text(encoding="utf-8")) for p in (SCHEMA, REPORT_SCHEMA))
-    schema_validator(report)  # says so where there is no jsonschema, which brings referencing
-    from referencing import Registry, Resource
-
-    registry = Registry().with_resource(REPORT_SCHEMA.name, Resource.from_contents(report))
-    return schema_validator(schema, registry=registry)
+    parts = report.pop("$defs")
+    return schema_validator(
+        in_place(schema, {**parts, **schema.pop("$defs"), REPORT_SCHEMA.name: report})
+    )
