@@ -29,13 +29,19 @@ _BLOCK: Final = re.compile(r"(?:[A-Za-z_]\w*\.)*\d+\.")
 _FLOATS: Final = {"bf16": BF16, "f16": F16, "f32": F32}
 
 
-def modules(folder: Folder) -> dict[str, TensorName]:
-    """HF module name → weight, for every module that is stored in pieces; of one that holds the
-    rows of several, the first of these with the shape of the whole."""
+def weights(folder: Folder) -> dict[str, TensorName]:
+    """HF name → tensor; of one that holds the rows of several, the first of these with the shape of
+    the whole."""
     names = folder.architecture.tensor_names(folder.hyperparameters)
     known = {t.hf: t for t in names}
     for stored, parts in in_rows(names).items():
         known[stored] = replace(parts[0], shape=joined_shape(parts))
+    return known
+
+
+def modules(folder: Folder) -> dict[str, TensorName]:
+    """HF module name → weight, as :func:`weights` has it, of every module in pieces."""
+    known = weights(folder)
     packed = [name.removesuffix(CODES) for name in folder.entries if name.endswith(CODES)]
     if unknown := [module for module in packed if f"{module}.weight" not in known]:
         raise foreign(
@@ -100,18 +106,27 @@ def by_entry(folder: Folder, tensors: Mapping[str, Tensor]) -> dict[str, tuple[T
 
     Raises Unsupported for rows of several modules that do not begin at whole words.
     """
-    joined = in_rows(folder.architecture.tensor_names(folder.hyperparameters))
-    parts = {
-        module: tuple(_rows(tensor, joined[f"{module}.weight"]))
-        if f"{module}.weight" in joined
-        else (tensor,)
-        for module, tensor in tensors.items()
-    }
+    parts = cut_apart(folder, tensors)
     return {
         module + piece: parts[module]
         for module in tensors
         for piece in PIECES
         if module + piece in folder.entries
+    }
+
+
+def cut_apart(folder: Folder, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
+    """The tensors under their keys; where one holds the rows of several, these in its place.
+
+    Raises Unsupported for rows that do not begin at whole words or blocks.
+    """
+    names = folder.architecture.tensor_names(folder.hyperparameters)
+    joined = {parts[0].name: parts for parts in in_rows(names).values()}
+    return {
+        key: tuple(_rows(tensor, joined[tensor.name]))
+        if tensor.name in joined and tensor.shape == joined_shape(joined[tensor.name])
+        else (tensor,)
+        for key, tensor in tensors.items()
     }
 
 

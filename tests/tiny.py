@@ -11,6 +11,7 @@ import numpy as np
 
 from zenconvert.formats import safetensors_container
 from zenconvert.model import architecture as arch
+from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.encoding import Dense
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -139,3 +140,14 @@ def in_files(
         files.setdefault(name.hf_file, []).append(name)
     assert [n for parts in files.values() for n in parts] == list(names)
     return [(file, encoding, arch.joined_shape(parts)) for file, parts in files.items()]
+
+
+def first_rows(checkpoint: Checkpoint) -> dict[str, int]:
+    """Neutral name → the row of its file's tensor at which a tensor begins."""
+    names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
+    ends: dict[str, int] = {}
+    found: dict[str, int] = {}
+    for name in names:
+        found[name.name] = ends.get(name.hf_file, 0)
+        ends[name.hf_file] = found[name.name] + name.shape[0]
+    return found

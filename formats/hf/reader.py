@@ -193,7 +193,9 @@ def name_tensors(
         raise foreign(str(folder.path), folder.architecture.id, hp.layers, unknown)
     for name, entry in entries.items():
         if name in packed:
-            tensors |= {tensor.name: tensor for tensor in packed[name]}
+            for found in packed[name]:
+                if tensors.setdefault(found.name, found) != found:
+                    raise CorruptFile(f"{entry.path}: {name} is there beside another of its rows")
             continue
         tensor = known[name]
         _check_shape(entry, tensor)

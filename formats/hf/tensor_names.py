@@ -17,6 +17,8 @@ from zenconvert.model.architecture import Architecture, TensorName, in_rows, joi
 from zenconvert.model.hyperparameters import Hyperparameters
 
 _BLOCK: Final = 1 << 24
+_FLOATS: Final = ("f32", "f16", "bf16", "f64")
+"""Types of tensors that are stored in one array."""
 _VALUE_HEADS: Final = ("v_head.", "value_head.")
 """Heads that training adds to a language model, and that transformers leaves out."""
 _WRAPPERS: Final = {
@@ -89,6 +91,7 @@ class Renaming:
                 stacks.setdefault(name.hf_stack, []).append(name)
         rows = in_rows(self.names)
         wanted = [stored for stored in (*stacks, *rows) if stored in self.entries]
+        wanted = [stored for stored in wanted if self.entries[stored].dtype in _FLOATS]
         for stored in wanted:
             whole = self.entries.pop(stored)
             parts = (

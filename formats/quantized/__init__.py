@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from zenconvert.errors import Unsupported
-from zenconvert.formats import quantization
+from zenconvert.formats import packed_folder, quantization
 from zenconvert.formats.hf import reader
 from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder, without_spare_biases
 from zenconvert.formats.quantized import compressed_tensors, fp8
@@ -44,5 +44,5 @@ def open_checkpoint(path: Path) -> Checkpoint:
     folder = without_spare_biases(replace(folder, entries=kept))
     warnings = [f"{path}: {text}" for text in packed.warnings]
     return folder.checkpoint(
-        "hf", name_tensors(folder, {n: (t,) for n, t in packed.by_entry.items()}), warnings
+        "hf", name_tensors(folder, packed_folder.cut_apart(folder, packed.by_entry)), warnings
     )

@@ -15,7 +15,7 @@ from typing import Any, Final
 from zenconvert.errors import CorruptFile, InvalidInput, MissingTensor, Unsupported
 from zenconvert.formats.hf.reader import Folder
 from zenconvert.formats.hf.tensor_names import foreign
-from zenconvert.formats.packed_folder import packed_tensor, values_of
+from zenconvert.formats.packed_folder import packed_tensor, values_of, weights
 from zenconvert.formats.quantized import fp8
 from zenconvert.formats.quantized.fp8 import Tile
 from zenconvert.formats.quantized.int_codec import (
@@ -47,7 +47,7 @@ def read(folder: Folder, settings: Mapping[str, Any]) -> Packed:
     groups = list(_groups(folder, settings))
     tiles = [tile for weights in groups for tile in _tiles(folder, weights)]
     packed = fp8.read_scaled(folder, tiles, *fp8.ACTIVATIONS, *_OF_INPUTS, *_OF_CACHE)
-    known = {t.hf: t for t in folder.architecture.tensor_names(folder.hyperparameters)}
+    known = weights(folder)
     needs_zeros = bool(groups) and all(weights.get("symmetric") is False for weights in groups)
     for name, entry in folder.entries.items():
         module, _, last = name.rpartition(".")

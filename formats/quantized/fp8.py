@@ -21,7 +21,7 @@ from typing import Any, Final
 from zenconvert.errors import CorruptFile, InvalidInput, MissingTensor
 from zenconvert.formats.hf.reader import Folder
 from zenconvert.formats.hf.tensor_names import foreign
-from zenconvert.formats.packed_folder import packed_tensor
+from zenconvert.formats.packed_folder import packed_tensor, weights
 from zenconvert.formats.quantized.packed import Packed
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.model.architecture import TensorName
@@ -53,7 +53,7 @@ def read_scaled(folder: Folder, tiles: Sequence[Tile], *left: str) -> Packed:
     ``tiles`` are those that its config names; without any, the shape of the scales tells. ``left``
     are the last parts of names that are of activations.
     """
-    known = {t.hf: t for t in folder.architecture.tensor_names(folder.hyperparameters)}
+    known = weights(folder)
     packed, entries = Packed(), folder.entries
     packed.left = {name for name in entries if name.rpartition(".")[2] in left}
     if packed.left:
