@@ -11,15 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.calib.test_whole_models import hooked
 from tests.differential import runs
 from tests.families import FAMILIES
 from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
 from zenconvert import convert, open_checkpoint
+from zenconvert.calib.statistics import InputStatistics
+from zenconvert.calib.walk import Settings, walk
 from zenconvert.model import meaning
 from zenconvert.model.architecture import for_model_type
+from zenconvert.planning.recoding import logical_rows
+from zenconvert.reference.reference import Reference
+from zenconvert.texts.coverage import language_coverage
+from zenconvert.texts.selection import Selection
 from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.torch_engine import TorchEngine
 
@@ -101,3 +109,36 @@ def test_the_torch_engine_computes_what_the_whole_model_does(name: str, folder: 
     )  # fmt: skip
     found = engine.logits(0, 0, len(TEXT)).numpy()
     assert np.abs(found - expected).max() < 1e-4 * expected.std()
+
+
+WALKED = ("olmo3", "exaone4", "granite", "cohere2", "starcoder2", "ministral3")
+"""Families whose layers are built otherwise than those that other tests walk through."""
+
+
+@pytest.mark.parametrize("name", WALKED)
+def test_statistics_are_those_of_hooks_on_the_whole_model(name: str, folder: Made) -> None:
+    checkpoint = open_checkpoint(folder(name))
+    model = AutoModelForCausalLM.from_pretrained(
+        folder(name), dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
+    ours = {n.hf.removesuffix(".weight"): n.name.removesuffix(".weight") for n in names}
+    windows = [Window("a", "en", tuple(TEXT)), Window("b", "en", tuple(TEXT[:9]))]
+    seen = {f"model.{module}": rows for module, rows in hooked(model, windows).items()}
+    coverage = language_coverage("en", [[w] for w in windows], unused=0, cut=0, vocabulary=300)
+    chosen = Selection(tuple(windows), ("en",), (1.0,), (coverage,))
+    found: dict[str, InputStatistics] = {}
+    for part in walk(Reference(checkpoint, logical_rows, device="cpu"), chosen, Settings()):
+        found |= part.inputs
+    in_layers = {ours[module]: rows for module, rows in seen.items() if module in ours}
+    assert {m for one in found.values() for m in one.modules} >= in_layers.keys()
+    linear = {n.name.removesuffix(".weight") for n in names
+              if n.is_weight and n.module.role == "linear"}  # fmt: skip
+    assert in_layers.keys() == linear
+    for one in found.values():
+        for module in one.modules:
+            if module in in_layers:
+                rows = in_layers[module]
+                assert one.tokens.sum() == len(rows), module
+                expected = np.square(rows).sum(0)
+                np.testing.assert_allclose(one.squares.sum(0), expected, rtol=1e-3, atol=1e-6)
