@@ -162,11 +162,14 @@ def in_blocks(wanted: Sequence[str], others: Sequence[str]) -> list[str]:
     Short ones without the block where that does, as older consumers know no others.
     """
     found: dict[str, None] = {}
+    clear: dict[str, bool] = {}
     for name in wanted:
         block = _BLOCK.match(name)
         if block is not None:
             short = name.removeprefix(block[0])
-            found[name if any(short in other for other in others) else short] = None
+            if short not in clear:  # every block has it
+                clear[short] = not any(short in other for other in others)
+            found[short if clear[short] else name] = None
     return list(found)
 
 
@@ -198,7 +201,9 @@ def choose_modules(
     rules = _Rules(scheme, options, parse, head, own)
     choices = []
     for stored, names, parts in in_files(checkpoint):
-        tensor, name = parts[0], replace(names[0], hf=stored)
+        tensor, name = parts[0], names[0]
+        if name.hf != stored:
+            name = replace(name, hf=stored)
         if runtime_names and name.hf_also is not None:
             name = replace(name, hf=name.hf_also)
         wanted, why = rules.wanted(tensor, name)

@@ -37,8 +37,8 @@ def _pieces(codec: GroupedCodec, encoding: Grouped, shape: tuple[int, ...]) -> t
 
 
 @lru_cache(maxsize=256)
-def _pieces_bytes(pieces: tuple[Piece, ...]) -> int:
-    return sum(piece.nbytes for piece in pieces)
+def _pieces_bytes(codec: GroupedCodec, encoding: Grouped, shape: tuple[int, ...]) -> int:
+    return sum(piece.nbytes for piece in _pieces(codec, encoding, shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,8 @@ class Choice:
         """Stored bytes."""
         if self.derived is not None:
             return len(self.derived)
-        if self.codec is not None:
-            return _pieces_bytes(self.pieces)
+        if self.codec is not None and (grid := self.encoding.grouped) is not None:
+            return _pieces_bytes(self.codec, grid, self.shape)
         columns = self.parts[0].columns
         return prod(self.shape) // columns * self.encoding.row_bytes(columns)
 

@@ -193,15 +193,15 @@ def _judged(choice: Choice) -> Choice:
     """A choice whose parts are looked at as closely as it takes to say what becomes of them."""
     if choice.sheds_zeros and (grid := choice.encoding.grouped) is not None:
         choice = _without_zeros(choice, grid)
-    choice = replace(choice, parts=tuple(refined(part, choice) for part in choice.parts))
-    done = tuple(recoding(*unchanged(part, choice)) for part in choice.parts)
+    parts = tuple(refined(part, choice) for part in choice.parts)
+    done = tuple(recoding(*unchanged(part, choice)) for part in parts)
     told = tuple(
         recoding(replace(part, encoding=part.source_encoding), choice)
         if part.origin or part.change or choice.change
         else found
-        for part, found in zip(choice.parts, done, strict=True)
+        for part, found in zip(parts, done, strict=True)
     )
-    return replace(choice, told=told, done=done)
+    return replace(choice, parts=parts, told=told, done=done)
 
 
 def _without_zeros(choice: Choice, encoding: Grouped) -> Choice:
