@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from zenconvert import Options, calibrate, convert, open_checkpoint, plan, verif
 from zenconvert.cli import cli
 from zenconvert.errors import PlanError, Unsupported, UsageError
 from zenconvert.formats.gguf import container
+from zenconvert.model import meaning
 from zenconvert.solve.calibration_texts import Calibrating
 
 BASE: dict[str, Any] = {
@@ -74,7 +76,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "rope_parameters.full_attention is ",
     ),
     "longrope": (
-        {**BASE, "rope_scaling": {"rope_type": "longrope", "long_factor": [2], "factor": 2.0}},
+        {
+            **BASE,
+            "rope_scaling": {
+                "rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8,
+                "factor": 2.0, "original_max_position_embeddings": 32,
+            },
+        },
         "rope_scaling.rope_type is 'longrope'",
     ),
     "two scalings": (
@@ -181,6 +189,25 @@ def test_yarns_attention_factor_is_where_llamacpp_reads_it(
         assert float(field.contents()) == pytest.approx(expected, rel=1e-7)
     computed = runs.in_llamacpp(tmp_path / "m.gguf", TEXT)
     np.testing.assert_allclose(computed, runs.in_transformers(source, TEXT), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("config", [BASE, QWEN2], ids=["llama", "qwen2"])
+def test_features_of_other_families_that_are_off(
+    config: dict[str, Any], made: Made, tmp_path: Path
+) -> None:
+    shared = tomllib.loads(meaning._SHARED.read_text(encoding="utf-8"))
+    off = {key: values[0] for key, values in shared["neutral"].items()}
+    layers = config["num_hidden_layers"]
+    off |= {key: [one] * layers for key, one in shared["neutral_lists"].items()}
+    source = made({**off, **config})
+    assert convert(source, tmp_path / "m.gguf", "gguf:f32").plan.exact
+    computed = runs.in_llamacpp(tmp_path / "m.gguf", TEXT)
+    np.testing.assert_allclose(computed, runs.in_transformers(source, TEXT), atol=2e-4, rtol=0)
+    for key in (k for k in off if not meaning.understood(open_checkpoint(source).architecture, k)):
+        on = [5] * layers if isinstance(off[key], list) else 5
+        (source / "config.json").write_text(json.dumps({**config, key: on}))
+        with pytest.raises(PlanError, match=f"--ignore-key {key}"):
+            plan(source, "gguf:f32")
 
 
 def test_keys_that_change_nothing_can_be_named(made: Made, tmp_path: Path) -> None:

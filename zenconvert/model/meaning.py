@@ -120,7 +120,9 @@ def carried(checkpoint: Checkpoint, ignored: Sequence[str]) -> list[Fact]:
     facts = [
         Fact(key, value, "config.json", why="not understood, and carried along as it is")
         for key, value in checkpoint.config.items()
-        if value is not None and not understood(checkpoint.architecture, key)
+        if value is not None
+        and not understood(checkpoint.architecture, key)
+        and not _is_off(key, value, checkpoint.hyperparameters.layers)
     ]
     return [*facts, *_unexplained(checkpoint, ignored)]
 
@@ -163,9 +165,17 @@ def _judged(
             return Fact(key, value, f"what {target} computes")
         why = f"{target} computes {architecture.id} models with {dict(rule)} only"
         return Fact(key, value, "", exact=False, why=why, refused=True)
-    if understood(architecture, key):
+    if understood(architecture, key) or _is_off(key, value, checkpoint.hyperparameters.layers):
         return Fact(key, value, "", why="changes nothing that is computed")
     return _unknown(checkpoint, key, value, ignored)
+
+
+def _is_off(key: str, value: Any, layers: int) -> bool:
+    """Whether a key says that a feature of other families is not there."""
+    shared = _shared()
+    if (one := shared["neutral_lists"].get(key)) is not None:
+        return _follows(value, {"all": one}, layers)
+    return not isinstance(value, str) and value in shared["neutral"].get(key, ())
 
 
 def _silent(checkpoint: Checkpoint, target: str) -> list[Fact]:
