@@ -21,6 +21,8 @@ from zenconvert import convert, open_checkpoint, plan
 from zenconvert.errors import PlanError, Unsupported
 from zenconvert.formats.gguf import mixtures
 from zenconvert.solve.calibration_texts import Calibrating
+from zenconvert.texts.windows import Window
+from zenconvert.verification.engines.llamacpp import LlamaCppEngine
 
 NEW = [name for name in FAMILIES if name not in CONFIGS]
 """Families that no other test of parity covers."""
@@ -58,6 +60,15 @@ def test_files_are_the_converters(name: str, file_type: str, folder: Made, tmp_p
     assert tuple(fact.name for fact in plan.lost) == FAMILIES[name].lost
     assert plan.exact == (not plan.lost)
     assert_same_file(tmp_path / "ours.gguf", theirs)
+
+
+def test_the_llamacpp_engine_goes_by_what_files_say_of_yarn(folder: Made, tmp_path: Path) -> None:
+    source, file = folder("ministral3"), tmp_path / "m.gguf"
+    convert(source, file, "gguf:f32")
+    engine = LlamaCppEngine(open_checkpoint(file), [Window("a", "und", tuple(TEXT))], threads=1)
+    found = engine.logits(0, 0, len(TEXT)).numpy()
+    engine.close()
+    np.testing.assert_allclose(found, runs.in_transformers(source, TEXT), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("file_type", ["q4_k_m", "q3_k_l"])

@@ -52,6 +52,10 @@ class LlamaCppEngine:
                 # a cache in float16 would add its own drift to that of the file
                 type_k=llama_cpp.GGML_TYPE_F32,
                 type_v=llama_cpp.GGML_TYPE_F32,
+                # what the file says of YaRN; the binding's own defaults would go before it
+                yarn_attn_factor=-1.0,
+                yarn_beta_fast=-1.0,
+                yarn_beta_slow=-1.0,
                 verbose=False,
             )
         except (ValueError, RuntimeError) as error:
