@@ -16,7 +16,7 @@ from typing import Any, Final
 import yaml
 
 from zenconvert.base.source_files import is_there, read_text
-from zenconvert.errors import InvalidInput
+from zenconvert.errors import InvalidInput, SourceNotFound
 from zenconvert.formats.hf.json_file import read_json
 
 CARD: Final = "README.md"
@@ -88,6 +88,8 @@ def read_card(folder: Path) -> tuple[dict[str, Any], list[str]]:
         card = _front_matter(read_text(path, _MOST_README))
         facts = {key: value for key, value in card.items() if _is_right(key, value)}
         return facts, _left_out(path, card, facts)
+    except SourceNotFound:
+        raise
     except (InvalidInput, yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         text = " ".join(str(error).split())
         return {}, [f"{path}: the card is not understood, and its facts are left out: {text:.200}"]
@@ -151,6 +153,8 @@ def is_carried(path: Path) -> bool:
     """Whether a ``generation_config.json`` can go into an output as it is."""
     try:
         read_json(path, _MOST_GENERATION)
+    except SourceNotFound:
+        raise
     except InvalidInput:
         return False
     return True
@@ -165,6 +169,8 @@ def read_generation(folder: Path) -> tuple[dict[str, Any], list[str]]:
         given = read_json(path, _MOST_GENERATION)
         facts = {key: value for key, value in given.items() if _generates(key, value)}
         return facts, _left_out(path, given, facts)
+    except SourceNotFound:
+        raise
     except (InvalidInput, RecursionError) as error:
         return {}, [f"{path}: not understood, and its facts are left out: {error!s:.300}"]
 

@@ -80,8 +80,8 @@ def spoil(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
 TARGETS = {"source": "hf:f16", "gguf": "gguf:f16", "onnx": "onnx:f32"}
 NEEDED = [
     ("source", "config.json"), ("source", "model.safetensors"), ("source", "tokenizer.json"),
-    ("source", "LICENSE"), ("gguf", "out.gguf"), ("onnx", "out/config.json"),
-    ("onnx", "out/tokenizer.json"),
+    ("source", "LICENSE"), ("source", "generation_config.json"), ("source", "README.md"),
+    ("gguf", "out.gguf"), ("onnx", "out/config.json"), ("onnx", "out/tokenizer.json"),
 ]  # fmt: skip
 
 
@@ -90,6 +90,8 @@ def test_the_input_is_named_and_nothing_is_written(
     kind: str, name: str, source: Path, tmp_path: Path, spoil: Callable[[Path], Any]
 ) -> None:
     (source / "LICENSE").write_text("Apache")
+    (source / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (source / "generation_config.json").write_text('{"top_k": 20}')
     made = fresh(tmp_path / "made")
     path = {"source": source, "gguf": made / "out.gguf", "onnx": made / "out"}[kind]
     if kind != "source":
