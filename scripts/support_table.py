@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from textwrap import fill
 
-from scripts import exactness
+from scripts import exactness, family_targets
+from zenconvert.formats.quantized import METHODS
 from zenconvert.formats.registry import FORMATS
 from zenconvert.ggml import blocks
 from zenconvert.ggml.types import BY_NAME
@@ -15,6 +16,10 @@ from zenconvert.model.architecture import architectures
 _LEGEND = (
     "Linear weights between formats: `=` bit for bit, `≈` codes kept and a scale or minimum",
     "rounded, `q` quantized, `↻` quantized a second time (`--allow-requantize`), `–` refused.",
+)
+_MODELS = (
+    "Of every family a tiny model is planned for every target; **in part** where its",
+    "runtime computes something else, which `--exact` refuses.",
 )
 ROOT = Path(__file__).parent.parent
 BY = "(written by python -m scripts.support_table) -->\n"
@@ -32,6 +37,8 @@ def table() -> str:
     for form in FORMATS.values():
         types = ", ".join(f"`{name}`" for name in form.types if _writable(form.name, name))
         lines.append(f"| {form.title} (`{form.name}`) | yes | {types} |")
+    lines += [f"| HF safetensors, weights in `{method}` | yes | |" for method in METHODS]
+    lines += ["", *_MODELS, "", family_targets.table().rstrip()]
     lines += ["", "| architecture | model types | GGUF architecture |", "|---|---|---|"]
     for known in architectures().values():
         types = ", ".join(f"`{t}`" for t in known.model_types)
