@@ -76,6 +76,8 @@ class Format:
     """What the Hub calls the library that loads it."""
     packages: tuple[str, ...] = ("transformers",)
     """What is installed to load it."""
+    names_pretokenizer: bool = False
+    """Its files say by one name how text is cut before merges."""
 
     @property
     def label(self) -> str:
@@ -162,6 +164,7 @@ FORMATS: Final[dict[str, Format]] = {
         serving_dtype="float16",
         near_type="q8_0",
         library="gguf",
+        names_pretokenizer=True,
         packages=(),
     ),
 }

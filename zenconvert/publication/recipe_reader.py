@@ -307,9 +307,9 @@ class _Reader:
 
 
 def _cut_as(pre: str | None, variant: VariantRecipe) -> VariantRecipe:
-    """A GGUF variant that names the source's pre-tokenizer where it has none of its own."""
+    """A variant with the source's pre-tokenizer where its files name one and it has none itself."""
     options = variant.options
-    if variant.target.format != "gguf" or options.pre_tokenizer is not None:
+    if not FORMATS[variant.target.format].names_pretokenizer or options.pre_tokenizer is not None:
         return variant
     return replace(variant, options=replace(options, pre_tokenizer=pre))
 

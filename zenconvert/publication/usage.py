@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeAlias
 
 from zenconvert.base.escaping import shell_word
 from zenconvert.formats.registry import format_named
@@ -51,6 +51,10 @@ import onnxruntime
 session = onnxruntime.InferenceSession({name!r})
 print([value.name for value in session.get_inputs()])"""
 
+Programs: TypeAlias = Callable[
+    [ReleaseFacts, str, Sequence[VariantFacts]], Iterator[tuple[str, str]]
+]
+
 
 def usage(
     facts: ReleaseFacts, shelf: str, variants: Sequence[VariantFacts]
@@ -59,11 +63,7 @@ def usage(
     made = [v for v in variants if v.is_made]
     if not made:
         return []
-    if made[0].is_file:
-        return list(_gguf(facts, shelf, made))
-    if format_named(made[0].format).library == "onnx":
-        return list(_onnx(facts, made[0]))
-    return list(_folder(facts, shelf, made[0]))
+    return list(_PROGRAMS[format_named(made[0].format).library](facts, shelf, made))
 
 
 def _shell(*lines: str) -> str:
@@ -87,7 +87,10 @@ def _gguf(
         yield "LM Studio", _shell(f"lms import --user-repo {user} {file}")
 
 
-def _folder(facts: ReleaseFacts, shelf: str, variant: VariantFacts) -> Iterator[tuple[str, str]]:
+def _transformers(
+    facts: ReleaseFacts, shelf: str, made: Sequence[VariantFacts]
+) -> Iterator[tuple[str, str]]:
+    variant = made[0]
     name = repository_id(facts, shelf) or f"./{shelf}"
     inputs = _CHAT if facts.source.chat_template else _PLAIN
     install = f"pip install {' '.join(format_named(variant.format).packages)} accelerate"
@@ -96,7 +99,10 @@ def _folder(facts: ReleaseFacts, shelf: str, variant: VariantFacts) -> Iterator[
     yield "vLLM", _shell("pip install vllm", f"vllm serve {shell_word(name)}")
 
 
-def _onnx(facts: ReleaseFacts, variant: VariantFacts) -> Iterator[tuple[str, str]]:
+def _onnx(
+    facts: ReleaseFacts, shelf: str, made: Sequence[VariantFacts]
+) -> Iterator[tuple[str, str]]:
+    variant = made[0]
     if "genai_config.json" in variant.files:
         prompt = _GENAI_CHAT if facts.source.chat_template else '"Hello"'
         snippet = fenced(_GENAI.format(name=".", prompt=prompt), "python")
@@ -105,3 +111,11 @@ def _onnx(facts: ReleaseFacts, variant: VariantFacts) -> Iterator[tuple[str, str
     graph = next(name for name in variant.files if name.endswith(".onnx"))
     snippet = fenced(_ONNX.format(name=graph), "python")
     yield "onnxruntime", f"{_shell('pip install onnxruntime')}\n\n{snippet}"
+
+
+_PROGRAMS: Final[dict[str, Programs]] = {
+    "gguf": _gguf,
+    "onnx": _onnx,
+    "transformers": _transformers,
+}
+"""Library, as the Hub calls it → what else runs what it loads."""
