@@ -61,7 +61,10 @@ def test_ids_or_a_name_for_what_is_lost(what: str, tmp_path: Path) -> None:
     engine = vocabulary_file(ours, tmp_path / "vocab.gguf")
     read = tokenizer_from_metadata(metadata, where="test")
     back = written(read, folder, tmp_path / "back")
-    for text in texts if not ours.losses else ():
+    composed = [
+        t for t in texts if unicodedata.is_normalized("NFC", t)
+    ]  # as GGUF takes texts to be
+    for text in composed if not ours.losses else ():
         found = list(engine.tokenize(text.encode(), add_bos=False, special=True))
         assert found == encode(text), text
         assert back.encode(text, add_special_tokens=False) == found, text
