@@ -79,12 +79,14 @@ def scaling_keys(hp: Hyperparameters, family: GgufFamily) -> dict[str, KeyValue]
     if kind == "yarn":
         context = scaling.get("original_max_position_embeddings", hp.context)
         keys["rope.scaling.original_context_length"] = ("u32", int(context))
-        for ours, theirs in _YARN.items():
-            if (value := scaling.get(ours)) is not None:
-                keys[f"rope.scaling.{theirs}"] = ("f32", float(value))
         under = hp.yarn_log if family.has_key("yarn_log") else None
         usual = _llamacpp_amplitude(factor, under or 0.0)
         share = float(np.float32(_amplitude(scaling, factor) / usual))
+        for ours, theirs in _YARN.items():
+            if ours == "attention_factor" and share != 1.0:
+                continue  # llama.cpp reads it nowhere, and the key that it reads says it all
+            if (value := scaling.get(ours)) is not None:
+                keys[f"rope.scaling.{theirs}"] = ("f32", float(value))
         if share != 1.0:
             keys[_FACTOR] = ("f32", share)
     return keys

@@ -11,24 +11,23 @@ transformers 5, ``AutoTokenizer.from_pretrained``.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.formats.hf.tokenizer_structure import parts_of, understand
 from zenconvert.model import pretokenizer
 
+_CLASSES: Final[dict[str, Any]] = tomllib.loads(
+    Path(__file__).with_name("tokenizer_classes.toml").read_text(encoding="utf-8")
+)
 _BYTE_LEVEL: Final = {"Qwen2Tokenizer": ("qwen2", "NFC"), "GPT2Tokenizer": ("gpt-2", None)}
 """Class → the rule by which it cuts text, and its normalizer."""
 _LLAMA, _GEMMA = "LlamaTokenizer", "GemmaTokenizer"
-_TAKEN_AS_THEY_ARE: Final = frozenset({"mistral", "mixtral", "ernie4_5"})
-"""Model types for which no named class is built."""
-_OF_TYPE: Final = {
-    "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "qwen3_moe": "Qwen2Tokenizer",
-    "gemma2": _GEMMA, "gemma3": _GEMMA, "gemma3_text": _GEMMA,
-}  # fmt: skip
-"""Model type → the class that is built where none is named."""
-_WHATEVER_IS_NAMED: Final = frozenset({"qwen2"})
-"""Model types whose class is built although another is named."""
+_TAKEN_AS_THEY_ARE: Final = frozenset(_CLASSES["taken_as_they_are"])
+_OF_TYPE: Final[dict[str, str]] = _CLASSES["of_type"]
+_WHATEVER_IS_NAMED: Final = frozenset(_CLASSES["whatever_is_named"])
 
 
 def rebuilt(
