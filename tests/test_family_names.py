@@ -12,10 +12,8 @@ ELSEWHERE = {
     # words of others that are spelled like a family, and what they are
     ("formats.gguf.tokenizer", "llama"): "GGUF's word for SentencePiece tokenizers",
     ("formats.gguf.endings", "llama"): "GGUF's word for SentencePiece tokenizers",
-    ("formats.hf.tokenizer", "qwen2"): "llama.cpp's name of a pre-tokenizer",
     ("formats.hf.rebuilt", "qwen2"): "llama.cpp's name of a pre-tokenizer",
-    ("formats.hf.rebuilt", "mistral"): "types whose tokenizer class transformers does not build",
-    ("formats.hf.rebuilt", "mixtral"): "types whose tokenizer class transformers does not build",
+    ("formats.hf.tokenizer", "qwen2"): "llama.cpp's name of a pre-tokenizer",
 }
 LISTS = {"formats.onnx.write.layouts": "the types that transformers.js has, whoever knows them"}
 """Modules with lists of what a runtime knows, of families here and of many others."""
