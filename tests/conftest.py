@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.families import FAMILIES
 from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
 from zenconvert import convert
@@ -48,6 +49,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Family:
                 folder, family, vocab_size=vocab, bos_token_id=1, eos_token_id=2
             )
         return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """Family → a random bfloat16 model with a tokenizer."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            family = FAMILIES[name]
+            out = tmp_path_factory.mktemp("families") / f"tiny-{name}"
+            out.mkdir()
+            vocab = MAKERS[family.tokenizer](out)
+            made[name] = raw_model(
+                out, family.config, vocab_size=vocab, bos_token_id=1, eos_token_id=2, biases=True
+            )
+        return made[name]
 
     return get
 

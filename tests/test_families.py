@@ -15,8 +15,7 @@ from tests.families import FAMILIES, in_transformers_5
 from tests.oracles import converter
 from tests.oracles.llama_quantize import quantize
 from tests.test_llamacpp_parity import assert_same_file
-from tests.tiny import CONFIGS, raw_model
-from tests.tokenizers_for_tests import MAKERS
+from tests.tiny import CONFIGS
 from zenconvert import convert, open_checkpoint, plan
 from zenconvert.errors import PlanError, Unsupported
 from zenconvert.formats.gguf import mixtures
@@ -30,25 +29,6 @@ SHALLOW = [name for name in NEW if FAMILIES[name].config["num_hidden_layers"] < 
 """Those whose logits are not lost in what rounding the weights of so many random layers does."""
 TEXT = runs.ids(48, 11)
 Made = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Family → a random bfloat16 model with a tokenizer."""
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            family = FAMILIES[name]
-            out = tmp_path_factory.mktemp("families") / f"tiny-{name}"
-            out.mkdir()
-            vocab = MAKERS[family.tokenizer](out)
-            made[name] = raw_model(
-                out, family.config, vocab_size=vocab, bos_token_id=1, eos_token_id=2, biases=True
-            )
-        return made[name]
-
-    return get
 
 
 @pytest.mark.parametrize("file_type", ["f32", "bf16"])

@@ -17,8 +17,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.calib.test_whole_models import hooked
 from tests.differential import runs
 from tests.families import FAMILIES
-from tests.tiny import raw_model
-from tests.tokenizers_for_tests import MAKERS
 from zenconvert import convert, open_checkpoint
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.walk import Settings, walk
@@ -44,24 +42,6 @@ OTHERWISE = {
 """Keys that another one stands for in GGUF, or that change nothing as they are."""
 ALWAYS = {"layer_types", "rope_parameters"}
 """What transformers makes of several keys."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Family → a random bfloat16 model with a tokenizer."""
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            family, out = FAMILIES[name], tmp_path_factory.mktemp("engines") / name
-            out.mkdir()
-            vocab = MAKERS[family.tokenizer](out)
-            made[name] = raw_model(
-                out, family.config, vocab_size=vocab, bos_token_id=1, eos_token_id=2, biases=True
-            )
-        return made[name]
-
-    return get
 
 
 def understood(path: Path) -> dict[str, Any]:
