@@ -57,7 +57,7 @@ def linear(view: GraphView, node: onnx.NodeProto) -> Matrix | None:
         return _nbits(view, node)
     if node.op_type == "MatMul" and len(node.input) == 2:
         weight = node.input[1]
-        if (found := view.producer(weight, "DequantizeLinear")) is not None:
+        if (found := view.producer(_unshaped(view, weight), "DequantizeLinear")) is not None:
             return _dequantized(view, found, node)
         return dense(view.initializer(weight), transposed=True) or _turned(view, weight)
     if node.op_type == "Gemm":
@@ -66,6 +66,19 @@ def linear(view: GraphView, node: onnx.NodeProto) -> Matrix | None:
         weight = view.initializer(inputs(node, 2)[1])
         return dense(weight, transposed=not given.get("transB", 0)) if plain else None
     return None
+
+
+def _unshaped(view: GraphView, value: str) -> str:
+    """The value before a Reshape that leaves a matrix as it was, which keeps products unfused."""
+    node = view.producer(value, "Reshape")
+    before = node and view.producer(node.input[0], "DequantizeLinear")
+    if node is None or before is None:
+        return value
+    shape, codes = view.initializer(inputs(node, 2)[1]), view.initializer(before.input[0])
+    if shape is None or codes is None or (shape.dtype, shape.shape) != ("i64", (2,)):
+        return value
+    kept = tuple(np.frombuffer(shape.read(), dtype=np.int64).tolist()) == codes.shape
+    return node.input[0] if kept else value
 
 
 def dense(array: Initializer | None, *, transposed: bool) -> Matrix | None:

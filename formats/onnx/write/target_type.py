@@ -26,6 +26,9 @@ For one token, float32 takes five times as long with weights of 4 bits and eight
 (onnxruntime 1.32, AVX2). It rounds, so plans name it.
 """
 
+_ROUNDED: Final = {2: "float16", 3: "bfloat16", 4: "eight bits"}
+"""Accuracy levels that are not float32."""
+
 _FLOATS: Final = {"f32": F32, "f16": F16}
 _LEVELS: Final = range(5)
 
@@ -47,6 +50,17 @@ class TargetType:
     standard: bool = False
     """Only operators of the ONNX standard."""
     level: int = SHIPPED_LEVEL
+
+    @property
+    def rounds_to(self) -> str | None:
+        """What onnxruntime rounds the inputs of products with integers to; None for nothing.
+
+        It fuses a product with what DequantizeLinear makes, and then takes a level of its own
+        (``session.qdq_matmulnbits_accuracy_level``, 4 unless the session says otherwise).
+        """
+        if self.level not in _ROUNDED:
+            return None
+        return _ROUNDED[SHIPPED_LEVEL if self.standard else self.level]
 
     @property
     def scheme(self) -> Scheme | None:

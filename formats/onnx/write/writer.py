@@ -35,11 +35,6 @@ from zenconvert.model.target import Options, Target
 __all__ = ["TYPES", "choose", "facts", "lay_out"]
 
 _HEAD_STEP: Final = 16
-_FUSED: Final = "session.qdq_matmulnbits_accuracy_level"
-_WHY_FUSED: Final = (
-    "onnxruntime fuses products in standard operators and then rounds activations to eight bits; "
-    "with 0 in that entry of the session, or another runtime, they stay as they are"
-)
 _FEED_FORWARD: Final = {
     "dense": {"ffn.gate", "ffn.up", "ffn.down"},
     "plain": {"ffn.up", "ffn.down"},
@@ -53,8 +48,6 @@ _HEAD_NORMS: Final = {"attn.q_norm", "attn.k_norm"}
 _BEFORE, _AFTER = {"attn_norm", "ffn_norm"}, {"attn_post_norm", "ffn_post_norm"}
 _NORMS: Final = (_BEFORE, _BEFORE | _AFTER, _AFTER)
 """Norms of a layer: before its halves, after them, or both."""
-_ROUNDED: Final = {2: "float16", 3: "bfloat16", 4: "eight bits"}
-"""Accuracy levels that are not float32."""
 
 
 def lay_out(
@@ -108,21 +101,21 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
 def _rounded_products(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
     """What the accuracy level does to activations, where any weight is multiplied in integers."""
     kind = parse(target.type)
-    level = kind.level
-    if level not in _ROUNDED and not kind.standard:
+    if (to := kind.rounds_to) is None:
         return []
     choices = choose(checkpoint, target, options, importance=True)
-    if any(isinstance(choice.codec, BlockCodec) for choice in choices):
-        return [Fact(_FUSED, 4, "onnxruntime's session", why=_WHY_FUSED, told=True)]
-    if level not in _ROUNDED or not any(
-        isinstance(c.codec, NBitsCodec) and not c.codec.explicit for c in choices
+    if not any(
+        isinstance(c.codec, BlockCodec)
+        or (isinstance(c.codec, NBitsCodec) and not c.codec.explicit)
+        for c in choices
     ):
         return []
+    longer = "many times" if kind.standard else "several times"
     why = (
-        f"onnxruntime rounds activations to {_ROUNDED[level]} before products; -acc0 keeps them, "
-        "and takes several times as long for every token"
+        f"onnxruntime rounds activations to {to} before products; -acc0 keeps them, "
+        f"and takes {longer} as long for every token"
     )
-    return [Fact("accuracy_level", level, "the graph", exact=False, why=why)]
+    return [Fact("accuracy_level", kind.level, "the graph", exact=False, why=why)]
 
 
 def check_family(checkpoint: Checkpoint) -> None:

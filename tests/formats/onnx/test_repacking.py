@@ -88,7 +88,7 @@ def in_act_order(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["onnx:own-acc0", "onnx:int8-standard"])
+@pytest.mark.parametrize("kind", ["onnx:own-acc0", "onnx:int8-standard-acc0"])
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("family", ["qwen2", "mixtral"])
 def test_gptq_and_awq_survive_a_graph(
@@ -108,11 +108,11 @@ def test_rounded_activations_are_named(model: Model, tmp_path: Path) -> None:
     """At accuracy level 4 logits are not those of the weights, though every weight is exact."""
     convert(model("qwen2"), tmp_path / "source", "gptq:w4g128")
     expected = decoded_logits(tmp_path / "source", tmp_path / "hf", tokens())
-    for kind, level in (("own", 4), ("own-acc0", 0), ("own-standard", 0)):
+    for kind in ("own", "own-acc0", "own-standard", "own-standard-acc0"):
         done = convert(tmp_path / "source", tmp_path / kind, f"onnx:{kind}")
-        found = onnx_logits(session(tmp_path / kind / "model.onnx", level=0), tokens())
+        found = onnx_logits(session(tmp_path / kind / "model.onnx"), tokens())
         assert all(step.exact for step in done.plan.steps)
-        assert done.plan.exact == (np.abs(found - expected).max() < 1e-4) == (level == 0)
+        assert done.plan.exact == (np.abs(found - expected).max() < 1e-4) == kind.endswith("-acc0")
     with pytest.raises(PlanError, match=r"accuracy_level is 4: .* -acc0"):
         plan(tmp_path / "source", "onnx", exact=True)
 
@@ -126,7 +126,7 @@ def test_three_bits_become_four(model: Model, tmp_path: Path) -> None:
     assert encodings == {"f32", "w4g128"}
 
 
-@pytest.mark.parametrize("kind", ["onnx:int4-acc0", "onnx:int4-standard"])
+@pytest.mark.parametrize("kind", ["onnx:int4-acc0", "onnx:int4-standard-acc0"])
 def test_act_order_is_one_shared_permutation(kind: str, model: Model, tmp_path: Path) -> None:
     convert(model("qwen2"), tmp_path / "source", "gptq:w4g64-asym")
     in_act_order(tmp_path / "source")
@@ -139,7 +139,7 @@ def test_act_order_is_one_shared_permutation(kind: str, model: Model, tmp_path: 
     assert len(permuted) == 2 * 4  # before q, k and v; o; gate and up; down
     assert not any(len(n.input) > 4 for n in graph.graph.node if n.op_type == "MatMulNBits")
     assert_same_numbers(tmp_path / "source", tmp_path / "onnx")
-    found = onnx_logits(session(tmp_path / "onnx" / "model.onnx", level=0), tokens())
+    found = onnx_logits(session(tmp_path / "onnx" / "model.onnx"), tokens())
     expected = decoded_logits(tmp_path / "onnx", tmp_path / "hf", tokens())
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
     convert(tmp_path / "onnx", tmp_path / "back", "gptq")
@@ -153,7 +153,7 @@ def test_groups_that_are_no_power_of_two_split_exactly(tmp_path: Path) -> None:
     )  # fmt: skip
     convert(tmp_path / "model", tmp_path / "source", "gptq:w4g96-asym")
     in_act_order(tmp_path / "source")
-    for kind in ("onnx:own-acc0", "onnx:int4-standard"):
+    for kind in ("onnx:own-acc0", "onnx:int4-standard-acc0"):
         out = tmp_path / kind.replace(":", "-")
         assert convert(tmp_path / "source", out, kind).plan.exact
         assert_same_numbers(tmp_path / "source", out)
@@ -187,13 +187,13 @@ def test_every_integer_type_of_gguf_is_exact(file_type: str, model: Model, tmp_p
     """Types with a minimum too: the graph adds it as a product with sums of activations."""
     family = "mixtral" if file_type in {"q4_k_m", "q2_k", "mxfp4_moe"} else "llama3"
     convert(model(family), tmp_path / "source.gguf", f"gguf:{file_type}")
-    for kind in ("own-acc0", "own-standard"):
+    for kind in ("own-acc0", "own-standard-acc0"):
         done = convert(tmp_path / "source.gguf", tmp_path / kind, f"onnx:{kind}")
         assert done.plan.exact
         graph = tmp_path / kind / "model.onnx"
         onnx.checker.check_model(str(graph), full_check=True)
         assert_same_numbers(tmp_path / "source.gguf", tmp_path / kind)
-        found = onnx_logits(session(graph, level=0), tokens())
+        found = onnx_logits(session(graph), tokens())
         if kind == "own-acc0":
             expected = decoded_logits(tmp_path / kind, tmp_path / "hf", tokens())
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
@@ -203,11 +203,11 @@ def test_the_embedding_of_a_mixture_keeps_its_grid(model: Model, tmp_path: Path)
     """Tied and with minimums: one table serves the lookup and the head."""
     source = with_tokenizer(tmp_path / "tied", "qwen2", tie_word_embeddings=True)
     convert(source, tmp_path / "source.gguf", "gguf:q4_1", options=Options(pure=True))
-    for kind in ("own-acc0", "int8-standard"):
+    for kind in ("own-acc0", "int8-standard-acc0"):
         assert convert(tmp_path / "source.gguf", tmp_path / kind, f"onnx:{kind}").plan.exact
         assert_same_numbers(tmp_path / "source.gguf", tmp_path / kind)
         graph = tmp_path / kind / "model.onnx"
-        found = onnx_logits(session(graph, level=0), tokens())
+        found = onnx_logits(session(graph), tokens())
         if kind == "own-acc0":
             expected = decoded_logits(tmp_path / kind, tmp_path / "hf", tokens())
             encoding = open_checkpoint(tmp_path / kind).tensors["embed.weight"].encoding

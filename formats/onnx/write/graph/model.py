@@ -38,7 +38,15 @@ def build_model(
     """
     builder = GraphBuilder()
     weights = Weights(
-        builder, tensors, stacks, places, orders, facts.floats, kind.standard, kind.level
+        builder,
+        tensors,
+        stacks,
+        places,
+        orders,
+        facts.floats,
+        kind.standard,
+        kind.level,
+        rounds=kind.rounds_to is not None,
     )
     profile: Profile
     if kind.standard:

@@ -39,6 +39,8 @@ class Weights:
     """Whether only operators of the standard may be used."""
     level: int
     """``accuracy_level`` of MatMulNBits and QMoE."""
+    rounds: bool
+    """Whether products with integers may round their activations."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.choices
@@ -136,6 +138,8 @@ class Weights:
         arrays = [pieces[name] for name in (CODES, SCALES, ZEROS) if name in pieces]
         if isinstance(choice.codec, BlockCodec):
             weight = builder.op("DequantizeLinear", *arrays, axis=0, block_size=block)
+            if not self.rounds:  # onnxruntime fuses a product with DequantizeLinear next to it
+                weight = builder.op("Reshape", weight, builder.integers(columns, rows))
             y = builder.op("MatMul", x, weight)
         else:
             y = builder.op(
