@@ -180,6 +180,13 @@ FAMILIES: dict[str, Family] = {
         "mixtral", "mixtral", onnx=False, refusal="rope_type is 'longrope'",
         lost=("rope_scaling.rope_type",),
     ),
+    "glm4": Family(
+        _sizes(
+            "glm4", "Glm4ForCausalLM", head_dim=64, attention_bias=True, attention_dropout=0.0,
+            partial_rotary_factor=0.5, rope_theta=10000.0, rms_norm_eps=1e-5, pad_token_id=0,
+        ),
+        "glm4", "glm4",
+    ),
     "granite": Family(
         _sizes(
             "granite", "GraniteForCausalLM", attention_bias=False, mlp_bias=False,

@@ -59,6 +59,31 @@ def qwen2(folder: Path) -> int:
 def llama3(folder: Path, vocab: int = 1200) -> int:
     """Byte-level BPE as Llama 3 has it, with BOS added by the post-processor."""
     special = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
+    tokenizer = _byte_level(special, vocab)
+    begin = special[0]
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=f"{begin} $A",
+                pair=f"{begin} $A {begin}:1 $B:1",
+                special_tokens=[(begin, tokenizer.token_to_id(begin) or 0)],
+            ),
+        ]
+    )
+    return _saved(folder, tokenizer, special, bos_token=begin, eos_token=special[2])
+
+
+def glm4(folder: Path, vocab: int = 1200) -> int:
+    """Byte-level BPE that cuts text as Llama 3 does, as GLM 4 has it: nothing is added, and the end
+    of a text alone is named."""
+    special = ["<|endoftext|>", "[gMASK]", "<sop>", "<|user|>", "<|observation|>"]
+    tokenizer = _byte_level(special, vocab)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    return _saved(folder, tokenizer, special, eos_token=special[0])
+
+
+def _byte_level(special: list[str], vocab: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -74,17 +99,10 @@ def llama3(folder: Path, vocab: int = 1200) -> int:
     )
     tokenizer.train_from_iterator(texts(), trainer)
     tokenizer.add_special_tokens(special)
-    begin = special[0]
-    tokenizer.post_processor = processors.Sequence(
-        [
-            processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(
-                single=f"{begin} $A",
-                pair=f"{begin} $A {begin}:1 $B:1",
-                special_tokens=[(begin, tokenizer.token_to_id(begin) or 0)],
-            ),
-        ]
-    )
+    return tokenizer
+
+
+def _saved(folder: Path, tokenizer: Tokenizer, special: list[str], **roles: str) -> int:
     tokenizer.save(str(folder / "tokenizer.json"))
     ids = {text: tokenizer.token_to_id(text) for text in special}
     write_json(
@@ -94,14 +112,13 @@ def llama3(folder: Path, vocab: int = 1200) -> int:
                 str(i): {"content": text, "special": True, "normalized": False}
                 for text, i in ids.items()
             },
-            "bos_token": begin,
-            "eos_token": special[2],
+            **roles,
             "clean_up_tokenization_spaces": True,
             "tokenizer_class": "PreTrainedTokenizerFast",
             "chat_template": TEMPLATE,
         },
     )
-    return vocab
+    return int(tokenizer.get_vocab_size())
 
 
 def sentencepiece_bpe(folder: Path, vocab: int = 1500) -> int:
@@ -196,6 +213,7 @@ def gemma(folder: Path, vocab: int = 1500) -> int:
 
 MAKERS = {
     "gemma": gemma,
+    "glm4": glm4,
     "qwen2": qwen2,
     "llama3": llama3,
     "mistral": sentencepiece_bpe,

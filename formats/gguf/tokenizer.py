@@ -51,7 +51,7 @@ def tokenizer_metadata(
     if prefix is not None and (place == "first" or (unlike and place != "last")):
         keys["add_space_prefix"] = ("bool", prefix)
     keys["model"] = ("str", next(n for n, k in _MODELS.items() if k == tokenizer.kind))
-    pre = _pre(tokenizer, pre_tokenizer)
+    pre = _pre(tokenizer, family, pre_tokenizer)
     keys["pre"] = ("str", pre)
     keys["tokens"] = ("arr:str", tokenizer.tokens)
     if tokenizer.scores is not None:
@@ -59,7 +59,7 @@ def tokenizer_metadata(
     keys["token_type"] = ("arr:i32", np.asarray(tokenizer.types, dtype=np.int32))
     if tokenizer.merges:
         keys["merges"] = ("arr:str", tokenizer.merges)
-    for role, token in tokenizer.special.items():
+    for role, token in {**tokenizer.special, **_given(tokenizer, family)}.items():
         if role in _ROLES:
             keys[f"{_ROLES[role]}_token_id"] = ("u32", token)
     silent = _added_in_silence(tokenizer.kind, pre)
@@ -74,12 +74,19 @@ def tokenizer_metadata(
     return metadata | (end if last else {})
 
 
+def _given(tokenizer: Tokenizer, family: GgufFamily) -> dict[str, int]:
+    """Role → token, of those that the family gives where the tokenizer names none."""
+    ids = {text: i for i, text in enumerate(tokenizer.tokens) if text in family.special.values()}
+    wanted = {role: ids.get(text) for role, text in family.special.items()}
+    return {r: i for r, i in wanted.items() if i is not None and r not in tokenizer.special}
+
+
 def _added_in_silence(kind: Kind, pre: str | None) -> dict[str, bool]:
     """Role → whether llama.cpp adds that token where a file does not say it."""
     return {"bos": kind == "spm" or pre in pretokenizer.adding_bos()}
 
 
-def _pre(tokenizer: Tokenizer, override: str | None) -> str:
+def _pre(tokenizer: Tokenizer, family: GgufFamily, override: str | None) -> str:
     if tokenizer.kind == "spm":
         if override is not None:
             raise UsageError("--pre makes no sense for a SentencePiece tokenizer")
@@ -92,7 +99,7 @@ def _pre(tokenizer: Tokenizer, override: str | None) -> str:
             f"{tokenizer.rule_problem}. If you know that one does, name it with --pre, for "
             f"example --pre {', '.join(r.name for r in pretokenizer.rules())}"
         )
-    return tokenizer.rule
+    return pretokenizer.named_like(tokenizer.rule, family.pre)
 
 
 def known_pre(name: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn
 
 from zenconvert.errors import InvalidInput
 from zenconvert.model.block_features import RULES
+from zenconvert.model.pretokenizer import by_name
 from zenconvert.model.size_names import COMPUTED_SIZES, SIZES
 
 ROLES: Final = ("embed", "linear", "norm", "router", "head")
@@ -62,9 +63,13 @@ _GGUF_GRAPH: Final[dict[str, Callable[[Any], bool]]] = {
     "seventy": ("never", "any", "grouped").__contains__,
     "hidden_over_heads_layers": lambda value: type(value) is int,
 }
+TOKEN_ROLES: Final = ("bos", "eos", "unk", "eot")
+"""Roles of tokens that ``special`` of ``[gguf_tokenizer]`` may fill."""
 _GGUF_TOKENIZER: Final[dict[str, Callable[[Any], bool]]] = {
     "space_prefix": ("first", "last", "silent").__contains__,
     "without_bos": lambda value: isinstance(value, list),
+    "pre": lambda value: value == "" or (isinstance(value, str) and bool(by_name(value))),
+    "special": lambda value: isinstance(value, dict) and set(value) <= set(TOKEN_ROLES),
 }
 _OWN: Final = ("of", "without", "wrapper", "within")
 """Keys that are not taken over from the table that another is like."""

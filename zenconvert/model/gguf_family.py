@@ -65,6 +65,10 @@ class GgufFamily:
     """Where a file says whether text begins with a space."""
     without_bos: frozenset[int]
     """Sizes of vocabularies of which a file always says whether they add BOS."""
+    pre: str
+    """What files call a pre-tokenizer that cuts as this one does; empty for the first name."""
+    special: Mapping[str, str]
+    """Role that a tokenizer names no token for → text of the one that has it in a file."""
 
     def has_key(self, size: str) -> bool:
         """Whether files have a key for a size."""
@@ -102,6 +106,8 @@ def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
         hidden_over_heads_layers=graph["hidden_over_heads_layers"],
         space_prefix=tokenizer["space_prefix"],
         without_bos=frozenset(tokenizer["without_bos"]),
+        pre=tokenizer["pre"],
+        special=tokenizer["special"],
     )
 
 

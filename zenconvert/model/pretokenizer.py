@@ -82,6 +82,15 @@ def by_name(name: str) -> Rule | None:
     return next((r for r in rules() if name == r.name or name in r.aliases), None)
 
 
+def named_like(name: str, wanted: str) -> str:
+    """The ``wanted`` name of a rule, if that is one and cuts every text as rule ``name`` does."""
+    first, second = by_name(name), by_name(wanted)
+    if first is None or second is None:
+        return name
+    alike = (first.steps, first.ignore_merges) == (second.steps, second.ignore_merges)
+    return wanted if alike else name
+
+
 def by_structure(normalizer: str, steps: tuple[str, ...], *, ignore_merges: bool) -> Rule | None:
     """The rule that cuts text in this way."""
     return next(
