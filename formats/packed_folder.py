@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -70,20 +71,23 @@ def scales_of(folder: Folder, module: str) -> Entry:
 
 
 def packed_tensor(
-    folder: Folder,
+    folder: Folder, module: str, name: TensorName, encoding: Encoding, codec: PieceCodec
+) -> Tensor:
+    """A tensor from its pieces; their dtypes and shapes are checked."""
+    return of_pieces(module, name, encoding, codec, partial(entry_of, folder, module))
+
+
+def of_pieces(
     module: str,
     name: TensorName,
     encoding: Encoding,
     codec: PieceCodec,
-    files: Mapping[str, str] | None = None,
+    entry_for: Callable[[str], Entry],
 ) -> Tensor:
-    """A tensor from its pieces; their dtypes and shapes are checked.
-
-    ``files`` says what pieces are called in files, where that is not what they are called here.
-    """
+    """A tensor from the entry of every piece. Raises CorruptFile where one does not fit."""
     places = {}
     for piece in codec.pieces(encoding, name.shape):
-        entry = entry_of(folder, module, (files or {}).get(piece.name, piece.name))
+        entry = entry_for(piece.name)
         if (entry.dtype, entry.shape or (1,)) != (piece.dtype, piece.shape):
             raise CorruptFile(
                 f"{entry.path}: {entry.name} is {entry.dtype} {list(entry.shape)}; {encoding} "

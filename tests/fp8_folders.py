@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,26 @@ def make_fp8(
     config = json.loads((source / "config.json").read_text())
     (out / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
     return decoded
+
+
+def stacked(stored: Tensors) -> None:
+    """Put the experts of every layer into one array, as transformers 5 keeps them in memory."""
+    suffixes = {".weight": "", ".weight_scale_inv": "_scale_inv"}
+    found: dict[tuple[str, str], dict[tuple[int, int], torch.Tensor]] = {}
+    for name in [n for n in stored if ".experts." in n]:
+        prefix, number, module, suffix = re.fullmatch(
+            r"(.*\.experts)\.(\d+)\.(\w+)(\.\w+)", name
+        ).groups()  # type: ignore[union-attr]
+        joined = "down_proj" if module == "down_proj" else "gate_up_proj"
+        part = found.setdefault((f"{prefix}.{joined}", suffixes[suffix]), {})
+        value = stored.pop(name)
+        part[int(number), int(module == "up_proj")] = value.reshape(
+            -1, value.shape[-1] if value.ndim else 1
+        )
+    for (name, suffix), parts in found.items():
+        experts = sorted({number for number, _ in parts})
+        rows = [[parts[n, half] for half in (0, 1) if (n, half) in parts] for n in experts]
+        stored[name + suffix] = torch.stack([torch.cat(part) for part in rows])
 
 
 def change(folder: Path, tensors: Any = None, **settings: Any) -> Path:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from tests.tiny import first_rows
 from zenconvert import open_checkpoint
 from zenconvert.model.encoding import Grouped
 from zenconvert.planning.recoding import logical_rows
@@ -75,3 +77,18 @@ def assert_same(folder: Path, other: Path) -> None:
     assert first.keys() == second.keys()
     for name, values in first.items():
         np.testing.assert_array_equal(values, second[name], err_msg=name)
+
+
+def assert_decodes(folder: Path, expected: Mapping[str, torch.Tensor]) -> None:
+    """Every tensor holds the numbers of a tool, rounded to the tool's dtype, in a few slabs that
+    begin anywhere. ``expected`` has the names of floats."""
+    checkpoint = open_checkpoint(folder)
+    found = {tensor.stored.name for tensor in checkpoint.tensors.values()}
+    assert found == {n if n in found else n.removesuffix(".weight") for n in expected}
+    first = first_rows(checkpoint)
+    for tensor in checkpoint.tensors.values():
+        name, begins = tensor.stored.name, first[tensor.name]
+        theirs = expected[name if name in expected else f"{name}.weight"]
+        for begin, end in ((0, tensor.rows), (tensor.rows // 3, tensor.rows // 2 + 1)):
+            ours = torch.from_numpy(np.array(logical_rows(tensor, begin, end))).to(theirs.dtype)
+            assert torch.equal(ours, theirs.reshape(-1, tensor.columns)[begins:][begin:end]), name

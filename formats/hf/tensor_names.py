@@ -7,7 +7,7 @@ tensor, a tied pair under either name. Those are read here, too. For names that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -85,10 +85,7 @@ class Renaming:
 
     def _split(self) -> None:
         """Tensors that hold experts or rows of several: an entry for each of these."""
-        stacks: dict[str, list[TensorName]] = {}
-        for name in self.names:
-            if name.hf_stack is not None:
-                stacks.setdefault(name.hf_stack, []).append(name)
+        stacks = by_stack(self.names)
         rows = in_rows(self.names)
         wanted = [stored for stored in (*stacks, *rows) if stored in self.entries]
         wanted = [stored for stored in wanted if self.entries[stored].dtype in _FLOATS]
@@ -152,6 +149,15 @@ class Renaming:
                 f"the config ties {head} to {embed}, and both are stored and differ: read as two, "
                 "as transformers does"
             )
+
+
+def by_stack(names: Iterable[TensorName]) -> dict[str, list[TensorName]]:
+    """HF name of every tensor that holds the experts of a layer → these."""
+    found: dict[str, list[TensorName]] = {}
+    for name in names:
+        if name.hf_stack is not None:
+            found.setdefault(name.hf_stack, []).append(name)
+    return found
 
 
 def _slices(stack: Entry, names: Sequence[TensorName]) -> Iterator[tuple[TensorName, Entry]]:

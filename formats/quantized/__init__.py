@@ -43,6 +43,5 @@ def open_checkpoint(path: Path) -> Checkpoint:
     kept = {name: entry for name, entry in folder.entries.items() if name not in packed.left}
     folder = without_spare_biases(replace(folder, entries=kept))
     warnings = [f"{path}: {text}" for text in packed.warnings]
-    return folder.checkpoint(
-        "hf", name_tensors(folder, packed_folder.cut_apart(folder, packed.by_entry)), warnings
-    )
+    parts = packed_folder.cut_apart(folder, packed.by_entry) | packed.stacks
+    return folder.checkpoint("hf", name_tensors(folder, parts), warnings)

@@ -9,6 +9,8 @@
     X.weight_scale       the same under another name
     X.input_scale, X.activation_scale   of activations: not of the weights
 
+Experts may stand in one array a layer (:mod:`zenconvert.formats.quantized.stacks`).
+
 Source: transformers' finegrained_fp8 and vLLM's fp8. The block is the config's, and not what the
 shapes divide to: the last one may be short (576 rows are 4.5 blocks of 128).
 """
@@ -16,13 +18,15 @@ shapes divide to: the last one may be short (576 rows are 4.5 blocks of 128).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from zenconvert.errors import CorruptFile, InvalidInput, MissingTensor
 from zenconvert.formats.hf.reader import Folder
 from zenconvert.formats.hf.tensor_names import foreign
-from zenconvert.formats.packed_folder import packed_tensor, weights
+from zenconvert.formats.packed_folder import of_pieces, weights
 from zenconvert.formats.quantized.packed import Packed
+from zenconvert.formats.quantized.stacks import of_stacks
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Tensor
@@ -31,7 +35,8 @@ from zenconvert.model.scaled import CODES, FLOATS, SCALE_DTYPES, SCALES, Scaled,
 
 _WEIGHT: Final = ".weight"
 _SCALES: Final = ("weight_scale_inv", "weight_scale")
-ACTIVATIONS: Final = ("input_scale", "activation_scale", "input_scale_inv")
+_OF_STACKS: Final = "activation_scale"
+ACTIVATIONS: Final = ("input_scale", _OF_STACKS, "input_scale_inv")
 
 Tile = tuple[int | None, int | None]
 
@@ -42,7 +47,7 @@ def read(folder: Folder, settings: Mapping[str, Any]) -> Packed:
     tiles = [] if size is None else [block(folder, size, "weight_block_size")]
     packed = read_scaled(folder, tiles, *ACTIVATIONS)
     packed.refuse_extra(folder, _SCALES)
-    if not packed.by_entry:
+    if not packed.by_entry and not packed.stacks:
         raise InvalidInput(f"{folder.path}: the config speaks of FP8 and no weight is quantized")
     return packed
 
@@ -55,7 +60,9 @@ def read_scaled(folder: Folder, tiles: Sequence[Tile], *left: str) -> Packed:
     """
     known = weights(folder)
     packed, entries = Packed(), folder.entries
+    packed.stacks = of_stacks(folder, partial(_tensor, tiles=tiles))
     packed.left = {name for name in entries if name.rpartition(".")[2] in left}
+    packed.left |= {f"{name}_{_OF_STACKS}" for name in packed.stacks} & entries.keys()
     if packed.left:
         packed.warnings.append(
             f"{len(packed.left)} scales of activations are left out: they are not of the weights"
@@ -74,23 +81,24 @@ def read_scaled(folder: Folder, tiles: Sequence[Tile], *left: str) -> Packed:
                 f"{entry.path}: {name} is {entry.dtype} and needs one of "
                 f"{' and '.join(f'{module}.{s}' for s in _SCALES)}; {which} there"
             )
-        tensor = _tensor(folder, module, known[name], found[0], tiles)
-        packed.by_entry |= {name: tensor, f"{module}.{found[0]}": tensor}
+        suffix = found[0]
+        arrays = entry, entries[f"{module}.{suffix}"]
+        tensor = _tensor(module, known[name], *arrays, tiles)
+        packed.by_entry |= {name: tensor, f"{module}.{suffix}": tensor}
     return packed
 
 
 def _tensor(
-    folder: Folder, module: str, name: TensorName, suffix: str, tiles: Sequence[Tile]
+    module: str, name: TensorName, codes: Entry, scales: Entry, tiles: Sequence[Tile]
 ) -> Tensor:
-    codes, scales = folder.entries[f"{module}{_WEIGHT}"], folder.entries[f"{module}.{suffix}"]
     if scales.dtype not in SCALE_DTYPES:
         raise CorruptFile(f"{scales.path}: {scales.name}: scales are {scales.dtype}, and no floats")
     if len(name.shape) != 2:
         raise CorruptFile(f"{codes.path}: {codes.name} is {codes.dtype}, and no matrix")
     tile = _tile(name.shape, scales, tiles)
     encoding = Scaled(Dense(codes.dtype), Dense(scales.dtype), tile)
-    files = {CODES: "weight", SCALES: suffix}
-    return packed_tensor(folder, module, name, encoding, ScaledCodec(scales.shape), files)
+    arrays = {CODES: codes, SCALES: scales}
+    return of_pieces(module, name, encoding, ScaledCodec(scales.shape), arrays.__getitem__)
 
 
 def _tile(shape: tuple[int, ...], scales: Entry, tiles: Sequence[Tile]) -> Tile:

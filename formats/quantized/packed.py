@@ -16,6 +16,8 @@ class Packed:
 
     by_entry: dict[str, Tensor] = field(default_factory=dict)
     """Entry of the files → the tensor that it is an array of."""
+    stacks: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """Entry of the files → the tensors of all experts that it is an array of."""
     left: set[str] = field(default_factory=set)
     """Entries that say nothing of the weights."""
     warnings: list[str] = field(default_factory=list)

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import raw_model
+from tests.tokenizers_for_tests import MAKERS
 from zenconvert import convert
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A random Qwen2 with a tokenizer, for tests to quantize as other tools do."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return raw_model(folder, vocab_size=MAKERS["qwen2"](folder))
 
 
 @pytest.fixture(scope="module")

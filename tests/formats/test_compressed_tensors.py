@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.ct_folders import FLOAT, INT, NAIVE, PACK, Tensors, make_ct
 from tests.families import FAMILIES
-from tests.tiny import first_rows, raw_model
-from tests.tokenizers_for_tests import MAKERS
+from tests.packed_folders import assert_decodes
+from tests.tiny import raw_model
 from zenconvert import convert, inspect, open_checkpoint, plan
 from zenconvert.errors import PlanError, ZenError
 from zenconvert.planning.recoding import logical_rows
@@ -25,26 +25,6 @@ OURS = "layers.1.ffn.down.weight"
 W4: dict[str, Any] = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 
 F8: dict[str, Any] = {"num_bits": 8, "type": "float"}
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return raw_model(folder, vocab_size=MAKERS["qwen2"](folder))
-
-
-def assert_decodes(folder: Path, expected: Tensors) -> None:
-    """Every tensor is what the library makes of it, once it is rounded to the library's dtype."""
-    checkpoint = open_checkpoint(folder)
-    assert len({tensor.stored.name for tensor in checkpoint.tensors.values()}) == len(expected)
-    first = first_rows(checkpoint)
-    for tensor in checkpoint.tensors.values():
-        name, begins = tensor.stored.name, first[tensor.name]
-        theirs = expected[name if name in expected else f"{name}.weight"]
-        for begin, end in ((0, tensor.rows), (tensor.rows // 3, tensor.rows // 2 + 1)):
-            ours = torch.from_numpy(np.array(logical_rows(tensor, begin, end))).to(theirs.dtype)
-            assert torch.equal(ours, theirs.reshape(-1, tensor.columns)[begins:][begin:end]), name
 
 
 @pytest.mark.parametrize("scale", [torch.float32, torch.float16, torch.bfloat16], ids=str)

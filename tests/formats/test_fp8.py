@@ -13,36 +13,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.families import FAMILIES
-from tests.fp8_folders import Tensors, change, make_fp8
-from tests.tiny import first_rows, raw_model
-from tests.tokenizers_for_tests import MAKERS
+from tests.fp8_folders import Tensors, change, make_fp8, stacked
+from tests.packed_folders import assert_decodes
+from tests.tiny import raw_model
 from zenconvert import convert, inspect, open_checkpoint, plan, verify
 from zenconvert.errors import PlanError, ZenError
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.solve.calibration_texts import Calibrating
 
 NAME = "model.layers.1.mlp.down_proj"
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return raw_model(folder, vocab_size=MAKERS["qwen2"](folder))
-
-
-def assert_decodes(folder: Path, expected: Tensors) -> None:
-    """Every tensor holds the expected numbers, in a few slabs that begin anywhere."""
-    checkpoint = open_checkpoint(folder)
-    found = {t.stored.name for t in checkpoint.tensors.values()}
-    assert found == {n if n in found else n.removesuffix(".weight") for n in expected}
-    first = first_rows(checkpoint)
-    for tensor in checkpoint.tensors.values():
-        name, begins = tensor.stored.name, first[tensor.name]
-        values = expected.get(name, expected.get(f"{name}.weight")).numpy()  # type: ignore[union-attr]
-        values = values.reshape(-1, tensor.columns)[begins:]
-        for begin, end in ((0, tensor.rows), (tensor.rows // 3, tensor.rows // 2 + 1)):
-            np.testing.assert_array_equal(logical_rows(tensor, begin, end), values[begin:end])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -149,6 +128,55 @@ def test_scales_of_activations_are_left_out_by_name(source: Path, tmp_path: Path
     change(tmp_path / "fp8", add, activation_scheme="static")
     assert_decodes(tmp_path / "fp8", expected)
     assert any("activations" in text for text in open_checkpoint(tmp_path / "fp8").warnings)
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> Path:
+    return raw_model(tmp_path / "source", FAMILIES["qwen3_moe"].config)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"block": (64, 80)}, {"block": None, "shape": ()}], ids=str
+)
+def test_experts_in_one_array_a_layer_are_read(
+    options: dict[str, Any], mixture: Path, tmp_path: Path
+) -> None:
+    expected = make_fp8(mixture, tmp_path / "fp8", **options)
+    change(tmp_path / "fp8", stacked)
+    names = load_file(tmp_path / "fp8" / "model.safetensors")
+    assert "model.layers.1.mlp.experts.gate_up_proj_scale_inv" in names
+    assert_decodes(tmp_path / "fp8", expected)
+
+
+def one_less(stored: Tensors) -> None:
+    stacked(stored)
+    name = "model.layers.1.mlp.experts.down_proj_scale_inv"
+    stored[name] = stored[name][1:]
+
+
+def no_scales(stored: Tensors) -> None:
+    stacked(stored)
+    del stored["model.layers.1.mlp.experts.gate_up_proj_scale_inv"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "block", "reason"),
+    [
+        (stacked, (96, 128), "gate_up_proj_scale_inv has a scale for every 96 rows"),
+        (one_less, (128, 128), r"down_proj_scale_inv has shape \[5, "),
+        (no_scales, (128, 128), "gate_up_proj_scale_inv is missing beside"),
+    ],
+)
+def test_stacks_that_do_not_fit_their_scales_are_refused(
+    damage: Callable[[Tensors], None],
+    block: tuple[int, int],
+    reason: str,
+    mixture: Path,
+    tmp_path: Path,
+) -> None:
+    make_fp8(mixture, tmp_path / "fp8", block)
+    with pytest.raises(ZenError, match=reason):
+        open_checkpoint(change(tmp_path / "fp8", damage))
 
 
 SCALES = f"{NAME}.weight_scale_inv"
