@@ -14,8 +14,9 @@ from zenconvert.formats.registry import format_named
 from zenconvert.ggml.types import BY_NAME
 from zenconvert.model.architecture import architectures
 from zenconvert.model.checkpoint import Checkpoint, StoredTensor, Tensor
-from zenconvert.model.encoding import BF16, F32, Encoding, Grouped
+from zenconvert.model.encoding import BF16, F32, Dense, Encoding, Grouped
 from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.scaled import Scaled
 from zenconvert.model.target import Options, Target
 from zenconvert.model.tokenizer import Tokenizer
 from zenconvert.planning.recoding import recoding
@@ -32,6 +33,17 @@ GRIDS: Final[dict[str, tuple[str, Encoding]]] = {
     "ONNX, zeros": ("onnx:int4-asym", Grouped(4, 32, symmetric=False)),
 }
 """Name → the target that writes it, and the encoding of its linear weights."""
+
+ONLY_READ: Final[dict[str, Encoding]] = {
+    "FP8": Scaled(Dense("f8_e4m3"), F32, (128, 128)),
+    "compressed-tensors, int4": Grouped(4, 32, symmetric=True),
+    "compressed-tensors, int8": Grouped(8, None, symmetric=True),
+}
+"""Name → the encoding of linear weights of folders that nobody writes here, with the scales that
+``tests/test_matrix.py`` gives them."""
+
+SOURCES: Final = {**{name: encoding for name, (_, encoding) in GRIDS.items()}, **ONLY_READ}
+"""Name → the encoding of its linear weights."""
 
 TARGETS: Final[dict[str, str]] = {
     "HF": "hf:f32",
@@ -50,8 +62,8 @@ _SIZE: Final = 256
 
 
 def kind(source: str, target: str) -> str:
-    """What becomes of a linear weight on a grid of :data:`GRIDS`: one of the five kinds."""
-    checkpoint = _checkpoint(GRIDS[source][1])
+    """What becomes of a linear weight of :data:`SOURCES`: one of the five kinds."""
+    checkpoint = _checkpoint(SOURCES[source])
     wanted = Target.parse(TARGETS[target])
     form = format_named(wanted.format)
     options = Options(pure=wanted.format == "gguf")
@@ -65,14 +77,14 @@ def kind(source: str, target: str) -> str:
         return EXACT
     if found.action == "repack":
         return ROUNDED
-    return QUANTIZED if GRIDS[source][1] == BF16 else AGAIN
+    return QUANTIZED if SOURCES[source] == BF16 else AGAIN
 
 
 def table() -> str:
     """Markdown: sources down, targets across."""
     head = f"| from \\ to | {' | '.join(TARGETS)} |"
     lines = [head, "|---" * (len(TARGETS) + 1) + "|"]
-    for source in GRIDS:
+    for source in SOURCES:
         marks = " | ".join(_MARKS[kind(source, target)] for target in TARGETS)
         lines.append(f"| {source} | {marks} |")
     return "\n".join(lines) + "\n"

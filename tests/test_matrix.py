@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from scripts.exactness import (
     AGAIN,
     EXACT,
     GRIDS,
+    ONLY_READ,
     QUANTIZED,
     REFUSED,
     ROUNDED,
+    SOURCES,
     TARGETS,
     kind,
 )
+from tests.ct_folders import INT, PACK, make_ct
+from tests.fp8_folders import make_fp8
 from tests.onnx_runs import with_tokenizer
 from zenconvert import Options, convert, open_checkpoint
 from zenconvert.errors import PlanError
 from zenconvert.planning.recoding import logical_rows
 
 Source = Callable[[str, str], Path]
+MAKERS: dict[str, Callable[[Path, Path], object]] = {
+    "FP8": make_fp8,
+    "compressed-tensors, int4": partial(
+        make_ct, format_name=PACK, scale=torch.float16, num_bits=4, type="int", strategy="group",
+        group_size=32,
+    ),
+    "compressed-tensors, int8": partial(
+        make_ct, format_name=INT, scale=torch.float16, num_bits=8, type="int", strategy="channel",
+    ),
+}  # fmt: skip
+"""What other tools write, by torch or their own library."""
 FIVE = {"HF": "HF", "GGUF Q4_0": "GGUF Q4_0", "GPTQ": "GPTQ", "AWQ": "AWQ", "ONNX": "ONNX"}
 """One grid of every format."""
-CASES = [("llama3", source, target) for source in GRIDS for target in TARGETS]
+CASES = [("llama3", source, target) for source in SOURCES for target in TARGETS]
 CASES += [(f, source, target) for f in ("qwen2", "mixtral") for source in FIVE for target in FIVE]
 
 
@@ -41,7 +58,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
         if (family, grid) not in made:
             out = home / f"{family}-{len(made)}"
             out = out.with_suffix(".gguf") if grid.startswith("GGUF") else out
-            write(made[family, "HF"], out, GRIDS[grid][0])
+            if grid in ONLY_READ:
+                MAKERS[grid](made[family, "HF"], out)
+            else:
+                write(made[family, "HF"], out, GRIDS[grid][0])
             made[family, grid] = out
         return made[family, grid]
 
