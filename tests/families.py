@@ -90,7 +90,7 @@ FAMILIES: dict[str, Family] = {
             router_aux_loss_coef=0.001, use_sliding_window=False, sliding_window=512,
             max_window_layers=2, qkv_bias=True,
         ),
-        "qwen2", "qwen2", onnx=False, refusal="no moe.shared",
+        "qwen2", "qwen2",
     ),
     "seed_oss": Family(
         _sizes(
@@ -254,6 +254,9 @@ FAMILIES: dict[str, Family] = {
         "gemma", "default", llamacpp=1e-2,
     ),
 }  # fmt: skip
+
+SHALLOW = [n for n, family in FAMILIES.items() if family.config["num_hidden_layers"] < 64]
+"""Families whose logits rounding does not drown in so many random layers."""
 
 
 def in_transformers_5(config: Config) -> Config:

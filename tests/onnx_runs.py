@@ -63,6 +63,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "qwen3, tied": ("qwen3", {"tie_word_embeddings": True, "head_dim": 64}),
     "qwen3 moe": ("qwen3_moe", {}),
+    "qwen2 moe": ("qwen2_moe", {"moe_intermediate_size": 256}),
     "smollm3": (
         "smollm3",
         {

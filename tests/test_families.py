@@ -128,3 +128,20 @@ def test_graphs_compute_the_same_or_are_refused_by_name(
     convert(source, tmp_path / "onnx", "onnx:f32")
     gap = np.abs(runs.in_onnxruntime(tmp_path / "onnx", TEXT) - expected).max() / expected.std()
     assert gap < 1e-3, gap
+
+
+KINDS = {"int4-acc0": 1e-3, "int8-acc0": 1e-3, "f16": 3e-2}
+"""Type of a graph → how far its logits may be from those of its weights, in their deviations."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [n for n in SHALLOW if FAMILIES[n].onnx])
+def test_graphs_of_integers_and_halves_compute_with_their_own_weights(
+    name: str, kind: str, folder: Made, tmp_path: Path
+) -> None:
+    """A prefill, then step by step with the cache."""
+    convert(folder(name), tmp_path / "onnx", f"onnx:{kind}")
+    convert(tmp_path / "onnx", tmp_path / "decoded", "hf:f32")
+    expected = runs.in_transformers(tmp_path / "decoded", TEXT)
+    gap = np.abs(runs.in_onnxruntime(tmp_path / "onnx", TEXT) - expected).max() / expected.std()
+    assert gap < KINDS[kind], gap

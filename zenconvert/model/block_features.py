@@ -22,6 +22,7 @@ RULES: Final[dict[str, Callable[[Any], bool]]] = {
     "rotates": ROTATES.__contains__,
     "norms": ("rms", "layer").__contains__,
     "halves": ("in_turn", "parallel").__contains__,
+    "routing": ("chosen", "all").__contains__,
 }
 """Key of ``[block]`` → whether a value is understood."""
 
@@ -49,6 +50,8 @@ class BlockFeatures:
     """Norms multiply by 1 + their weight."""
     scales_embedding: bool
     """Embeddings are multiplied by the root of the hidden size."""
+    routes_over_all: bool
+    """Experts are weighed by the softmax over all of them, and not over those that were chosen."""
     activation_key: str
     """Config key of the function in the feed-forward network."""
 
@@ -65,5 +68,6 @@ def block_features(block: Mapping[str, Any]) -> BlockFeatures:
         parallel=block["halves"] == "parallel",
         norms_add_one=block["norm_weights"] == "1+w",
         scales_embedding=block["embedding_scale"] != "1",
+        routes_over_all=block["routing"] == "all",
         activation_key=block["activation"],
     )

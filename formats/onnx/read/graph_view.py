@@ -68,6 +68,7 @@ _INPUTS: Final = {
     "QMoE": 3,
     "ReduceSum": 1,
     "Reshape": 1,
+    "Softmax": 1,
     "Transpose": 1,
     "Unsqueeze": 1,
 }

@@ -2,7 +2,7 @@
 
 :mod:`zenconvert.formats.onnx.write.stacking` says how they lie. Only gated experts in that layout
 can be taken apart: rows of gate and up in turn, ``silu`` between them, routing by the softmax of
-the chosen logits.
+the chosen logits or of all.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ _MOST: Final = 4096
 _LAYER: Final = re.compile(r"(?:^|[./])layers[./](\d+)[./]")
 _PRODUCTS: Final = {"fc1": (2, 3, 4, 11), "fc2": (5, 6, 7, 12)}
 """Inputs that are codes, scales, bias and zero points."""
-_INPUTS: Final = 13
-_THIRD: Final = (8, 9, 10)
+_INPUTS: Final = 15
+_WEIGHTS: Final = 14
+"""Input that experts are weighed by, in the place of the softmax over those that were chosen."""
+_NORMALISED: Final = "normalize_routing_weights"
+_OTHERS: Final = (8, 9, 10, 13)
 # attribute → what it has to be, what it is where it is left out
 _WANTED: Final[dict[str, tuple[Any, Any]]] = {
     "weights_prepacked": (0, -1),
@@ -39,7 +42,6 @@ _WANTED: Final[dict[str, tuple[Any, Any]]] = {
     "activation_alpha": (1.0, 1.0),
     "activation_beta": (0.0, 0.0),
     "swiglu_limit": (inf, inf),
-    "normalize_routing_weights": (1, 0),
     "use_sparse_mixer": (0, 0),
     "quant_type": ("int", "int"),
 }
@@ -82,8 +84,10 @@ def biases(view: GraphView, node: onnx.NodeProto) -> Iterator[Initializer]:
             yield arrays_of(view, where, {"bias": given[place]})["bias"]
 
 
-def check_routing(view: GraphView, hp: Hyperparameters) -> None:
-    """Raise InvalidInput where nodes have other numbers of experts than the config."""
+def check_routing(view: GraphView, hp: Hyperparameters, *, over_all: bool) -> None:
+    """Raise InvalidInput where nodes have other numbers of experts than the config, or weigh them
+    otherwise; ``over_all``: by the softmax over all of them, and not over those that were chosen.
+    """
     for node in view.nodes:
         if node.op_type != OPERATOR:
             continue
@@ -94,6 +98,33 @@ def check_routing(view: GraphView, hp: Hyperparameters) -> None:
                 f"{view.file.path}: node {node.name!r} uses {found[1]} of {found[0]} experts; the "
                 f"config calls for {hp.experts_used} of {hp.experts}"
             )
+        if _weighs_over_all(view, node) != over_all:
+            over = ("those that were chosen", "all experts")
+            raise InvalidInput(
+                f"{view.file.path}: node {node.name!r} weighs experts by the softmax over "
+                f"{over[not over_all]}; models of this kind by that over {over[over_all]}"
+            )
+
+
+def _weighs_over_all(view: GraphView, node: onnx.NodeProto) -> bool:
+    """Whether a node is given the softmax of all logits. Raises Unsupported for other weights."""
+    given, where = inputs(node, _INPUTS), f"{view.file.path}: node {node.name!r} ({OPERATOR})"
+    weights, normalised = given[_WEIGHTS], attributes(node).get(_NORMALISED, 0)
+    if normalised != int(not weights):
+        which = "with" if weights else "without"
+        raise Unsupported(
+            f"{where}: {_NORMALISED} is {normalised} {which} router weights; only "
+            f"{int(not weights)} can be taken apart again"
+        )
+    made = view.producer(weights, "Softmax") if weights else None
+    if weights and (
+        made is None or made.input[0] != given[1] or attributes(made).get("axis", -1) not in (-1, 1)
+    ):
+        raise Unsupported(
+            f"{where}: it weighs experts by {weights!r}; only the softmax of the router's logits "
+            "is read"
+        )
+    return bool(weights)
 
 
 def _refuse_others(node: onnx.NodeProto, given: Mapping[str, Any], where: str) -> None:
@@ -101,10 +132,8 @@ def _refuse_others(node: onnx.NodeProto, given: Mapping[str, Any], where: str) -
         if (found := given.get(name, default)) != wanted:
             raise Unsupported(f"{where}: {name} is {found}; only {wanted} can be taken apart again")
     used = inputs(node, max(_INPUTS, len(node.input)))
-    if any(used[place] for place in _THIRD) or any(used[_INPUTS:]):
-        raise Unsupported(
-            f"{where}: a third product, router weights and activation scales are not read"
-        )
+    if any(used[place] for place in _OTHERS) or any(used[_INPUTS:]):
+        raise Unsupported(f"{where}: a third product and activation scales are not read")
 
 
 def _arrays(

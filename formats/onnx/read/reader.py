@@ -65,7 +65,7 @@ def open_checkpoint(path: Path, config_file: Path | None = None) -> Checkpoint:
     hp = architecture.sizes(config, where=str(where))
     shapes = (array.shape for array in file.initializers.values())
     architecture.check_counts(hp, shapes, str(where))
-    check_routing(view, hp)
+    check_routing(view, hp, over_all=architecture.block.routes_over_all)
     check_rotations(view, architecture, windows(architecture, config, hp))
     tensors, warnings = name_tensors(view, found, architecture, hp)
     metadata, odd = folder_metadata(folder)

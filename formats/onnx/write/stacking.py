@@ -8,6 +8,9 @@
                      fc2 …            [E, hidden, …]                of down, along ffn
     y = Σ of the k experts with the largest logits: softmax(these logits) · down(silu(gate) · up)
 
+or, with a 15th input router_weights [tokens, E], its entries of these experts in the place of the
+softmax.
+
 Every row is packed as MatMulNBits packs it. The operator is used where it is right: for 4 bits in
 blocks of one size for the whole layer that divides hidden and ffn; either all weights of a product
 have zero points, or none. Measured on onnxruntime 1.32 (CPU) against the definition, for prefills
@@ -39,8 +42,11 @@ BITS: Final = 4
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
 
 
-def attributes_of(*, chosen: int, bits: int, block: int, level: int) -> dict[str, Any]:
-    """Attributes of a QMoE node: experts of a token, bits, columns of a block, accuracy level."""
+def attributes_of(
+    *, chosen: int, bits: int, block: int, level: int, normalised: bool
+) -> dict[str, Any]:
+    """Attributes of a QMoE node: experts of a token, bits, columns of a block, accuracy level, and
+    whether what a token's experts are weighed by sums up to 1."""
     return {
         "k": chosen,
         "expert_weight_bits": bits,
@@ -50,7 +56,7 @@ def attributes_of(*, chosen: int, bits: int, block: int, level: int) -> dict[str
         "activation_alpha": 1.0,
         "activation_beta": 0.0,
         "swiglu_fusion": 1,
-        "normalize_routing_weights": 1,
+        "normalize_routing_weights": int(normalised),
         "accuracy_level": level,
     }
 

@@ -35,11 +35,14 @@ from zenconvert.model.target import Options, Target
 __all__ = ["TYPES", "choose", "facts", "lay_out"]
 
 _HEAD_STEP: Final = 16
-_FEED_FORWARD: Final = {
-    "dense": {"ffn.gate", "ffn.up", "ffn.down"},
-    "plain": {"ffn.up", "ffn.down"},
-    "experts": {"moe.router", "moe.{expert}.gate", "moe.{expert}.up", "moe.{expert}.down"},
-}
+_EXPERTS: Final = {"moe.router", "moe.{expert}.gate", "moe.{expert}.up", "moe.{expert}.down"}
+_SHARED: Final = {"moe.shared.gate", "moe.shared.up", "moe.shared.down", "moe.shared_gate"}
+_FEED_FORWARD: Final = (
+    {"ffn.gate", "ffn.up", "ffn.down"},
+    {"ffn.up", "ffn.down"},
+    _EXPERTS,
+    _EXPERTS | _SHARED,
+)
 _EVERY: Final = {
     *("embed", "norm", "head"),
     *("attn.q", "attn.k", "attn.v", "attn.o"),
@@ -125,7 +128,7 @@ def check_family(checkpoint: Checkpoint) -> None:
     modules = {m.name.removeprefix("layers.{layer}.") for m in in_all}
     common = _EVERY | (_HEAD_NORMS if architecture.block.head_norms != "none" else set())
     placings = [{"attn_norm"}] if architecture.block.parallel else _NORMS
-    known = [common | parts | norms for parts in _FEED_FORWARD.values() for norms in placings]
+    known = [common | parts | norms for parts in _FEED_FORWARD for norms in placings]
     if modules in known:
         return
     nearest = min(known, key=lambda parts: len(parts ^ modules))
@@ -166,6 +169,7 @@ def graph_bytes(
         activation=_activation(checkpoint),
         layer_norms=architecture.block.layer_norms,
         parallel=architecture.block.parallel,
+        routes_over_all=architecture.block.routes_over_all,
         scales_embedding=architecture.block.scales_embedding,
         floats=str(kind.floats),
     )

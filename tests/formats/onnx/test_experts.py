@@ -71,7 +71,7 @@ def assert_computes_its_own_weights(folder: Path, work: Path, atol: float = 1e-5
     np.testing.assert_allclose(found, expected, atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "mixtral, three of five experts"])
+@pytest.mark.parametrize("name", ["mixtral", "mixtral, three of five experts", "qwen2 moe"])
 @pytest.mark.parametrize("kind", ["int4-acc0", "int4-asym-acc0", "int4-g256-acc0"])
 def test_four_bits_are_one_operator_per_layer(name: str, kind: str, tmp_path: Path) -> None:
     convert(variant(tmp_path / "source", name), tmp_path / "out", f"onnx:{kind}")
@@ -308,6 +308,31 @@ def test_what_cannot_be_taken_apart_is_refused(name: str, good: Path, tmp_path: 
     edit, error, reason = BAD[name]
     with pytest.raises(error, match=reason):
         open_checkpoint(edited(good, tmp_path, edit))
+
+
+def weighed_by(value: str, normalised: int) -> Edit:
+    def edit(model: Any) -> None:
+        with_input(14, value)(model)
+        with_attribute("normalize_routing_weights", normalised)(model)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "error", "reason"),
+    [
+        (weighed_by("", 1), InvalidInput, "those that were chosen; models of this kind by that"),
+        (weighed_by("input_ids", 0), Unsupported, "only the softmax of the router's logits"),
+        (weighed_by("", 0), Unsupported, "normalize_routing_weights is 0 without"),
+    ],
+)
+def test_experts_are_weighed_as_the_family_says(
+    edit: Edit, error: type[ZenError], reason: str, tmp_path: Path
+) -> None:
+    convert(variant(tmp_path / "source", "qwen2 moe"), tmp_path / "good", "onnx:int4")
+    open_checkpoint(tmp_path / "good")
+    with pytest.raises(error, match=reason):
+        open_checkpoint(edited(tmp_path / "good", tmp_path, edit))
 
 
 def test_no_damage_escapes_as_another_error(good: Path, tmp_path: Path) -> None:

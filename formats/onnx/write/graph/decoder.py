@@ -48,6 +48,8 @@ class Facts:
     """Norms take the mean away, and are not root mean square norms."""
     parallel: bool
     """Attention and the feed-forward network read the same, and both are added to the stream."""
+    routes_over_all: bool
+    """Experts are weighed by the softmax over all of them, and not over those that were chosen."""
     scales_embedding: bool
     """Embeddings are multiplied by the root of the hidden size."""
     floats: str
@@ -172,7 +174,10 @@ class _Decoder:
     def _feed_forward(self, layer: int, x: ir.Value) -> ir.Value:
         facts, name = self.facts, f"layers.{layer}.ffn"
         if facts.hp.experts and layer not in facts.hp.dense_layers:
-            return experts(self.builder, self.weights, facts.hp, facts.activation, layer, x)
+            return experts(
+                self.builder, self.weights, facts.hp, facts.activation, layer, x,
+                over_all=facts.routes_over_all,
+            )  # fmt: skip
         if f"{name}.gate.weight" not in self.weights:
             return plain(self.builder, self.weights, name, facts.activation, x)
         return gated(self.builder, self.weights, name, facts.activation, x)

@@ -57,11 +57,15 @@ def experts(
     activation: str,
     layer: int,
     x: ir.Value,
+    *,
+    over_all: bool,
 ) -> ir.Value:
-    """The best ``hp.experts_used`` experts of every token, weighed by the router and summed.
+    """The best ``hp.experts_used`` experts of every token, weighed by the router and summed, and
+    the expert of every token where there is one.
 
-    One operator computes a layer whose weights are stacked. Else every expert computes the tokens
-    that chose it and no others, and the sum is kept in f32.
+    ``over_all``: the softmax that weighs them is over all experts, and not over those chosen. One
+    operator computes a layer whose weights are stacked. Else every expert computes the tokens that
+    chose it and no others, and the sum is kept in f32.
     """
     name = f"layers.{layer}.moe"
     path = weights.around(f"{name}.router")
@@ -70,13 +74,44 @@ def experts(
     logits = weights.linear(f"{name}.router", flat, rank=2)
     if name in weights.stacks:
         with builder.inside(path):
-            return _fused(builder, weights, hp, weights.stacks[name], x, logits)
-    with builder.inside(weights.path(f"{name}.router")):
-        logits = _as(builder, logits, weights.floats, "f32")
-        count = builder.integers(hp.experts_used)
-        best, chosen = builder.ops("TopK", [logits, count], [True, True], axis=-1)
-        # softmax over all experts, normalised over the chosen ones, is softmax over the chosen ones
-        shares = builder.op("Softmax", best, axis=-1)
+            total = _fused(builder, weights, hp, weights.stacks[name], x, logits, over_all=over_all)
+    else:
+        with builder.inside(weights.path(f"{name}.router")):
+            logits = _as(builder, logits, weights.floats, "f32")
+            shares, chosen = _shares(builder, logits, hp.experts_used, over_all=over_all)
+        total = _one_by_one(builder, weights, hp, activation, name, x, flat, shares, chosen)
+    if f"{name}.shared_gate.weight" in weights:
+        shared = gated(builder, weights, f"{name}.shared", activation, x)
+        gate = weights.linear(f"{name}.shared_gate", x)
+        with builder.inside(path):
+            total = builder.op("Add", total, builder.op("Mul", builder.op("Sigmoid", gate), shared))
+    return total
+
+
+def _shares(
+    builder: GraphBuilder, logits: ir.Value, count: int, *, over_all: bool
+) -> list[ir.Value]:
+    """f32[tokens, count] that the experts chosen are multiplied by, and their numbers."""
+    if over_all:
+        logits = builder.op("Softmax", logits, axis=-1)
+    best, chosen = builder.ops("TopK", [logits, builder.integers(count)], [True, True], axis=-1)
+    # softmax over all experts, normalised over the chosen ones, is softmax over the chosen ones
+    return [best if over_all else builder.op("Softmax", best, axis=-1), chosen]
+
+
+def _one_by_one(
+    builder: GraphBuilder,
+    weights: Weights,
+    hp: Hyperparameters,
+    activation: str,
+    name: str,
+    x: ir.Value,
+    flat: ir.Value,
+    shares: ir.Value,
+    chosen: ir.Value,
+) -> ir.Value:
+    """Every expert by itself, for its own rows of ``flat``; the sum has the shape of x."""
+    path = weights.around(f"{name}.router")
     with builder.inside(path):
         zero = ir.tensor(np.zeros(1, dtype=np.float32))
         total = builder.op("ConstantOfShape", builder.op("Shape", flat), value=zero)
@@ -106,12 +141,15 @@ def _fused(
     stacks: tuple[Stack, Stack],
     x: ir.Value,
     logits: ir.Value,
+    *,
+    over_all: bool,
 ) -> ir.Value:
     """All experts of a layer in one operator."""
     (codes, scales, zeros), (codes2, scales2, zeros2) = map(weights.stacked, stacks)
     grid = stacks[0].members[0].encoding.grouped
     assert grid is not None  # as all stacks are
-    arrays = [x, logits, codes, scales, None, codes2, scales2, *[None] * 4, zeros, zeros2]
+    arrays = [x, logits, codes, scales, None, codes2, scales2, *[None] * 4, zeros, zeros2, None]
+    arrays.append(builder.op("Softmax", logits, axis=-1) if over_all else None)
     while arrays[-1] is None:
         arrays.pop()
     return builder.op(
@@ -123,6 +161,7 @@ def _fused(
             bits=grid.bits,
             block=grid.group or hp.hidden,
             level=weights.level,
+            normalised=not over_all,
         ),
     )
 
