@@ -4,6 +4,7 @@ computes and sees what transformers' whole model does."""
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.calib.test_whole_models import hooked
@@ -22,6 +24,7 @@ from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.walk import Settings, walk
 from zenconvert.model import meaning
 from zenconvert.model.architecture import for_model_type
+from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.reference import Reference
 from zenconvert.texts.coverage import language_coverage
@@ -91,8 +94,22 @@ def test_the_torch_engine_computes_what_the_whole_model_does(name: str, folder: 
     assert np.abs(found - expected).max() < 1e-4 * expected.std()
 
 
-WALKED = ("olmo3", "exaone4", "granite", "cohere2", "starcoder2", "ministral3")
+WALKED = (
+    "olmo3", "exaone4", "granite", "cohere2", "starcoder2", "ministral3", "phi", "qwen2_moe",
+)  # fmt: skip
 """Families whose layers are built otherwise than those that other tests walk through."""
+
+
+def readers(checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """What ``hooked`` calls a module of the whole model → ours that read the same: those whose rows
+    it holds, or one expert of a stack."""
+    found: dict[str, list[str]] = {}
+    for name in checkpoint.architecture.tensor_names(checkpoint.hyperparameters):
+        if name.is_weight and name.module.role in {"linear", "router"}:
+            module = name.hf_file.removesuffix(".weight").removeprefix("model.")
+            module = re.sub(r"\.experts\.(\d+\.\w+)_proj$", r".\1", module)
+            found.setdefault(module, []).append(name.name.removesuffix(".weight"))
+    return found
 
 
 @pytest.mark.parametrize("name", WALKED)
@@ -101,24 +118,30 @@ def test_statistics_are_those_of_hooks_on_the_whole_model(name: str, folder: Mad
     model = AutoModelForCausalLM.from_pretrained(
         folder(name), dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
-    ours = {n.hf.removesuffix(".weight"): n.name.removesuffix(".weight") for n in names}
+    ours = readers(checkpoint)
     windows = [Window("a", "en", tuple(TEXT)), Window("b", "en", tuple(TEXT[:9]))]
-    seen = {f"model.{module}": rows for module, rows in hooked(model, windows).items()}
+    seen = {m: rows for m, rows in hooked(model, windows).items() if m != "head"}
+    assert seen.keys() == ours.keys()
     coverage = language_coverage("en", [[w] for w in windows], unused=0, cut=0, vocabulary=300)
     chosen = Selection(tuple(windows), ("en",), (1.0,), (coverage,))
     found: dict[str, InputStatistics] = {}
-    for part in walk(Reference(checkpoint, logical_rows, device="cpu"), chosen, Settings()):
-        found |= part.inputs
-    in_layers = {ours[module]: rows for module, rows in seen.items() if module in ours}
-    assert {m for one in found.values() for m in one.modules} >= in_layers.keys()
-    linear = {n.name.removesuffix(".weight") for n in names
-              if n.is_weight and n.module.role == "linear"}  # fmt: skip
-    assert in_layers.keys() == linear
-    for one in found.values():
-        for module in one.modules:
-            if module in in_layers:
-                rows = in_layers[module]
-                assert one.tokens.sum() == len(rows), module
-                expected = np.square(rows).sum(0)
-                np.testing.assert_allclose(one.squares.sum(0), expected, rtol=1e-3, atol=1e-6)
+    reference = Reference(checkpoint, logical_rows, device="cpu")
+    for part in walk(reference, chosen, Settings(moments=True)):
+        found |= {module: one for one in part.inputs.values() for module in one.modules}
+    for theirs, rows in seen.items():
+        for module in ours[theirs]:
+            assert_sums(found[module], rows)
+    assert found.keys() - {m for part in ours.values() for m in part} <= {"head"}
+
+
+def assert_sums(found: InputStatistics, rows: NDArray[np.float64]) -> None:
+    """Statistics of one language are those of the rows that a module reads."""
+    assert found.tokens.sum() == len(rows), found.name
+    assert found.moments is not None
+    for sums, expected in (
+        (found.squares.sum(0), np.square(rows).sum(0)),
+        (found.magnitudes.sum(0), np.abs(rows).sum(0)),
+        (found.moments.numpy(), rows.T @ rows),
+    ):
+        atol = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(sums, expected, rtol=1e-3, atol=atol, err_msg=found.name)

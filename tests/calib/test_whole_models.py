@@ -189,8 +189,8 @@ def hooked(model: Any, windows: list[Window]) -> dict[str, NDArray[np.float64]]:
 
 def inner(experts: Any, number: int, rows: torch.Tensor) -> Any:
     """What an expert's ``down`` reads."""
-    weight = experts.gate_up_proj[number]
-    both = rows @ (weight if weight.shape[0] == rows.shape[-1] else weight.T)
+    weight, turned = experts.gate_up_proj[number], experts.down_proj.shape[1] == rows.shape[-1]
+    both = rows @ (weight.T if turned else weight)
     if hasattr(experts, "gate_up_proj_bias"):
         both = both + experts.gate_up_proj_bias[number]
         gate, up = both[:, ::2].clamp(max=7), both[:, 1::2].clamp(-7, 7)
