@@ -84,7 +84,13 @@ class ExpertLayer:
             [*names, *[""] * 3, *zeros],
             ["y"],
             domain="com.microsoft",
-            **attributes_of(chosen=_CHOSEN, bits=self.down[0].bits, block=self.block, level=level),
+            **attributes_of(
+                chosen=_CHOSEN,
+                bits=self.down[0].bits,
+                block=self.block,
+                level=level,
+                normalised=True,
+            ),
         )
         return computed([node], tensors, {"x": self.x, "logits": self.logits})
 
