@@ -19,6 +19,12 @@ from zenconvert.verification.doctor import examine
 from zenconvert.verification.engines import ENGINES
 
 
+@pytest.fixture
+def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch need not be loaded to be asked for some."""
+    monkeypatch.setattr(doctor, "gpus", list)
+
+
 def test_engines_that_are_here_work() -> None:
     found = examine(["torch", "llamacpp", "onnxruntime"])
     assert [one.engine for one in found.engines if one.works] == [
@@ -33,6 +39,7 @@ def test_engines_that_are_here_work() -> None:
     assert found.ram_free > 0
 
 
+@pytest.mark.usefixtures("no_gpus")
 def test_one_that_is_not_installed_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zenconvert.verification.engines._installed", lambda module: False)
     found = examine([*ENGINES])
@@ -52,6 +59,7 @@ def test_one_that_is_not_installed_is_no_fault(monkeypatch: pytest.MonkeyPatch) 
         ("print('noise')", "exit code 0"),
     ],
 )
+@pytest.mark.usefixtures("no_gpus")
 def test_one_that_is_broken_is_told_with_its_cure(
     script: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +77,7 @@ def test_one_that_is_broken_is_told_with_its_cure(
     assert "to mend or to install:" in done.stdout
 
 
+@pytest.mark.usefixtures("no_gpus")
 def test_the_command_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "probe", lambda name: probing.Probe(name, True, True, "1.0"))
     done = CliRunner().invoke(cli, ["doctor", "--json"])
@@ -120,6 +129,8 @@ def test_a_library_that_does_not_load_is_told_with_its_cure(
     (tmp_path / module).mkdir()
     (tmp_path / module / "__init__.py").write_text(f"raise ImportError({what!r})")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    if engine != "torch":
+        monkeypatch.setattr(doctor, "gpus", list)
     if module not in sys.modules:
         monkeypatch.syspath_prepend(str(tmp_path))
     done = CliRunner().invoke(cli, ["doctor", "--engine", engine])
@@ -149,6 +160,7 @@ def test_what_is_missing_is_told_with_what_to_install(tmp_path: Path) -> None:
             assert f"engine {name}: – (not installed; install {install})" in done.stdout
 
 
+@pytest.mark.usefixtures("no_gpus")
 def test_what_everything_needs_and_is_missing_is_no_health(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

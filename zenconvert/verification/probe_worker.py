@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.base.scratch import temporary_folder
-from zenconvert.conversion import convert
 from zenconvert.errors import ZenError
 from zenconvert.formats.registry import FORMATS
-from zenconvert.verification.engines import TORCH
-from zenconvert.verification.measurement import verify
-from zenconvert.verification.native import RuntimeDied
+from zenconvert.verification.engines import ENGINES, TORCH
 from zenconvert.verification.probing import GPUS
 
 _SOURCE: Final = "builtin:zen-nano"
@@ -44,6 +42,11 @@ def _gpus() -> dict[str, Any]:
 
 def _main(engine: str) -> dict[str, str]:
     """The child's side: the engine's version, or the error."""
+    if engine != TORCH:
+        import_module(ENGINES[engine].package)  # what does not load ends this process at once
+    from zenconvert.verification.measurement import verify
+    from zenconvert.verification.native import RuntimeDied
+
     try:
         with temporary_folder() as folder:
             text = folder / "text.txt"
@@ -67,6 +70,8 @@ def _artifact(engine: str, folder: Path) -> str | Path:
     able = [form for form in FORMATS.values() if engine in form.engines]
     if engine == TORCH or any(form.near_type is None for form in able):
         return _SOURCE
+    from zenconvert.conversion import convert
+
     form = able[0]
     out = folder / f"model{form.suffix or ''}"
     convert(_SOURCE, out, f"{form.name}:{form.near_type}")
