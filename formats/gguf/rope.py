@@ -118,11 +118,17 @@ def long_factors(hp: Hyperparameters) -> dict[str, NDArray[np.float32]]:
 def longrope_from_file(
     keys: _Keys, factors: Mapping[str, NDArray[np.float32]], hp: Hyperparameters
 ) -> dict[str, Any]:
-    """The config's ``rope_scaling`` from both tensors; reals as the shortest decimals."""
-    scaling: dict[str, Any] = {"rope_type": LONGROPE}
-    for key, name in (("long_factor", LONG), ("short_factor", SHORT)):
-        scaling[key] = [float(str(value)) for value in factors[name]]
-    usual = np.float32(_long_amplitude(replace(hp, rope_scaling=scaling)))
+    """The config's ``rope_scaling`` from both tensors; reals as the shortest decimals.
+
+    ``type`` is what transformers 4 looks for in these models, and 5 takes as well.
+    """
+    found = {
+        key: [float(str(value)) for value in factors[name]]
+        for key, name in (("long_factor", LONG), ("short_factor", SHORT))
+    }
+    scaling: dict[str, Any] = {"type": LONGROPE, **found}
+    named = {"rope_type": LONGROPE, **found}
+    usual = np.float32(_long_amplitude(replace(hp, rope_scaling=named)))
     given = keys.real(_FACTOR, 1.0)
     return scaling if np.float32(given) == usual else {**scaling, "attention_factor": given}
 

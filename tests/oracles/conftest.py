@@ -39,6 +39,28 @@ def gptqmodel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
 
 
 @pytest.fixture(scope="session")
+def transformers4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    """transformers 4.57."""
+    yield from _running("transformers4", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def packed(folder: Family, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """(family of ``tests.families``, target) → our folder, rounded to nearest."""
+    made: dict[tuple[str, str], Path] = {}
+    home = tmp_path_factory.mktemp("packed")
+
+    def get(name: str, target: str) -> Path:
+        if (name, target) not in made:
+            out = home / f"{name}-{target}".replace(":", "-")
+            convert(folder(name), out, target)
+            made[name, target] = out
+        return made[name, target]
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def hub_parser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
     """@huggingface/gguf 0.4."""
     yield from _running("huggingface-gguf", tmp_path_factory)
