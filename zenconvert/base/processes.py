@@ -1,7 +1,8 @@
 """How processes of our own are started.
 
 Nothing is imported from the folder that a user happens to stand in: not by the interpreter's own
-rule (``-P``), and not through an entry of ``PYTHONPATH`` that means the current folder.
+rule (``-P``), and not through an entry of ``PYTHONPATH`` that means the current folder. Nor are
+programs looked for there, whatever ``PATH`` says.
 """
 
 from __future__ import annotations
@@ -28,11 +29,19 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 def child_environment(**more: str) -> dict[str, str]:
     """The environment of such a process: this one's and ``more``, and a path to this package."""
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    path = [place for place in given if Path(place).is_absolute()]
+    path = _absolute(os.environ.get("PYTHONPATH", ""))
     if _ROOT.name not in _INSTALLED:
         path.append(str(_ROOT))
-    return {**_PATIENT, **os.environ, **_SAFE, "PYTHONPATH": os.pathsep.join(path), **more}
+    paths = {
+        "PATH": os.pathsep.join(_absolute(os.environ.get("PATH", os.defpath))),
+        "PYTHONPATH": os.pathsep.join(path),
+    }
+    return {**_PATIENT, **os.environ, **_SAFE, **paths, **more}
+
+
+def _absolute(places: str) -> list[str]:
+    """The entries of a search path that do not depend on where somebody stands."""
+    return [place for place in places.split(os.pathsep) if Path(place).is_absolute()]
 
 
 def signal_name(number: int) -> str:

@@ -33,8 +33,7 @@ def __getattr__(name: str) -> Any:
 def main() -> None:
     """Entry point. Ends with the exit code of the error's class."""
     _open_what_is_closed()
-    # to the interpreters that libraries start: the folder of the user is no place to import from
-    os.environ["PYTHONSAFEPATH"] = "1"
+    _forget_the_working_folder()
     pressed = _Pressed()
     signal.signal(signal.SIGINT, pressed.early)
     for stream in (sys.stdout, sys.stderr):
@@ -53,6 +52,19 @@ def main() -> None:
             _end(_INTERRUPTED, EXIT_INTERRUPTED)
         _told(error)
         raise
+
+
+def _forget_the_working_folder() -> None:
+    """The folder that the user stands in is no place to import from or to start programs in: not
+    for this process, nor for those that libraries start."""
+    os.environ["PYTHONSAFEPATH"] = "1"
+    for name in ("PATH", "PYTHONPATH"):
+        if given := os.environ.get(name):
+            places = given.split(os.pathsep)
+            os.environ[name] = os.pathsep.join(p for p in places if p.startswith(os.sep))
+            if name == "PYTHONPATH" and not all(p.startswith(os.sep) for p in places):
+                here = os.getcwd()  # noqa: PTH109  (pathlib is not loaded)
+                sys.path[:] = [p for p in sys.path if p != here or p in places]
 
 
 def _open_what_is_closed() -> None:

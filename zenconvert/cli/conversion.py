@@ -13,7 +13,7 @@ from zenconvert.base.escaping import json_text
 from zenconvert.calib.methods import METHODS
 from zenconvert.cli.config import config_option, ignore_key_option
 from zenconvert.cli.devices import taken, was_given
-from zenconvert.cli.outputs import check_outputs, write_side_file
+from zenconvert.cli.outputs import check_models, check_outputs, write_side_file
 from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages
 from zenconvert.cli.sampling import sampling_options, take_sampling
 from zenconvert.errors import UsageError, several
@@ -201,6 +201,7 @@ def convert(
     read = {"the source": source, **{f"--{k}": given[k] for k in ("config", "importance")}}
     read |= {"--stats": given["statistics"], "--samples": sampling.values.get("samples")}
     check_outputs(read, {"--report": report}, out)
+    check_models({"the source": source}, {"--report": report}, given["config"])
     solves = calibrate or given["statistics"] is not None
     device = taken(sampling.device) if solves else sampling.device
     if not solves and max_module_error is not None:

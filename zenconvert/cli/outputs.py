@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from zenconvert.base.atomic import append_whole, write_whole
-from zenconvert.base.places import check_places, check_side_file
+from zenconvert.base.places import check_files, check_places, check_side_file
+from zenconvert.errors import ZenError
 
 
 def check_outputs(
@@ -21,6 +22,35 @@ def check_outputs(
     for option, path in side_files.items():
         check_side_file(option, path)
     check_places(inputs, {"OUT": out, **side_files})
+
+
+def check_models(
+    models: Mapping[str, str | Path], outputs: Mapping[str, Path | None], config: Path | None = None
+) -> None:
+    """Refuse outputs that are, or lie in, what a model is read from.
+
+    That is more than its name says: the folder of a Hub id or of a bundled model, the other parts
+    of a split file, the data beside a graph, the files that links lead to. Raises UsageError.
+    """
+    given = {what: path for what, path in outputs.items() if path is not None}
+    for what, model in models.items() if given else ():
+        try:
+            read = _read_of(model, config, opened=any(map(Path.is_file, given.values())))
+        except (ZenError, OSError):  # the command itself will say what is wrong with it
+            continue
+        check_places({what: read[0]}, given)
+        for option, path in given.items():
+            check_files(option, path, [path], read[1])
+
+
+def _read_of(
+    model: str | Path, config: Path | None, *, opened: bool
+) -> tuple[Path, Iterable[Path]]:
+    """Where a model lies; with ``opened``, the files that are read of it, too."""
+    from zenconvert.opening.sources import open_checkpoint, resolve
+
+    place = resolve(model)
+    return place, open_checkpoint(place, config).stamps if opened else ()
 
 
 def write_side_file(path: Path, text: str) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from zenconvert.cli.outputs import append_side_file, check_outputs, write_side_file
+from zenconvert.cli.outputs import (
+    append_side_file,
+    check_models,
+    check_outputs,
+    write_side_file,
+)
 from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages
 from zenconvert.cli.sampling import codes
 from zenconvert.errors import InvalidInput, UsageError
@@ -93,7 +98,7 @@ def run_release(
     from zenconvert.publication.release_run import plan_release
     from zenconvert.publication.release_run import release as run
 
-    check_outputs({"the recipe": recipe, "--sign-key": sign_key}, {"--summary": summary_file})
+    _check_outputs(recipe, {"--sign-key": sign_key}, {"--summary": summary_file})
     wanted = [name for names in only for name in codes(names) or ()]
     if dry_run:
         _print_preview(plan_release(recipe, only=wanted), as_json=as_json)
@@ -170,11 +175,25 @@ def write_skypilot(
     from zenconvert.publication.release_run import plan_release
     from zenconvert.publication.skypilot import task_file
 
-    check_outputs({"the recipe": recipe}, {"OUT.yaml": out})
+    _check_outputs(recipe, {}, {"OUT.yaml": out})
     preview = plan_release(recipe)
     task = task_file(recipe, preview, nodes=nodes, volume=volume, accelerators=accelerators)
     write_side_file(out, task)
     echo(f"{out}: start it with `sky launch {out}`")
+
+
+def _check_outputs(
+    path: Path, inputs: Mapping[str, Path | None], outputs: Mapping[str, Path | None]
+) -> None:
+    """Refuse outputs that are what the release is made from, or come to stand in it."""
+    check_outputs({"the recipe": path, **inputs}, outputs)
+    if not any(outputs.values()):
+        return
+    from zenconvert.publication.recipe_reader import read
+
+    recipe, _ = read(path)
+    check_outputs({**recipe.inputs, "the release": recipe.output.folder}, outputs)
+    check_models({"the source": recipe.source.location}, outputs)
 
 
 def _say_devices(recipe: Path) -> None:

@@ -11,7 +11,12 @@ import click
 from zenconvert.base.escaping import json_text
 from zenconvert.cli.config import config_option, ignore_key_option, pre_option
 from zenconvert.cli.devices import device_option, taken
-from zenconvert.cli.outputs import append_side_file, check_outputs, write_side_file
+from zenconvert.cli.outputs import (
+    append_side_file,
+    check_models,
+    check_outputs,
+    write_side_file,
+)
 from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages, with_warnings
 from zenconvert.cli.sampling import codes
 from zenconvert.errors import GateFailed, GateInconclusive
@@ -92,13 +97,16 @@ def verify(
 
     if against is not None and policy is None:
         raise click.UsageError("--against needs --gate")
+    written = {"--json": json_file, "--html": html, "--summary": summary}
     check_outputs(
         {
             "REFERENCE": reference, "CANDIDATE": candidate, "--text": given["text"],
             "--config": config, "--gate": policy, "--against": against,
         },
-        {"--json": json_file, "--html": html, "--summary": summary},
+        written,
     )  # fmt: skip
+    check_models({"REFERENCE": reference}, written)
+    check_models({"CANDIDATE": candidate}, written, config)
     wanted = codes(languages)
     earlier = Report.from_json(against) if against is not None else None
     known = Policy.load(policy) if policy is not None else None  # before the work
@@ -141,14 +149,17 @@ def gate(
 
     Exit codes: 0 PASS, 1 FAIL, 6 INCONCLUSIVE or ANOMALOUS.
     """
+    from zenconvert.verification.file_check import places_of
     from zenconvert.verification.gate import gate as judge
     from zenconvert.verification.report import Report
 
+    written = {"--html": html, "--summary": summary}
     check_outputs(
         {"REPORT": report_file, "--policy": policy, "--against": against, "--config": config},
-        {"--html": html, "--summary": summary},
+        written,
     )
     report = Report.from_json(report_file)
+    check_models(places_of(report), written, config)
     earlier = Report.from_json(against) if against is not None else None
     verdict = judge(report, policy, against=earlier, config=config)
     if as_json:
@@ -171,11 +182,15 @@ def compare(
     """
     from zenconvert.verification.comparison import compare as put_side_by_side
     from zenconvert.verification.comparison import paths_of
+    from zenconvert.verification.file_check import places_of
     from zenconvert.verification.gate import gate as judge
     from zenconvert.verification.report import Report
 
-    check_outputs({str(path): path for path in report_files}, {"--html": html})
+    read = {str(path): path for path in report_files}
+    check_outputs({**read, "--gate": policy}, {"--html": html})
     comparison = put_side_by_side([Report.from_json(path) for path in report_files])
+    for report in comparison.reports:
+        check_models(places_of(report), {"--html": html})
     verdicts: dict[str, Verdict] = {}
     if policy is not None:
         names = paths_of(comparison.reports)

@@ -7,6 +7,7 @@ and the artifacts against one another.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from zenconvert.publication.card import CARD, language_tables, measured_table
 from zenconvert.publication.checksums import SIGNATURE, SUMS, hash_files, listed, read_sums
 from zenconvert.publication.evidence import EVIDENCE, IMATRIX, POLICY
 from zenconvert.publication.facts import VariantFacts
+from zenconvert.publication.ledger import STATE
 from zenconvert.publication.release_report import REPORT, read_record, variants_of
 from zenconvert.publication.signing import is_keyless, statement_digests, verify_signature
 from zenconvert.verification.agreement import check_agreement
@@ -71,6 +73,7 @@ def check_release(
     ``public_key`` is whose signature is expected. Raises CorruptFile where there is no report of a
     release to begin with, MissingDependency and UsageError for a key that cannot be used.
     """
+    _look_at(folder)
     digests = hash_files(folder, listed(folder), fresh=True, progress=progress)
     record = read_record(folder / REPORT)
     top = _Place(folder, ".", digests, record, variants_of(record, REPORT))
@@ -93,6 +96,25 @@ def check_release(
     if top not in shelves:
         findings += _signature(top, public_key)
     return tuple(dict.fromkeys(findings))
+
+
+def _look_at(folder: Path) -> None:
+    """Raise CorruptFile for a folder that is no release, before all of it is read."""
+    if os.path.lexists(folder / REPORT):
+        return
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{REPORT}"))
+    if (folder / STATE).is_dir():
+        what = "a release that is not finished: run `zenconvert release` with its recipe again"
+    elif inside:
+        what = f"no release; {inside[0]!r} in it may be one"
+    elif (folder / "config.json").is_file() or any(folder.glob("*.gguf")):
+        what = "a model and no release; `zenconvert verify REFERENCE CANDIDATE` measures models"
+    else:
+        what = "no release"
+    raise CorruptFile(
+        f"{folder}: this is {what}. Pass the folder that a recipe's [output] names, or one shelf "
+        f"of it: both hold {REPORT} and {SUMS}"
+    )
 
 
 def _shelf(top: _Place, shelf: str) -> _Place:

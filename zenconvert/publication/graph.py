@@ -58,7 +58,7 @@ def undone(jobs: Iterable[Job], ledger: Ledger) -> list[Job]:
 
 def is_done(job: Job, ledger: Ledger) -> bool:
     """Whether the outputs are what the record says, and made from what there is to read now."""
-    record = ledger.get(job.key)
+    record = ledger.get(job.key) or ledger.gathered(job.calibration)
     if record is None or not ledger.holds(record):
         return False
     source = ledger.get(job.reads) if job.reads is not None else None

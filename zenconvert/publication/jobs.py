@@ -44,6 +44,8 @@ class Job:
     device: str = "cpu"
     group: str = ""
     """Jobs of one kind and group can be done together."""
+    calibration: str = ""
+    """Key of what is gathered: another run's does as well, where no other job needs this one."""
 
     @property
     def title(self) -> str:

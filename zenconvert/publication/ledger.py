@@ -7,6 +7,7 @@ until a file was touched.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -16,7 +17,9 @@ from typing import Any, Final
 from zenconvert.base.atomic import write_whole
 from zenconvert.base.escaping import json_text
 from zenconvert.base.notes import make_folder
+from zenconvert.base.scratch import remove
 from zenconvert.base.source_files import parse_json
+from zenconvert.publication.checksums import is_unsafe
 from zenconvert.verification.digests import file_digest
 
 STATE: Final = ".zenconvert"
@@ -24,6 +27,13 @@ STATE: Final = ".zenconvert"
 
 FAILED_ENGINES: Final = "failed_engines"
 """Among the facts of a measurement: engines that gave no figures; the next run asks them again."""
+
+
+_FACTS: Final[Mapping[str, type]] = {
+    "exact": bool, "losses": list, FAILED_ENGINES: list, "calibration": str, "samples": str,
+    "samples_sha256": str, "statistics_sha256": str, "tokens": dict, "seed": int,
+}  # fmt: skip
+_OF_GATHERING: Final = ("samples", "samples_sha256", "statistics_sha256", "tokens", "seed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +76,19 @@ class Ledger:
         self.folder, self.state = folder, folder / STATE
 
     def get(self, key: str) -> Record | None:
-        """The record of a job; None where there is none, or none that can be read."""
+        """The record of a job; None where there is none, or none that a job would write."""
         try:
             value = parse_json(self.state / f"{key}.json")
             outputs = tuple(Written(**one) for one in value.pop("outputs"))
-            return Record(outputs=outputs, **value)
+            record = Record(outputs=outputs, **value)
+            return record if _is_sound(record) else None
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
+
+    def gathered(self, calibration: str) -> Record | None:
+        """The record of what was gathered under a key; None where there is none."""
+        found = (r for r in self.all() if r.kind == "gather" and calibration)
+        return next((r for r in found if r.facts.get("calibration") == calibration), None)
 
     def all(self) -> Iterator[Record]:
         """Every record there is, in the order of the keys."""
@@ -91,7 +107,8 @@ class Ledger:
         for written in record.outputs:
             path = self.folder / written.path
             try:
-                if path.stat().st_size != written.size or file_digest(path) != written.sha256:
+                same = path.is_file() and path.stat().st_size == written.size
+                if not same or file_digest(path) != written.sha256:
                     return False
             except OSError:
                 return False
@@ -107,14 +124,41 @@ class Ledger:
                 found.append(Written(name, path.stat().st_size, file_digest(path)))
         return tuple(found)
 
+    def discard(self, name: str) -> None:
+        """Remove a file that a record names: nothing that is elsewhere, and no folder."""
+        path = self.folder / name
+        home = Path(os.path.realpath(self.folder))
+        inside = Path(os.path.realpath(path.parent)).is_relative_to(home)
+        if inside and (path.is_symlink() or path.is_file()):
+            path.unlink()
+
     def put(self, record: Record) -> None:
         """Write a record. Raises as ``write_whole``."""
         make_folder(self.state)
         write_whole(self.state / f"{record.key}.json", json_bytes(asdict(record)))
 
     def remove(self, key: str) -> None:
-        """Forget a job."""
-        (self.state / f"{key}.json").unlink(missing_ok=True)
+        """Forget a job. Raises OSError."""
+        path = self.state / f"{key}.json"
+        if os.path.lexists(path):
+            remove(path)
+
+
+def _is_sound(record: Record) -> bool:
+    """Whether everything has its type, and names nothing outside of the release's folder."""
+    words = (record.key, record.kind, record.name, record.read)
+    words += tuple(word for one in record.outputs for word in (one.path, one.sha256))
+    sizes = [one.size for one in record.outputs] + list(record.scratch.values())
+    names = [record.name, *(one.path for one in record.outputs), *record.scratch]
+    facts, needed = record.facts, set(_OF_GATHERING if record.kind == "gather" else ())
+    return (
+        all(isinstance(word, str) for word in words)
+        and all(isinstance(size, int) for size in sizes)
+        and not any(is_unsafe(name) for name in names)
+        and "/" not in record.name
+        and all(isinstance(value, _FACTS.get(name, object)) for name, value in facts.items())
+        and (not facts or facts.keys() >= needed)
+    )
 
 
 def json_bytes(value: Any) -> bytes:

@@ -15,7 +15,7 @@ from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.opening.sources import open_checkpoint
 from zenconvert.planning.plan import Plan
 from zenconvert.publication.ledger import STATE
-from zenconvert.publication.recipe import Recipe, VariantRecipe
+from zenconvert.publication.recipe import SAMPLES, SOURCE, Recipe, VariantRecipe
 from zenconvert.publication.recipe_reader import read
 from zenconvert.publication.release_report import read_record
 from zenconvert.publication.toml_lines import Place
@@ -101,9 +101,10 @@ class _Look:
             return
         place, _, error = self.problems[0]
         alone = len(self.problems) == 1 and place[:1] == ("source",)
-        if alone and error is not None and error.exit_code != _USAGE:
-            raise error
         lines = self.recipe.lines
+        if alone and error is not None and error.exit_code != _USAGE:
+            error.add_note(f"{self.recipe.path}:{lines.of(place)}: 'path' in [source] names it")
+            raise error
         shown = [
             (lines.of(place), text.replace("\n", "\n    ")) for place, text, _ in self.problems
         ]
@@ -130,7 +131,8 @@ class _Look:
         """A folder that is this release's, or can become it."""
         recipe, folder = self.recipe, self.recipe.output.folder
         with self.finding("output", "folder"):
-            check_places({"the source": recipe.source.location}, {"the folder": folder})
+            read = {name: recipe.inputs[name] for name in (SOURCE, SAMPLES)}
+            check_places(read, {"the folder": folder})
             if folder.exists() and not folder.is_dir():
                 raise UsageError(f"{folder}: it is no folder")
             if folder.is_dir() and not (folder / STATE).exists() and any(folder.iterdir()):

@@ -27,6 +27,8 @@ from zenconvert.solve.variants import Variant
 
 THREADS: Final = 4
 """Threads of a job by default; the same everywhere, since float sums depend on them."""
+SOURCE: Final = "the source"
+SAMPLES: Final = "'samples' in [calibration]"
 SPLIT: Final = 50_000_000_000
 """Largest GGUF file by default, bytes."""
 
@@ -152,6 +154,18 @@ class Recipe:
     places: Mapping[str, Place] = field(default_factory=dict)
     """Variant → its table in the file."""
     lines: Lines = field(default_factory=lambda: Lines(""), compare=False)
+
+    @property
+    def inputs(self) -> dict[str, str | Path | None]:
+        """What is read from files, by what a recipe calls it; None is nothing."""
+        samples, gate = self.calibration.calibrating.samples, self.gate
+        return {
+            SOURCE: self.source.location,
+            SAMPLES: samples,
+            "'text' in [verify]": self.verification.text,
+            "'policy' in [gate]": None if gate.policy == "default" else gate.policy,
+            "'against' in [gate]": gate.against,
+        }
 
     def variant(self, name: str) -> VariantRecipe:
         """The variant of a name, which must be there."""

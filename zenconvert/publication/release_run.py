@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zenconvert.base.atomic import system_errors
 from zenconvert.base.progress import Progress
 from zenconvert.errors import GateFailed, GateInconclusive, ReleaseFailed, UsageError
 from zenconvert.publication.checksums import SIGNATURE
@@ -151,7 +152,8 @@ def _made(prepared: Prepared, executor: str, tell: Tell) -> ReleaseResult:
     """Run the jobs, and put together what came of them."""
     schedule, folder = Schedule(prepared), prepared.recipe.output.folder
     ledger = Ledger(folder)
-    tidy(ledger, schedule)
+    with system_errors(folder):
+        tidy(ledger, schedule)
     left = undone(schedule.jobs, ledger)
     served = [job.name for job in left if job.kind == "variant" and job.needs]
 
@@ -165,7 +167,8 @@ def _made(prepared: Prepared, executor: str, tell: Tell) -> ReleaseResult:
         facts = account.facts()
         assemble(facts, folder)
     if not failures:
-        drop_scratch(ledger, schedule)
+        with system_errors(folder):
+            drop_scratch(ledger, schedule)
     titles = {job.title: failures[job.key] for job in schedule.jobs if job.key in failures}
     return ReleaseResult(folder, facts, titles, account.disagreements())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -97,12 +97,10 @@ class Account:
         )
 
     def _calibration(self) -> CalibrationFacts | None:
-        wanted = self.schedule.calibration
-        for record in self.ledger.all():
-            facts = dict(record.facts)
-            if record.kind == "gather" and facts.pop("calibration") == wanted:
-                return CalibrationFacts(**facts)
-        return None
+        record = self.ledger.gathered(self.schedule.calibration)
+        if record is None:
+            return None
+        return CalibrationFacts(**{f.name: record.facts[f.name] for f in fields(CalibrationFacts)})
 
     def _made(self, variant: VariantRecipe) -> Record | None:
         """The record of a variant that is there."""

@@ -98,9 +98,14 @@ class Schedule:
         return self._key("gather", calibration=self.calibration, variants=made)
 
     def _gathering(self) -> Job:
-        calibration = self.recipe.calibration
-        ram = gathering(self.prepared).ram
-        return Job(self._gather_key, "gather", STATISTICS, ram=ram, device=calibration.device)
+        return Job(
+            self._gather_key,
+            "gather",
+            STATISTICS,
+            ram=gathering(self.prepared).ram,
+            device=self.recipe.calibration.device,
+            calibration=self.calibration,
+        )
 
     def _made_key(self, variant: VariantRecipe) -> str:
         parts = asdict(self.recipe.production(variant))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from zenconvert.base.scratch import remove
 from zenconvert.publication.evidence import EVIDENCE, IMATRIX
 from zenconvert.publication.job_bodies import RECEIPTS, gathered_folder
 from zenconvert.publication.ledger import FAILED_ENGINES, Ledger, Record
@@ -20,21 +20,21 @@ def tidy(ledger: Ledger, schedule: Schedule) -> None:
     for record in gone:
         for written in record.outputs:
             if written.path not in kept:
-                (ledger.folder / written.path).unlink(missing_ok=True)
+                ledger.discard(written.path)
         ledger.remove(record.key)
     shelves = {path.partition("/")[0] for path in kept}
     for record in gone:
         for shelf in {written.path.partition("/")[0] for written in record.outputs} - shelves:
             if record.kind == "variant":  # evidence alone is no model folder that may be replaced
-                _remove_shelf(ledger.folder / shelf)
+                _remove_shelf(ledger, ledger.folder / shelf)
     for record in current:
         if FAILED_ENGINES in record.facts:
             ledger.remove(record.key)
         if record.kind == "variant" and not ledger.holds(record):  # what stands there is no good
-            (ledger.folder / RECEIPTS / f"{record.name}.json").unlink(missing_ok=True)
+            ledger.discard(f"{RECEIPTS}/{record.name}.json")
     for folder in ledger.state.glob("gathered-*"):
         if folder != gathered_folder(ledger.folder, schedule.calibration):
-            shutil.rmtree(folder)
+            remove(folder)
 
 
 def drop_scratch(ledger: Ledger, schedule: Schedule) -> None:
@@ -43,8 +43,8 @@ def drop_scratch(ledger: Ledger, schedule: Schedule) -> None:
     if all(record is not None for record in made):
         for record in ledger.all():
             for name in record.scratch:
+                ledger.discard(name)
                 path = ledger.folder / name
-                path.unlink(missing_ok=True)
                 if path.parent.is_dir() and not any(path.parent.iterdir()):
                     path.parent.rmdir()
 
@@ -55,12 +55,10 @@ def _is_current(record: Record, schedule: Schedule) -> bool:
     return record.key in schedule.keys
 
 
-def _remove_shelf(shelf: Path) -> None:
+def _remove_shelf(ledger: Ledger, shelf: Path) -> None:
     """Remove the evidence on a shelf that has no variant, and the shelf where that is all."""
     for name in (*EVIDENCE, IMATRIX):
-        path = shelf / name
-        if path.is_file():
-            path.unlink()
+        ledger.discard(f"{shelf.name}/{name}")
     for folder in _folders(shelf):
         if not any(folder.iterdir()):
             folder.rmdir()
@@ -68,6 +66,8 @@ def _remove_shelf(shelf: Path) -> None:
 
 def _folders(shelf: Path) -> Iterator[Path]:
     """Deepest first."""
-    if shelf.is_dir():
-        yield from sorted((p for p in shelf.rglob("*") if p.is_dir()), reverse=True)
+    if shelf.is_dir() and not shelf.is_symlink():
+        yield from sorted(
+            (p for p in shelf.rglob("*") if p.is_dir() and not p.is_symlink()), reverse=True
+        )
         yield shelf

@@ -28,11 +28,22 @@ def check_files(report: Report, config: str | Path | None = None) -> tuple[str, 
     return ()
 
 
+def places_of(report: Report) -> dict[str, Path]:
+    """The models of a report that are at hand."""
+    known = {"the candidate": _candidates(report), "the reference": [Path(report.reference.path)]}
+    return {what: p for what, places in known.items() for p in reversed(places) if p.exists()}
+
+
+def _candidates(report: Report) -> list[Path]:
+    """Where the candidate may lie."""
+    named = Path(report.candidate.path)
+    if report.place is None:
+        return [named]
+    return [named, report.place / named, report.place / named.name]
+
+
 def _open_candidate(report: Report, config: str | Path | None) -> Checkpoint:
-    label = report.candidate.path
-    places = [Path(label)]
-    if report.place is not None:
-        places += [report.place / label, report.place / places[0].name]
+    label, places = report.candidate.path, _candidates(report)
     if label.startswith("builtin:"):
         return open_checkpoint(label, config)
     for place in places:

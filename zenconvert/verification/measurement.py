@@ -95,6 +95,7 @@ def verify(
     _check_vocabularies(first, second)
     spans = evaluation_windows(first, evaluation_samples(text, languages), context)
     measured = artifact(first, str(reference)), artifact(second, str(candidate))
+    facts = facts_of(first), facts_of(second)  # reads the side files: before the work
 
     def stage(name: str) -> Count:
         return lambda done, total: progress(name, done, total) if progress is not None else None
@@ -108,8 +109,8 @@ def verify(
     return Report(
         reference=measured[0],
         candidate=measured[1],
-        reference_facts=facts_of(first),
-        candidate_facts=facts_of(second),
+        reference_facts=facts[0],
+        candidate_facts=facts[1],
         context=min(context, first.hyperparameters.context),
         text=Text(str(text) if text is not None else _BUNDLED, ids_digest(spans), len(spans)),
         noise=noise,

@@ -152,6 +152,7 @@ def _fitting(engine: str, reference: Checkpoint) -> str:
 def _harness() -> Any:
     try:
         import lm_eval
+        import lm_eval.evaluator
         import lm_eval.tasks
     except ImportError as error:
         raise MissingDependency(
@@ -198,8 +199,16 @@ class _Asking:
         from tqdm import tqdm
 
         harness, silent = _harness(), partialmethod(tqdm.__init__, disable=True)
+        describing = harness.evaluator  # of the machine and of the user's folder, by programs there
         try:
-            with quiet(), replaced((tqdm, "__init__", silent)):
+            with (
+                quiet(),
+                replaced(
+                    (tqdm, "__init__", silent),
+                    (describing, "get_git_commit_hash", _nothing),
+                    (describing, "add_env_info", _nothing),
+                ),
+            ):
                 found = harness.simple_evaluate(
                     model=harness_model(model),
                     tasks=list(self.names),
@@ -215,6 +224,10 @@ class _Asking:
             ) from error
         samples: Mapping[str, Any] = found["samples"]
         return samples
+
+
+def _nothing(*_: Any) -> None:
+    """In place of what starts git, pip and others in the folder that the user stands in."""
 
 
 def paired(before: Mapping[str, Any], after: Mapping[str, Any]) -> TaskDrift:
