@@ -80,6 +80,17 @@ def test_weighted_quantiles_are_those_of_repeated_values() -> None:
     assert np.isnan(weighted_quantiles(values, np.zeros(size, np.int32), shares)).all()
 
 
+def test_an_interval_of_one_value_is_that_value() -> None:
+    """Documents of the same text: every resample has the same figure, down to the last bit."""
+    values = np.random.default_rng(5).uniform(1, 10, 300)
+    for blocks in (2, 3, 4, 7):
+        for value in values:
+            assert interval(np.full(1000, value), blocks) == (value, value)
+            near = np.array([value] * 500 + [np.nextafter(value, 99)] * 500)
+            low, high = interval(near, blocks) or (1, 0)
+            assert low <= high
+
+
 def test_draws_are_seeded_by_language_alone() -> None:
     np.testing.assert_array_equal(resample(9, "de"), resample(9, "de"))
     assert (resample(9, "de") != resample(9, "fr")).any()

@@ -71,7 +71,7 @@ def weighted_quantiles(
 ) -> NDArray[np.float64]:
     """``np.quantile`` of ascending ``values``, each repeated as often as ``weights`` says.
 
-    NaN where all weights are zero.
+    ``shares`` ascend. NaN where all weights are zero.
     """
     ends = np.cumsum(weights)
     total = int(ends[-1])
@@ -84,4 +84,5 @@ def weighted_quantiles(
     high = values[np.searchsorted(ends, above, side="right")]
     # two products, not a difference: infinite values stay what they are
     part = positions - below
-    return np.asarray(np.where(part == 0, low, low * (1 - part) + high * part))
+    between = np.where(part == 0, low, low * (1 - part) + high * part)
+    return np.maximum.accumulate(np.clip(between, low, high))  # rounding takes them out of order
