@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -132,6 +133,26 @@ def test_an_embellished_card_is_seen(release: Made) -> None:
     card.write_text("".join(lines))
     seal(folder)
     assert [f.where for f in problems(folder)] == ["GPTQ-w4g128/README.md"]
+
+
+@pytest.mark.parametrize(
+    ("inside", "told"),
+    [
+        ("notes.txt", "this is no release. Pass the folder that a recipe's"),
+        ("config.json", "this is a model and no release; `zenconvert verify"),
+        ("model.gguf", "this is a model and no release; `zenconvert verify"),
+        (".zenconvert/lock", "this is a release that is not finished: run `zenconvert release"),
+        ("mine/report.json", "this is no release; 'mine' in it may be one"),
+    ],
+)
+def test_what_is_no_release_is_not_read(
+    inside: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / inside).parent.mkdir(exist_ok=True)
+    (tmp_path / inside).write_text("{}")
+    monkeypatch.setattr("zenconvert.publication.checking.hash_files", pytest.fail)
+    with pytest.raises(CorruptFile, match=re.escape(told)):
+        check_release(tmp_path)
 
 
 def test_a_record_that_breaks_its_schema_is_refused(release: Made) -> None:

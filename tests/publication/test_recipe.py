@@ -169,8 +169,9 @@ def test_single_mistakes(recipe: Path, text: str, line: int, reason: str) -> Non
 
 def test_a_source_that_cannot_be_used_keeps_its_error(recipe: Path) -> None:
     recipe.write_text(SMALLEST.replace("builtin:zen-nano", "./absent"))
-    with pytest.raises(SourceNotFound, match="no such file or folder"):
+    with pytest.raises(SourceNotFound, match="no such file or folder") as caught:
         prepare(recipe)
+    assert caught.value.__notes__ == [f"{recipe}:2: 'path' in [source] names it"]
     both = mistakes(recipe, recipe.read_text().replace("folder", "folders"))
     assert sorted(both) == [2, 3, 4]  # the output's mistake hides no other
 

@@ -170,10 +170,29 @@ def test_what_a_child_may_import_from(monkeypatch: pytest.MonkeyPatch, tmp_path:
         monkeypatch.setenv("PYTHONPATH", given)
         environment = child_environment(EXTRA="1")
         assert all(Path(p).is_absolute() for p in environment["PYTHONPATH"].split(os.pathsep))
+        monkeypatch.setenv("PATH", f"{given}{os.pathsep}/usr/bin")
+        assert child_environment()["PATH"] == "/usr/bin"
         assert environment["EXTRA"] == "1"
         command = [*module_command("json.tool", "--help")]
         done = subprocess.run(command, env=environment, capture_output=True, check=False)
         assert done.returncode == 0
+
+
+def test_no_program_of_the_working_folder_is_started(trap: Path) -> None:
+    """Not even where ``PATH`` names the folder: libraries start compilers, git and others."""
+    for name in ("true", "git", "nvidia-smi", "cc", "gcc", "ldconfig", "uname", "lscpu"):
+        program = trap / name
+        program.write_text(f"#!/bin/sh\necho {name} >>{trap}/executed\n")
+        program.chmod(0o755)
+    code = RUN.replace("main()", "main(); import subprocess; subprocess.run(['true'])")
+    path = os.pathsep.join([".", "", f"../{trap.name}", os.environ["PATH"]])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, json.dumps([("inspect", "model")])],
+        cwd=trap, env={**child_environment(), "PATH": path},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "ended: inspect model 0" in done.stdout, done.stderr
+    assert not (trap / "executed").exists(), (trap / "executed").read_text()
 
 
 RECORDER: Final = """#!/usr/bin/env bash

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.fuzz import reports
 from tests.safety.outputs import Case, everything
 from zenconvert import calibrate, convert, plan_release
 from zenconvert.base.places import check_files, check_places, check_side_file
@@ -156,6 +158,141 @@ def test_side_files_are_looked_at_before_the_work(
     assert option in told
     assert side.name in told
     assert not (tmp_path / "out").exists()
+
+
+Given = Callable[[Path, Cases], tuple[str, Path]]
+
+
+def _parts(source: Path, cases: Cases) -> tuple[str, Path]:
+    """The first part names the model; any other is read as well."""
+    cases["parts"].write(source.parent)
+    first, second, *_ = sorted(source.parent.glob("*.gguf"))
+    return str(first), second
+
+
+def _graph(name: str) -> Given:
+    """A graph by its own name, with what lies beside it."""
+
+    def make(source: Path, cases: Cases) -> tuple[str, Path]:
+        convert(source, source.parent / "onnx", "onnx:f32")
+        return str(source.parent / "onnx" / "model.onnx"), source.parent / "onnx" / name
+
+    return make
+
+
+def _hub(where: str) -> Given:
+    """The Hub's cache, whose snapshots link to the files themselves."""
+
+    def make(source: Path, cases: Cases) -> tuple[str, Path]:
+        repo = source.parent / "models--org--name"
+        snapshot, blobs = repo / "snapshots" / ("0" * 40), repo / "blobs"
+        snapshot.mkdir(parents=True)
+        source.rename(blobs)
+        for number, file in enumerate(sorted(blobs.iterdir())):
+            blob = file.rename(blobs / f"{number:040d}")
+            linked(snapshot / file.name, Path("../../blobs") / blob.name)
+        config = snapshot / "config.json"
+        places = {"snapshot": config, "blob": config.resolve(), "new": snapshot / "new.json"}
+        return "org/name", places[where]
+
+    return make
+
+
+READ: dict[str, Given] = {
+    "a part of a split file": _parts,
+    "the data of a graph": _graph("model.onnx.data"),
+    "the config beside a graph": _graph("config.json"),
+    "a file in the Hub's cache": _hub("snapshot"),
+    "what a link in the Hub's cache leads to": _hub("blob"),
+    "a new file in the Hub's cache": _hub("new"),
+}
+
+
+@pytest.mark.parametrize("make", READ.values(), ids=READ)
+def test_no_side_file_is_written_over_anything_that_is_read(
+    make: Given, source: Path, cases: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model is more than its name says."""
+    text = str(tmp_path / "text.jsonl")
+    Path(text).write_text('{"language": "en", "text": "The cat sat on the mat."}')
+    model, place = make(source, cases)
+    snapshot = next(tmp_path.glob("models--org--name/snapshots/*"), source)
+    monkeypatch.setattr("zenconvert.opening.sources._download", lambda *_: snapshot)
+    before = everything(tmp_path)
+    for command in (
+        ["convert", model, str(tmp_path / "out"), "--to", "hf:f16", "--report", str(place)],
+        ["verify", model, "builtin:zen-nano", "--text", text, "--json", str(place)],
+        ["verify", "builtin:zen-nano", model, "--text", text, "--summary", str(place)],
+    ):
+        done = CliRunner().invoke(cli, command)
+        assert isinstance(done.exception, UsageError), done.output
+        assert str(place) in str(done.exception)
+        assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["gate", "compare"])
+def test_what_a_report_is_about_is_not_written_over(
+    command: str, source: Path, tmp_path: Path
+) -> None:
+    report, policy = tmp_path / "report.json", tmp_path / "policy.toml"
+    value = reports.report(source).as_dict()
+    value["candidate"]["path"] = value["reference"]["path"] = str(source)
+    report.write_text(json.dumps(value))
+    policy.write_text("")
+    option = "--policy" if command == "gate" else "--gate"
+    before = everything(tmp_path)
+    for place, more in ((source / "config.json", []), (policy, [option, str(policy)])):
+        done = CliRunner().invoke(cli, [command, str(report), "--html", str(place), *more])
+        assert isinstance(done.exception, UsageError), done.output
+        assert "--html" in str(done.exception)
+        assert everything(tmp_path) == before
+
+
+SMALL = """
+[source]
+path = "model"
+[output]
+folder = "release"
+[calibration]
+samples = "samples"
+[verify]
+text = "text.jsonl"
+[gate]
+policy = "policy.toml"
+[[variant]]
+target = "gguf:f16"
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["recipe.toml", "model/config.json", "text.jsonl", "policy.toml", "samples/a.txt",
+             "release/SHA256SUMS", "release/GGUF/notes.md"],
+)  # fmt: skip
+def test_nothing_of_a_release_is_written_over(name: str, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "release" / "GGUF").mkdir(parents=True)
+    for file in ("text.jsonl", "policy.toml", "samples/a.txt", "release/SHA256SUMS"):
+        (tmp_path / file).write_text("mine")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(SMALL)
+    before, place = everything(tmp_path), str(tmp_path / name)
+    for command in (
+        ["run", str(recipe), "--summary", place],
+        ["skypilot", str(recipe), place, "--volume", "models"],
+    ):
+        done = CliRunner().invoke(cli, ["release", *command])
+        assert isinstance(done.exception, UsageError), done.output
+        assert everything(tmp_path) == before
+    assert source.is_dir()
+
+
+def test_a_release_is_not_among_its_samples(source: Path, tmp_path: Path) -> None:
+    """The next run would read its cards."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(SMALL.replace('"samples"', '"."').replace("[gate]", "#"))
+    with pytest.raises(RecipeError, match=r"lies in 'samples' in \[calibration\]"):
+        plan_release(recipe)
+    assert source.is_dir()
 
 
 def test_a_release_folder_does_not_meet_its_source(source: Path, tmp_path: Path) -> None:

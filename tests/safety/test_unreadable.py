@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.safety.outputs import after, everything, fail, fresh, names
-from zenconvert import convert
+from zenconvert import convert, verify
 from zenconvert.base.atomic import append_whole
 from zenconvert.base.processes import module_command
 from zenconvert.base.scratch import held_scratch, open_scratch
@@ -116,6 +116,15 @@ def test_a_report_names_what_it_cannot_read(source: Path, spoil: Callable[[Path]
     spoil(source / "LICENSE")
     with pytest.raises(SourceNotFound, match="LICENSE: cannot be read"):
         facts_of(checkpoint)
+
+
+def test_side_files_are_read_before_anything_is_measured(
+    source: Path, spoil: Callable[[Path], Any]
+) -> None:
+    (source / "LICENSE").write_text("Apache")
+    spoil(source / "LICENSE")
+    with pytest.raises(SourceNotFound, match="LICENSE: cannot be read"):
+        verify(source, source, context=16, progress=pytest.fail)
 
 
 def test_folders_that_cannot_be_searched(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,9 @@ def test_the_test_is_the_exact_binomial_one(broken: int, mended: int) -> None:
     assert found.worse == (expected < 0.05)
 
 
-def test_a_model_does_not_drift_from_itself(folder: Path) -> None:
+def test_a_model_does_not_drift_from_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the harness would describe the user's folder by git, and the machine by pip and others
+    monkeypatch.setattr("subprocess.Popen", pytest.fail)
     drift = compare_tasks(SOURCE, SOURCE, ["zen_continuations"], include=folder, limit=4)
     assert {r.metric for r in drift.results} == {"acc", "acc_norm"}
     assert all(r.items == 4 and r.flips == 0 and r.p_value == 1 for r in drift.results)

@@ -63,7 +63,9 @@ def both_with_pre(
 
 
 def _open(path: Path, config: str | Path | None) -> Checkpoint:
-    found, before = detect(path), stamps_at(path)
+    found = detect(path)
+    # what lies beside a graph belongs to it, as what lies in a folder does
+    before = stamps_at(path.parent if path.is_file() and not found.is_file else path)
     with reading(path):
         if config is None:
             checkpoint = found.open(path)
