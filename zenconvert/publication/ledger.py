@@ -146,8 +146,8 @@ class Ledger:
 
 def _is_sound(record: Record) -> bool:
     """Whether everything has its type, and names nothing outside of the release's folder."""
-    words = (record.key, record.kind, record.name, record.read)
-    words += tuple(word for one in record.outputs for word in (one.path, one.sha256))
+    words = [record.key, record.kind, record.name, record.read]
+    words += [word for one in record.outputs for word in (one.path, one.sha256)]
     sizes = [one.size for one in record.outputs] + list(record.scratch.values())
     names = [record.name, *(one.path for one in record.outputs), *record.scratch]
     facts, needed = record.facts, set(_OF_GATHERING if record.kind == "gather" else ())
