@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -173,18 +174,24 @@ def pack_header(
     tensors: Sequence[tuple[str, Dense, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> tuple[bytes, list[int]]:
     """Header bytes for ``(name, encoding, shape)`` in data order, and each tensor's file offset."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    at, ends = 0, []
+    # put together by hand, as a model of experts has hundreds of thousands of arrays
+    kinds: dict[tuple[Dense, tuple[int, ...]], tuple[str, int]] = {}
+    rows = [f'"__metadata__":{_json(dict(metadata))}']
+    at, begins = 0, []
     for name, encoding, shape in tensors:
-        end = at + prod(shape) * encoding.numpy.itemsize
-        header[name] = {
-            "dtype": _NAMES[encoding.dtype],
-            "shape": list(shape),
-            "data_offsets": [at, end],
-        }
-        ends.append(at)
+        if (kind := kinds.get((encoding, shape))) is None:
+            told = {"dtype": _NAMES[encoding.dtype], "shape": list(shape)}
+            size = prod(shape) * encoding.numpy.itemsize
+            kind = kinds[encoding, shape] = _json(told).removesuffix("}"), size
+        end = at + kind[1]
+        rows.append(f'{encode_basestring(name)}:{kind[0]},"data_offsets":[{at},{end}]}}')
+        begins.append(at)
         at = end
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text = f"{{{','.join(rows)}}}".encode()
     text += b" " * (-len(text) % 8)
     data = len(text).to_bytes(8, "little") + text
-    return data, [len(data) + offset for offset in ends]
+    return data, [len(data) + begin for begin in begins]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

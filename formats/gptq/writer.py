@@ -129,9 +129,12 @@ def _dynamic(choices: list[Choice], common: Scheme) -> dict[str, Any]:
     """What single modules have of their own, in the form of GPTQModel and vLLM."""
     rules: dict[str, Any] = {}
     for choice in choices:
-        module = re.escape(choice.name.removesuffix(".weight")).replace(r"\_", "_")
         if choice.scheme is not None and choice.scheme != common:
-            rules[f"+:^{module}$"] = _own(choice.scheme)
+            rules[f"+:^{_pattern(choice)}$"] = _own(choice.scheme)
         elif choice.scheme is None and choice.is_linear:
-            rules[f"-:^{module}$"] = {}
+            rules[f"-:^{_pattern(choice)}$"] = {}
     return rules
+
+
+def _pattern(choice: Choice) -> str:
+    return re.escape(choice.name.removesuffix(".weight")).replace(r"\_", "_")

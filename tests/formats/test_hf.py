@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.tiny import raw_model
-from zenconvert import open_checkpoint
+from zenconvert import Options, convert, open_checkpoint
 from zenconvert.errors import (
     CorruptFile,
     InvalidInput,
@@ -205,3 +205,15 @@ def test_a_hub_id_without_network_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(SourceNotFound, match="Hub cannot be reached"):
         open_checkpoint("nobody/no-such-model")
+
+
+def test_an_index_is_json_as_transformers_writes_it(model: Path, tmp_path: Path) -> None:
+    convert(model, tmp_path / "out", "hf:f32", options=Options(split_max_size=1_000_000))
+    text = (tmp_path / "out/model.safetensors.index.json").read_text()
+    index = json.loads(text)
+    assert text == json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+    files = {file.name: load_file(file) for file in (tmp_path / "out").glob("*.safetensors")}
+    assert len(files) > 1
+    assert index["weight_map"] == {name: file for file, found in files.items() for name in found}
+    stored = sum(t.nbytes for found in files.values() for t in found.values())
+    assert index["metadata"] == {"total_size": stored}

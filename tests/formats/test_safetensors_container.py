@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from zenconvert.errors import CorruptFile, UnsupportedEncoding
@@ -105,6 +106,17 @@ def test_files_of_the_reference_library_are_read(tmp_path: Path) -> None:
         entry = file.tensors[name]
         assert entry.shape == expected.shape
         assert data[entry.offset : entry.offset + entry.nbytes] == expected.tobytes()
+
+
+def test_the_reference_library_reads_any_name(tmp_path: Path) -> None:
+    """Those that JSON has to escape, too."""
+    names = ['a "b"', "a\\b", "a\nb\x01", "größe/层", "\U0001f600"]
+    path = tmp_path / "model.safetensors"
+    header, _ = container.pack_header([(n, F32, (1,)) for n in names], {'"': "\n"})
+    path.write_bytes(header + np.arange(len(names), dtype=np.float32).tobytes())
+    with safe_open(path, "np") as file:
+        assert file.metadata() == {'"': "\n"}
+        assert [file.get_tensor(name).tolist() for name in names] == [[n] for n in range(5)]
 
 
 def test_the_reference_library_reads_our_header(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from zenconvert.base.garbage import seldom_collected
 from zenconvert.base.source_files import is_there, reading, shown
 from zenconvert.base.stamps import stamp, stamps_at
 from zenconvert.errors import InputWarning, SourceNotFound, UsageError
@@ -66,7 +67,7 @@ def _open(path: Path, config: str | Path | None) -> Checkpoint:
     found = detect(path)
     # what lies beside a graph belongs to it, as what lies in a folder does
     before = stamps_at(path.parent if path.is_file() and not found.is_file else path)
-    with reading(path):
+    with reading(path), seldom_collected():
         if config is None:
             checkpoint = found.open(path)
         elif found.open_with is None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from zenconvert.base.garbage import seldom_collected
 from zenconvert.base.stamps import Stamp
 from zenconvert.errors import PlanError, UsageError, first_names
 from zenconvert.formats.registry import format_named
@@ -130,6 +131,7 @@ class Plan:
         }
 
 
+@seldom_collected()
 def make_plan(
     checkpoint: Checkpoint,
     target: Target,
@@ -220,6 +222,9 @@ def _steps(choice: Choice) -> Iterator[Step]:
             "config.json", choice.name, None, choice.encoding, choice.shape, size, "repack", True,
             choice.why,
         )  # fmt: skip
+        return
+    size, alone = choice.nbytes, len(choice.parts) == 1
+    whole = 0 if alone else sum(part.elements for part in choice.parts)
     for part, found in zip(choice.parts, choice.told, strict=True):
         yield Step(
             source=part.stored.name,
@@ -227,7 +232,7 @@ def _steps(choice: Choice) -> Iterator[Step]:
             from_=part.source_encoding,
             to=choice.encoding,
             shape=part.shape,
-            bytes=choice.nbytes * part.elements // sum(p.elements for p in choice.parts),
+            bytes=size if alone else size * part.elements // whole,
             action=found.action,
             exact=found.exact,
             why="; ".join(filter(None, (found.why, choice.why))),
@@ -267,7 +272,9 @@ def _problems(
             if reason is not None:
                 name = choice.codec.name
                 yield choice.name, f"{target} cannot be stored as {name}: {reason}{hint}"
-            elif len(choice.parts) > 1 and grid.ordered:
+            elif len(choice.parts) == 1:
+                pass  # it begins at its first row
+            elif grid.ordered:
                 yield choice.name, "its rows are those of several modules, which have no one order"
             elif any(start % ROW_UNIT for start in choice.starts):
                 rows = " + ".join(str(part.rows) for part in choice.parts)

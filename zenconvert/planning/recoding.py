@@ -173,7 +173,7 @@ def _fits_f16(values: NDArray[Any]) -> bool:
 
 def unchanged(part: Tensor, choice: Choice) -> tuple[Tensor, Choice]:
     """A part as it is once its numbers are changed as the choice wants them, if they have to be."""
-    if not left_over(part.change, choice.change):
+    if (part.change is None and choice.change is None) or not left_over(part.change, choice.change):
         return part, choice
     return replace(part, encoding=F32, change=None), replace(choice, change=None)
 
