@@ -105,8 +105,14 @@ def _random(bench: Bench, tally: Tally, seconds: float, seed: int, out: Path) ->
     source, end, log = random.Random(seed), time.monotonic() + seconds, _Log(tally)
     while time.monotonic() < end:
         choices = Choices(source.randbytes(source.choice((16, 32, 64, _SIZE))))
-        tally.add(bench.run(choices), lambda name: bench.keep(out / name))
+        _count(bench, tally, choices, out)
         log.tell()
+
+
+def _count(bench: Bench, tally: Tally, choices: Choices, out: Path) -> None:
+    """Run an input that the run has not had yet."""
+    if (files := bench.fresh(choices)) is not None:
+        tally.add(bench.read(files), lambda name: bench.keep(out / name))
 
 
 def _guided(bench: Bench, tally: Tally, seconds: float, seed: int, out: Path) -> None:
@@ -116,7 +122,7 @@ def _guided(bench: Bench, tally: Tally, seconds: float, seed: int, out: Path) ->
     log = _Log(tally)
 
     def one(data: bytes) -> None:
-        tally.add(bench.run(Choices(data)), lambda name: bench.keep(out / name))
+        _count(bench, tally, Choices(data), out)
         log.tell()
 
     corpus = OUT / "corpus" / bench.target.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final
 
 from tests.fuzz.choices import Choices
@@ -54,6 +55,11 @@ class Key:
     count: int | None = None
     """What an array, or a text, claims to be long."""
 
+    @cached_property
+    def packed(self) -> bytes:
+        """Its bytes in a file."""
+        return _text(self.name) + _value(self)
+
 
 @dataclass(frozen=True)
 class Info:
@@ -63,6 +69,13 @@ class Info:
     dims: tuple[int, ...]
     type: int
     offset: int
+
+    @cached_property
+    def packed(self) -> bytes:
+        """Its bytes in a file."""
+        dims = b"".join(struct.pack("<Q", _u64(dim)) for dim in self.dims)
+        head = _text(self.name) + struct.pack("<I", len(self.dims))
+        return head + dims + struct.pack("<IQ", self.type % 2**32, _u64(self.offset))
 
 
 @dataclass
@@ -101,13 +114,8 @@ def pack(file: Gguf) -> bytes:
         file.magic,
         struct.pack("<IQQ", file.version % 2**32, _u64(info_count), _u64(key_count)),
     ]
-    for key in file.keys:
-        parts += [_text(key.name), _value(key)]
-    for info in file.infos:
-        parts.append(_text(info.name))
-        parts.append(struct.pack("<I", len(info.dims)))
-        parts += [struct.pack("<Q", _u64(dim)) for dim in info.dims]
-        parts.append(struct.pack("<IQ", info.type % 2**32, _u64(info.offset)))
+    parts += [key.packed for key in file.keys]
+    parts += [info.packed for info in file.infos]
     header = b"".join(parts)
     return header + bytes(-len(header) % file.alignment) + bytes(file.data) + file.tail
 

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from zenconvert.errors import ZenError
 
 MEMORY: Final = 300 << 20
 """Bytes beyond the start."""
+_FILLING: Final = 0.01
+"""Seconds of the processor: nothing fills that much memory in less. Asking takes as long as many
+an input."""
 LONGEST_MESSAGE: Final = 20_000
 _WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _ALTERING: Final = frozenset(
@@ -59,6 +63,7 @@ class _Watch:
         self.folder: str | None = None
         self.seen: list[str] = []
         self.installed = False
+        self.peak = 0
 
 
 _watch: Final = _Watch()
@@ -99,11 +104,11 @@ def run(
     """
     if not _watch.installed:
         sys.addaudithook(_hook)
+        signal.signal(signal.SIGPROF, _late)
         _watch.installed = True
     _watch.seen.clear()
-    before = _peak()
     fault: Fault | None = None
-    previous = signal.signal(signal.SIGPROF, _late)
+    began = time.process_time()
     _watch.folder = str(folder)
     try:
         signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -118,13 +123,21 @@ def run(
         fault = _of_error(error, type(error).__name__)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, previous)
         _watch.folder = None
     if fault is None and _watch.seen:
         fault = Fault(_watch.seen[0].split()[0], "", "; ".join(_watch.seen)[:500])
-    if _peak() > before and _peak() - start > MEMORY:
-        fault = fault or Fault("memory", "", f"{(_peak() - start) >> 20} MiB")
-        forget_peak()
+    if time.process_time() - began > _FILLING:
+        fault = fault or _of_memory(start)
+    return fault
+
+
+def _of_memory(start: int) -> Fault | None:
+    """A peak beyond what is right that the last input has raised."""
+    before, _watch.peak = _watch.peak, _peak()
+    if _watch.peak <= max(before, start + MEMORY):
+        return None
+    fault = Fault("memory", "", f"{(_watch.peak - start) >> 20} MiB")
+    _watch.peak = forget_peak()
     return fault
 
 

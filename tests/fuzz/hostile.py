@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from tests.fuzz.choices import Choices
@@ -31,12 +32,22 @@ _RAW: Final = {
     "@negative@": "-1e400",
     "@deep@": "[" * 3000 + "]" * 3000,
     "@nested@": '{"a":' * 3000 + "1" + "}" * 3000,
+    "@lists@": "[" * 300 + "]" * 300,
+    "@tables@": '{"a":' * 300 + "1" + "}" * 300,
+    "@edge@": "[" * 940 + "]" * 940,
     "@twice@": '{"a":1,"a":2}',
     "@broken@": '{"a":',
 }
+_MARKS: Final = tuple(_RAW)
 _LONGEST: Final = 50_000
 """Signs of one word; more of them only take time."""
 _LENGTHS: Final = (0, 1, 2, 3, 4, 8, 16, 64, 200, 1000)
+
+
+def _word(choices: Choices, words: Sequence[str]) -> str:
+    """One of some words or of :data:`TEXTS`."""
+    at = choices.below(len(words) + len(TEXTS))
+    return words[at] if at < len(words) else TEXTS[at - len(words)]
 
 
 def atom(choices: Choices, words: Sequence[str] = ()) -> Any:
@@ -51,7 +62,7 @@ def atom(choices: Choices, words: Sequence[str] = ()) -> Any:
     if kind == 4 and words:
         return choices.pick(words)
     if kind == 5:
-        return choices.pick(tuple(_RAW))
+        return choices.pick(_MARKS)
     return choices.pick(TEXTS)
 
 
@@ -61,7 +72,7 @@ def value(choices: Choices, words: Sequence[str] = ()) -> Any:
     if kind == 0:
         return [atom(choices, words) for _ in range(choices.below(4))]
     if kind == 1:
-        keys = [str(choices.pick([*words, *TEXTS])) for _ in range(choices.below(3))]
+        keys = [_word(choices, words) for _ in range(choices.below(3))]
         return {key: atom(choices, words) for key in keys}
     if kind == 2:
         return [[atom(choices, words)], {}]
@@ -100,9 +111,9 @@ def _change_entry(table: dict[str, Any], key: str, choices: Choices, words: Sequ
     if kind == 0:
         del table[key]
     elif kind == 1:
-        table[str(choices.pick([*words, *TEXTS]))] = table[key]
+        table[_word(choices, words)] = table[key]
     elif kind == 2:
-        table[str(choices.pick([*words, *TEXTS]))] = value(choices, words)
+        table[_word(choices, words)] = value(choices, words)
     else:
         table[key] = _other(table[key], choices, words)
 
@@ -136,8 +147,9 @@ def _other(old: Any, choices: Choices, words: Sequence[str]) -> Any:
 def json_bytes(tree: Any, choices: Choices) -> bytes:
     """JSON, some of it in forms that Python's writer does not know, now and then damaged."""
     text_form = json.dumps(tree)
-    for mark, raw in _RAW.items():
-        text_form = text_form.replace(f'"{mark}"', raw)
+    if '"@' in text_form:
+        for mark, raw in _RAW.items():
+            text_form = text_form.replace(f'"{mark}"', raw)
     data = text_form.encode()
     return damaged(data, choices) if choices.chance(8) else data
 
@@ -174,9 +186,14 @@ def damaged(data: bytes, choices: Choices) -> bytes:
 _TOKEN: Final = re.compile(r"\s+|\w+|[^\w\s]")
 
 
+@lru_cache(maxsize=64)
+def _tokens(source: str) -> tuple[str, ...]:
+    return tuple(_TOKEN.findall(source))
+
+
 def text(source: str, choices: Choices, words: Sequence[str] = ()) -> str:
     """One to four changes of words, signs and runs of them."""
-    tokens = _TOKEN.findall(source)
+    tokens = list(_tokens(source))
     for _ in range(1 + choices.below(4)):
         at, kind = choices.below(len(tokens) + 1), choices.below(7)
         if kind == 0:
@@ -185,9 +202,9 @@ def text(source: str, choices: Choices, words: Sequence[str] = ()) -> str:
             begin = choices.below(len(tokens) + 1)
             tokens[at:at] = tokens[begin : begin + 1 + choices.below(12)]
         elif kind == 2:
-            tokens[at:at] = [str(choices.pick([*words, *TEXTS]))]
+            tokens[at:at] = [_word(choices, words)]
         elif kind == 3:
-            tokens[at : at + 1] = [str(choices.pick([*words, *TEXTS]))]
+            tokens[at : at + 1] = [_word(choices, words)]
         elif kind == 4:
             tokens[at : at + 1] = [str(choices.pick([*INTEGERS, *FLOATS]))]
         elif kind == 5 and at < len(tokens):

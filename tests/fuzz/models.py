@@ -156,11 +156,12 @@ def files_of(path: Path) -> Files:
 
 def table(files: Files, name: str) -> Any:
     """A JSON file of some; not to be changed."""
-    return _parsed(files[name])
+    return parsed(files[name])
 
 
 @cache
-def _parsed(data: bytes) -> Any:
+def parsed(data: bytes) -> Any:
+    """The value of a JSON text that many inputs begin with; not to be changed."""
     return json.loads(data)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from tests.fuzz.choices import Choices
@@ -12,6 +13,8 @@ _VARINT: Final = 0
 _FIXED64: Final = 1
 _BYTES: Final = 2
 _FIXED32: Final = 5
+_KEPT: Final = 1 << 16
+"""Bytes of messages whose fields are remembered: most inputs change the same ones."""
 _WIDTH: Final = {_FIXED64: 8, _FIXED32: 4}
 
 
@@ -22,21 +25,28 @@ class Field:
     number: int
     wire: int
     value: int | bytes
+    raw: bytes = b""
+    """How it was written, where it was read."""
 
 
-def parse(data: bytes) -> list[Field] | None:
+def parse(data: bytes) -> tuple[Field, ...] | None:
     """The fields of a message, None where the bytes are none."""
+    return _remembered(data) if len(data) < _KEPT else _parse(data)
+
+
+def _parse(data: bytes) -> tuple[Field, ...] | None:
     fields: list[Field] = []
     at = 0
     try:
         while at < len(data):
+            begin = at
             key, at = _read(data, at)
             number, wire = key >> 3, key & 7
             if not number:
                 return None
             if wire == _VARINT:
                 value, at = _read(data, at)
-                fields.append(Field(number, wire, value))
+                fields.append(Field(number, wire, value, data[begin:at]))
                 continue
             if wire == _BYTES:
                 size, at = _read(data, at)
@@ -46,17 +56,24 @@ def parse(data: bytes) -> list[Field] | None:
                 return None
             if at + size > len(data):
                 return None
-            fields.append(Field(number, wire, data[at : at + size]))
-            at += size
+            end = at + size
+            fields.append(Field(number, wire, data[at:end], data[begin:end]))
+            at = end
     except IndexError:
         return None
-    return fields
+    return tuple(fields)
+
+
+_remembered = lru_cache(maxsize=256)(_parse)
 
 
 def pack(fields: list[Field]) -> bytes:
     """The bytes of a message."""
     parts: list[bytes] = []
     for field in fields:
+        if field.raw:
+            parts.append(field.raw)
+            continue
         parts.append(_varint(field.number << 3 | field.wire))
         if isinstance(field.value, int):
             parts.append(_varint(field.value))
@@ -75,7 +92,7 @@ def mutated(data: bytes, choices: Choices) -> bytes:
 
 
 def _changed(data: bytes, choices: Choices, depth: int) -> bytes:
-    fields = parse(data)
+    fields = list(parse(data) or ())
     if not fields:
         return _other(data, choices)
     at = choices.below(len(fields))

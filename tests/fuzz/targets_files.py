@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ from zenconvert.formats.gguf.imatrix import read_importance
 from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata
 from zenconvert.inspection import describe
 from zenconvert.model import architecture
+from zenconvert.model.architecture import TensorName
 
 FILE: Final = "model.gguf"
 _PARTS: Final = tuple(f"model-{n:05d}-of-00002.gguf" for n in (1, 2))
@@ -46,6 +48,7 @@ def _open_gguf(path: Path) -> None:
     planned(path / FILE)
 
 
+@cache
 def _halves() -> tuple[Gguf, Gguf]:
     whole = models.gguf()
     split = [Key("split.count", "u16", 2), Key("split.tensors.count", "i32", len(whole.infos))]
@@ -65,6 +68,7 @@ def _split(choices: Choices, base: Files) -> Files:
     return {**base, _PARTS[number]: gguf_shape.mutated(_halves()[number], choices)}
 
 
+@cache
 def _vocabulary_file() -> Gguf:
     keys = [key for key in models.gguf().keys if key.name.startswith("tokenizer.")]
     return Gguf(keys, [])
@@ -78,6 +82,7 @@ def _read_vocabulary(path: Path) -> None:
     tokenizer_from_metadata(container.read(path / FILE).metadata, where=str(path / FILE))
 
 
+@cache
 def _imatrix_file() -> Gguf:
     keys = [
         Key("general.type", "str", "imatrix"), Key("imatrix.datasets", "arr:str", ["a"]),
@@ -105,10 +110,15 @@ def _imatrix(choices: Choices, base: Files) -> Files:
 
 
 def _read_imatrix(path: Path) -> None:
+    read_importance(path / "imatrix", _names())
+
+
+@cache
+def _names() -> list[TensorName]:
+    """The tensors of the small model."""
     llama = architecture.for_model_type("llama")
     config = {"model_type": "llama", **models.SIZES, "rms_norm_eps": 1e-5}
-    hp = llama.sizes(config, where="test")
-    read_importance(path / "imatrix", list(llama.tensor_names(hp)))
+    return list(llama.tensor_names(llama.sizes(config, where="test")))
 
 
 ONNX: Final = ("onnx:f32", "onnx:int4", "onnx:int4-standard", "onnx:int8-asym")
@@ -163,7 +173,7 @@ def statistics_file() -> bytes:
 def _statistics(choices: Choices, base: Files) -> Files:
     data = base["x.stats"]
     size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
+    header = models.parsed(data[8 : 8 + size])
     if choices.chance(4):
         numbers = bytearray(data[8 + size :])
         at = choices.below(len(numbers) // 4) * 4
@@ -173,10 +183,11 @@ def _statistics(choices: Choices, base: Files) -> Files:
     if choices.chance(3):
         header = mutated(header, choices)
     elif isinstance(facts := mutated(facts, choices), dict):
-        header["__metadata__"] = {
+        texts = {
             k: v if isinstance(v, str) else json_bytes(v, choices).decode("utf-8", "replace")
             for k, v in facts.items()
         }
+        header = {**header, "__metadata__": texts}
     text = json_bytes(header, choices)
     whole = len(text).to_bytes(8, "little") + text + data[8 + size :]
     return {"x.stats": damaged(whole, choices) if choices.chance(6) else whole}

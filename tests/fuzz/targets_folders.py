@@ -70,11 +70,14 @@ def json_files(*names: str, words: Sequence[str] = ()) -> Callable[[Choices, Fil
     return mutate
 
 
+_HEADER_WORDS: Final = ("dtype", "shape", "F16", "U8", "I32")
+
+
 def _header(choices: Choices, base: Files, name: str = WEIGHTS) -> bytes:
     """A safetensors file with a changed header."""
     data = base[name]
     size = int.from_bytes(data[:8], "little")
-    tree = mutated(json.loads(data[8 : 8 + size]), choices, ("dtype", "shape", "F16", "U8", "I32"))
+    tree = mutated(models.parsed(data[8 : 8 + size]), choices, _HEADER_WORDS)
     header = json_bytes(tree, choices)
     length = len(header) if not choices.chance(16) else choices.below(1 << 20)
     whole = length.to_bytes(8, "little") + header + data[8 + size :]

@@ -168,7 +168,8 @@ def _read_samples(path: Path) -> None:
             continue
 
 
-def _parquet_base() -> Files:
+def parquet_base() -> Files:
+    """A table of two rows."""
     return {"mine.parquet": _parquet([dict(row) for row in _ROWS])}
 
 
@@ -231,7 +232,7 @@ TARGETS: Final = (
     ),
     Target("samples", _samples_base, _samples, _read_samples, cheap=True),
     Target(
-        "parquet", _parquet_base, _parquet_rows, lambda path: load_samples(path / "mine.parquet")
+        "parquet", parquet_base, _parquet_rows, lambda path: load_samples(path / "mine.parquet")
     ),
     Target(
         "sums", lambda: {"SHA256SUMS": f"{'a' * 64}  x\n{'b' * 64}  GGUF/y\n".encode()}, _sums,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from zenconvert.errors import CorruptFile
-from zenconvert.publication import release_report
-from zenconvert.publication.release_report import MAX_RECORD, read_record
+from zenconvert.publication.release_report import MAX_RECORD, read_record, whole_schema
+from zenconvert.verification.report import compiled, problem_of
 
 PLACES = [
     "", ".", "..", "..\n", "../x", "x/..", "x/../y", "/x", "x\0", "x\n", "\x1b[2Jx", "x\n/../y",
@@ -21,12 +21,12 @@ SHELVES = [*PLACES, ".x", "...", ".zenconvert", "x/y", "..\\x", "C:x", "-x", "x 
     ("key", "value"), [*(("shelf", s) for s in SHELVES), *(("files", p) for p in PLACES)]
 )
 def test_places_that_no_release_has(key: str, value: str, tmp_path: Path) -> None:
-    [schema] = [release_report._validator().schema["properties"]["variants"]["items"]]
-    part = schema["properties"][key]
-    checker = release_report._validator().evolve(schema=part)
-    assert not checker.is_valid([value] if key == "files" else value)
+    whole = whole_schema()
+    part = {**whole["$defs"]["variant"]["properties"][key], "$defs": whole["$defs"]}
+    check = compiled(part)
+    assert problem_of(check, [value] if key == "files" else value)
     for good in ("GGUF", "GPTQ-w4g128", "a.b_c"):
-        assert checker.is_valid([f"{good}/x y.bin"] if key == "files" else good)
+        assert problem_of(check, [f"{good}/x y.bin"] if key == "files" else good) is None
 
 
 def test_a_record_beyond_all_releases(tmp_path: Path) -> None:

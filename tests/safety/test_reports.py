@@ -255,14 +255,14 @@ def test_a_release_with_such_a_report_does_not_hold(
 
 WITHOUT = """
 import sys
-sys.modules["jsonschema"] = None
+sys.modules["fastjsonschema"] = None
 from zenconvert.cli import main
 sys.argv = {argv!r}
 main()
 """
 
 
-def test_without_jsonschema(tmp_path: Path) -> None:
+def test_without_fastjsonschema(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_bytes(reports.report_bytes())
     for name, data in reports.release().items():
@@ -278,7 +278,7 @@ def test_without_jsonschema(tmp_path: Path) -> None:
             capture_output=True, text=True, check=False, env=child_environment(),
         )  # fmt: skip
         assert done.returncode == 2, done.stderr
-        assert "jsonschema" in done.stderr
+        assert "fastjsonschema" in done.stderr
         assert "Traceback" not in done.stderr
 
 

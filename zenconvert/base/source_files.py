@@ -20,6 +20,8 @@ from typing import Any, Final
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UnsafePath
 
 MAX_JSON: Final = 256 * 1024 * 1024
+MAX_NESTING: Final = 100
+"""Of JSON; files of models have ten levels at most."""
 MAX_TEXT: Final = 16 * 1024 * 1024
 MAX_TOML: Final = 512 * 1024
 """Characters: five thousand variants of a release."""
@@ -116,12 +118,32 @@ def parse_json(path: Path, limit: int = MAX_JSON) -> Any:
 
 
 def json_value(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError, also for half a pair of surrogates, which no
-    file can hold again, and RecursionError."""
+    """The value of a JSON text.
+
+    Raises ValueError, also for half a pair of surrogates, which no file can hold again, and for
+    nesting that whoever goes through the value would end at; and RecursionError.
+    """
     value = json.loads(text)
+    if text.count("[") + text.count("{") > MAX_NESTING and _is_deeper(value, MAX_NESTING):
+        raise ValueError(f"it is nested more than {MAX_NESTING} deep")
     if _HALF.search(text):  # a pair is a character, half of one is none
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    """Whether lists and tables are nested more than ``limit`` deep."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(limit + 1):
+        level = [
+            inner
+            for one in level
+            for inner in (one.values() if isinstance(one, dict) else one)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -74,6 +74,7 @@ TABLES: Final[Mapping[str, Mapping[str, v.Check]]] = {
     "publish": {"hub": v.name, "private": v.flag, "allow": v.some_of(*_OUTCOMES)},
 }
 _MOST_UNKNOWN: Final = 50
+"""Mistakes after which no more unknown keys are looked for."""
 _LONG: Final = 80
 _FOLDER: Final = "release"
 """Stands for a folder that a recipe does not name rightly, while it is looked at."""
@@ -184,7 +185,8 @@ class _Reader:
         self.problems.append((place, text))
 
     def _unknown(self, place: Place, table: Mapping[str, Any], known: list[str]) -> None:
-        for key in [key for key in table if key not in known][:_MOST_UNKNOWN]:
+        room = max(0, _MOST_UNKNOWN - len(self.problems))
+        for key in [key for key in table if key not in known][:room]:
             near = difflib.get_close_matches(key[:_LONG], known, 1, 0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             where = f" in {_shown(place)}" if place else ""
@@ -257,6 +259,7 @@ class _Reader:
             self._say(("variant",), "variants are an array of tables, [[variant]]")
             return ()
         found: dict[str, VariantRecipe] = {}
+        lowered: dict[str, str] = {}
         for number, table in enumerate(value):
             place: Place = ("variant", number)
             values = self._values(place, table, VARIANT)
@@ -265,8 +268,8 @@ class _Reader:
             variant = self._variant(place, values, engines, given["output"].get("split"))
             if variant is None:
                 continue
-            taken = next((n for n in places if n.lower() == variant.name.lower()), None)
-            if taken is not None:
+            taken = lowered.setdefault(variant.name.lower(), variant.name)
+            if taken in places:
                 first = self.lines.of(places[taken])
                 self._say(
                     (*place, "name") if "name" in table else (*place, "target"),

@@ -11,9 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from zenconvert.base.escaping import json_text
 from zenconvert.base.source_files import parse_json
@@ -21,10 +20,7 @@ from zenconvert.errors import CorruptFile, InvalidInput
 from zenconvert.publication.facts import ReleaseFacts, VariantFacts
 from zenconvert.verification.gate import ENGINE, Verdict
 from zenconvert.verification.report import SCHEMA as REPORT_SCHEMA
-from zenconvert.verification.report import Report, in_place, schema_validator
-
-if TYPE_CHECKING:
-    from jsonschema import Draft202012Validator
+from zenconvert.verification.report import Report, Schema, compiled, problem_of
 
 REPORT: Final = "report.json"
 MAX_RECORD: Final = 64 << 20
@@ -142,18 +138,13 @@ def record_bytes(value: Mapping[str, Any]) -> bytes:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read and check a file. Raises CorruptFile with the first twenty things that are wrong."""
+    """Read and check a file. Raises CorruptFile with the first thing that is wrong."""
     try:
         value = parse_json(path, MAX_RECORD)
     except InvalidInput as error:
         raise CorruptFile(f"{path}: the report of the release cannot be read: {error}") from error
-    problems = [
-        f"{'/'.join(map(str, error.absolute_path)) or 'the whole'}: {error.message[:200]}"
-        for error in islice(_validator().iter_errors(value), 20)
-    ]
-    if problems:
-        listed = "\n".join(f"  - {problem}" for problem in problems)
-        raise CorruptFile(f"{path}: it does not obey {SCHEMA.name}:\n{listed}")
+    if (problem := problem_of(_schema(), value)) is not None:
+        raise CorruptFile(f"{path}: it does not obey {SCHEMA.name}: {problem}")
     return dict(value)
 
 
@@ -181,9 +172,15 @@ def variants_of(value: Mapping[str, Any], where: str) -> tuple[VariantFacts, ...
 
 
 @cache
-def _validator() -> Draft202012Validator:
+def _schema() -> Schema:
+    return compiled(whole_schema())
+
+
+def whole_schema() -> dict[str, Any]:
+    """The schema of a record with that of a report in it."""
     schema, report = (json.loads(p.read_text(encoding="utf-8")) for p in (SCHEMA, REPORT_SCHEMA))
-    parts = report.pop("$defs")
-    return schema_validator(
-        in_place(schema, {**parts, **schema.pop("$defs"), REPORT_SCHEMA.name: report})
-    )
+    parts = {**report.pop("$defs"), **schema["$defs"], "report": report}
+    text = json.dumps({**schema, "$defs": parts})
+    text = text.replace(f'"{REPORT_SCHEMA.name}#', '"#')
+    whole: dict[str, Any] = json.loads(text.replace(f'"{REPORT_SCHEMA.name}"', '"#/$defs/report"'))
+    return whole

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from zenconvert.base.scratch import temporary_folder
-from zenconvert.base.source_files import parse_json
+from zenconvert.base.source_files import json_value, parse_json
 from zenconvert.errors import (
     BadSignature,
     ConversionFailed,
@@ -123,7 +122,7 @@ def statement_digests(signature: Path) -> dict[str, str]:
     try:
         bundle = parse_json(signature)
         payload = base64.b64decode(bundle["dsseEnvelope"]["payload"], validate=True)
-        resources = json.loads(payload)["predicate"]["resources"]
+        resources = json_value(payload.decode("utf-8"))["predicate"]["resources"]
         return {
             str(entry["name"]): str(entry["digest"])
             for entry in resources

@@ -7,26 +7,20 @@ passage stands in both splits.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from zenconvert.base.source_files import broken, read_bytes
 from zenconvert.errors import CorruptFile, SourceNotFound, UsageError
+from zenconvert.texts.rows import Row, array_rows, line_rows, read_document, table_rows
 
 Split = Literal["calibration", "evaluation"]
 
 LANGUAGES: Final[tuple[str, ...]] = ("en", "zh", "fr", "es", "de", "ru", "ko", "ja", "vi", "ar")
 
 _DATA: Final = Path(__file__).parent / "data"
-_MOST_TEXT: Final = 256 * 1024 * 1024
-"""Bytes of a file."""
-_JSON_LINES: Final = frozenset({".jsonl", ".ndjson"})
-_TABLES: Final = {".csv": ",", ".tsv": "\t"}
 _DOCUMENTS: Final = "pdf ps doc docx odt rtf epub ppt pptx odp xls xlsx ods html htm xml ipynb"
 _DATA_FILES: Final = "parquet arrow feather orc avro npy npz h5 db sqlite pkl pickle"
 _MODELS: Final = "bin pt pth ckpt safetensors gguf onnx dat imatrix"
@@ -39,6 +33,13 @@ _NO_TEXT: Final = frozenset(
 )
 FACTS: Final = frozenset({"id", "language", "kind", "input", "system"})
 """Columns that are no text of their own."""
+_ROWS: Final[Mapping[str, Callable[[Path], Iterator[Row]]]] = {
+    ".jsonl": line_rows,
+    ".ndjson": line_rows,
+    ".json": array_rows,
+    ".csv": partial(table_rows, delimiter=",", facts=FACTS),
+    ".tsv": partial(table_rows, delimiter="\t", facts=FACTS),
+}
 _ROLES: Final = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
     "chatgpt": "assistant", "bot": "assistant", "system": "system", "tool": "tool",
@@ -109,93 +110,29 @@ def load_file(path: str | Path, default_language: str = "und") -> list[Sample]:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix in _JSON_LINES:
-        return _load_rows(_read(path), path.name, default_language)
-    if suffix == ".json":
-        return _load_array(path, default_language)
-    if suffix in _TABLES:
-        return _load_table(path, _TABLES[suffix], default_language)
     if suffix in _NO_TEXT:
         raise UsageError(
             f"{path}: {suffix} files are no plain text; give UTF-8 text, or JSON lines (.jsonl) "
             'with {"text": …} on every line'
         )
-    text = _read(path)
+    try:
+        if suffix in _ROWS:
+            return list(_samples(path.name, _ROWS[suffix](path), default_language))
+        text = read_document(path)
+    except SourceNotFound as error:
+        raise UsageError(f"{path}: there is no such text file, or it cannot be read") from error
     if not text.strip():
         return []
     return [Sample(path.name, default_language, "text", text, None)]
 
 
-def _load_array(path: Path, default_language: str) -> list[Sample]:
-    """A JSON array of rows, or one row; files of JSON lines are sometimes called ``.json``, too."""
-    text = _read(path)
-    try:
-        rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        lines = [line for line in text.split("\n") if line.strip()]
-        if len(lines) > 1 and lines[0].rstrip().endswith("}"):
-            return _load_rows(text, path.name, default_language)
-        raise CorruptFile(f"{path}: neither a JSON array nor JSON lines: {error}") from error
-    rows = rows if isinstance(rows, list) else [rows]
-    samples = []
-    for number, row in enumerate(rows, 1):
-        where = f"{path.name}:{number}"
+def _samples(name: str, rows: Iterable[Row], default_language: str) -> Iterator[Sample]:
+    """The samples of rows."""
+    for number, row in rows:
+        where = f"{name}:{number}"
         if not isinstance(row, dict):
             raise CorruptFile(f"{where}: expected a JSON object, found {type(row).__name__}")
-        samples.append(sample_of_row(row, where, default_language))
-    return samples
-
-
-def _load_table(path: Path, delimiter: str, default_language: str) -> list[Sample]:
-    """Rows of a table with a head; empty cells count as absent, rows without text are left out."""
-    reader = csv.DictReader(io.StringIO(_read(path), newline=""), delimiter=delimiter)
-    try:
-        if not {"text", "instruction", "prompt"} & set(reader.fieldnames or ()):
-            raise CorruptFile(
-                f"{path}: expected a column 'text' (or 'instruction', 'prompt'), found "
-                f"{(reader.fieldnames or [])[:8]}"
-            )
-        rows = [
-            {k: v for k, v in row.items() if isinstance(v, str) and v.strip()} for row in reader
-        ]
-    except csv.Error as error:
-        raise CorruptFile(f"{path}:{reader.line_num}: the table cannot be read: {error}") from error
-    return [
-        sample_of_row(row, f"{path.name}:{number}", default_language)
-        for number, row in enumerate(rows, 1)
-        if row.keys() - FACTS
-    ]
-
-
-def _load_rows(text: str, name: str, default_language: str) -> list[Sample]:
-    # str.splitlines would also cut at U+2028 and U+0085, which JSON strings may hold unescaped.
-    lines = text.split("\n")
-    return [
-        _parse_row(line, f"{name}:{number}", default_language)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-
-
-def _read(path: Path) -> str:
-    try:
-        data = read_bytes(path, _MOST_TEXT)
-    except SourceNotFound as error:
-        raise UsageError(f"{path}: there is no such text file, or it cannot be read") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise broken(path, f"not UTF-8 at byte {error.start}; convert the file") from error
-
-
-def _parse_row(line: str, where: str, default_language: str) -> Sample:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{where}: the line is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise CorruptFile(f"{where}: expected a JSON object, found {type(row).__name__}")
-    return sample_of_row(row, where, default_language)
+        yield sample_of_row(row, where, default_language)
 
 
 def sample_of_row(row: dict[str, Any], where: str, default_language: str) -> Sample:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from itertools import islice
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from zenconvert import errors
 from zenconvert.base.source_files import parse_json
@@ -31,14 +30,12 @@ from zenconvert.verification.intervals import CONFIDENCE, RESAMPLES, SEED
 from zenconvert.verification.noise import Noise
 from zenconvert.verification.tokens import Position
 
-if TYPE_CHECKING:
-    from jsonschema import Draft202012Validator
-
-
 SCHEMA_VERSION: Final = 1
 MOST_BYTES: Final = 16 * 1024 * 1024
 """Of a report file: some eighty thousand documents."""
 _HALF: Final = re.compile("[\ud800-\udfff]")
+_DRAFT: Final = "http://json-schema.org/draft-07/schema#"
+"""The newest that is compiled; the schemas have no word that later drafts read otherwise."""
 SCHEMA: Final = Path(__file__).parent / "report.schema.json"
 """The JSON Schema of a report file."""
 
@@ -302,57 +299,63 @@ def _contradictions(run: Run, noise: Noise) -> Iterator[str]:
 
 def _check_schema(value: Mapping[str, Any], where: str) -> None:
     """Raise CorruptFile with what does not obey the schema, and for numbers that are none."""
-    problems = [
-        f"{'/'.join(map(str, error.absolute_path)) or 'the whole'}: {error.message[:200]}"
-        for error in islice(_validator().iter_errors(value), 20)
-    ] or list(islice(_odd_values(value), 20))
-    if problems:
-        listed = "".join(f"\n  - {problem}" for problem in problems)
+    problem = problem_of(_schema(), value) or next(_odd_values(value), None)
+    if problem is not None:
         raise CorruptFile(
-            f"{where}: the report is malformed, for it does not obey {SCHEMA.name}:{listed}"
+            f"{where}: the report is malformed, for it does not obey {SCHEMA.name}: {problem}"
         )
 
 
+Schema = Callable[[Any], object]
+"""Raises JsonSchemaException for a value that does not obey a schema."""
+
+
 @cache
-def _validator() -> Draft202012Validator:
-    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    return schema_validator(in_place(schema, schema.pop("$defs")))
+def _schema() -> Schema:
+    return compiled(json.loads(SCHEMA.read_text(encoding="utf-8")))
 
 
-def in_place(node: Any, parts: Mapping[str, Any]) -> Any:
-    """The schema with every part where it is referred to: looking parts up takes half the time."""
-    if isinstance(node, list):
-        return [in_place(member, parts) for member in node]
-    if not isinstance(node, dict):
-        return node
-    if "$ref" in node:
-        return in_place(parts[node["$ref"].rpartition("/")[2]], parts)
-    return {key: in_place(value, parts) for key, value in node.items()}
-
-
-def schema_validator(schema: Mapping[str, Any], **given: Any) -> Draft202012Validator:
-    """What checks JSON by a schema. Raises MissingDependency."""
+def compiled(schema: Mapping[str, Any]) -> Schema:
+    """A schema as code: what a record of 64 MB is looked through by. Raises MissingDependency."""
     try:
-        from jsonschema import Draft202012Validator
+        import fastjsonschema
     except ImportError as error:
         raise MissingDependency(
-            "reports are checked by jsonschema, which cannot be imported here "
-            f"({error}); install it: pip install jsonschema"
+            "reports are checked by fastjsonschema, which cannot be imported here "
+            f"({error}); install it: pip install fastjsonschema"
         ) from error
-    return Draft202012Validator(schema, **given)
+    known: Schema = fastjsonschema.compile(
+        {**schema, "$schema": _DRAFT}, use_default=False, use_formats=False
+    )
+    return known
 
 
-def _odd_values(value: Any, place: str = "") -> Iterator[str]:
-    """Every float that is not finite and every text that UTF-8 cannot write, and where it is."""
-    if isinstance(value, Mapping | list | tuple):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, inner in items:
-            yield from _odd_values(key, f"{place}/{key}")
-            yield from _odd_values(inner, f"{place}/{key}")
-    elif isinstance(value, float) and not isfinite(value):
-        yield f"{place}: {value} is no number"
-    elif isinstance(value, str) and _HALF.search(value):
-        yield f"{place}: {value!r:.60} is no text"
+def problem_of(schema: Schema, value: Any) -> str | None:
+    """The first thing of a value that does not obey a schema, with its place; None if all does."""
+    from fastjsonschema import JsonSchemaValueException
+
+    try:
+        schema(value)
+    except JsonSchemaValueException as error:
+        place = "/".join(map(str, error.path[1:]))
+        return f"{place or 'the whole'}: {error.message.removeprefix(error.name):.200}"
+    return None
+
+
+def _odd_values(value: Any) -> Iterator[str]:
+    """Floats that are not finite and texts that UTF-8 cannot write, and where they are."""
+    pending: list[tuple[Any, str]] = [(value, "")]
+    while pending:
+        one, place = pending.pop()
+        if isinstance(one, Mapping):
+            pending += ((inner, f"{place}/{key}") for key, inner in one.items())
+            pending += ((key, f"{place}/{key}") for key in one)
+        elif isinstance(one, list | tuple):
+            pending += ((inner, f"{place}/{number}") for number, inner in enumerate(one))
+        elif isinstance(one, float) and not isfinite(one):
+            yield f"{place}: {one} is no number"
+        elif isinstance(one, str) and _HALF.search(one):
+            yield f"{place}: {one!r:.60} is no text"
 
 
 def documents(languages: Sequence[Scores]) -> tuple[Document, ...]:
