@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_MOST_HEADER: Final = 32 * 1024 * 1024
+"""Bytes: a hundred thousand inputs of modules."""
+_MOST_FACTS: Final = 8 * 1024 * 1024
 _PLAIN: Final = frozenset({"format", "version"})  # the other metadata are JSON
 
 
@@ -42,6 +45,8 @@ class Statistics:
                 f"{path}: statistics of version {metadata.get('version')!r}; this zenconvert reads "
                 f"{VERSION!r}: calibrate again"
             )
+        if sum(map(len, metadata.values())) > _MOST_FACTS:
+            raise CorruptFile(f"{path}: its metadata has more than {_MOST_FACTS} characters")
         try:
             facts = {k: json_value(v) for k, v in metadata.items() if k not in _PLAIN}
             self.languages = tuple(str(code) for code in facts["languages"])
@@ -201,6 +206,13 @@ def open_statistics(
     if not path.is_file():
         raise SourceNotFound(f"{path}: there is no such statistics file")
     with _opening(path):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+        if size > _MOST_HEADER:
+            raise CorruptFile(
+                f"{path}: its header claims {size} bytes; those of statistics have at most "
+                f"{_MOST_HEADER}"
+            )
         found = Statistics(path, safe_open(str(path), framework="numpy"))
     if checkpoint is not None and read_rows is not None:
         found.check_model(checkpoint, read_rows)

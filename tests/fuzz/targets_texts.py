@@ -55,7 +55,7 @@ private = true
 allow = ["PASS"]
 [[variant]]
 target = "gguf:q4_k_m"
-tensor_types = { "ffn_down" = "q6_k" }
+tensor_types = ["ffn_down=q6_k"]
 [[variant]]
 target = "gptq:w4g128"
 name = "four"

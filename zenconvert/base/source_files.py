@@ -23,8 +23,8 @@ MAX_JSON: Final = 256 * 1024 * 1024
 MAX_NESTING: Final = 100
 """Of JSON; files of models have ten levels at most."""
 MAX_TEXT: Final = 16 * 1024 * 1024
-MAX_TOML: Final = 512 * 1024
-"""Characters: five thousand variants of a release."""
+MAX_TOML: Final = 128 * 1024
+"""Characters: a thousand variants of a release."""
 MAX_KEY_PARTS: Final = 32
 _HEAD: Final = 512
 _KINDS: Final = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
@@ -133,13 +133,14 @@ def json_value(text: str) -> Any:
 
 def _is_deeper(value: Any, limit: int) -> bool:
     """Whether lists and tables are nested more than ``limit`` deep."""
-    level = [value] if isinstance(value, dict | list) else []
+    kinds = (dict, list)
+    level = [value] if type(value) in kinds else []
     for _ in range(limit + 1):
         level = [
             inner
             for one in level
-            for inner in (one.values() if isinstance(one, dict) else one)
-            if isinstance(inner, dict | list)
+            for inner in (one.values() if type(one) is dict else one)
+            if type(inner) in kinds
         ]
         if not level:
             return False

@@ -23,8 +23,8 @@ from zenconvert.verification.report import SCHEMA as REPORT_SCHEMA
 from zenconvert.verification.report import Report, Schema, compiled, problem_of
 
 REPORT: Final = "report.json"
-MAX_RECORD: Final = 64 << 20
-"""Bytes: some thousand variants."""
+MAX_RECORD: Final = 16 << 20
+"""Bytes: hundreds of variants."""
 SCHEMA: Final = Path(__file__).parent / "release.schema.json"
 SCHEMA_VERSION: Final = 1
 # an absolute path up to its last part; not what follows a scheme's colon

@@ -192,9 +192,9 @@ class _Array:
             except (ValueError, RecursionError) as error:
                 if self.ended or isinstance(error, RecursionError):
                     raise _neither(self.path, error) from error
-                if len(self.text) - self.at > _MOST_ROW:
-                    raise _too_long(self.path, number) from error
                 self._fill()
+                if len(self.text) > _MOST_ROW:
+                    raise _too_long(self.path, number) from error
             else:
                 return value
 
@@ -215,7 +215,7 @@ class _Array:
         self.at += 1
 
     def _fill(self) -> None:
-        """Read on, as much as there is: a long row is tried a few times only."""
+        """Read on, three times as much as there is: a long row is tried a few times only."""
         left = self.text[self.at :]
-        more = self.file.read(max(_CHUNK, len(left)))
+        more = self.file.read(max(_CHUNK, 3 * len(left)))
         self.text, self.at, self.ended = left + more, 0, not more

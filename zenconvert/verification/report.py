@@ -31,8 +31,8 @@ from zenconvert.verification.noise import Noise
 from zenconvert.verification.tokens import Position
 
 SCHEMA_VERSION: Final = 1
-MOST_BYTES: Final = 16 * 1024 * 1024
-"""Of a report file: some eighty thousand documents."""
+MOST_BYTES: Final = 8 * 1024 * 1024
+"""Of a report file: some forty thousand documents."""
 _HALF: Final = re.compile("[\ud800-\udfff]")
 _DRAFT: Final = "http://json-schema.org/draft-07/schema#"
 """The newest that is compiled; the schemas have no word that later drafts read otherwise."""
@@ -299,7 +299,7 @@ def _contradictions(run: Run, noise: Noise) -> Iterator[str]:
 
 def _check_schema(value: Mapping[str, Any], where: str) -> None:
     """Raise CorruptFile with what does not obey the schema, and for numbers that are none."""
-    problem = problem_of(_schema(), value) or next(_odd_values(value), None)
+    problem = problem_of(_schema(), value) or _odd_value(value)
     if problem is not None:
         raise CorruptFile(
             f"{where}: the report is malformed, for it does not obey {SCHEMA.name}: {problem}"
@@ -316,7 +316,7 @@ def _schema() -> Schema:
 
 
 def compiled(schema: Mapping[str, Any]) -> Schema:
-    """A schema as code: what a record of 64 MB is looked through by. Raises MissingDependency."""
+    """A schema as code, which is through megabytes in a second. Raises MissingDependency."""
     try:
         import fastjsonschema
     except ImportError as error:
@@ -342,20 +342,25 @@ def problem_of(schema: Schema, value: Any) -> str | None:
     return None
 
 
-def _odd_values(value: Any) -> Iterator[str]:
-    """Floats that are not finite and texts that UTF-8 cannot write, and where they are."""
-    pending: list[tuple[Any, str]] = [(value, "")]
-    while pending:
-        one, place = pending.pop()
-        if isinstance(one, Mapping):
-            pending += ((inner, f"{place}/{key}") for key, inner in one.items())
-            pending += ((key, f"{place}/{key}") for key in one)
-        elif isinstance(one, list | tuple):
-            pending += ((inner, f"{place}/{number}") for number, inner in enumerate(one))
-        elif isinstance(one, float) and not isfinite(one):
-            yield f"{place}: {one} is no number"
-        elif isinstance(one, str) and _HALF.search(one):
-            yield f"{place}: {one!r:.60} is no text"
+def _odd_value(value: Any) -> str | None:
+    """The first float that is not finite or text that UTF-8 cannot write, and where it is."""
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode("utf-8")
+    except ValueError:
+        return next(_odd_values(value, ""), "a value that JSON cannot hold")
+    return None
+
+
+def _odd_values(value: Any, place: str) -> Iterator[str]:
+    if isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, inner in items:
+            yield from _odd_values(key, f"{place}/{key}")
+            yield from _odd_values(inner, f"{place}/{key}")
+    elif isinstance(value, float) and not isfinite(value):
+        yield f"{place}: {value} is no number"
+    elif isinstance(value, str) and _HALF.search(value):
+        yield f"{place}: {value!r:.60} is no text"
 
 
 def documents(languages: Sequence[Scores]) -> tuple[Document, ...]:
