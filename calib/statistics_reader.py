@@ -210,8 +210,8 @@ def open_statistics(
             size = int.from_bytes(file.read(8), "little")
         if size > _MOST_HEADER:
             raise CorruptFile(
-                f"{path}: its header claims {size} bytes; those of statistics have at most "
-                f"{_MOST_HEADER}"
+                f"{path}: it cannot be read as a statistics file: its header claims {size} bytes, "
+                f"and those have at most {_MOST_HEADER}"
             )
         found = Statistics(path, safe_open(str(path), framework="numpy"))
     if checkpoint is not None and read_rows is not None:

@@ -55,7 +55,7 @@ from zenconvert.model.target import Target as Aim
 from zenconvert.publication.bom import BOM, bom_digests
 from zenconvert.publication.release_report import REPORT, read_record, variants_of
 from zenconvert.publication.signing import is_keyless, statement_digests
-from zenconvert.texts.parquet_footer import column_sizes
+from zenconvert.texts.parquet_footer import columns, unfolded
 
 _AIMS: Final = tuple(map(Aim.parse, ("gguf:f16", "hf:f32", "onnx:int4", "gptq:w4g32")))
 
@@ -200,11 +200,21 @@ def _read_signature(path: Path) -> None:
 
 
 def _footer(choices: Choices, base: Files) -> Files:
-    """A footer with changed bytes, its length put right."""
+    """A footer with changed bytes, its length put right, or the pages before it."""
     data = base["mine.parquet"]
     size = int.from_bytes(data[-8:-4], "little")
-    footer = damaged(data[-8 - size : -8], choices)
-    return {"mine.parquet": b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"}
+    pages, footer = data[4 : -8 - size], data[-8 - size : -8]
+    if choices.below(3):
+        footer = damaged(footer, choices)
+    else:
+        pages = damaged(pages, choices)
+    end = len(footer).to_bytes(4, "little") + b"PAR1"
+    return {"mine.parquet": b"PAR1" + pages + footer + end}
+
+
+def _read_footer(path: Path) -> None:
+    for column in columns(path / "mine.parquet"):
+        unfolded(path / "mine.parquet", column)
 
 
 def _read_report(path: Path) -> None:
@@ -268,8 +278,7 @@ TARGETS: Final = (
     Target("release-bom", _release_file(f"GGUF/{BOM}"), _bom, _read_bom, cheap=True),
     Target("signature", _signed, _signature, _read_signature, cheap=True),
     Target(
-        "parquet-footer", parquet_base, _footer,
-        lambda path: list(column_sizes(path / "mine.parquet")), cheap=True,
+        "parquet-footer", parquet_base, _footer, _read_footer, cheap=True,
     ),
     Target(
         "onnx-container", _only(_packed("onnx:int4"), ".onnx", ".data"), graph,

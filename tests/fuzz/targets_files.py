@@ -41,6 +41,22 @@ def _one(experts: int = 0) -> Callable[[], Files]:
     return lambda: {FILE: gguf_shape.pack(models.gguf(experts))}
 
 
+@cache
+def _small_gguf() -> Gguf:
+    """A file with a key of every kind and a few tensors."""
+    numbers = [kind for kind in gguf_shape.KINDS if kind != "str"]
+    keys = [Key("general.architecture", "str", "llama"), Key("x.words", "arr:str", ["a", "", "é"])]
+    keys += [Key(f"x.{kind}", kind, 1) for kind in numbers]
+    keys += [Key(f"x.{kind}s", f"arr:{kind}", [0, 1]) for kind in ("i32", "f32", "bool")]
+    shapes = [("a.weight", (32, 2), F32), ("b.weight", (32,), gguf_shape.F16), ("c", (1,), F32)]
+    return gguf_shape.with_tensors(keys, shapes)
+
+
+def _container(choices: Choices, base: Files) -> Files:
+    file = models.gguf() if choices.chance(8) else _small_gguf()
+    return {FILE: gguf_shape.mutated(file, choices)}
+
+
 def _open_gguf(path: Path) -> None:
     checkpoint = open_checkpoint(path / FILE)
     describe(checkpoint).as_dict()
@@ -206,7 +222,8 @@ TARGETS: Final = (
     Target("gguf", _one(), _gguf(), _open_gguf),
     Target("gguf-experts", _one(2), _gguf(2), _open_gguf),
     Target(
-        "gguf-container", _one(), _gguf(), lambda path: container.read(path / FILE), cheap=True
+        "gguf-container", lambda: {FILE: gguf_shape.pack(_small_gguf())}, _container,
+        lambda path: container.read(path / FILE), cheap=True,
     ),
     Target("gguf-split", _split_base, _split, lambda path: open_checkpoint(path / _PARTS[0])),
     Target(

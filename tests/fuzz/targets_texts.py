@@ -49,6 +49,7 @@ context = 512
 policy = "default"
 [run]
 threads = 2
+device = "cpu"
 [publish]
 hub = "org"
 private = true

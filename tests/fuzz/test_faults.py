@@ -37,6 +37,7 @@ from zenconvert.publication.checksums import read_sums
 from zenconvert.publication.gotemplate import render_go
 from zenconvert.publication.release_report import read_record
 from zenconvert.publication.signing import is_keyless, statement_digests
+from zenconvert.texts.sample_sources import load_samples
 from zenconvert.verification.policy import Policy
 from zenconvert.verification.rendering import report_page
 
@@ -75,8 +76,8 @@ RECIPES = {
     "parts of an inline table": f"x = {{ {'a.' * 20_000}a = 1 }}",
     "one long word": "x" * 400_000,
     "many quotes": "'" * 399_999,
-    "unknown keys": RECIPE + "".join(f"k{n} = 1\n" for n in range(20_000)),
-    "texts of several lines": RECIPE + "".join(f'k{n} = """a"""\n' for n in range(20_000)),
+    "unknown keys": RECIPE + "".join(f"k{n} = 1\n" for n in range(10_000)),
+    "texts of several lines": RECIPE + "".join(f'k{n} = """a"""\n' for n in range(7_000)),
     "a policy of none": RECIPE.replace('policy = "default"', 'policy = "\\u0000"') + "x = 1",
     "languages of none": RECIPE.replace('["en", "zh"]', '["\\u0000"]') + "x = 1",
     "a long name": RECIPE.replace('path = "model"', f'path = "{"m" * 5000}"') + "x = 1",
@@ -193,7 +194,13 @@ def test_signatures(text: str, tmp_path: Path) -> None:
         is_keyless(path)
 
 
-@pytest.mark.parametrize("text", [DEEP, DIGITS, '"\\ud800"', '{"a": "x\\uDFFF"}', "\xff"])
+LISTS = "[" * 300 + "]" * 300
+"""Deeper than any file of a model: whoever goes through them by recursion ends sooner or later."""
+
+
+@pytest.mark.parametrize(
+    "text", [DEEP, DIGITS, '"\\ud800"', '{"a": "x\\uDFFF"}', "\xff", LISTS, f'{{"a": {LISTS}}}']
+)
 def test_json(text: str, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(text, encoding="latin-1")
@@ -201,6 +208,20 @@ def test_json(text: str, tmp_path: Path) -> None:
         parse_json(path)
     with pytest.raises(CorruptFile):
         read_record(path)
+
+
+def test_nested_values_that_nobody_understands(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models.folder(), tmp_path / "model"))
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace("{", f'{{"_x": {LISTS},', 1))
+    with pytest.raises(CorruptFile, match="nested more than 100 deep"):
+        open_checkpoint(folder)
+    (tmp_path / "x.jsonl").write_text(f'{{"text": {LISTS}}}')
+    with pytest.raises(CorruptFile, match="nested more than 100 deep"):
+        load_samples(tmp_path / "x.jsonl")
+    shallow = "[" * 100 + "]" * 100
+    (tmp_path / "x.json").write_text(shallow)
+    assert parse_json(tmp_path / "x.json")
 
 
 def test_a_pair_of_halves_is_a_character(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from tests.fuzz import reports
 from tests.fuzz.targets_files import statistics_file
@@ -228,3 +230,68 @@ def test_texts(bomb: str, read: Read, tmp_path: Path) -> None:
     path.write_bytes(make())
     check(read, reader, path, words)
     path.unlink()
+
+
+# Parquet: tables whose footers say little of what their pages hold
+
+
+def number(value: int) -> bytes:
+    """A varint."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def fields(*values: tuple[int, int | bytes]) -> bytes:
+    """A struct of Thrift's compact protocol: whole numbers, and structs as their bytes."""
+    out, last = b"", 0
+    for key, value in values:
+        kind, data = (12, value) if isinstance(value, bytes) else (5, number(value << 1))
+        out, last = out + bytes([(key - last) << 4 | kind]) + data, key
+    return out + b"\0"
+
+
+def with_page(path: Path, size: int) -> None:
+    """A table whose one page holds ``size`` zeros, of which its footer says nothing."""
+    table = pyarrow.table({"text": ["a" * 4000]})
+    plain = {"use_dictionary": False, "store_schema": False, "write_statistics": False}
+    parquet.write_table(table, path, compression="gzip", **plain)
+    data = path.read_bytes()
+    end = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    squeeze = zlib.compressobj(1, wbits=31)
+    page = b"".join(squeeze.compress(bytes(MEGABYTE)) for _ in range(size // MEGABYTE))
+    page += squeeze.flush()
+    header = fields((1, 0), (2, size), (3, len(page)), (5, fields((1, 1), (2, 0), (3, 3), (4, 3))))
+    pages = header + page
+    old = number((end - 4) << 1)
+    footer = data[end:-8].replace(old, number(len(pages) << 1))
+    whole = b"PAR1" + pages + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+    path.write_bytes(whole)
+
+
+def test_a_page_that_its_footer_says_nothing_of(read: Read, tmp_path: Path) -> None:
+    with_page(tmp_path / "x.parquet", 300 * MEGABYTE)
+    check(read, "samples", tmp_path / "x.parquet", "unfolds to 314572800 bytes")
+
+
+def test_one_message_thousands_of_times(read: Read, tmp_path: Path) -> None:
+    """A kilobyte that unfolds to a gigabyte in one row."""
+    each = pyarrow.array([0] * 1000, pyarrow.int32())
+    parts = [pyarrow.DictionaryArray.from_arrays(each, [word]) for word in ("user", "a " * 500_000)]
+    said = pyarrow.StructArray.from_arrays(parts, names=["role", "content"])
+    rows = pyarrow.ListArray.from_arrays(pyarrow.array([0, 1000], pyarrow.int32()), said)
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"messages": rows}), path, compression="zstd")
+    assert path.stat().st_size < 5000
+    check(read, "samples", path, "a row unfolds to 1000004000 bytes")
+
+
+def test_a_list_of_nothing(read: Read, tmp_path: Path) -> None:
+    """One row of five million members, each of them absent: hundreds of bytes."""
+    said = pyarrow.nulls(5_000_000, pyarrow.struct({"role": pyarrow.string()}))
+    rows = pyarrow.ListArray.from_arrays(pyarrow.array([0, 5_000_000], pyarrow.int32()), said)
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"messages": rows}), path, compression="zstd")
+    check(read, "samples", path, "has 5000000 values")

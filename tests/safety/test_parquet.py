@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from zenconvert.errors import CorruptFile
 from zenconvert.texts import sample_sources
-from zenconvert.texts.parquet_footer import column_sizes
+from zenconvert.texts.parquet_footer import columns, unfolded
 from zenconvert.texts.sample_sources import load_samples
 
 MEGABYTE = 1 << 20
@@ -77,10 +77,15 @@ def test_sizes_of_a_footer_are_those_that_pyarrow_tells(tmp_path: Path) -> None:
     expected = []
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        columns = map(group.column, range(group.num_columns))
-        expected += [(number, c.path_in_schema, c.total_uncompressed_size) for c in columns]
+        chunks = map(group.column, range(group.num_columns))
+        expected += [(number, c.path_in_schema, c.total_uncompressed_size) for c in chunks]
     assert len(expected) == 5 * 5
-    assert list(column_sizes(path)) == expected
+    found = list(columns(path))
+    assert [(c.group, c.name, c.unfolded) for c in found] == expected
+    for column in found:
+        size, values = unfolded(path, column)
+        assert values == column.values
+        assert size <= column.unfolded  # which counts the headers as well
 
 
 @pytest.mark.parametrize("footer", [b"", b"\x19", b"\x49\xfc\xff\xff\xff\x0f", b"\x1c" * 100])
@@ -88,7 +93,7 @@ def test_footers_that_are_none(footer: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
     with pytest.raises(CorruptFile):
-        list(column_sizes(path))
+        list(columns(path))
 
 
 DAMAGED = """

@@ -82,8 +82,8 @@ def _value_end(text: str, begin: int) -> int:
     while at < len(text):
         newline = text.find("\n", at)
         newline = len(text) if newline < 0 else newline
-        match = _TOKEN.search(text, at)
-        if match is None or match.start() > newline:
+        match = _TOKEN.search(text, at, newline)  # to the end of all would be quadratic
+        if match is None:
             if depth == 0:
                 return newline
             at = newline + 1

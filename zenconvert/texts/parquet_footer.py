@@ -1,16 +1,18 @@
-"""How much the columns of a Parquet file unfold to, read from its footer.
+"""How much the columns of a Parquet file unfold to, read from its footer and its pages.
 
 pyarrow has the same numbers, but where a footer contradicts itself its accessors end the process:
 they let exceptions of C++ pass. Source: ``parquet.thrift`` of apache/parquet-format and Thrift's
-compact protocol.
+compact protocol. What a footer says of a column may be far less than what the headers of its pages
+do, and these are what is unfolded.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from zenconvert.errors import CorruptFile
 
@@ -27,22 +29,90 @@ _ROW_GROUPS: Final = 4
 _COLUMNS: Final = 1
 _META_DATA: Final = 3
 _PATH_IN_SCHEMA: Final = 3
+_VALUES: Final = 5
 _UNCOMPRESSED: Final = 6
+_COMPRESSED: Final = 7
+_DATA_PAGES: Final = 9
+_DICTIONARY_PAGE: Final = 11
+# of PageHeader, and of the headers of data in it
+_PAGE_UNCOMPRESSED: Final = 2
+_PAGE_COMPRESSED: Final = 3
+_HEADERS: Final = (5, 8)
+_PAGE_VALUES: Final = 1
+_HEAD: Final = (512, 1 << 20)
+"""Bytes of a page's header: most, and those with long statistics."""
+_MOST_PAGES: Final = 1 << 16
+"""Of a column in a row group; writers make one of every megabyte or twenty thousand rows."""
 
 
-def column_sizes(path: Path) -> Iterator[tuple[int, str, int]]:
-    """Row group, dotted name and unfolded bytes of every column chunk. Raises CorruptFile."""
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column in one row group, as the footer has it."""
+
+    group: int
+    name: str
+    """Dotted."""
+    values: int
+    unfolded: int
+    """Bytes."""
+    begin: int
+    """Where its pages begin in the file."""
+    end: int
+
+
+def columns(path: Path) -> Iterator[Column]:
+    """Every column of every row group. Raises CorruptFile."""
     footer = _footer(path)
     try:
         table = _Compact(footer).struct(0)
         for number, group in enumerate(table.get(_ROW_GROUPS, ())):
             for chunk in group.get(_COLUMNS, ()):
-                column = chunk.get(_META_DATA, {})
-                parts = column.get(_PATH_IN_SCHEMA, ())
-                name = ".".join(part.decode("utf-8", "replace") for part in parts)
-                yield number, name, int(column.get(_UNCOMPRESSED, 0))
+                yield _column(number, chunk.get(_META_DATA, {}))
     except (IndexError, ValueError, TypeError, AttributeError) as error:
         raise CorruptFile(f"{path}: the footer of this Parquet file is malformed") from error
+
+
+def _column(group: int, facts: dict[int, Any]) -> Column:
+    parts = facts.get(_PATH_IN_SCHEMA, ())
+    first = [int(facts[key]) for key in (_DATA_PAGES, _DICTIONARY_PAGE) if facts.get(key)]
+    begin = min(first, default=0)
+    return Column(
+        group,
+        ".".join(part.decode("utf-8", "replace") for part in parts),
+        int(facts.get(_VALUES, 0)),
+        int(facts.get(_UNCOMPRESSED, 0)),
+        begin,
+        begin + int(facts.get(_COMPRESSED, 0)),
+    )
+
+
+def unfolded(path: Path, column: Column) -> tuple[int, int]:
+    """Bytes and values that a column's pages unfold to, by their headers. Raises CorruptFile."""
+    at, size, values, pages = column.begin, 0, 0, 0
+    with path.open("rb") as file:
+        while 0 < at < column.end:
+            head, length = _page_header(path, file, at)
+            packed, whole = (head.get(key) for key in (_PAGE_COMPRESSED, _PAGE_UNCOMPRESSED))
+            if not isinstance(packed, int) or not isinstance(whole, int) or min(packed, whole) < 0:
+                raise CorruptFile(f"{path}: byte {at}: a page of {column.name} has no size")
+            inner = [head[key] for key in _HEADERS if isinstance(head.get(key), dict)]
+            values += sum(int(one.get(_PAGE_VALUES, 0)) for one in inner)
+            at, size, pages = at + length + packed, size + whole, pages + 1
+            if pages > _MOST_PAGES:
+                raise CorruptFile(f"{path}: {column.name} has more than {_MOST_PAGES} pages")
+    return size, values
+
+
+def _page_header(path: Path, file: BinaryIO, at: int) -> tuple[dict[int, Any], int]:
+    """The fields of a page's header, and its bytes."""
+    for most in _HEAD:
+        file.seek(at)
+        reader = _Compact(file.read(most))
+        try:
+            return reader.struct(0), reader.at
+        except (IndexError, ValueError, TypeError):
+            continue
+    raise CorruptFile(f"{path}: byte {at}: the header of this page is malformed")
 
 
 def _footer(path: Path) -> bytes:

@@ -23,7 +23,7 @@ _MOST_TEXT: Final = 256 * 1024 * 1024
 """Bytes of a file."""
 _MOST_DOCUMENT: Final = 64 * 1024 * 1024
 """Bytes of a file that is one document."""
-_MOST_ROW: Final = 8 * 1024 * 1024
+MOST_ROW: Final = 8 * 1024 * 1024
 """Characters of a row: the longest novels have half as many."""
 _MOST_COLUMNS: Final = 4096
 _CHUNK: Final = 1 << 20
@@ -53,8 +53,8 @@ def _lines(path: Path, newline: str = "\n") -> Iterator[str]:
     """Lines with their ends; ``newline`` as for :func:`open`."""
     with _opened(path, _MOST_TEXT, newline) as file:
         number = 1
-        while line := file.readline(_MOST_ROW + 1):
-            if len(line) > _MOST_ROW:
+        while line := file.readline(MOST_ROW + 1):
+            if len(line) > MOST_ROW:
                 raise _too_long(path, number)
             yield line
             number += 1
@@ -63,7 +63,7 @@ def _lines(path: Path, newline: str = "\n") -> Iterator[str]:
 def _too_long(path: Path, number: int) -> CorruptFile:
     """The error for a row that is longer than any document."""
     return CorruptFile(
-        f"{path.name}:{number}: a row of more than {_MOST_ROW} characters; cut the text into "
+        f"{path.name}:{number}: a row of more than {MOST_ROW} characters; cut the text into "
         "several rows"
     )
 
@@ -96,7 +96,7 @@ def table_rows(path: Path, delimiter: str, facts: frozenset[str]) -> Iterator[Ro
         nonlocal length
         for number, line in enumerate(_lines(path, newline=""), 1):
             length += len(line)  # of a row, which may have several lines
-            if length > _MOST_ROW:
+            if length > MOST_ROW:
                 raise _too_long(path, number)
             yield line
 
@@ -146,7 +146,7 @@ def array_rows(path: Path) -> Iterator[Row]:
         yield from line_rows(path)
         return
     try:
-        yield 1, json_value(read_document(path, _MOST_ROW))
+        yield 1, json_value(read_document(path, MOST_ROW))
     except (ValueError, RecursionError) as error:
         raise _neither(path, error) from error
 
@@ -193,7 +193,7 @@ class _Array:
                 if self.ended or isinstance(error, RecursionError):
                     raise _neither(self.path, error) from error
                 self._fill()
-                if len(self.text) > _MOST_ROW:
+                if len(self.text) > MOST_ROW:
                     raise _too_long(self.path, number) from error
             else:
                 return value

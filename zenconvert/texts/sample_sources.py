@@ -21,12 +21,15 @@ from typing import Any, Final
 
 from zenconvert.base.source_files import size_of
 from zenconvert.errors import CorruptFile, MissingDependency, SourceNotFound, UsageError
-from zenconvert.texts.parquet_footer import column_sizes
+from zenconvert.texts.parquet_footer import columns, unfolded
+from zenconvert.texts.rows import MOST_ROW
 from zenconvert.texts.samples import FACTS, Sample, load_bundled, load_file, sample_of_row
 
 MOST_ROWS: Final = 20_000
 _MOST_BYTES: Final = 256 * 1024 * 1024
 """Of the text of one table, and of what is unfolded at a time."""
+_MOST_NESTED: Final = 4_000_000
+"""Values of a list in a row group, all of which one row may have."""
 _BATCH: Final = 64
 
 _SUFFIXES: Final = frozenset(
@@ -131,10 +134,12 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         metadata = parquet.read_metadata(path)
         with parquet.ParquetFile(path, read_dictionary=_texts(metadata.schema)) as file:
-            columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
-            _check_groups(path, columns)
-            batches = file.iter_batches(batch_size=_BATCH, columns=columns)
-            yield from islice((row for batch in batches for row in _rows_of(batch)), MOST_ROWS)
+            known = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            _check_groups(path, known)
+            batches = file.iter_batches(batch_size=_BATCH, columns=known)
+            yield from islice(
+                (row for batch in batches for row in _rows_of(path, batch)), MOST_ROWS
+            )
     except (ArrowException, OSError, ValueError) as error:
         raise CorruptFile(f"{path}: it cannot be read as parquet: {error}") from error
 
@@ -142,23 +147,53 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
 def _texts(schema: Any) -> list[str]:
     """Columns that stay dictionaries when they are read: what is there often is there once."""
     columns = map(schema.column, range(len(schema)))
-    return [c.path for c in columns if c.path in _COLUMNS and c.physical_type == "BYTE_ARRAY"]
+    known = [c for c in columns if c.path.split(".")[0] in _COLUMNS]
+    return [c.path for c in known if c.physical_type == "BYTE_ARRAY"]
 
 
-def _check_groups(path: Path, columns: Sequence[str]) -> None:
+def _check_groups(path: Path, known: Sequence[str]) -> None:
     """Raise CorruptFile for columns of a row group that are read whole and too large for that."""
-    for number, column, size in column_sizes(path):
-        if column.split(".")[0] in columns and size > _MOST_BYTES:
-            raise CorruptFile(
-                f"{path}: {column} of row group {number} unfolds to {size} bytes, more than "
-                f"{_MOST_BYTES}; write the table in smaller row groups"
-            )
+    for column in columns(path):
+        first, *nested = column.name.split(".")
+        if first not in known:
+            continue
+        size, values = unfolded(path, column)
+        size, values = max(size, column.unfolded), max(values, column.values)
+        where = f"{path}: {column.name} of row group {column.group}"
+        advice = "write the table in smaller row groups"
+        if size > _MOST_BYTES:
+            raise CorruptFile(f"{where} unfolds to {size} bytes, more than {_MOST_BYTES}; {advice}")
+        if nested and values > _MOST_NESTED:
+            raise CorruptFile(f"{where} has {values} values, more than {_MOST_NESTED}; {advice}")
 
 
-def _rows_of(batch: Any) -> Iterator[Mapping[str, Any]]:
+def _rows_of(path: Path, batch: Any) -> Iterator[Mapping[str, Any]]:
     """Rows one by one, so that no more than one text of a batch is unfolded at a time."""
+    large = sum(map(_unfolded_bytes, batch.columns)) > MOST_ROW
     for number in range(batch.num_rows):
-        yield from batch.slice(number, 1).to_pylist()
+        row = batch.slice(number, 1)
+        if large and (size := sum(map(_unfolded_bytes, row.columns))) > MOST_ROW:
+            raise CorruptFile(f"{path}: a row unfolds to {size} bytes, more than {MOST_ROW}")
+        yield from row.to_pylist()
+
+
+def _unfolded_bytes(array: Any) -> int:
+    """Bytes of the texts in an array, each as often as it is there."""
+    from pyarrow import compute, types
+
+    kind, found = array.type, array
+    if types.is_struct(kind):
+        return sum(map(_unfolded_bytes, array.flatten()))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_map(kind):
+        return _unfolded_bytes(array.flatten())
+    if types.is_dictionary(kind):
+        kind, found = kind.value_type, array.dictionary
+    if not (types.is_string(kind) or types.is_binary(kind) or types.is_large_string(kind)):
+        return 0
+    lengths = compute.binary_length(found)
+    if found is not array:
+        lengths = lengths.take(array.indices)
+    return int(compute.sum(lengths).as_py() or 0)
 
 
 def _hub_rows(name: str, split: str) -> Iterator[Mapping[str, Any]]:
