@@ -264,7 +264,7 @@ TARGETS: Final = (
     ),
     Target(
         "onnx-scan", _only(_packed("onnx:int4"), ".onnx"), graph,
-        lambda path: scan(path / "model.onnx"), cheap=True,
+        lambda path: scan(path / "model.onnx"),
     ),
     Target(
         "sentencepiece-model", lambda: {"tokenizer.model": models.sentencepiece()}, _pieces,
@@ -272,9 +272,9 @@ TARGETS: Final = (
     ),
     Target(
         "report-file", lambda: {"report.json": reports.report_bytes(("en",))}, _report,
-        _read_report, cheap=True,
+        _read_report,
     ),
-    Target("release-record", _release_file(REPORT), _record, _read_record, cheap=True),
+    Target("release-record", _release_file(REPORT), _record, _read_record),
     Target("release-bom", _release_file(f"GGUF/{BOM}"), _bom, _read_bom, cheap=True),
     Target("signature", _signed, _signature, _read_signature, cheap=True),
     Target(

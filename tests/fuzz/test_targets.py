@@ -10,8 +10,8 @@ from tests.fuzz.target import Bench
 pytestmark = pytest.mark.filterwarnings("ignore")
 SECONDS = 20.0
 """Of the processor for an input: ten times what is right, for code that is compiled meanwhile."""
-INPUTS = {True: 2000, False: 250}
-"""By whether inputs are cheap: two seconds of the processor for most targets."""
+INPUTS = {True: 1000, False: 250}
+"""By whether inputs are cheap: a second of the processor for most targets."""
 
 
 @pytest.mark.parametrize("name", targets())
