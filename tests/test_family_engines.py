@@ -31,6 +31,7 @@ from zenconvert.texts.coverage import language_coverage
 from zenconvert.texts.selection import Selection
 from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.torch_engine import TorchEngine
+from zenconvert.verification.engines.transformers_engine import TransformersEngine
 
 Made = Callable[[str], Path]
 TEXT = runs.ids(48, 11)
@@ -92,6 +93,20 @@ def test_the_torch_engine_computes_what_the_whole_model_does(name: str, folder: 
     )  # fmt: skip
     found = engine.logits(0, 0, len(TEXT)).numpy()
     assert np.abs(found - expected).max() < 1e-4 * expected.std()
+
+
+@pytest.mark.parametrize("name", ["granite", "cohere", "gemma2", "starcoder2"])
+def test_the_transformers_engine_scales_and_caps_logits_as_the_model(
+    name: str, folder: Made, tmp_path: Path
+) -> None:
+    convert(folder(name), tmp_path / "floats", "hf:f32")
+    windows = [Window("a", "en", tuple(TEXT))]
+    engine = TransformersEngine(open_checkpoint(tmp_path / "floats"), windows, threads=1)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "floats", dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = model(torch.tensor([TEXT])).logits[0]
+    found = torch.cat([engine.logits(0, 0, 7), engine.logits(0, 7, len(TEXT))])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.std()))
 
 
 WALKED = (

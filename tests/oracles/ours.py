@@ -54,6 +54,17 @@ def weights(folder: Path) -> dict[str, NDArray[np.float32]]:
     }
 
 
+def modules(folder: Path) -> set[str]:
+    """The modules that files have in codes; one that holds the rows of several is one."""
+    checkpoint = open_checkpoint(folder)
+    names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
+    return {
+        n.hf_file.removesuffix(".weight")
+        for n in names
+        if (t := checkpoint.tensors.get(n.name)) is not None and isinstance(t.encoding, Grouped)
+    }
+
+
 def runtime_name(module: str) -> str:
     """What transformers 5 calls a module of a Mixtral in memory."""
     for ours, theirs in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):

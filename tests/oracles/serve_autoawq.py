@@ -27,6 +27,11 @@ def logits(folder: str, ids: list[int], out: str) -> None:
     np.save(out, engine.logits(0, 0, len(ids)).numpy())
 
 
+def types() -> list[str]:
+    """Model types that it has."""
+    return list(AWQ_CAUSAL_LM_MODEL_MAP)
+
+
 def write(source: str, out: str, group: int, version: str) -> None:
     """Round a model to nearest on a grid with zeros, and save it as AutoAWQ does."""
     model = AutoModelForCausalLM.from_pretrained(source, torch_dtype=torch.float16)
@@ -95,6 +100,7 @@ if __name__ == "__main__":
     serve(
         {
             "logits": logits,
+            "types": types,
             "write": write,
             "repack": repack,
             "refusal": engine_refusal(AutoAwqEngine),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 from gptqmodel.nn_modules.qlinear.torch_awq import dequantize_gemm
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AwqConfig, GPTQConfig
 
 from tests.oracles.here import engine_refusal
 from tests.oracles.serve import save, serve
@@ -18,6 +19,7 @@ from zenconvert.verification.engines.transformers_engine import TransformersEngi
 
 _TOKENS = 64  # the smallest calibration that it takes without complaint
 _BACKENDS = {"gptq": BACKEND.GPTQ_TORCH, "awq": BACKEND.AWQ_TORCH}
+_CONFIGS: dict[str, Any] = {"gptq": GPTQConfig, "awq": AwqConfig}
 
 
 def write(source: str, out: str, settings: dict[str, Any]) -> None:
@@ -67,12 +69,44 @@ def logits(folder: str, ids: list[int], out: str, loader: str) -> None:
         np.save(out, model.eval()(torch.tensor([ids])).logits[0].float().numpy())
 
 
+def in_floats(folder: str, ids: list[int], out: str, loader: str) -> list[str]:
+    """float32[tokens, vocab] by the tool's modules and the weights that it decodes, multiplied in
+    float32, as its kernels for the CPU compute in less. Returns the modules that it holds in
+    codes; every other one is the model's own."""
+    settings = json.loads((Path(folder) / "config.json").read_text())["quantization_config"]
+    backend = _BACKENDS[settings["quant_method"]]
+    if loader == "transformers":
+        chosen = _CONFIGS[settings["quant_method"]](**settings, backend=backend)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=chosen, dtype=torch.float16
+        )
+    else:
+        model = GPTQModel.load(folder, backend=backend, device="cpu", dtype=torch.float16).model
+    model.set_attn_implementation("eager")
+    quantized = [name for name, module in model.named_modules() if hasattr(module, "qweight")]
+    for name in quantized:
+        module = model.get_submodule(name)
+        module.scales = module.scales.float()
+        awq = settings["quant_method"] == "awq"
+        weight = _awq_weight(module) if awq else module.dequantize_weight()
+        module.forward = partial(_product, weight.float(), module.bias)
+    with torch.inference_mode():
+        np.save(out, model.float().eval()(torch.tensor([ids])).logits[0].numpy())
+    return quantized
+
+
+def _product(weight: torch.Tensor, bias: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
+    product = values @ weight
+    return product if bias is None else product + bias.float()
+
+
 if __name__ == "__main__":
     serve(
         {
             "write": write,
             "weights": weights,
             "logits": logits,
+            "in_floats": in_floats,
             "refusal": engine_refusal(TransformersEngine),
         }
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.families import FAMILIES
 from tests.oracles import ours
 from tests.oracles.conftest import Family, Written, folder_of
 from tests.oracles.tool import Tool
@@ -14,6 +15,11 @@ from zenconvert import convert, open_checkpoint
 
 pytestmark = pytest.mark.oracles
 
+KNOWN = (
+    "qwen2", "llama3", "mistral", "mixtral", "qwen3", "qwen3_moe", "phi", "phi_longrope", "cohere",
+    "starcoder2", "gemma2",
+)  # fmt: skip
+"""Families of ``tests.families`` that it has; it ended in 2025."""
 WRITTEN = [
     ("builtin:zen-nano", "awq:w4g128"),
     ("llama3", "awq:w4g64"),
@@ -88,3 +94,18 @@ def test_zenconvert_works_beside_it(model: Family, autoawq: Tool, tmp_path: Path
     values = list(found.values())
     assert values[0] > 0.01
     np.testing.assert_allclose(values, values[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_families_that_it_knows_are_called_as_it_expects(
+    name: str, packed: Written, autoawq: Tool, tmp_path: Path
+) -> None:
+    """Its engine here refuses folders where it takes other modules for quantized than we do."""
+    folder, out = packed(name, "awq:w4g32"), tmp_path / "theirs.npy"
+    autoawq("logits", folder=folder, ids=ours.IDS, out=out)
+    ours.assert_close(ours.logits(folder), np.load(out), 1e-4)
+
+
+def test_it_knows_no_others(autoawq: Tool) -> None:
+    types = set(autoawq("types"))
+    assert {n for n, f in FAMILIES.items() if f.config["model_type"] in types} == set(KNOWN)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.families import SHALLOW
 from tests.oracles import ours
 from tests.oracles.conftest import Family, Written, folder_of
 from tests.oracles.tool import Tool
@@ -129,3 +130,17 @@ def test_we_read_its_files_as_it_does(
     assert_same_weights(folder, gptqmodel, tmp_path / "theirs.npz")
     if not name.startswith("planar w7"):  # 7 bits have no place in the other layouts
         assert plan(folder, "awq" if name == "awq" else "gptq", exact=True).exact
+
+
+@pytest.mark.parametrize("loader", ["gptqmodel", "transformers"])
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+@pytest.mark.parametrize("name", SHALLOW)
+def test_every_family_is_called_as_it_expects(
+    name: str, method: str, loader: str, packed: Written, gptqmodel: Tool, tmp_path: Path
+) -> None:
+    """Codes where we write codes, the model's own modules for routers and norms, and the logits of
+    what we decode."""
+    folder, out = packed(name, f"{method}:w4g32"), tmp_path / "theirs.npy"
+    found = gptqmodel("in_floats", folder=folder, ids=ours.IDS, out=out, loader=loader)
+    assert set(found) == ours.modules(folder)
+    ours.assert_close(ours.logits(folder), np.load(out), 1e-4)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from zenconvert.errors import InvalidInput
-from zenconvert.reference.skeleton import Skeleton
+from zenconvert.reference.skeleton import Given, Skeleton
 
 
 class Head:
@@ -38,3 +39,18 @@ class Head:
         self._states = torch.empty(0)
         logits: torch.Tensor = output.logits[0].float()
         return logits
+
+
+def logits_of(model: Any, states: torch.Tensor) -> torch.Tensor:
+    """Logits [n, vocab] of a whole causal model of transformers, whose final hidden states
+    [n, hidden] are known, in the model's own types."""
+    prefix = model.base_model_prefix
+    base = getattr(model, prefix)
+    setattr(model, prefix, Given(lambda: states[None]))
+    try:
+        with torch.inference_mode():
+            output = model(inputs_embeds=states[None], use_cache=False, return_dict=True)
+    finally:
+        setattr(model, prefix, base)
+    logits: torch.Tensor = output.logits[0]
+    return logits

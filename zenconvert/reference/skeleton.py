@@ -148,12 +148,12 @@ class Skeleton:
         this one stays as it is."""
         model = copy(self.model)
         model._modules = dict(self.model._modules)
-        setattr(model, self.prefix, _Given(states))
+        setattr(model, self.prefix, Given(states))
         setattr(model, self.head, head)
         return model
 
 
-class _Given(torch.nn.Module):
+class Given(torch.nn.Module):
     """Stands for a base model whose final states are known."""
 
     def __init__(self, states: Call) -> None:

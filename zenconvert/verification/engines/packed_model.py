@@ -36,7 +36,7 @@ class PackedModelEngine:
         import transformers
 
         torch.set_num_threads(threads)
-        self.model, self.head = model, model.get_output_embeddings()
+        self.model = model
         with clean_folder(checkpoint.path) as folder:
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
@@ -55,11 +55,9 @@ class PackedModelEngine:
 
     def logits(self, window: int, begin: int, end: int) -> torch.Tensor:
         """Logits float32[end - begin, vocab] of positions of one window."""
-        import torch
+        from zenconvert.reference.head import logits_of
 
-        with torch.inference_mode():
-            values: torch.Tensor = self.head(self.hidden[window][begin:end]).float()
-        return values
+        return logits_of(self.model, self.hidden[window][begin:end]).float()
 
     def encode(self, text: str) -> list[int]:
         """Token ids by the tokenizer of the folder, special tokens recognised."""
@@ -69,11 +67,13 @@ class PackedModelEngine:
         """The ``count`` tokens that follow, each the most probable one."""
         import torch
 
+        from zenconvert.reference.head import logits_of
+
         tokens = list(ids)
         with torch.inference_mode():
             for _ in range(count):
                 states = self.model.base_model(input_ids=torch.tensor([tokens]), use_cache=False)
-                tokens.append(int(self.head(states.last_hidden_state[0, -1]).argmax()))
+                tokens.append(int(logits_of(self.model, states.last_hidden_state[0, -1:]).argmax()))
         return tokens[len(ids) :]
 
     def details(self) -> dict[str, str]:
@@ -84,7 +84,7 @@ class PackedModelEngine:
 
     def close(self) -> None:
         """Free the model and the states."""
-        del self.hidden, self.head, self.model
+        del self.hidden, self.model
 
 
 def check_modules(checkpoint: Checkpoint, quantized: Sequence[str], tool: str) -> None:

@@ -64,13 +64,14 @@ class TransformersEngine:
         """Logits float32[end - begin, vocab] of positions of one window, on the engine's device."""
         import torch
 
+        from zenconvert.reference.head import logits_of
+
         with torch.inference_mode():
             if window != self.current:
                 ids = torch.tensor([self.windows[window].ids], device=self.device)
                 output = self.model.base_model(input_ids=ids, use_cache=False)
                 self.hidden, self.current = output.last_hidden_state[0], window
-            values: torch.Tensor = self.model.get_output_embeddings()(self.hidden[begin:end])
-            return values.float()
+            return logits_of(self.model, self.hidden[begin:end]).float()
 
     def encode(self, text: str) -> list[int]:
         """Token ids by the tokenizer of the folder, special tokens recognised."""
