@@ -71,7 +71,7 @@ class LayerStatistics:
             narrow = Dense(_NAMES[held.dtype])
             if narrow.dtype == "f32" or (stored is not None and stored.widens_to(narrow)):
                 return held.float()
-        return self._reference.load(tensor).to(self._reference.device)
+        return self._reference.load(tensor)
 
     def replace(self, tensor: str, value: torch.Tensor) -> None:
         """Let what follows be computed with another tensor, dequantized, float32 of the same shape.

@@ -9,11 +9,12 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zenconvert.base import arrays
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
 from zenconvert.model.checkpoint import StoredPieces, StoredTensor, Tensor
 from zenconvert.model.encoding import F16, F32, Dense, Encoding, Grouped
@@ -21,6 +22,7 @@ from zenconvert.model.grouped import OFFSETS, GroupedReader, GroupedRows, regrou
 from zenconvert.model.layout import Choice, Recoding
 from zenconvert.model.operations import CHANGES, changed, comes_back, left_over
 from zenconvert.model.pieces import ROW_UNIT, Piece
+from zenconvert.model.row_reader import RowReader
 from zenconvert.model.rows import Rows
 from zenconvert.model.target import Scheme
 
@@ -239,13 +241,21 @@ def decode_rows(rows: Rows, tensor: Tensor) -> NDArray[Any]:
     return numbers
 
 
-def logical_rows(tensor: Tensor, begin: int, end: int) -> NDArray[np.float32]:
-    """Logical numbers in logical order, float32[n, columns]; bounds at multiples of the band."""
+def _in_logical_order(tensor: Tensor, begin: int, end: int) -> Rows:
     rows = read_rows(tensor, begin, end)
-    if tensor.order is not None:
-        rows = tensor.order.apply(rows)
-    values = decode_rows(rows, tensor).astype(np.float32, copy=False)
-    return values if tensor.change is None else changed(values, (tensor.change,))
+    return rows if tensor.order is None else tensor.order.apply(rows)
+
+
+def _numbers(rows: Rows, tensor: Tensor) -> arrays.Array:
+    values = arrays.cast(tensor.encoding.decode(rows, tensor.columns), np.float32)
+    if tensor.change is None:
+        return values
+    host = values if arrays.on_host(values) else values.cpu().numpy()
+    return arrays.beside(changed(host, (tensor.change,)), values)
+
+
+logical_rows: Final = RowReader(_in_logical_order, _numbers)
+"""Logical numbers of any tensor."""
 
 
 def read_rows(tensor: Tensor, begin: int, end: int) -> Rows:

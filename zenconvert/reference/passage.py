@@ -19,6 +19,7 @@ import torch
 from zenconvert.reference.batches import Batch, make_batches, most_tokens
 from zenconvert.reference.block import Block, Padding
 from zenconvert.reference.hidden import HiddenStates, Place
+from zenconvert.reference.loading import Staged
 from zenconvert.reference.reference import Reference
 from zenconvert.texts.windows import Window
 
@@ -60,7 +61,7 @@ class Passage:
             folder=folder,
         )
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="weights")
-        self._next: tuple[int, Future[dict[str, torch.Tensor]]] | None = None
+        self._next: tuple[int, Future[dict[str, Staged]]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -90,15 +91,15 @@ class Passage:
         the next one are being read when this returns."""
         begun, self._next = self._next, None
         weights = begun[1] if begun is not None and begun[0] == layer else self._read(layer)
-        device = self.reference.device
-        moved = {name: value.to(device) for name, value in weights.result().items()}
+        staged = weights.result()
         del weights, begun
+        found = self.reference.loader.finish(staged)
         if layer + 1 < self.reference.layers:
             self._next = (layer + 1, self._read(layer + 1))
-        return self.reference.block(layer, moved)
+        return self.reference.block(layer, found)
 
-    def _read(self, layer: int) -> Future[dict[str, torch.Tensor]]:
-        return self._pool.submit(self.reference.weights, layer, self.dtype)
+    def _read(self, layer: int) -> Future[dict[str, Staged]]:
+        return self._pool.submit(self.reference.stage, layer, self.dtype)
 
     def forward(
         self,

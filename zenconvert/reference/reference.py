@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from zenconvert.errors import InvalidInput
 from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, Tensor
+from zenconvert.model.row_reader import RowReader
 from zenconvert.reference.inputs import by_layer
 
 if TYPE_CHECKING:
@@ -23,23 +24,30 @@ if TYPE_CHECKING:
 
     from zenconvert.reference.block import Block
     from zenconvert.reference.head import Head
+    from zenconvert.reference.loading import Loader, Staged
     from zenconvert.reference.skeleton import Skeleton
 
 ReadRows = Callable[[Tensor, int, int], NDArray[np.float32]]
 """Decoded rows ``[begin, end)`` of a tensor in logical order, float32[n, columns]."""
 
-_SLAB_ELEMENTS = 1 << 22
 _FLOAT_KINDS = {"weight", "bias"}  # others (routers' corrections, …) never leave float32
 
 
 class Reference:
     """Streams the blocks of one checkpoint; ``read_rows`` turns its bytes into numbers."""
 
-    def __init__(self, checkpoint: Checkpoint, read_rows: ReadRows, *, device: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, read_rows: RowReader, *, device: str) -> None:
         self.checkpoint, self.read_rows, self.device = checkpoint, read_rows, device
         self.layers = checkpoint.hyperparameters.layers
         self.names = list(checkpoint.architecture.tensor_names(checkpoint.hyperparameters))
         self.by_layer = by_layer(self.names)
+
+    @cached_property
+    def loader(self) -> Loader:
+        """Loads tensors for the device."""
+        from zenconvert.reference.loading import Loader
+
+        return Loader(self.read_rows, self.device)
 
     @cached_property
     def skeleton(self) -> Skeleton:
@@ -54,29 +62,27 @@ class Reference:
         return Skeleton(self.checkpoint.config, device=self.device, where=where)
 
     def load(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """A whole tensor in its logical shape, on the CPU; float32 unless told otherwise."""
+        """A whole tensor in its logical shape, on the device; float32 unless told otherwise."""
         import torch
 
-        tensor = self.checkpoint.tensors[name]
-        out = torch.empty((tensor.rows, tensor.columns), dtype=dtype or torch.float32)
-        for begin, end in slabs(tensor):
-            out[begin:end] = torch.from_numpy(self.read_rows(tensor, begin, end))
-        return out.reshape(tensor.shape)
+        return self.loader.load(self.checkpoint.tensors[name], dtype or torch.float32)
 
     def tensors(self, layer: int) -> list[TensorName]:
         """What decoder block ``layer`` may consist of; after the last layer, the norm as well."""
         norm = [n for n in self.names if n.module.name == "norm"]
         return self.by_layer[layer] + (norm if layer == self.layers - 1 else [])
 
-    def weights(self, layer: int, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-        """The tensors of block ``layer`` that the checkpoint has, by neutral name, on the CPU."""
-        return {
-            name.name: self.load(
-                name.name, dtype if name.hf.rpartition(".")[2] in _FLOAT_KINDS else None
-            )
-            for name in self.tensors(layer)
-            if name.name in self.checkpoint.tensors
-        }
+    def stage(self, layer: int, dtype: torch.dtype | None = None) -> dict[str, Staged]:
+        """The tensors of block ``layer`` that the checkpoint has, by neutral name, on their way to
+        the device: ``loader.finish`` gives them."""
+        import torch
+
+        wanted = {}
+        for name in self.tensors(layer):
+            if (tensor := self.checkpoint.tensors.get(name.name)) is not None:
+                narrow = dtype if name.hf.rpartition(".")[2] in _FLOAT_KINDS else None
+                wanted[name.name] = (tensor, narrow or torch.float32)
+        return self.loader.stage(wanted)
 
     def embeddings(
         self, ids: NDArray[np.int64], dtype: torch.dtype | None = None
@@ -87,6 +93,8 @@ class Reference:
         Raises InvalidInput for an id that the table has no row for.
         """
         import torch
+
+        from zenconvert.reference.loading import slabs
 
         table = self.checkpoint.tensors["embed.weight"]
         if len(odd := ids[(ids < 0) | (ids >= table.rows)]):
@@ -113,7 +121,7 @@ class Reference:
         tied = "head.weight" not in self.checkpoint.tensors
         names = {"weight": "embed.weight" if tied else "head.weight", "bias": "head.bias"}
         weights = {
-            kind: self.load(name, dtype).float().to(self.device)
+            kind: self.load(name, dtype).float()
             for kind, name in names.items()
             if name in self.checkpoint.tensors
         }
@@ -131,11 +139,3 @@ class Reference:
 
         where = f"{self.checkpoint.path}: layer {layer}"
         return build_block(self.skeleton, layer, self.tensors(layer), weights, where=where)
-
-
-def slabs(tensor: Tensor) -> Iterator[tuple[int, int]]:
-    """Row ranges that cover a tensor, cut where its row order allows."""
-    band = tensor.order.band if tensor.order is not None else 1
-    rows = max(band, _SLAB_ELEMENTS // tensor.columns // band * band)
-    for begin in range(0, tensor.rows, rows):
-        yield begin, min(begin + rows, tensor.rows)
