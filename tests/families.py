@@ -23,6 +23,8 @@ class Family:
     """What llama.cpp calls its pre-tokenizer."""
     llamacpp: float = 1e-3
     """How far llama.cpp's logits may be off, in their deviations: its GELU is a table of f16."""
+    solved: float = 0.5
+    """How far its logits may be off in four bits, of their norm; 1.4 is what any others are."""
     onnx: bool = True
     """A graph can be written."""
     refusal: str = "model_type is "
@@ -252,6 +254,33 @@ FAMILIES: dict[str, Family] = {
             pad_token_id=0,
         ),
         "gemma", "default", llamacpp=1e-2,
+    ),
+    "gemma4": Family(
+        {
+            key: value
+            for key, value in _sizes(
+                "gemma4_text", "Gemma4ForCausalLM", num_hidden_layers=6, head_dim=16,
+                num_attention_heads=16, num_key_value_heads=4, global_head_dim=32,
+                num_global_key_value_heads=2, attention_k_eq_v=True,
+                layer_types=(["sliding_attention"] * 2 + ["full_attention"]) * 2,
+                sliding_window=16, final_logit_softcapping=3.0, attention_bias=False,
+                hidden_activation="gelu_pytorch_tanh", hidden_size_per_layer_input=0,
+                vocab_size_per_layer_input=512, num_kv_shared_layers=0, enable_moe_block=False,
+                use_double_wide_mlp=False, num_experts=None, top_k_experts=None,
+                moe_intermediate_size=None, use_bidirectional_attention="vision", pad_token_id=0,
+                tie_word_embeddings=True,
+                rope_parameters={
+                    "full_attention": {
+                        "rope_type": "proportional", "partial_rotary_factor": 0.25,
+                        "rope_theta": 1000000.0,
+                    },
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                },
+            ).items()
+            if key not in ("rope_theta", "hidden_act")
+        },
+        # scores are not scaled, and make much of small differences
+        "gemma4", "default", llamacpp=1e-2, solved=0.8, onnx=False, refusal="'proportional'",
     ),
 }  # fmt: skip
 

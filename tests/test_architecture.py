@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.families import FAMILIES
 from tests.tiny import CONFIGS
-from zenconvert.errors import InvalidInput
+from zenconvert.errors import InvalidInput, Unsupported
 from zenconvert.model import architecture as arch
 from zenconvert.model.architecture_table import read_table
 from zenconvert.model.operations import NAMES
@@ -37,6 +39,47 @@ def test_a_type_of_a_family_says_what_differs() -> None:
     assert {m.name: m.gguf_operation for m in llama.modules} == {
         m.name: m.gguf_operation for m in mistral.modules
     }
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "inputs of every layer": {"hidden_size_per_layer_input": 8},
+    "inputs of every layer where nothing is said": {"hidden_size_per_layer_input": None},
+    "experts": {"enable_moe_block": True},
+    "layers that read the keys of others": {"num_kv_shared_layers": 2},
+    "values of their own in layers that see everything": {"attention_k_eq_v": False},
+    "windows to both sides": {"use_bidirectional_attention": "all"},
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_model_with_other_modules_is_refused_by_its_key(case: str) -> None:
+    given = {**FAMILIES["gemma4"].config, **OTHERS[case]}
+    config = {k: v for k, v in given.items() if v is not None}
+    key = next(iter(OTHERS[case]))
+    with pytest.raises(Unsupported, match=f"{key} is .* are known with"):
+        arch.for_model_type("gemma4_text").sizes(config, where="test")
+
+
+def test_layers_that_see_everything_have_heads_of_their_own_in_both_spellings() -> None:
+    config = FAMILIES["gemma4"].config
+    architecture = arch.for_model_type("gemma4_text")
+    expected = architecture.sizes(config, where="test")
+    assert (expected.full_layers, expected.full_kv_heads) == ((2, 5), 2)
+    names = {n.hf: n.shape for n in architecture.tensor_names(expected)}
+    assert names["model.layers.1.self_attn.q_proj.weight"] == (256, 256)
+    assert names["model.layers.2.self_attn.q_proj.weight"] == (512, 256)
+    assert names["model.layers.2.layer_scalar"] == (1,)
+    assert "model.layers.2.self_attn.v_proj.weight" not in names
+    own = {"head_dim": 32, "num_key_value_heads": 2}
+    stated = ("global_head_dim", "num_global_key_value_heads")
+    rest = {k: v for k, v in config.items() if k not in stated}
+    other = {**rest, "per_layer_config": {"2": own, "5": dict(own)}}
+    assert architecture.sizes(other, where="test") == expected
+    for wrong in ({"2": own}, {"1": own, "2": own, "5": own}, {"2": own, "5": {**own, "x": 1}}):
+        with pytest.raises(InvalidInput, match="per_layer_config should say one thing"):
+            architecture.sizes({**rest, "per_layer_config": wrong}, where="test")
+    with pytest.raises(InvalidInput, match="layer_types should name the kinds of 6 layers"):
+        architecture.sizes({**config, "layer_types": None}, where="test")
 
 
 WRONG = {

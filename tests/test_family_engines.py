@@ -41,6 +41,7 @@ OTHERWISE = {
     "exaone4_64": {"sliding_window_pattern"},
     "cohere2": {"sliding_window_pattern"},
     "gemma3": {"sliding_window_pattern"},
+    "gemma4": {"use_bidirectional_attention"},  # of images alone
     "qwen3": {"max_window_layers"},  # without windows
 }
 """Keys that another one stands for in GGUF, or that change nothing as they are."""
@@ -83,6 +84,17 @@ def test_configs_come_back_from_gguf_key_by_key(name: str, folder: Made, tmp_pat
     assert {k: after.get(k) for k in told} == {k: before.get(k) for k in told}
 
 
+def test_the_longest_text_of_a_file_is_under_every_key_that_has_it(
+    folder: Made, tmp_path: Path
+) -> None:
+    """transformers takes 8192 where max_position_embeddings is missing."""
+    convert(folder("cohere"), tmp_path / "model.gguf", "gguf:bf16")
+    convert(tmp_path / "model.gguf", tmp_path / "back", "hf:bf16")
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    keys = ("model_max_length", "max_position_embeddings")
+    assert [config[key] for key in keys] == [1024, 1024]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_torch_engine_computes_what_the_whole_model_does(name: str, folder: Made) -> None:
     source = folder(name)
@@ -111,6 +123,7 @@ def test_the_transformers_engine_scales_and_caps_logits_as_the_model(
 
 WALKED = (
     "olmo3", "exaone4", "granite", "cohere2", "starcoder2", "ministral3", "phi", "qwen2_moe",
+    "gemma4", "glm4",
 )  # fmt: skip
 """Families whose layers are built otherwise than those that other tests walk through."""
 

@@ -34,6 +34,8 @@ class Seeing:
     gguf: str
     silent: tuple[str, ...] = ("architectures",)
     """Keys that its ``text_config`` leaves out."""
+    towers: tuple[str, str] = ("vision_tower", "multi_modal_projector")
+    """What stands beside the language model."""
 
 
 MODELS = [
@@ -43,8 +45,12 @@ MODELS = [
     ),
     Seeing("ministral3", "mistral3", "Mistral3ForConditionalGeneration", "mistral3"),
     Seeing("mistral", "mistral3", "Mistral3ForConditionalGeneration", "mistral3"),
+    Seeing(
+        "gemma4", "gemma4", "Gemma4ForConditionalGeneration", "gemma4",
+        towers=("vision_tower", "embed_vision"),
+    ),
 ]  # fmt: skip
-CASES = [(MODELS[0], "4"), (MODELS[0], "5"), (MODELS[1], "5"), (MODELS[2], "4")]
+CASES = [(MODELS[0], "4"), (MODELS[0], "5"), (MODELS[1], "5"), (MODELS[2], "4"), (MODELS[3], "5")]
 
 
 def seeing(model: Seeing, version: str, folder: Path) -> tuple[str, str]:
@@ -53,6 +59,8 @@ def seeing(model: Seeing, version: str, folder: Path) -> tuple[str, str]:
     family = FAMILIES[model.family]
     vocab = MAKERS[family.tokenizer](folder)
     inner: dict[str, Any] = {**family.config, "num_hidden_layers": 2}
+    if "layer_types" in inner:
+        inner["layer_types"] = inner["layer_types"][-2:]
     if inner.get("sliding_window") is not None and model.model_type == "mistral3":
         inner["sliding_window"] = None  # as released; llama.cpp has none
     raw_model(folder, inner, vocab_size=vocab, bos_token_id=2, eos_token_id=1)
@@ -71,10 +79,10 @@ def seeing(model: Seeing, version: str, folder: Path) -> tuple[str, str]:
         language + name.removeprefix("model.") if name.startswith("model.") else head + name: value
         for name, value in load_file(folder / "model.safetensors").items()
     }
-    tensors[f"{others}vision_tower.post_layernorm.weight"] = torch.ones(32)
-    tensors[f"{others}multi_modal_projector.norm.weight"] = torch.ones(32)
+    first, second = (others + tower for tower in model.towers)
+    tensors |= {f"{tower}.norm.weight": torch.ones(32) for tower in (first, second)}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return f"{others}vision_tower (1 tensors)", f"{others}multi_modal_projector (1 tensors)"
+    return f"{first} (1 tensors)", f"{second} (1 tensors)"
 
 
 @pytest.mark.parametrize(("model", "version"), CASES, ids=lambda case: getattr(case, "family", ""))

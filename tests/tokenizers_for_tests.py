@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from zenconvert.models import builtin_path
 from zenconvert.texts.samples import load_bundled
@@ -211,8 +220,38 @@ def gemma(folder: Path, vocab: int = 1500) -> int:
     return int(processor.vocab_size())
 
 
+def gemma4(folder: Path, vocab: int = 1500) -> int:
+    """Pieces of SentencePiece with byte fallback in a tokenizer.json alone, as Gemma 4 has it."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]{1,12}|\n+"), "isolated")
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        limit_alphabet=600,
+        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts(), trainer)
+    made = json.loads(tokenizer.to_str())
+    made["added_tokens"] = made["added_tokens"][: len(special)]
+    split = {"pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    made["pre_tokenizer"] = {"type": "Split", **split}
+    tokenizer = Tokenizer.from_str(json.dumps(made))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    begin = special[2]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, 2)]
+    )
+    roles = {"pad_token": "<pad>", "unk_token": "<unk>"}
+    return _saved(folder, tokenizer, special, bos_token=begin, eos_token=special[1], **roles)
+
+
 MAKERS = {
     "gemma": gemma,
+    "gemma4": gemma4,
     "glm4": glm4,
     "qwen2": qwen2,
     "llama3": llama3,

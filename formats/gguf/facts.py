@@ -16,6 +16,7 @@ from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.meaning import Fact
 from zenconvert.model.sliding import windows
 from zenconvert.model.target import Options, Target
+from zenconvert.model.tokenizer import Tokenizer
 
 _RUNTIME: Final = "llama.cpp"
 _COMPUTED: Final = (
@@ -53,7 +54,8 @@ def _tokenizer(checkpoint: Checkpoint, options: Options) -> Iterator[Fact]:
     except ZenError:
         return  # it stops the layout, which says so
     yield from generation.facts(checkpoint, keys)
-    for text in tokenizer.losses:
+    by_scores = () if family.model else tokenizer.score_losses
+    for text in (*tokenizer.losses, *by_scores, *(_lines(tokenizer) if family.model else ())):
         yield Fact("tokenizer.json", text, "", exact=False, why=f"so {_RUNTIME} has it")
     for name, other in template_names(tokenizer).items():
         if name != other:
@@ -61,6 +63,13 @@ def _tokenizer(checkpoint: Checkpoint, options: Options) -> Iterator[Fact]:
             yield Fact(f"chat template {name}", name, other, exact=False, why=why)
     for text in tokenizer.ignored:
         yield Fact("tokenizer.json", text, "")
+
+
+def _lines(tokenizer: Tokenizer) -> Iterator[str]:
+    """Of tokenizers that merge by rank, llama.cpp parts lines from their ends first."""
+    mixed = (text for text in tokenizer.tokens if "\n" in text and text.strip("\n"))
+    if (text := next(mixed, None)) is not None:
+        yield f"{text!r:.40} is never made, as lines are parted from their ends"
 
 
 def _rotations(checkpoint: Checkpoint, options: Options) -> Iterator[Fact]:

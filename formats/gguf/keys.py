@@ -15,7 +15,7 @@ from zenconvert.errors import CorruptFile
 from zenconvert.formats.gguf.container import KeyValue
 from zenconvert.formats.gguf.rope import scaling_keys
 from zenconvert.model.architecture import Architecture
-from zenconvert.model.architecture_table import FILE_TYPE, ROTATIONS, TEXT
+from zenconvert.model.architecture_table import BY_LAYER, FILE_TYPE, PATTERN, ROTATIONS, TEXT
 from zenconvert.model.config_numbers import at_path
 from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.sliding import FULL, SLIDES, layer_types
@@ -51,6 +51,8 @@ _CONSTANTS: Final[dict[str, tuple[Any, ...]]] = {
 """Keys that change nothing as long as they have one of these values."""
 _REQUIRED: Final = frozenset({"layers", "context", "hidden", "ffn", "heads", "rms_eps"})
 _TOLD_OTHERWISE: Final = frozenset({"vocab", "head_dim", "rotary_dim"})
+_PLACES: Final = (ROTATIONS, FILE_TYPE, TEXT, PATTERN)
+"""Types of rows that hold no size."""
 """Sizes whose rows are only compared with what other rows and tensors say."""
 _PATTERN: Final = "attention.sliding_window_pattern"
 _INTEGERS: Final = frozenset({"u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64"})
@@ -72,13 +74,21 @@ def model_keys(
             keys["general.file_type"] = file_type
         elif key.type == TEXT:
             keys[f"{prefix}{key.name}"] = ("str", key.size)
+        elif key.type == PATTERN:
+            keys[f"{prefix}{key.name}"] = ("arr:bool", np.array(slides))
+        elif key.constant is not None:
+            keys[f"{prefix}{key.name}"] = (key.type, key.constant)
+        elif key.type == BY_LAYER and hp.full_kv_heads:
+            heads = [hp.kv_heads if slide else hp.full_kv_heads for slide in slides]
+            keys[f"{prefix}{key.name}"] = ("arr:i32", np.array(heads, dtype=np.int32))
         else:
             number = hp.number(key.size) if key.size != "sliding_window" or any(slides) else None
             number = 0 if number is None and key.or_zero else number
             spare = key.only_other and number == family.implied_number(key.size, hp)
             if number is not None and not spare:
-                value = int(number) if key.type == "u32" else float(number)
-                keys[f"{prefix}{key.name}"] = (key.type, value)
+                whole = key.type != "f32"
+                value = int(number) if whole else float(number)
+                keys[f"{prefix}{key.name}"] = ("u32" if whole else "f32", value)
     if pattern := _pattern(architecture, hp, slides):
         keys[f"{prefix}{_PATTERN}"] = ("arr:bool", np.array(pattern))
     return keys
@@ -91,6 +101,7 @@ def _pattern(
     period = architecture.in_gguf.window_period
     usual = [kind == SLIDES for kind in layer_types(hp.layers, period)] if period else []
     told = architecture.in_gguf.pattern_always or list(slides) != usual
+    told = told and all(key.type != PATTERN for key in architecture.in_gguf.keys)
     return list(slides) if period and any(slides) and told else None
 
 
@@ -155,6 +166,7 @@ def hf_config(
         "architectures": [architecture.hf_class],
         "model_type": architecture.model_type,
         **{key: v for k, v in sizes.items() if "." not in (key := architecture.key(k))},
+        **_sliding_rotations(architecture, sizes),
         architecture.block.activation_key: architecture.constants[
             architecture.block.activation_key
         ][0],
@@ -187,12 +199,36 @@ def _scaling(
     return None if scaling is None else {**scaling, **inside}
 
 
+def _sliding_rotations(architecture: Architecture, sizes: Mapping[str, float]) -> dict[str, Any]:
+    """Rotations of layers that slide, where configs have those of kinds of layers side by side."""
+    if architecture.key("sliding_theta") != f"rope_parameters.{SLIDES}.rope_theta":
+        return {}
+    plain = {"rope_type": "default", "rope_theta": sizes["sliding_theta"]}
+    return {"rope_parameters": {SLIDES: plain}}
+
+
+def with_full_rotations(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that has rotations of layers that slide, with those of all others beside them."""
+    kinds = config.get("rope_parameters") or {}
+    if SLIDES not in kinds:
+        return dict(config)
+    scaling = config["rope_scaling"] or {"rope_type": "default"}
+    rest = {k: v for k, v in config.items() if k not in ("rope_theta", "rope_scaling")}
+    full = {**scaling, "rope_theta": config["rope_theta"]}
+    return {**rest, "rope_parameters": {FULL: full, **kinds}}
+
+
 def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]:
     """Size → number, of every row that the file has; the first row of a size counts."""
     family, found = architecture.in_gguf, dict[str, float]()
     required = _REQUIRED | {size for size in architecture.names if size.startswith("expert")}
     for key in family.keys:
-        if key.type in (ROTATIONS, FILE_TYPE, TEXT) or key.size in _TOLD_OTHERWISE or key.unread:
+        if key.type in _PLACES or key.size in _TOLD_OTHERWISE or key.unread:
+            continue
+        if key.constant is not None:
+            continue
+        if key.type == BY_LAYER:
+            found |= _by_layer(keys, key.name)
             continue
         size = "head_dim" if key.size == "stated_head_dim" else key.size
         if size in found:
@@ -206,6 +242,24 @@ def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]
         if size not in found and not isinstance(value, str):
             found[size] = value
     return {**found, "kv_heads": found.get("kv_heads", found["heads"])}
+
+
+def _by_layer(keys: KeyReader, name: str) -> dict[str, float]:
+    """Key-value heads of layers that slide and of others. Raises CorruptFile."""
+    kind, value = keys.metadata.get(f"{keys.prefix}{name}", ("", None))
+    if not kind.startswith("arr:"):
+        return {"kv_heads": keys.integer(name)}
+    slides = list(keys.metadata.get(f"{keys.prefix}{_PATTERN}", ("", ()))[1])
+    heads = list(value) if kind in ("arr:i32", "arr:u32") else []
+    pairs = [(int(n), bool(slide)) for n, slide in zip(heads, slides, strict=False)]
+    sets = [{n for n, slide in pairs if slide == kind} for kind in (True, False)]
+    if len(heads) != len(slides) or max(map(len, sets)) > 1 or not heads:
+        raise CorruptFile(
+            f"{keys.where}: {keys.prefix}{name} should have one number for all layers that slide "
+            f"and one for all others, found {heads!r:.100} and {slides!r:.100} of {_PATTERN}"
+        )
+    sliding, full = (next(iter(one), 0) for one in sets)
+    return {"kv_heads": sliding or full, "full_kv_heads": full or sliding}
 
 
 def _layers(architecture: Architecture, keys: KeyReader) -> dict[str, Any]:
@@ -264,7 +318,7 @@ def _unlike_defaults(architecture: Architecture) -> dict[str, Any]:
     """What llama.cpp computes and a config that is silent does not say."""
     found = {
         key: values[0]
-        for key, values in architecture.constants.items()
+        for key, values in {**architecture.constants, **architecture.needs}.items()
         if key in architecture.defaults and architecture.defaults[key] not in values
     }
     if architecture.defaults.get("sliding_window") is None and architecture.block.windows != "none":
@@ -283,6 +337,11 @@ def strange_keys(
         "vocab_size": hp.vocab,
         "expert_feed_forward_length": hp.expert_ffn or hp.ffn,
     }
+    for row in architecture.in_gguf.keys:
+        if row.constant is not None:
+            same[row.name] = row.constant
+        elif row.size in _TOLD_OTHERWISE or (row.name in same and row.size == "full_head_dim"):
+            same[row.name] = int(hp.number(row.size) or 0)
     rows = {key.name for key in architecture.in_gguf.keys} - set(same)
     if architecture.in_gguf.window_period:
         rows.add(_PATTERN)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,6 +67,7 @@ class TensorFacts:
     shape: tuple[int, ...]
 
 
+_IN_BLOCK: Final = re.compile(r"blk\.(\d+)\.(\w+?)(_exps|_shexp)?\.weight")
 _LIKE_ATTN_V: Final = frozenset({"attn_v", "attn_qkv", "attn_kv_b"})
 """Roles of one category (``category_is_attn_v``): what holds values, among other rows or not."""
 
@@ -196,7 +197,7 @@ def choose(
     named = {_OUTPUT: output_type, _EMBEDDING: embedding_type}
     if model.tied and embedding_type is None:
         named[_EMBEDDING] = output_type
-    choices = {}
+    choices, places = {}, _value_places(model, tensors)
     for tensor in tensors:
         chosen = _kept(tensor)
         if chosen is None and (kind := named.get(tensor.name)) is not None:
@@ -204,9 +205,22 @@ def choose(
         if chosen is None:
             chosen = _overridden(tensor, compiled)
         if chosen is None:
-            chosen = _by_rule(_FILE_TYPES[file_type], model, tensor, importance, pure)
+            of = replace(model, layers=len(places)) if tensor.name in places else model
+            at = places.get(tensor.name)
+            chosen = _by_rule(_FILE_TYPES[file_type], of, tensor, importance, pure, at)
         choices[tensor.name] = _fitting(tensor, chosen)
     return choices
+
+
+def _value_places(model: ModelFacts, tensors: Sequence[TensorFacts]) -> dict[str, int]:
+    """Of a model without experts, the place of every tensor that holds values among these: the
+    quantizer counts them, and some layers may have none."""
+    found = {}
+    for tensor in tensors if model.experts <= 1 else ():
+        match = _IN_BLOCK.fullmatch(tensor.name)
+        if match is not None and match[2] in _LIKE_ATTN_V:
+            found[tensor.name] = int(match[1])
+    return {name: at for at, name in enumerate(sorted(found, key=lambda name: found[name]))}
 
 
 def requires_importance(file_type: str, tensor: str, kind: str) -> bool:
@@ -252,7 +266,12 @@ def _overridden(
 
 
 def _by_rule(
-    file_type: FileType, model: ModelFacts, tensor: TensorFacts, importance: bool, pure: bool
+    file_type: FileType,
+    model: ModelFacts,
+    tensor: TensorFacts,
+    importance: bool,
+    pure: bool,
+    place: int | None,
 ) -> TypeChoice:
     default = file_type.type
     if default in _FLOAT_TYPES or pure:
@@ -261,10 +280,10 @@ def _by_rule(
         return _output(file_type, tensor)
     if tensor.name == _EMBEDDING:
         return TypeChoice(file_type.embedding or default, f"the embedding in {file_type.name}")
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+?)(_exps|_shexp)?\.weight", tensor.name)
+    match = _IN_BLOCK.fullmatch(tensor.name)
     if match is None:
         return TypeChoice(default, f"the type of {file_type.name}")
-    layer, role = int(match[1]), match[2]
+    layer, role = int(match[1]) if place is None else place, match[2]
     roles = [f"{role}{match[3]}", role] if match[3] and len(tensor.shape) > 2 else [role]
     roles = ["attn_v"] if role in _LIKE_ATTN_V else roles
     kind, why = default, f"the type of {file_type.name}"

@@ -29,7 +29,12 @@ from zenconvert.errors import (
 from zenconvert.formats.gguf import container, rope
 from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
 from zenconvert.formats.gguf.generation import settings_of
-from zenconvert.formats.gguf.keys import KeyReader, hf_config, strange_keys
+from zenconvert.formats.gguf.keys import (
+    KeyReader,
+    hf_config,
+    strange_keys,
+    with_full_rotations,
+)
 from zenconvert.formats.gguf.tokenizer import (
     carried_keys,
     special_ids,
@@ -41,6 +46,7 @@ from zenconvert.model import architecture as arch
 from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.checkpoint import Checkpoint, Metadata, StoredTensor, Tensor
 from zenconvert.model.encoding import Dense, Encoding
+from zenconvert.model.gguf_family import GgufFamily
 from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.operations import CHANGES, ROWS
 from zenconvert.model.row_order import RowOrder
@@ -185,13 +191,14 @@ def _config(
     )
     if (freqs := infos.get(rope.FREQS)) is not None:
         hp = architecture.sizes(config, where=keys.where)
-        found = None if scaling is not None else _scaling_from_tensor(freqs, hp)
+        of = architecture.in_gguf
+        found = None if scaling is not None else _scaling_from_tensor(freqs, hp, of)
         if found is None:
             strange[rope.FREQS] = "factors of rotary frequencies that no config can say"
         config["rope_scaling"] = found or scaling
     if factors:
         config["rope_scaling"] = _longrope(architecture, config, keys, factors)
-    return {**config, **_token_ids(metadata)}, strange
+    return {**with_full_rotations(config), **_token_ids(metadata)}, strange
 
 
 def _longrope(
@@ -233,9 +240,13 @@ def _token_ids(metadata: Mapping[str, KeyValue]) -> dict[str, int]:
     return {f"{role}_token_id": found[role] for role in ("bos", "eos", "pad") if role in found}
 
 
-def _scaling_from_tensor(info: TensorInfo, hp: Hyperparameters) -> dict[str, Any] | None:
-    """Llama-3 scaling of a file's factors; None for factors that are of no such scaling."""
-    factors = _factors(info, hp.head_dim // 2)
+def _scaling_from_tensor(
+    info: TensorInfo, hp: Hyperparameters, family: GgufFamily
+) -> dict[str, Any] | None:
+    """Scaling of a file's factors; None for factors that are of none that the family has."""
+    factors = _factors(info, (hp.full_head_dim or hp.head_dim) // 2)
+    if rope.PROPORTIONAL in family.scalings:
+        return rope.share_from_factors(factors)
     found = rope.scaling_from_factors(factors, hp.rope_theta, hp.head_dim)
     if found is None and bool((factors == 1).all()):
         return {"rope_type": "default"}

@@ -47,6 +47,10 @@ KINDS: Final = ("default", "linear", "yarn", "dynamic")
 """Scalings that are key/values, or that llama.cpp leaves away."""
 FACTORS: Final = "llama3"
 """The scaling that is a tensor of factors."""
+PROPORTIONAL: Final = "proportional"
+"""Rotations of a share of every head's frequencies, which is such a tensor, too."""
+_STILL: Final = np.float32(1e30)
+"""What the frequencies of all others are divided by."""
 LONGROPE: Final = "longrope"
 """The scaling that is two such tensors, and a key."""
 
@@ -66,7 +70,7 @@ class _Keys(Protocol):
 def scaling_keys(hp: Hyperparameters, family: GgufFamily) -> dict[str, KeyValue]:
     """``rope.scaling.*`` key/values. Raises Unsupported where llama.cpp has no keys."""
     scaling = hp.rope_scaling
-    if scaling is None or scaling["rope_type"] in {FACTORS, "dynamic", LONGROPE}:
+    if scaling is None or scaling["rope_type"] in {FACTORS, "dynamic", LONGROPE, PROPORTIONAL}:
         return {}
     kind = scaling["rope_type"]
     if kind not in KINDS:
@@ -223,6 +227,12 @@ def frequency_factors(hp: Hyperparameters) -> NDArray[np.float32] | None:
     Raises InvalidInput for numbers that make none.
     """
     scaling = hp.rope_scaling
+    if scaling is not None and scaling["rope_type"] == PROPORTIONAL:
+        size = hp.full_head_dim or hp.head_dim
+        turning = int((scaling.get("partial_rotary_factor") or 1.0) * size // 2)
+        found = np.full(size // 2, _STILL, dtype=np.float32)
+        found[:turning] = scaling.get("factor") or 1.0
+        return found
     if scaling is None or scaling["rope_type"] != "llama3":
         return None
     with np.errstate(all="ignore"):
@@ -239,6 +249,16 @@ def frequency_factors(hp: Hyperparameters) -> NDArray[np.float32] | None:
             "factors; check these values of the config"
         )
     return factors
+
+
+def share_from_factors(factors: NDArray[np.float32]) -> dict[str, Any] | None:
+    """The scaling that divides some frequencies by one factor and lets the others stand still."""
+    turning = int(np.count_nonzero(factors != _STILL))
+    factor = float(str(factors[0])) if len(factors) else 0.0
+    if not turning or not (factors[:turning] == factors[0]).all() or factor <= 0:
+        return None
+    found = {"rope_type": PROPORTIONAL, "partial_rotary_factor": turning / len(factors)}
+    return found if factor == 1 else {**found, "factor": factor}
 
 
 def _frequencies(theta: float, head_dim: int) -> NDArray[np.float32]:

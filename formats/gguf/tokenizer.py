@@ -17,10 +17,11 @@ from zenconvert.errors import CorruptFile, UnknownTokenizer, UsageError
 from zenconvert.formats.gguf.container import KeyValue
 from zenconvert.model import pretokenizer
 from zenconvert.model.gguf_family import GgufFamily
-from zenconvert.model.tokenizer import Kind, Tokenizer, TokenType
+from zenconvert.model.tokenizer import Kind, Tokenizer, TokenType, piece_scores
 
 _PREFIX: Final = "tokenizer.ggml."
 _TEMPLATE: Final = "tokenizer.chat_template"
+_UNREAD_SCORE: Final = -1000.0
 _MODELS: Final[dict[str, Kind]] = {"gpt2": "bpe", "llama": "spm"}
 _ROLES: Final = {
     "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding",
@@ -50,15 +51,8 @@ def tokenizer_metadata(
     unlike = tokenizer.kind == "spm" and prefix is False  # llama.cpp's default is to put one
     if prefix is not None and (place == "first" or (unlike and place != "last")):
         keys["add_space_prefix"] = ("bool", prefix)
-    keys["model"] = ("str", next(n for n, k in _MODELS.items() if k == tokenizer.kind))
     pre = _pre(tokenizer, family, pre_tokenizer)
-    keys["pre"] = ("str", pre)
-    keys["tokens"] = ("arr:str", tokenizer.tokens)
-    if tokenizer.scores is not None:
-        keys["scores"] = ("arr:f32", np.asarray(tokenizer.scores, dtype=np.float32))
-    keys["token_type"] = ("arr:i32", np.asarray(tokenizer.types, dtype=np.int32))
-    if tokenizer.merges:
-        keys["merges"] = ("arr:str", tokenizer.merges)
+    keys |= _merging(tokenizer, family) if family.model else _pieces(tokenizer, pre)
     for role, token in {**tokenizer.special, **_given(tokenizer, family)}.items():
         if role in _ROLES:
             keys[f"{_ROLES[role]}_token_id"] = ("u32", token)
@@ -70,8 +64,45 @@ def tokenizer_metadata(
         keys["add_bos_token"] = ("bool", tokenizer.add_bos)
     last = place == "last" and tokenizer.kind == "spm"
     end: dict[str, KeyValue] = {f"{_PREFIX}add_space_prefix": ("bool", bool(prefix))}
+    if family.model:
+        end[f"{_PREFIX}add_bos_token"] = ("bool", True)
     metadata = {f"{_PREFIX}{key}": value for key, value in keys.items()} | _templates(tokenizer)
     return metadata | (end if last else {})
+
+
+def _pieces(tokenizer: Tokenizer, pre: str) -> dict[str, KeyValue]:
+    """The vocabulary of a tokenizer that llama.cpp knows by its kind."""
+    keys: dict[str, KeyValue] = {
+        "model": ("str", next(n for n, k in _MODELS.items() if k == tokenizer.kind)),
+        "pre": ("str", pre),
+        "tokens": ("arr:str", tokenizer.tokens),
+    }
+    if tokenizer.scores is not None:
+        keys["scores"] = ("arr:f32", np.asarray(tokenizer.scores, dtype=np.float32))
+    keys["token_type"] = ("arr:i32", np.asarray(tokenizer.types, dtype=np.int32))
+    if tokenizer.kind == "bpe" and tokenizer.merges:
+        keys["merges"] = ("arr:str", tokenizer.merges)
+    return keys
+
+
+def _merging(tokenizer: Tokenizer, family: GgufFamily) -> dict[str, KeyValue]:
+    """Pieces of SentencePiece that merge by rank; their scores are not read."""
+    if tokenizer.kind != "spm" or not tokenizer.merges or tokenizer.add_space_prefix:
+        raise UnknownTokenizer(
+            "this tokenizer cannot be stored in GGUF: files of the family hold pieces of "
+            "SentencePiece with their merges and put no space before a text (other targets take it)"
+        )
+    types = [
+        int(TokenType.USER_DEFINED) if text in family.shown else kind
+        for text, kind in zip(tokenizer.tokens, tokenizer.types, strict=True)
+    ]
+    return {
+        "model": ("str", family.model),
+        "tokens": ("arr:str", tokenizer.tokens),
+        "scores": ("arr:f32", np.full(len(types), _UNREAD_SCORE, dtype=np.float32)),
+        "token_type": ("arr:i32", np.asarray(types, dtype=np.int32)),
+        "merges": ("arr:str", tokenizer.merges),
+    }
 
 
 def _given(tokenizer: Tokenizer, family: GgufFamily) -> dict[str, int]:
@@ -147,14 +178,16 @@ def tokenizer_from_metadata(metadata: Mapping[str, KeyValue], *, where: str) -> 
     """
     reader = _Reader(metadata, where)
     model = reader.value("model", "str")
-    if model not in _MODELS:
+    merging = pretokenizer.merging_models()
+    if model not in _MODELS and model not in merging:
+        known = ", ".join((*_MODELS, *sorted(merging)))
         raise UnknownTokenizer(
-            f"{where}: tokenizers of type {model!r:.60} are not supported; {', '.join(_MODELS)} are"
+            f"{where}: tokenizers of type {model!r:.60} are not supported; {known} are"
         )
-    kind = _MODELS[model]
+    kind = _MODELS.get(model, "spm")
     given = reader.value("tokens", "arr:str")
     tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(given)]
-    merges = reader.value("merges", "arr:str", default=[]) if kind == "bpe" else []
+    merges = [] if model == "llama" else reader.value("merges", "arr:str", default=[])
     if any(merge.count(" ") != 1 for merge in merges):
         raise CorruptFile(f"{where}: every merge should be two texts with a space between them")
     rule, problem = _rule(reader) if kind == "bpe" else (None, "")
@@ -164,6 +197,8 @@ def tokenizer_from_metadata(metadata: Mapping[str, KeyValue], *, where: str) -> 
     special |= usual
     types = _types(reader, tokens)
     scores = _scores(reader, len(tokens)) if kind == "spm" else None
+    if model in merging:
+        scores = piece_scores(tokens, types, merges)
     return Tokenizer(
         kind=kind,
         tokens=tokens,
@@ -174,7 +209,9 @@ def tokenizer_from_metadata(metadata: Mapping[str, KeyValue], *, where: str) -> 
         rule_problem=problem,
         special=special,
         adds=adds,
-        add_space_prefix=reader.value("add_space_prefix", "bool", default=None),
+        add_space_prefix=reader.value(
+            "add_space_prefix", "bool", default=False if model in merging else None
+        ),
         chat_template=default,
         named_templates=named,
         warnings=(

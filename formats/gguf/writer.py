@@ -144,10 +144,11 @@ def _facts(
     checkpoint: Checkpoint, stacks: dict[str, tuple[TensorName, list[Tensor]]]
 ) -> mixtures.ModelFacts:
     hp = checkpoint.hyperparameters
+    first = hp.full_kv_heads if 0 in hp.full_layers else 0  # all that the quantizer asks
     return mixtures.ModelFacts(
         layers=hp.layers,
         heads=hp.heads,
-        kv_heads=hp.kv_heads,
+        kv_heads=first or hp.kv_heads,
         experts=hp.experts,
         tied="output.weight" not in stacks,
         is_70b=checkpoint.architecture.in_gguf.is_70b(hp.layers, hp.heads, hp.kv_heads),
@@ -284,14 +285,14 @@ def _converted_metadata(
         "general.quantization_version": QUANTIZATION_VERSION,
         **tokenizer,
     }
-    if options.pre_tokenizer is None and _names_one_rule(carried.get(_PRE), own[_PRE]):
+    if options.pre_tokenizer is None and _names_one_rule(carried.get(_PRE), own.get(_PRE)):
         own[_PRE] = carried[_PRE]
     return own | {k: v for k, v in carried.items() if k not in own}
 
 
-def _names_one_rule(carried: KeyValue | None, own: KeyValue) -> bool:
+def _names_one_rule(carried: KeyValue | None, own: KeyValue | None) -> bool:
     """Whether a carried pre-tokenizer is another name of the one that the tokenizer has."""
-    if carried is None or carried[0] != "str":
+    if carried is None or own is None or carried[0] != "str":
         return False
     rule = pretokenizer.by_name(carried[1])
     return rule is not None and rule.name == own[1]

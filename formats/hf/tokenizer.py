@@ -20,10 +20,15 @@ from zenconvert.formats.hf import fast, sentencepiece_model
 from zenconvert.formats.hf.normal_table import NormalTable
 from zenconvert.formats.hf.sentencepiece_model import SentencePieceModel
 from zenconvert.formats.hf.tokenizer_files import Added, TokenizerFiles, text_of
-from zenconvert.formats.hf.tokenizer_json import ADDED_SCORE, definition_of, removing_spaces
-from zenconvert.formats.hf.tokenizer_losses import ignored_of, losses_of, unlike_sentencepiece
+from zenconvert.formats.hf.tokenizer_json import definition_of, removing_spaces
+from zenconvert.formats.hf.tokenizer_losses import (
+    ignored_of,
+    losses_of,
+    score_losses,
+    unlike_sentencepiece,
+)
 from zenconvert.formats.hf.tokenizer_structure import Structure, understand
-from zenconvert.model.tokenizer import Tokenizer, TokenType, hole
+from zenconvert.model.tokenizer import ADDED_SCORE, Tokenizer, TokenType, hole
 
 UNUSED_SCORE: Final = -10000.0
 _LOOKS_SPECIAL: Final = re.compile(
@@ -152,7 +157,7 @@ def _from_definition(files: TokenizerFiles, definition: Mapping[str, Any]) -> To
         tokens=vocabulary.tokens,
         types=vocabulary.types,
         scores=vocabulary.scores if structure.kind == "spm" else None,
-        merges=_merges(files, model.get("merges")) if structure.kind == "bpe" else (),
+        merges=_merges(files, model.get("merges")) if structure.kind in ("bpe", "spm") else (),
         rule=structure.rule,
         rule_problem=structure.rule_problem,
         add_space_prefix=_space_prefix(files, structure),
@@ -162,7 +167,12 @@ def _from_definition(files: TokenizerFiles, definition: Mapping[str, Any]) -> To
     )
     losses = losses_of(tokenizer, files.added, files.loaded, definition)
     ignored = tuple(ignored_of(definition))
-    return replace(tokenizer, losses=(*structure.losses, *losses), ignored=ignored)
+    return replace(
+        tokenizer,
+        losses=(*structure.losses, *losses),
+        score_losses=tuple(score_losses(tokenizer, definition)),
+        ignored=ignored,
+    )
 
 
 def _is_piece(vocabulary: _Vocabulary, number: int, token: Added) -> bool:

@@ -20,10 +20,7 @@ from zenconvert.formats.hf.sentencepiece_model import Piece
 from zenconvert.formats.hf.special_tokens import ROLES
 from zenconvert.model import pretokenizer
 from zenconvert.model.pretokenizer import DIGITS, GPT2, Rule
-from zenconvert.model.tokenizer import Tokenizer, TokenType
-
-ADDED_SCORE: Final = -1000.0
-"""Score that llama.cpp's converter gives to added tokens."""
+from zenconvert.model.tokenizer import ADDED_SCORE, Tokenizer, TokenType
 
 _ADDED: Final = frozenset({TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN})
 """Types that are recognised in a text wherever they stand."""
@@ -258,7 +255,8 @@ def _byte_fallback_definition(tokenizer: Tokenizer) -> dict[str, Any]:
         "type": "BPE", "dropout": None, "unk_token": unk, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True,
         "ignore_merges": False, "vocab": vocab,
-        "merges": _merges(vocab, tokenizer.scores, tokenizer.types),
+        "merges": [merge.split(" ") for merge in tokenizer.merges]
+        or _merges(vocab, tokenizer.scores, tokenizer.types),
     }  # fmt: skip
     return {
         "version": "1.0", "truncation": None, "padding": None,

@@ -36,8 +36,6 @@ def losses_of(
         *_frame(tokenizer, library, definition),
         *_texts(tokenizer),
     ]
-    if tokenizer.kind == "spm":
-        found += _merge_order(tokenizer, definition)
     rule = pretokenizer.by_name(tokenizer.rule) if tokenizer.rule else None
     return (*found, *(rule.losses if rule is not None else ()))
 
@@ -124,8 +122,11 @@ def _texts(tokenizer: Tokenizer) -> Iterator[str]:
         yield f"{_shown(texts)} is taken for a control token because of its text"
 
 
-def _merge_order(tokenizer: Tokenizer, definition: Mapping[str, Any]) -> Iterator[str]:
-    """llama.cpp merges whatever makes a piece, by the piece's score; tokenizer.json by pair."""
+def score_losses(tokenizer: Tokenizer, definition: Mapping[str, Any]) -> Iterator[str]:
+    """Where files tell merges by scores, llama.cpp merges whatever makes a piece, by the piece's
+    score; tokenizer.json by pair."""
+    if tokenizer.problem or tokenizer.kind != "spm":
+        return
     vocab: Mapping[str, int] = definition["model"]["vocab"]
     assert tokenizer.scores is not None
     given: dict[tuple[str, str], int] = {}

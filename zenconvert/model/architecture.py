@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.errors import InvalidInput, MissingTensor, UnknownArchitecture
+from zenconvert.errors import InvalidInput, MissingTensor, UnknownArchitecture, Unsupported
 from zenconvert.model import operations
 from zenconvert.model.architecture_table import ALWAYS, IGNORED, Table, read_table
 from zenconvert.model.block_features import BlockFeatures, block_features
@@ -89,7 +89,10 @@ class Architecture:
     names: Names
     """Size → where a config has it."""
     layers: Mapping[str, str]
-    """``dense`` and ``sparse_step`` → the config keys that say which layers are which."""
+    """``dense`` and ``sparse_step``, or ``types`` and ``own`` → the config keys that say which
+    layers are which."""
+    needs: Mapping[str, Sequence[Any]]
+    """Config key → the values without which the tables' modules are not the model's."""
     defaults: Mapping[str, Any]
     """What holds where a config is silent."""
     constants: Mapping[str, Sequence[Any]]
@@ -104,7 +107,15 @@ class Architecture:
     """Model types that hold models of the family."""
 
     def sizes(self, config: Mapping[str, Any], *, where: str) -> Hyperparameters:
-        """The sizes of a config. Raises as ``from_config``."""
+        """The sizes of a config. Raises as ``from_config``, and Unsupported for a model of another
+        kind than the table's."""
+        for key, allowed in self.needs.items():
+            value = config.get(key, self.defaults.get(key))
+            if value is not None and value not in allowed:
+                raise Unsupported(
+                    f"{where}: {key} is {value!r:.60}, and {self.id} models are known with "
+                    f"{' or '.join(map(repr, allowed)) or 'none'} only"
+                )
         return from_config(config, self.defaults, self.names, where=where, layers=self.layers)
 
     def key(self, size: str) -> str:
@@ -137,6 +148,8 @@ class Architecture:
             raise InvalidInput(f"{where}: a vocabulary of {hp.vocab}; at most {_MOST_TOKENS}")
         dense = len(hp.dense_layers)
         least = self._least(hp, ()) * (hp.layers - dense) + self._least(hp, (0,)) * dense
+        if hp.full_layers:
+            least = hp.layers * min(self._least(replace(hp, full_layers=f), ()) for f in ((), (0,)))
         stored = [shape for shape in shapes if 0 not in shape]
         room = len(stored) + sum(shape[0] for shape in stored if len(shape) == _STACK)
         if least > _FUSED * room or hp.experts > _MOST_EXPERTS:
@@ -155,10 +168,13 @@ class Architecture:
 
     def tensor_names(self, hp: Hyperparameters) -> tuple[TensorName, ...]:
         """Every tensor that a model of this size may have, layer by layer."""
-        sizes = {size: int(getattr(hp, size)) for module in self.modules for size in module.shape}
+        of_all = (size for m in self.modules for size in (*m.shape, *m.full_shape))
+        sizes = {size: int(getattr(hp, size)) for size in of_all}
+        full = hp.full_layers if self.layers else ()
         return _tensor_names(
-            self.modules, tuple(sizes.items()), hp.layers, hp.dense_layers, hp.experts, hp.tied
-        )
+            self.modules, tuple(sizes.items()), hp.layers, hp.dense_layers, full, hp.experts,
+            hp.tied,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=2)  # several readers and writers of one model ask
@@ -167,25 +183,27 @@ def _tensor_names(
     sizes: tuple[tuple[str, int], ...],
     layers: int,
     dense_layers: tuple[int, ...],
+    full_layers: tuple[int, ...],
     experts: int,
     tied: bool,
 ) -> tuple[TensorName, ...]:
-    shapes = {m.name: tuple(dict(sizes)[size] for size in m.shape) for m in modules}
+    known = dict(sizes)
+    shapes = {m.name: tuple(known[size] for size in m.shape) for m in modules}
+    full = {m.name: tuple(known[s] for s in m.full_shape) for m in modules if m.full_shape}
     blocks = [m for m in modules if "{layer}" in m.name]
     first, last = modules.index(blocks[0]), modules.index(blocks[-1])
-    places = [(module, "") for module in modules[:first]]
-    kinds = ["dense" if layer in set(dense_layers) else "sparse" for layer in range(layers)]
-    places += [
-        (module, str(layer))
-        for layer, kind in enumerate(kinds)
-        for module in blocks
-        if module.layers in (None, kind)
-    ]
-    places += [(module, "") for module in modules[last + 1 :]]
+    places = [(module, "", shapes) for module in modules[:first]]
+    dense, everything = set(dense_layers), set(full_layers)
+    for layer in range(layers):
+        sees_all = layer in everything
+        kinds = (None, "dense" if layer in dense else "sparse", "full" if sees_all else "sliding")
+        here = {**shapes, **full} if sees_all else shapes
+        places += [(module, str(layer), here) for module in blocks if module.layers in kinds]
+    places += [(module, "", shapes) for module in modules[last + 1 :]]
     return tuple(
         name
-        for module, layer in places
-        for name in _expand(module, shapes[module.name], layer, experts, tied=tied)
+        for module, layer, of in places
+        for name in _expand(module, of[module.name], layer, experts, tied=tied)
     )
 
 
@@ -203,8 +221,9 @@ def _expand(
             number = str(expert)
             of = [text.replace("{expert}", number) for text in names]
         name, hf, gguf, other, stacked, rows, gguf_rows = of
+        stored = hf if module.hf_bare else f"{hf}.weight"
         yield TensorName(
-            f"{name}.weight", f"{hf}.weight", f"{gguf}.weight", module, shape, required, expert,
+            f"{name}.weight", stored, f"{gguf}.weight", module, shape, required, expert,
             f"{other}.weight" if also is not None else None, stacked or None,
             f"{rows}.weight" if rows else None, f"{gguf_rows}.weight" if gguf_rows else None,
         )  # fmt: skip
@@ -320,6 +339,7 @@ def _built(table: Table, model_type: str) -> Architecture:
         ),
         names=values["sizes"],
         layers=values["layers"],
+        needs=values["needs"],
         defaults=values["defaults"],
         constants={k: v for k, v in config.items() if isinstance(v, list)},
         list_rules={k: v for k, v in config.items() if isinstance(v, dict)},
@@ -333,7 +353,7 @@ def _built(table: Table, model_type: str) -> Architecture:
 
 def _module(row: Mapping[str, Any], flag: str | None, operation: str | None) -> Module:
     fields = {k: v for k, v in row.items() if k != "after"}
-    lists = {k: tuple(row[k]) for k in ("shape", "hf_stack_part") if k in row}
+    lists = {k: tuple(row[k]) for k in ("shape", "full_shape", "hf_stack_part") if k in row}
     bias: BiasRule = "none" if flag is None else "required" if flag == ALWAYS else "optional"
     return Module(
         **{**fields, **lists},

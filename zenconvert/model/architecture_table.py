@@ -9,6 +9,7 @@ one model type of the family.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +18,18 @@ from typing import Any, Final, NoReturn
 
 from zenconvert.errors import InvalidInput
 from zenconvert.model.block_features import RULES
-from zenconvert.model.pretokenizer import by_name
+from zenconvert.model.pretokenizer import by_name, merging_models
 from zenconvert.model.size_names import COMPUTED_SIZES, SIZES
 
 ROLES: Final = ("embed", "linear", "norm", "router", "head")
-LAYERS: Final = ("dense", "sparse_step")
-"""Keys of ``[layers]``: the config's list of layers without experts, and the period of those with
-experts, the last of which has them."""
-KINDS: Final = ("sparse", "dense")
-"""Of layers that have a module: with experts, or without."""
-SCALINGS: Final = frozenset({"linear", "yarn", "dynamic", "llama3", "longrope"})
+LAYERS: Final = {
+    ("dense", "sparse_step"): ("sparse", "dense"),
+    ("types", "own"): ("sliding", "full"),
+}
+"""Keys of ``[layers]`` → the kinds of layers that they tell apart: the config's list of layers
+without experts, and the period of those with experts, the last of which has them; or its list of
+kinds, and what it has of single layers that see everything."""
+SCALINGS: Final = frozenset({"linear", "yarn", "dynamic", "llama3", "longrope", "proportional"})
 IGNORED: Final = "ignored"
 LIST_RULES: Final = frozenset({"all", "zero_every"})
 """What a list with an entry for every layer may be held to: ``all`` entries have one value, or they
@@ -37,7 +40,7 @@ _NONE: Final = "none"
 
 _SECTIONS: Final = (
     "sizes", "layers", "defaults", "config", "block", "biases", "gguf_operations", "gguf_keys",
-    "gguf_implied", "gguf_graph", "gguf_tokenizer",
+    "gguf_implied", "gguf_graph", "gguf_tokenizer", "needs",
 )  # fmt: skip
 _KEYS: Final = (
     "like", "model_types", "within", "class", "gguf", "experts", "without", "of", "module",
@@ -46,7 +49,7 @@ _KEYS: Final = (
 _REQUIRED: Final = ("model_types", "class", "gguf", "module", "balance", *_SECTIONS)
 _MODULE_KEYS: Final = (
     "name", "hf", "gguf", "role", "shape", "hf_also", "hf_stack", "hf_stack_part", "hf_rows",
-    "gguf_rows", "after", "layers",
+    "gguf_rows", "after", "layers", "full_shape", "hf_bare",
 )  # fmt: skip
 _WRAPPER: Final = ("model_type", "config", "text_type", "beside", "prefixes")
 _VARIANT_KEYS: Final = ("class", "gguf_without", *_SECTIONS)
@@ -69,12 +72,18 @@ _GGUF_TOKENIZER: Final[dict[str, Callable[[Any], bool]]] = {
     "space_prefix": ("first", "last", "silent").__contains__,
     "without_bos": lambda value: isinstance(value, list),
     "pre": lambda value: value == "" or (isinstance(value, str) and bool(by_name(value))),
+    "model": lambda value: value == "" or value in merging_models(),
+    "shown": lambda value: isinstance(value, list),
     "special": lambda value: isinstance(value, dict) and set(value) <= set(TOKEN_ROLES),
 }
 _OWN: Final = ("of", "without", "wrapper", "within")
 """Keys that are not taken over from the table that another is like."""
 ROTATIONS: Final = "rotations"
 """What the row of all keys about scaled rotations holds."""
+PATTERN: Final = "pattern"
+"""What the row at the place of the list of layers that slide holds."""
+BY_LAYER: Final = "by_layer"
+"""Before ``kv_heads`` in ``[gguf_keys]``: a number for every layer where some have others."""
 FILE_TYPE: Final = "file_type"
 """What the row at the place of the file type holds."""
 ALL: Final = "*"
@@ -219,7 +228,8 @@ class _Check:
             self.fail("experts", "should be true or false")
         self._sizes(values)
         if values["layers"]:
-            self.keys("[layers]", values["layers"], LAYERS, LAYERS)
+            keys = next((keys for keys in LAYERS if keys[0] in values["layers"]), ("dense",))
+            self.keys("[layers]", values["layers"], keys, keys)
             self.strings("[layers]", list(values["layers"].values()))
         self._gguf(values)
         names = self._modules(values)
@@ -259,7 +269,9 @@ class _Check:
         self._facts("gguf_tokenizer", values, _GGUF_TOKENIZER)
         known = {*SIZES, *COMPUTED_SIZES}
         for key, row in values["gguf_keys"].items():
-            if row in (ROTATIONS, FILE_TYPE) or str(row).startswith(f"{TEXT} "):
+            if row in (ROTATIONS, FILE_TYPE, PATTERN) or str(row).startswith(f"{TEXT} "):
+                continue
+            if row == f"{BY_LAYER} kv_heads" or re.fullmatch(r"u32 \d+", str(row)):
                 continue
             kind, _, size = row.partition(" ") if isinstance(row, str) else ("", "", "")
             plain = size.removesuffix(OTHER).removesuffix(UNREAD).removesuffix(ZERO)
@@ -285,16 +297,20 @@ class _Check:
                     self.fail(where, f"{key} {text!r:.60} should be a name with {_HOLES} in it")
             if row["role"] not in ROLES:
                 self.fail(where, f"the role {row['role']!r} is none of {list(ROLES)}")
-            for size in self.strings(f"{where}: shape", row["shape"]):
+            if row.get("hf_bare", False) not in (True, False):
+                self.fail(where, "hf_bare should be true or false")
+            other = self.strings(f"{where}: full_shape", row.get("full_shape", row["shape"]))
+            for size in (*self.strings(f"{where}: shape", row["shape"]), *other):
                 if size not in known:
                     self.fail(where, f"the size {size!r} is none of {sorted(known)}")
             part = row.get("hf_stack_part", [0, 1])
             if not isinstance(part, list) or [type(n) for n in part] != [int, int]:
                 self.fail(where, f"hf_stack_part {part!r:.60} should be [part, parts]")
-            if row.get("layers", "dense") not in KINDS or (
-                "layers" in row and not values["layers"]
-            ):
-                self.fail(where, f"layers should be one of {KINDS}, and [layers] say which are")
+            told = next((k for keys, k in LAYERS.items() if keys[0] in values["layers"]), ())
+            if "layers" in row and row["layers"] not in told:
+                self.fail(where, f"layers should be one of {told}, which [layers] tells apart")
+            if "full_shape" in row and "full" not in told:
+                self.fail(where, "full_shape: [layers] does not say which see everything")
             if row["name"] in names:
                 self.fail(where, "stands there twice")
             names.add(row["name"])
@@ -341,6 +357,9 @@ class _Check:
                 told = f"should be {IGNORED!r}, a list of values, or one of {sorted(LIST_RULES)}"
                 self.fail(f"[config] {key}", told)
         self._facts("block", values, RULES)
+        for key, allowed in values["needs"].items():
+            if not isinstance(allowed, list):
+                self.fail(f"[needs] {key}", "should be a list of values")
         for flag, modules in values["biases"].items():
             if flag != ALWAYS and modules and not isinstance(values["defaults"].get(flag), bool):
                 self.fail(f"[biases] {flag}", "there is no true or false of it in [defaults]")

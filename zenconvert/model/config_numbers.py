@@ -10,12 +10,18 @@ from zenconvert.errors import InvalidInput
 _LIMIT: Final = 1 << 31
 
 
-def at_path(config: Mapping[str, Any], path: str) -> Any:
-    """What a config has under a key with dots into objects; None where it has nothing."""
-    found: Any = config
-    for key in path.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
+def at_path(config: Any, path: str) -> Any:
+    """What a config has under a key with dots into objects; None where it has nothing.
+
+    ``*`` stands for every key of an object, which have to hold one and the same thing there.
+    """
+    first, _, rest = path.partition(".")
+    if not isinstance(config, Mapping):
+        return None
+    if first == "*":
+        found = [at_path(value, rest) for value in config.values()]
+        return found[0] if found and all(value == found[0] for value in found) else None
+    return at_path(config.get(first), rest) if rest else config.get(first)
 
 
 def count(config: Mapping[str, Any], key: str, where: str, *, zero: bool = False) -> int:

@@ -18,8 +18,10 @@ class GgufKey:
     """A key of GGUF files, without the architecture before it, and what it holds."""
 
     name: str
-    type: Literal["u32", "f32", "text", "rotations", "file_type"]
-    """``rotations``: all keys of scaled rotations; ``file_type``: only a place."""
+    type: Literal["u32", "f32", "text", "rotations", "file_type", "pattern", "by_layer"]
+    """``rotations``: all keys of scaled rotations; ``file_type``: only a place, and ``pattern``:
+    that of the layers that slide; ``by_layer``: a number for every layer, where some have others.
+    """
     size: str = ""
     """A number of :class:`Hyperparameters`, and the key is left out where the model has none; of a
     ``text``, what it is in all files."""
@@ -29,6 +31,11 @@ class GgufKey:
     """llama.cpp computes with the number that is implied."""
     or_zero: bool = False
     """0 where the model has no such number."""
+
+    @property
+    def constant(self) -> int | None:
+        """The number that it is in all files."""
+        return int(self.size) if self.size.isdecimal() else None
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,10 @@ class GgufFamily:
     """Where a file says whether text begins with a space."""
     without_bos: frozenset[int]
     """Sizes of vocabularies of which a file always says whether they add BOS."""
+    model: str
+    """What files call the kind of its tokenizers; empty where that follows from these."""
+    shown: frozenset[str]
+    """Texts of tokens that are shown in texts, whatever the tokenizer says."""
     pre: str
     """What files call a pre-tokenizer that cuts as this one does; empty for the first name."""
     special: Mapping[str, str]
@@ -106,6 +117,8 @@ def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
         hidden_over_heads_layers=graph["hidden_over_heads_layers"],
         space_prefix=tokenizer["space_prefix"],
         without_bos=frozenset(tokenizer["without_bos"]),
+        model=tokenizer["model"],
+        shown=frozenset(tokenizer["shown"]),
         pre=tokenizer["pre"],
         special=tokenizer["special"],
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from zenconvert.errors import InvalidInput
 from zenconvert.model.config_numbers import at_path, count, real
-from zenconvert.model.rotations import check_share, rotation
+from zenconvert.model.rotations import FULL, check_share, rotation
 
 Names = Mapping[str, str | Sequence[str]]
 """Size → the key that a config has it under, or several of which the first that is there counts;
@@ -76,6 +76,15 @@ class Hyperparameters:
     """What the result of a half of a layer is multiplied by before it is added."""
     logit_factor: float | None = None
     logit_divisor: float | None = None
+    full_head_dim: int = 0
+    """Elements per attention head in layers that see everything, where others have another size; 0
+    where all have one."""
+    full_kv_heads: int = 0
+    """Key-value heads in these layers, where the config says it of them."""
+    full_layers: tuple[int, ...] = ()
+    """These layers, where they have other tensors than those with a window."""
+    position_limit: int = 0
+    """What a config gives as the longest text beside ``context``, which counts."""
 
     @property
     def usual_score_scale(self) -> float:
@@ -103,6 +112,16 @@ class Hyperparameters:
     def rotary_dim(self) -> int:
         """Channels of a head that are rotated."""
         return int(self.head_dim * self.rotary_share)
+
+    @property
+    def full_q_width(self) -> int:
+        """Outputs of the query projection in layers that see everything."""
+        return self.heads * self.full_head_dim
+
+    @property
+    def full_kv_width(self) -> int:
+        """Outputs of the key projection in these layers."""
+        return (self.full_kv_heads or self.kv_heads) * self.full_head_dim
 
     @property
     def length_border(self) -> int:
@@ -160,6 +179,12 @@ def from_config(
     theta, scaling = rotation(merged, where)
     share = sizes.real("rotary_share") or 1.0
     check_share(share, head_dim, scaling, where)
+    full_kv_heads = sizes.count("full_kv_heads", optional=True, silent=True)
+    if full_kv_heads and heads % full_kv_heads:
+        raise InvalidInput(
+            f"{where}: {heads} heads are no multiple of the {full_kv_heads} key-value heads of "
+            "layers that see everything"
+        )
     return Hyperparameters(
         layers=sizes.count("layers"),
         hidden=hidden,
@@ -193,6 +218,10 @@ def from_config(
         residual_factor=sizes.real("residual_factor"),
         logit_factor=sizes.real("logit_factor"),
         logit_divisor=sizes.real("logit_divisor"),
+        full_head_dim=sizes.count("full_head_dim", optional=True),
+        full_kv_heads=full_kv_heads,
+        full_layers=_full_layers(merged, layers or {}, sizes, where),
+        position_limit=sizes.count("position_limit", optional=True),
     )
 
 
@@ -257,7 +286,7 @@ def _dense_layers(
     config: Mapping[str, Any], keys: Mapping[str, str], sizes: _Sizes, where: str
 ) -> tuple[int, ...]:
     """Layers that a list names, and all but every so many-th one; all without experts."""
-    if not keys:
+    if "dense" not in keys:
         return ()
     layers = sizes.count("layers")
     if not sizes.count("experts", zero=True):
@@ -267,6 +296,36 @@ def _dense_layers(
         raise InvalidInput(f"{where}: {keys['dense']} should be a list of layers, found {listed!r}")
     period, named = count(config, step, where), set(listed)
     return tuple(i for i in range(layers) if i in named or (i + 1) % period)
+
+
+def _full_layers(
+    config: Mapping[str, Any], keys: Mapping[str, str], sizes: _Sizes, where: str
+) -> tuple[int, ...]:
+    """Layers that see everything, where tables tell them from those with a window.
+
+    What a config has of single layers has to be of these, and of all of them.
+    """
+    if "types" not in keys:
+        return ()
+    types, layers = config.get(keys["types"]), sizes.count("layers")
+    if not isinstance(types, list) or len(types) != layers:
+        raise InvalidInput(
+            f"{where}: {keys['types']} should name the kinds of {layers} layers, found "
+            f"{types!r:.100}"
+        )
+    found = tuple(i for i, kind in enumerate(types) if kind == FULL)
+    if (own := config.get(keys["own"])) is not None:
+        start = f"{keys['own']}.*."
+        names = (n for of in sizes.names.values() for n in ([of] if isinstance(of, str) else of))
+        known = {n.removeprefix(start) for n in names if n.startswith(start)}
+        rows = list(own.values()) if isinstance(own, Mapping) else [None]
+        alike = all(isinstance(r, Mapping) and set(r) <= known and r == rows[0] for r in rows)
+        if not alike or {str(layer) for layer in own} != {str(layer) for layer in found}:
+            raise InvalidInput(
+                f"{where}: {keys['own']} should say one thing of {sorted(known)} in every layer "
+                f"that sees everything and in no other, found {own!r:.200}"
+            )
+    return found
 
 
 def _sliding_window(config: Mapping[str, Any], where: str) -> int | None:

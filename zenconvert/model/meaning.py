@@ -36,6 +36,7 @@ _READ: Final[dict[str, frozenset[str]]] = {
             "original_max_position_embeddings", "truncate",
         }
     ),
+    "proportional": frozenset({"factor", "partial_rotary_factor"}),
     "longrope": frozenset(
         {
             "factor", "attention_factor", "short_factor", "long_factor",
@@ -98,7 +99,7 @@ def understood(architecture: Architecture, key: str) -> bool:
 
 def _structural(architecture: Architecture) -> frozenset[str]:
     """Keys that become sizes, rotations, windows, kinds of layers, biases and tied heads."""
-    sizes: set[str] = set()
+    sizes: set[str] = set(architecture.needs)
     for names in architecture.names.values():
         sizes.update(n.split(".")[0] for n in ([names] if isinstance(names, str) else names))
     windows = sliding.KEYS[architecture.block.windows]
@@ -280,7 +281,7 @@ def rotations(
     if "rotary_share" in checkpoint.architecture.names:
         return
     for name, value in ((_WHOLE, config.get(_WHOLE)), (f"{key}.{_WHOLE}", parameters.get(_WHOLE))):
-        if value is not None and value != 1:
+        if value is not None and value != 1 and _WHOLE not in _READ[kind]:
             why = f"{target} rotates heads of {checkpoint.architecture.id} models whole"
             yield Fact(name, value, "", exact=False, why=why, refused=True)
 

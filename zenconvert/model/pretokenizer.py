@@ -72,6 +72,12 @@ def adding_bos() -> frozenset[str]:
 
 
 @cache
+def merging_models() -> frozenset[str]:
+    """What llama.cpp calls tokenizers of SentencePiece's pieces that merge by rank."""
+    return frozenset(_table()["llamacpp"]["merging_models"])
+
+
+@cache
 def always_control() -> frozenset[str]:
     """Texts of tokens that llama.cpp takes for control tokens whatever their type is."""
     return frozenset(_table()["llamacpp"]["control"])

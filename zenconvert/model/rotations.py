@@ -13,10 +13,10 @@ ROPE_KEYS: Final = (
     "original_max_position_embeddings",
 )  # fmt: skip
 """Keys of a config that say how positions are rotated."""
-_FULL: Final = "full_attention"
+FULL: Final = "full_attention"
 _SCALING_NUMBERS: Final = (
     "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
-    "low_freq_factor", "high_freq_factor",
+    "low_freq_factor", "high_freq_factor", "partial_rotary_factor",
 )  # fmt: skip
 _SCALING_NEEDS: Final = {
     "linear": ("factor",),
@@ -36,8 +36,8 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     kinds of layers have parameters of their own, those of layers that see everything count.
     """
     found = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if isinstance(found, Mapping) and isinstance(found.get(_FULL), Mapping):
-        found = found[_FULL]
+    if isinstance(found, Mapping) and isinstance(found.get(FULL), Mapping):
+        found = found[FULL]
     return dict(found) if isinstance(found, Mapping) else {}
 
 

@@ -10,7 +10,7 @@ SIZES: Final = frozenset(
         "experts", "experts_used", "expert_ffn", "shared_ffn", "window_period", "score_width",
         "score_softcap", "logit_softcap", "sliding_theta", "score_growth", "rotary_share",
         "short_context", "score_scale", "embedding_factor", "residual_factor", "logit_factor",
-        "logit_divisor",
+        "logit_divisor", "full_head_dim", "full_kv_heads", "position_limit",
     }
 )  # fmt: skip
 """Numbers that a table of a family finds in a config."""
@@ -23,6 +23,8 @@ COMPUTED_SIZES: Final = frozenset(
         "sliding_window",
         "yarn_log",
         "rotary_dim",
+        "full_q_width",
+        "full_kv_width",
         "usual_score_scale",
         "one",
     }

@@ -8,6 +8,7 @@ from typing import Any, Final
 from zenconvert.errors import InvalidInput, Unsupported
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.rotations import FULL as FULL
 
 KEYS: Final = {
     "none": (),
@@ -20,7 +21,6 @@ KEYS: Final = {
 
 
 SLIDES: Final = "sliding_attention"
-FULL: Final = "full_attention"
 
 
 def layer_types(layers: int, period: int) -> list[str]:

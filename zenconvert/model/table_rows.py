@@ -26,8 +26,13 @@ class Module:
     """Key of the config that says whether there is a bias; transformers goes by it alone."""
     gguf_operation: str | None = None
     """Operation that makes GGUF's tensor of HF's, which is the neutral one."""
-    layers: Literal["sparse", "dense"] | None = None
-    """The layers of a mixture that have it; None for all."""
+    layers: Literal["sparse", "dense", "sliding", "full"] | None = None
+    """The layers that have it: of a mixture, or those with a window or without one; None for
+    all."""
+    full_shape: tuple[str, ...] = ()
+    """Its shape in layers that see everything, where it is another one."""
+    hf_bare: bool = False
+    """HF files have it under ``hf`` itself, and not as the weight of a module of that name."""
     hf_also: str | None = None
     """Another name that tools give it which keep transformers' names of today."""
     hf_stack: str | None = None

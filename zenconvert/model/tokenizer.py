@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal
+from typing import Final, Literal
 
 Kind = Literal["bpe", "spm", "unigram", "other"]
 """Byte-level BPE, SentencePiece BPE with byte fallback, SentencePiece Unigram, or anything else
@@ -40,7 +40,7 @@ class Tokenizer:
     scores: Sequence[float] | None = None
     """Log probability by id, ``spm`` only; of two merges the one with the higher score wins."""
     merges: Sequence[str] = ()
-    """``"left right"``, strongest first, ``bpe`` only."""
+    """``"left right"``, strongest first; of ``spm`` where the source has them beside scores."""
     rule: str | None = None
     """Name of the pre-tokenizer rule (see ``pretokenizer``), None where no rule matches."""
     rule_problem: str = ""
@@ -66,6 +66,8 @@ class Tokenizer:
     """Why llama.cpp cannot have it; empty where it can."""
     losses: tuple[str, ...] = ()
     """What llama.cpp does otherwise, each in a few words."""
+    score_losses: tuple[str, ...] = ()
+    """What it does otherwise, too, where a file tells merges by scores alone."""
     ignored: tuple[str, ...] = ()
     """What llama.cpp does not do and need not, each in a few words."""
     warnings: tuple[str, ...] = ()
@@ -75,6 +77,22 @@ class Tokenizer:
     def add_bos(self) -> bool:
         """Whether BOS begins every sequence."""
         return self.adds.get("bos", False) and "bos" in self.special
+
+
+ADDED_SCORE: Final = -1000.0
+"""Score of tokens that were added to pieces."""
+
+
+def piece_scores(tokens: Sequence[str], types: Sequence[int], merges: Sequence[str]) -> list[float]:
+    """Scores under which pieces merge in the order of ``merges``: minus the rank of the merge that
+    makes one, and all others after these."""
+    ranks: dict[str, int] = {}
+    for merge in merges:
+        ranks.setdefault(merge.replace(" ", ""), len(ranks))
+    found = [-float(ranks.get(text, len(ranks) + i)) for i, text in enumerate(tokens)]
+    fixed = {int(TokenType.BYTE): 0.0, int(TokenType.CONTROL): ADDED_SCORE,
+             int(TokenType.USER_DEFINED): ADDED_SCORE}  # fmt: skip
+    return [fixed.get(int(kind), score) for score, kind in zip(found, types, strict=True)]
 
 
 def hole(number: int) -> str:

@@ -163,7 +163,14 @@ class Given(torch.nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         from transformers.modeling_outputs import MoeModelOutputWithPast
 
-        return MoeModelOutputWithPast(last_hidden_state=self.states())
+        class Output(MoeModelOutputWithPast):  # type: ignore[misc]
+            """Has nothing of what some models hand on beside states."""
+
+            def __getattr__(self, name: str) -> None:
+                if name.startswith("__"):
+                    raise AttributeError(name)
+
+        return Output(last_hidden_state=self.states())
 
 
 def _settings(config: Mapping[str, Any]) -> Any:
