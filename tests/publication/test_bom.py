@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.publication.conftest import Made
 from zenconvert.publication.bom import bom_digests
@@ -27,6 +25,9 @@ def read(folder: Path, shelf: str) -> dict[str, Any]:
 
 
 def problem(text: str) -> object:
+    from cyclonedx.schema import SchemaVersion  # which every process would load to collect tests
+    from cyclonedx.validation.json import JsonStrictValidator
+
     return JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
 
 
