@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,10 +28,12 @@ from zenconvert.solve.calibration_texts import Calibrating
 SAMPLES: dict[str, Any] = {
     "languages": ["en", "ar"], "tokens_per_language": 400, "context": 64,
 }  # fmt: skip
+TARGETS = ("gptq:w4g32", "awq:w4g32")
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 import torch
 from zenconvert import convert
+import transformers.models.llama.modeling_llama
 from zenconvert.solve.store import SolvedStore
 from zenconvert.solve.calibration_texts import Calibrating
 put, layers = SolvedStore.put, []
@@ -42,7 +43,14 @@ def dying(self, layer, solution):
 SolvedStore.put = dying
 torch.set_num_threads(1)
 samples = {"languages": ["en", "ar"], "tokens_per_language": 400, "context": 64}
-convert(sys.argv[1], sys.argv[2], sys.argv[3], calibrating=Calibrating(**samples))
+for out, target, times in json.loads(sys.argv[2]):
+    for _ in range(times):
+        child = os.fork()
+        if child == 0:
+            convert(sys.argv[1], out, target, calibrating=Calibrating(**samples))
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        assert not os.path.exists(out)
 """
 
 
@@ -67,6 +75,19 @@ def statistics(source: Path) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def killed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Target → an output that was to be, of runs that died after a layer; each in a process of its
+    own, all of them copies of one that has loaded torch."""
+    places = {}
+    for target in (*TARGETS, "gptq:w3g64"):
+        places[target] = tmp_path_factory.mktemp("killed") / "out"
+    runs = [(str(out), target, 1 + (target in TARGETS)) for target, out in places.items()]
+    command = [sys.executable, "-c", KILLED, str(source), json.dumps(runs)]
+    subprocess.run(command, check=True)
+    return places
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Sums of a forward pass depend on how many threads share it."""
@@ -86,7 +107,7 @@ def left_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("target", ["gptq:w4g32", "awq:w4g32"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_walk_gives_what_a_file_of_statistics_gives(
     target: str, source: Path, statistics: Path, tmp_path: Path
 ) -> None:
@@ -107,27 +128,22 @@ def _linear(source: Path) -> set[str]:
     return {n.hf for n in names if n.module.role == "linear"}
 
 
-@pytest.mark.parametrize("target", ["gptq:w4g32", "awq:w4g32"])
-def test_a_killed_run_goes_on(target: str, source: Path, statistics: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_killed_run_goes_on(
+    target: str, source: Path, statistics: Path, killed: dict[str, Path], tmp_path: Path
+) -> None:
     convert(source, tmp_path / "whole", target, statistics=statistics)
-    out = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED, str(source), str(out), target]
-    for _ in range(2):
-        died = subprocess.run(command, capture_output=True, check=False)
-        assert died.returncode == -signal.SIGKILL, died.stderr.decode()
-        assert not out.exists()
-    assert left_in(tmp_path) == {"whole", ".killed.solving"}
+    out = killed[target]
+    assert left_in(out.parent) == {".out.solving"}
     convert(source, out, target, calibrating=Calibrating(**SAMPLES))
     assert weights(out) == weights(tmp_path / "whole")
-    assert left_in(tmp_path) == {"whole", "killed"}
+    assert left_in(out.parent) == {"out"}
 
 
 def test_what_was_solved_for_another_target_is_not_used(
-    source: Path, statistics: Path, tmp_path: Path
+    source: Path, statistics: Path, killed: dict[str, Path], tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, str(source), str(out), "gptq:w3g64"]
-    assert subprocess.run(command, capture_output=True, check=False).returncode < 0
+    out = killed["gptq:w3g64"]
     convert(source, out, "gptq:w4g32", statistics=statistics)
     convert(source, tmp_path / "fresh", "gptq:w4g32", statistics=statistics)
     assert weights(out) == weights(tmp_path / "fresh")
@@ -275,18 +291,13 @@ def test_the_command_line_reports_modules(source: Path, tmp_path: Path) -> None:
 
 
 def test_files_do_not_depend_on_threads(source: Path, statistics: Path, tmp_path: Path) -> None:
-    for threads in (1, 2):
-        script = (
-            "import sys, torch; torch.set_num_threads(int(sys.argv[4]));"
-            "from zenconvert import convert;"
-            "convert(sys.argv[1], sys.argv[2], 'gptq:w4g32', statistics=sys.argv[3])"
-        )
-        subprocess.run(
-            [
-                sys.executable, "-c", script, str(source), str(tmp_path / str(threads)),
-                str(statistics), str(threads),
-            ],
-            check=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        )  # fmt: skip
+    script = (
+        "import sys, torch; torch.set_num_threads(2);"
+        "from zenconvert import convert;"
+        "convert(sys.argv[1], sys.argv[2], 'gptq:w4g32', statistics=sys.argv[3])"
+    )
+    arguments = [str(source), str(tmp_path / "2"), str(statistics)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", script, *arguments], check=True, env=environment)
+    convert(source, tmp_path / "1", "gptq:w4g32", statistics=statistics)  # one_thread
     assert weights(tmp_path / "1") == weights(tmp_path / "2")
