@@ -15,6 +15,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from tests.fuzz import models, protobuf, reports
 from tests.fuzz.choices import Choices
 from tests.fuzz.hostile import damaged, json_bytes, mutated
@@ -107,6 +109,37 @@ def _read_packed(path: Path) -> None:
 
 
 _FAMILIES: Final = tuple(CONFIGS)
+
+
+@cache
+def _small_graph() -> Files:
+    """A graph with data of every kind, and a file with some of it."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    def held(name: str, count: int) -> onnx.TensorProto:
+        return numpy_helper.from_array(np.arange(count, dtype=np.float32), name)
+
+    outside = onnx.TensorProto(name="outside", data_type=1, dims=[4], data_location=1)
+    places = {"location": "model.onnx.data", "offset": "16", "length": "16"}
+    outside.external_data.extend(
+        onnx.StringStringEntryProto(key=key, value=value) for key, value in places.items()
+    )
+    tensors = [
+        held("small", 4), held("large", 400), outside,
+        helper.make_tensor("numbers", 7, [2], [1, 2]),
+        helper.make_tensor("floats", 1, [2], [1.0, 2.0]),
+    ]  # fmt: skip
+    nodes = [
+        helper.make_node("MatMul", ["x", "small"], ["y"], name="/model/a/MatMul"),
+        helper.make_node(
+            "MatMulNBits", ["y", "large"], ["z"], domain="com.microsoft", bits=4, K=32, N=2
+        ),
+    ]
+    ends = [helper.make_tensor_value_info(name, 1, [1, "n"]) for name in ("x", "z")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    return {"model.onnx": model.SerializeToString(), "model.onnx.data": bytes(32)}
 
 
 def _typed_config(choices: Choices, base: Files) -> Files:
@@ -279,6 +312,10 @@ TARGETS: Final = (
     Target("signature", _signed, _signature, _read_signature, cheap=True),
     Target(
         "parquet-footer", parquet_base, _footer, _read_footer, cheap=True,
+    ),
+    Target(
+        "onnx-small", _small_graph, graph, lambda path: container.read(path / "model.onnx"),
+        cheap=True,
     ),
     Target(
         "onnx-container", _only(_packed("onnx:int4"), ".onnx", ".data"), graph,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -169,6 +170,36 @@ def _read_samples(path: Path) -> None:
             continue
 
 
+_ROW_WORDS: Final = (
+    "text", "messages", "role", "content", "instruction", "input", "output", "conversations",
+    "from", "value", "prompt", "completion", "system", "id", "language", "kind",
+)  # fmt: skip
+_TABLE: Final = 'id,language,text\n1,en,"A text,\nand ""more"""\n2,de,Ein Text\n3,,\n'
+
+
+def _one_kind(name: str) -> Target:
+    """Samples of one kind of file."""
+
+    def mutate(choices: Choices, base: Files) -> Files:
+        if name.endswith(".csv"):
+            return {name: text_bytes(_TABLE, choices, (*_ROW_WORDS, ",", '"', "\r\n", "\t"))}
+        rows: Any = mutated(list(_ROWS), choices, _ROW_WORDS)
+        if name.endswith(".json") or not isinstance(rows, list):
+            return {name: json_bytes(rows, choices)}
+        return {name: b"\n".join(json_bytes(row, choices) for row in rows)}
+
+    def base() -> Files:
+        data = {**_samples_base(), "mine.csv": _TABLE.encode()}[name]
+        return {name: data}
+
+    kind = name.rpartition(".")[2]
+    return Target(f"samples-{kind}", base, mutate, partial(_read_one, name), cheap=True)
+
+
+def _read_one(name: str, path: Path) -> None:
+    load_samples(path / name)
+
+
 def parquet_base() -> Files:
     """A table of two rows."""
     return {"mine.parquet": _parquet([dict(row) for row in _ROWS])}
@@ -232,6 +263,7 @@ TARGETS: Final = (
         _read_jinja,
     ),
     Target("samples", _samples_base, _samples, _read_samples, cheap=True),
+    *(_one_kind(name) for name in ("mine.jsonl", "mine.json", "mine.csv")),
     Target(
         "parquet", parquet_base, _parquet_rows, lambda path: load_samples(path / "mine.parquet")
     ),
