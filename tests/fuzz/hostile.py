@@ -144,9 +144,35 @@ def _other(old: Any, choices: Choices, words: Sequence[str]) -> Any:
     return value(choices, words)
 
 
+_parts: Final[dict[int, tuple[Any, str]]] = {}
+_MOST_PARTS: Final = 256
+_PART: Final = 1 << 16
+
+
+def _written(tree: Any) -> str:
+    """JSON of a value; what most inputs leave as it is, is written once."""
+    if not isinstance(tree, dict):
+        return json.dumps(tree)
+    return "{" + ", ".join(f"{json.dumps(key)}: {_part(tree[key])}" for key in tree) + "}"
+
+
+def _part(value: Any) -> str:
+    if not isinstance(value, dict | list):
+        return json.dumps(value)
+    known = _parts.get(id(value))
+    if known is not None and known[0] is value:
+        return known[1]
+    written = json.dumps(value)
+    if len(written) < _PART:
+        if len(_parts) >= _MOST_PARTS:
+            _parts.clear()
+        _parts[id(value)] = value, written
+    return written
+
+
 def json_bytes(tree: Any, choices: Choices) -> bytes:
     """JSON, some of it in forms that Python's writer does not know, now and then damaged."""
-    text_form = json.dumps(tree)
+    text_form = _written(tree)
     if '"@' in text_form:
         for mark, raw in _RAW.items():
             text_form = text_form.replace(f'"{mark}"', raw)

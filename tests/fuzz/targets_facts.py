@@ -83,6 +83,7 @@ def _model() -> Checkpoint:
     """What the facts of a folder belong to."""
     found = open_checkpoint(models.folder())
     _ = found.tokenizer
+    frequencies(found.hyperparameters)  # what it imports is nobody's fault
     return found
 
 
