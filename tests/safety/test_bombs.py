@@ -19,6 +19,9 @@ from tests.fuzz import reports
 from tests.fuzz.targets_files import statistics_file
 from tests.fuzz.targets_texts import RECIPE
 from zenconvert.base.processes import child_environment
+from zenconvert.errors import CorruptFile
+from zenconvert.texts.parquet_footer import Column, unfolded
+from zenconvert.texts.sample_sources import load_samples
 
 SECONDS = 6.0
 """Of the processor: three times what is right, for machines that do other work as well."""
@@ -248,7 +251,11 @@ def fields(*values: tuple[int, int | bytes]) -> bytes:
     """A struct of Thrift's compact protocol: whole numbers, and structs as their bytes."""
     out, last = b"", 0
     for key, value in values:
-        kind, data = (12, value) if isinstance(value, bytes) else (5, number(value << 1))
+        kind, data = (
+            (12, value)
+            if isinstance(value, bytes)
+            else (5, number(value << 1 if value >= 0 else (-value << 1) - 1))
+        )
         out, last = out + bytes([(key - last) << 4 | kind]) + data, key
     return out + b"\0"
 
@@ -276,6 +283,22 @@ def test_a_page_that_its_footer_says_nothing_of(read: Read, tmp_path: Path) -> N
     check(read, "samples", tmp_path / "x.parquet", "unfolds to 314572800 bytes")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        fields((2, 1)),
+        fields((2, -1), (3, 1)),
+        fields((2, 1), (3, 1), (5, fields((1, fields())))),
+        fields((2, fields()), (3, 1)),
+    ],
+)
+def test_pages_without_a_size(header: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"PAR1" + header)
+    with pytest.raises(CorruptFile, match="has no size"):
+        unfolded(path, Column(0, "text", 1, 1, 4, 100))
+
+
 def test_one_message_thousands_of_times(read: Read, tmp_path: Path) -> None:
     """A kilobyte that unfolds to a gigabyte in one row."""
     each = pyarrow.array([0] * 1000, pyarrow.int32())
@@ -295,3 +318,17 @@ def test_a_list_of_nothing(read: Read, tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     parquet.write_table(pyarrow.table({"messages": rows}), path, compression="zstd")
     check(read, "samples", path, "has 5000000 values")
+
+
+def test_texts_that_share_their_beginnings(read: Read, tmp_path: Path) -> None:
+    """The second text takes a few bytes, and is one of megabytes."""
+    path, how = tmp_path / "x.parquet", {"text": "DELTA_BYTE_ARRAY"}
+
+    def write(*texts: str) -> None:
+        table = pyarrow.table({"text": texts})
+        parquet.write_table(table, path, use_dictionary=False, column_encoding=how)
+
+    write("a text", "a text too", "another")
+    assert [s.text for s in load_samples(path)] == ["a text", "a text too", "another"]
+    write(*["ab" * (5 * MEGABYTE)] * 3)
+    check(read, "samples", path, "a row unfolds to 10485760 bytes")

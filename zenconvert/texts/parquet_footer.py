@@ -28,6 +28,8 @@ _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 7, 8, 9, 10, 11, 12
 _ROW_GROUPS: Final = 4
 _COLUMNS: Final = 1
 _META_DATA: Final = 3
+_ENCODINGS: Final = 2
+_DELTA_BYTE_ARRAY: Final = 7
 _PATH_IN_SCHEMA: Final = 3
 _VALUES: Final = 5
 _UNCOMPRESSED: Final = 6
@@ -58,6 +60,8 @@ class Column:
     begin: int
     """Where its pages begin in the file."""
     end: int
+    shares_beginnings: bool = False
+    """Whether texts are stored as what follows the beginning of the one before."""
 
 
 def columns(path: Path) -> Iterator[Column]:
@@ -83,6 +87,7 @@ def _column(group: int, facts: dict[int, Any]) -> Column:
         int(facts.get(_UNCOMPRESSED, 0)),
         begin,
         begin + int(facts.get(_COMPRESSED, 0)),
+        _DELTA_BYTE_ARRAY in facts.get(_ENCODINGS, ()),
     )
 
 
@@ -93,10 +98,12 @@ def unfolded(path: Path, column: Column) -> tuple[int, int]:
         while 0 < at < column.end:
             head, length = _page_header(path, file, at)
             packed, whole = (head.get(key) for key in (_PAGE_COMPRESSED, _PAGE_UNCOMPRESSED))
-            if not isinstance(packed, int) or not isinstance(whole, int) or min(packed, whole) < 0:
-                raise CorruptFile(f"{path}: byte {at}: a page of {column.name} has no size")
             inner = [head[key] for key in _HEADERS if isinstance(head.get(key), dict)]
-            values += sum(int(one.get(_PAGE_VALUES, 0)) for one in inner)
+            counts = [one.get(_PAGE_VALUES, 0) for one in inner]
+            told = (packed, whole, *counts)
+            if not all(isinstance(number, int) and number >= 0 for number in told):
+                raise CorruptFile(f"{path}: byte {at}: a page of {column.name} has no size")
+            values += sum(counts)
             at, size, pages = at + length + packed, size + whole, pages + 1
             if pages > _MOST_PAGES:
                 raise CorruptFile(f"{path}: {column.name} has more than {_MOST_PAGES} pages")

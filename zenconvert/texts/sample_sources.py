@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from zenconvert.base.source_files import size_of
 from zenconvert.errors import CorruptFile, MissingDependency, SourceNotFound, UsageError
-from zenconvert.texts.parquet_footer import columns, unfolded
+from zenconvert.texts.parquet_footer import Column, columns, unfolded
 from zenconvert.texts.rows import MOST_ROW
 from zenconvert.texts.samples import FACTS, Sample, load_bundled, load_file, sample_of_row
 
@@ -132,11 +132,15 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         raise _missing(path) from error
     size_of(path)
     try:
-        metadata = parquet.read_metadata(path)
-        with parquet.ParquetFile(path, read_dictionary=_texts(metadata.schema)) as file:
+        texts = _texts(parquet.read_metadata(path).schema)
+        stored = [c for c in columns(path) if c.name.split(".")[0] in _COLUMNS]
+        _check_groups(path, stored)
+        # such texts are no dictionaries, and a few bytes of each may stand for megabytes
+        delta = {c.name for c in stored if c.shares_beginnings}
+        texts = [name for name in texts if name not in delta]
+        with parquet.ParquetFile(path, read_dictionary=texts) as file:
             known = [name for name in _COLUMNS if name in file.schema_arrow.names]
-            _check_groups(path, known)
-            batches = file.iter_batches(batch_size=_BATCH, columns=known)
+            batches = file.iter_batches(batch_size=1 if delta else _BATCH, columns=known)
             yield from islice(
                 (row for batch in batches for row in _rows_of(path, batch)), MOST_ROWS
             )
@@ -151,19 +155,16 @@ def _texts(schema: Any) -> list[str]:
     return [c.path for c in known if c.physical_type == "BYTE_ARRAY"]
 
 
-def _check_groups(path: Path, known: Sequence[str]) -> None:
+def _check_groups(path: Path, stored: Sequence[Column]) -> None:
     """Raise CorruptFile for columns of a row group that are read whole and too large for that."""
-    for column in columns(path):
-        first, *nested = column.name.split(".")
-        if first not in known:
-            continue
+    for column in stored:
         size, values = unfolded(path, column)
         size, values = max(size, column.unfolded), max(values, column.values)
         where = f"{path}: {column.name} of row group {column.group}"
         advice = "write the table in smaller row groups"
         if size > _MOST_BYTES:
             raise CorruptFile(f"{where} unfolds to {size} bytes, more than {_MOST_BYTES}; {advice}")
-        if nested and values > _MOST_NESTED:
+        if "." in column.name and values > _MOST_NESTED:
             raise CorruptFile(f"{where} has {values} values, more than {_MOST_NESTED}; {advice}")
 
 
