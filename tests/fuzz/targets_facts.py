@@ -121,7 +121,7 @@ def _small_graph() -> Files:
     def held(name: str, count: int) -> onnx.TensorProto:
         return numpy_helper.from_array(np.arange(count, dtype=np.float32), name)
 
-    outside = onnx.TensorProto(name="outside", data_type=1, dims=[4], data_location=1)
+    outside = onnx.TensorProto(name="outside", data_type=1, dims=[4], data_location="EXTERNAL")
     places = {"location": "model.onnx.data", "offset": "16", "length": "16"}
     outside.external_data.extend(
         onnx.StringStringEntryProto(key=key, value=value) for key, value in places.items()

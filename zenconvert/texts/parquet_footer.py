@@ -97,12 +97,13 @@ def unfolded(path: Path, column: Column) -> tuple[int, int]:
     with path.open("rb") as file:
         while 0 < at < column.end:
             head, length = _page_header(path, file, at)
-            packed, whole = (head.get(key) for key in (_PAGE_COMPRESSED, _PAGE_UNCOMPRESSED))
             inner = [head[key] for key in _HEADERS if isinstance(head.get(key), dict)]
-            counts = [one.get(_PAGE_VALUES, 0) for one in inner]
-            told = (packed, whole, *counts)
-            if not all(isinstance(number, int) and number >= 0 for number in told):
+            told = [head.get(_PAGE_COMPRESSED), head.get(_PAGE_UNCOMPRESSED)]
+            told += [one.get(_PAGE_VALUES, 0) for one in inner]
+            numbers = [number for number in told if isinstance(number, int) and number >= 0]
+            if len(numbers) < len(told):
                 raise CorruptFile(f"{path}: byte {at}: a page of {column.name} has no size")
+            packed, whole, *counts = numbers
             values += sum(counts)
             at, size, pages = at + length + packed, size + whole, pages + 1
             if pages > _MOST_PAGES:
