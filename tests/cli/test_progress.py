@@ -6,11 +6,11 @@ import json
 import os
 import pty
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from click.testing import CliRunner
@@ -148,24 +148,29 @@ def test_commands_in_a_log(
 
 
 @pytest.mark.parametrize("work", WORKS)
-def test_commands_on_a_terminal(work: str, model: Family, tmp_path: Path) -> None:
+def test_commands_on_a_terminal(
+    work: str, model: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-P", "-m", "zenconvert", *arguments(work, model("qwen2"), tmp_path)]
-    environment = {
-        **os.environ, "ZENCONVERT_CACHE": str(tmp_path / "cache"), "TERM": "xterm", "COLUMNS": "120"
-    }  # fmt: skip
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=theirs
-    ) as process:
-        os.close(theirs)
-        shown = b""
+    shown = bytearray()
+
+    def read() -> None:
         with suppress(OSError):  # the terminal's other end is closed
             while piece := os.read(ours, 1 << 16):
-                shown += piece
+                shown.extend(piece)
+
+    reader = Thread(target=read)
+    reader.start()
+    for name, value in (
+        ("ZENCONVERT_CACHE", str(tmp_path / "cache")), ("TERM", "xterm"), ("COLUMNS", "120")
+    ):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        cli(arguments(work, model("qwen2"), tmp_path), standalone_mode=False)
+    reader.join()
     os.close(ours)
-    text = shown.decode()
-    assert process.returncode == 0, text
-    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
+    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.decode())
     for stage in STAGES[work]:
         assert re.search(rf"{stage} .*100%", plain), plain
     assert re.search(r"\d+% +\S.*(/s|s each) +\d+:\d\d:\d\d", plain), plain

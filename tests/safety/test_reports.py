@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 from tests.fuzz import gguf_shape, models, reports
 from zenconvert import Report, compare
 from zenconvert.base.processes import child_environment
+from zenconvert.cli import main
 from zenconvert.errors import CorruptFile, UsageError, ZenError
 from zenconvert.publication.checking import check_release
 from zenconvert.verification.gate import decide
@@ -187,10 +191,18 @@ def test_figures_that_no_axis_has(figure: float | None, good: Report, policy: Po
 
 
 def zenconvert(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "zenconvert", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, env=child_environment()
-    )
+    """What the command prints and how it would end, of its entry point in this process."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    pressed = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["zenconvert", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            signal.signal(signal.SIGINT, pressed)
+    return subprocess.CompletedProcess([], code, out.getvalue(), err.getvalue())
 
 
 def test_the_commands_say_so_in_one_line(tmp_path: Path) -> None:
