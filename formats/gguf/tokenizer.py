@@ -28,6 +28,8 @@ _ROLES: Final = {
     "mask": "mask", "eot": "eot", "eom": "eom",
 }  # fmt: skip
 _ADDED: Final = ("bos", "eos", "sep")
+_RECOGNISED: Final = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+"""Types that are found in a text whatever they are called."""
 _INTEGERS: Final = frozenset({"u32", "i32", "u64", "i64"})
 _OTHER_KEYS: Final = (
     "model", "pre", "tokens", "token_type", "scores", "merges", "add_space_prefix",
@@ -255,7 +257,7 @@ def _types(reader: _Reader, tokens: Sequence[str]) -> list[int]:
         raise CorruptFile(f"{reader.where}: token_type should have {size} entries")
     types = [t if t in set(TokenType) else int(TokenType.NORMAL) for t in found[:size].tolist()]
     for i, text in enumerate(tokens):
-        if types[i] == TokenType.NORMAL and text in pretokenizer.always_control():
+        if types[i] not in _RECOGNISED and text in pretokenizer.always_control():
             types[i] = int(TokenType.CONTROL)
     return types
 

@@ -51,6 +51,17 @@ def of_sliding(hp: Hyperparameters) -> Hyperparameters | None:
     return replace(hp, rope_theta=hp.sliding_theta, rope_scaling=None)
 
 
+def kinds(
+    hp: Hyperparameters, windows: Sequence[int | None]
+) -> list[tuple[tuple[str, str], Hyperparameters]]:
+    """Names of tables that some layer reads, and the sizes that they are computed from."""
+    sliding = of_sliding(hp)
+    if sliding is None:
+        return [(TABLES, hp)]
+    found = [(TABLES, hp)] if None in windows else []
+    return [*found, *([(SLIDING_TABLES, sliding)] if any(windows) else [])]
+
+
 def frequencies(hp: Hyperparameters) -> tuple[NDArray[np.float32], float]:
     """Rotations per position float32[rotated channels / 2], and the factor of cosines and sines.
 

@@ -203,7 +203,7 @@ def from_config(
         experts_used=sizes.count("experts_used", zero=True, optional=True),
         expert_ffn=sizes.count("expert_ffn", optional=True),
         shared_ffn=sizes.count("shared_ffn", optional=True),
-        sliding_window=_sliding_window(merged, where),
+        sliding_window=_sliding_window(merged, where, told="use_sliding_window" in defaults),
         window_period=sizes.period(),
         score_width=sizes.real("score_width") or float(head_dim),
         score_softcap=sizes.real("score_softcap"),
@@ -328,7 +328,9 @@ def _full_layers(
     return found
 
 
-def _sliding_window(config: Mapping[str, Any], where: str) -> int | None:
-    if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
+def _sliding_window(config: Mapping[str, Any], where: str, *, told: bool) -> int | None:
+    """``told``: the family has a flag that says whether the window is used; others ignore it."""
+    unused = told and config.get("use_sliding_window") is False
+    if config.get("sliding_window") is None or unused:
         return None
     return count(config, "sliding_window", where)

@@ -13,6 +13,9 @@ ROPE_KEYS: Final = (
     "original_max_position_embeddings",
 )  # fmt: skip
 """Keys of a config that say how positions are rotated."""
+_CONTEXT: Final = "original_max_position_embeddings"
+_OUTER: Final = ("yarn", "llama3")
+"""Kinds of scaling that take the original context from beside them, too."""
 FULL: Final = "full_attention"
 _SCALING_NUMBERS: Final = (
     "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
@@ -60,8 +63,25 @@ def rotation(config: Mapping[str, Any], where: str) -> tuple[float, Mapping[str,
     rest = {k: v for k, v in scaling.items() if k not in ("rope_type", "type")}
     if kind == "default":
         return theta, None
+    rest = _filled(kind, rest, config)
     _check_scaling(kind, rest, where)
     return theta, {"rope_type": kind, **rest}
+
+
+def _filled(kind: str, scaling: Mapping[str, Any], config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With what transformers takes from the config itself where the scaling is silent."""
+    found, outer = dict(scaling), config.get(_CONTEXT)
+    if kind in _OUTER and outer is not None:
+        found.setdefault(_CONTEXT, outer)
+    before, context = found.get(_CONTEXT), config.get("max_position_embeddings")
+    if isinstance(before, float) and before.is_integer():
+        found[_CONTEXT] = before = int(before)
+    numbers = type(before) is int and type(context) is int and before > 0
+    if kind == "yarn" and "factor" in found and found["factor"] is None and numbers:
+        assert isinstance(context, int)
+        assert isinstance(before, int)
+        found["factor"] = context / before
+    return found
 
 
 def _check_scaling(kind: str, scaling: Mapping[str, Any], where: str) -> None:
@@ -73,9 +93,9 @@ def _check_scaling(kind: str, scaling: Mapping[str, Any], where: str) -> None:
     for key in _SCALING_NEEDS.get(kind, ()):
         if scaling.get(key) is None:
             raise InvalidInput(f"{where}: rope_scaling of type {kind} should have a {key}")
-    context = "original_max_position_embeddings"
-    if context in scaling:  # a null is none of transformers' ways of leaving it out
-        count({f"rope_scaling.{context}": scaling[context]}, f"rope_scaling.{context}", where)
+    if _CONTEXT in scaling:  # a null is none of transformers' ways of leaving it out
+        key = f"rope_scaling.{_CONTEXT}"
+        count({key: scaling[_CONTEXT]}, key, where)
     if kind == "llama3" and not scaling["high_freq_factor"] > scaling["low_freq_factor"]:
         raise InvalidInput(
             f"{where}: rope_scaling.high_freq_factor should be above low_freq_factor, found "

@@ -19,6 +19,7 @@ from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, StoredPieces, Tensor
 from zenconvert.model.encoding import F16, F32, Dense, Grouped
 from zenconvert.model.layout import Choice
+from zenconvert.model.sliding import windows
 from zenconvert.model.target import Options, Scheme, Target
 
 ORDER: Final = "input_order"
@@ -57,8 +58,7 @@ def _tables(checkpoint: Checkpoint, kind: TargetType) -> list[Choice]:
     if kind.standard:
         return []
     hp = checkpoint.hyperparameters
-    sliding = rotary.of_sliding(hp)
-    kinds = [(rotary.TABLES, hp), *([(rotary.SLIDING_TABLES, sliding)] if sliding else [])]
+    kinds = rotary.kinds(hp, windows(checkpoint.architecture, checkpoint.config, hp))
     size = hp.context * hp.rotary_dim * kind.floats.numpy.itemsize * len(kinds)
     if size > _MOST_TABLES:
         raise UsageError(

@@ -80,13 +80,7 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
     """Every fact of the config that the graph computes with, or is not written for."""
     found = meaning.described(checkpoint, options.ignored_keys, "the graph")
     found += meaning.rotations(checkpoint, options.ignored_keys, rotary.KINDS, "the graph")
-    size = checkpoint.hyperparameters.head_dim
-    if size % _HEAD_STEP and not parse(target.type).standard:
-        why = (
-            f"onnxruntime's attention takes sizes that are multiples of {_HEAD_STEP}; "
-            "a -standard target takes any"
-        )
-        found.append(Fact("head_dim", size, "", exact=False, why=why, refused=True))
+    found += [] if parse(target.type).standard else _odd_heads(checkpoint)
     model_type = str(checkpoint.config.get("model_type"))
     if (
         options.layout == layouts.TRANSFORMERS_JS
@@ -99,6 +93,21 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
     if options.layout != layouts.TRANSFORMERS_JS:  # which reads generation_config.json
         found += genai_config.facts(checkpoint)
     return found + _rounded_products(checkpoint, target, options)
+
+
+def _odd_heads(checkpoint: Checkpoint) -> list[Fact]:
+    """Sizes of heads, and of their rotated channels, that onnxruntime's attention does not take."""
+    hp = checkpoint.hyperparameters
+    facts: list[tuple[str, float, int, str]] = [("head_dim", hp.head_dim, hp.head_dim, "others")]
+    if hp.rotary_dim != hp.head_dim:
+        share, what = hp.rotary_share, f"of heads of {hp.head_dim} {hp.rotary_dim} rotated channels"
+        facts.append(("partial_rotary_factor", share, hp.rotary_dim, what))
+    why = "onnxruntime's attention takes multiples of {}, not {}; a -standard target takes any"
+    return [
+        Fact(name, value, "", exact=False, why=why.format(_HEAD_STEP, what), refused=True)
+        for name, value, size, what in facts
+        if size % _HEAD_STEP
+    ]
 
 
 def _rounded_products(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:

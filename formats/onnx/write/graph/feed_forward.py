@@ -8,13 +8,17 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from zenconvert.errors import Unsupported
 from zenconvert.formats.onnx.write.graph.builder import CONTRIB, GraphBuilder
 from zenconvert.formats.onnx.write.graph.weights import Weights
 from zenconvert.formats.onnx.write.placing import Stack
 from zenconvert.formats.onnx.write.stacking import attributes_of
 from zenconvert.model.hyperparameters import Hyperparameters
 
-ACTIVATIONS: Final = frozenset({"silu", "swish", "gelu_pytorch_tanh"})
+_SILU: Final = frozenset({"silu", "swish"})
+_TANH_GELU: Final = frozenset(
+    {"gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_python_tanh", "gelu_accurate"}
+)
 """What configs call the functions that graphs have."""
 
 
@@ -45,8 +49,10 @@ def plain(
 
 
 def _active(builder: GraphBuilder, activation: str, x: ir.Value) -> ir.Value:
-    if activation == "gelu_pytorch_tanh":
+    if activation in _TANH_GELU:
         return builder.op("Gelu", x, approximate="tanh")
+    if activation not in _SILU:
+        raise Unsupported(f"graphs have no activation {activation!r:.60}")
     return builder.op("Mul", x, builder.op("Sigmoid", x))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from zenconvert.formats.onnx.rotary import SLIDING_TABLES, TABLES
+from zenconvert.formats.onnx.rotary import TABLES, kinds
 from zenconvert.formats.onnx.write.graph.builder import CONTRIB, GraphBuilder
 from zenconvert.formats.onnx.write.graph.decoder import Facts
 from zenconvert.formats.onnx.write.graph.weights import Weights
@@ -38,11 +38,12 @@ class OnnxruntimeProfile:
             length = builder.op("Gather", builder.op("Shape", mask), builder.integer(1))
             total = builder.cast(length, "i32")
         shape = (hp.context, hp.rotary_dim // 2)
-        self.tables = [self.weights.table(n, self.facts.floats, shape) for n in TABLES]
-        if hp.sliding_theta is not None:
-            self.sliding_tables = [
-                self.weights.table(n, self.facts.floats, shape) for n in SLIDING_TABLES
-            ]
+        for names, _ in kinds(hp, self.facts.windows):
+            found = [self.weights.table(n, self.facts.floats, shape) for n in names]
+            if names == TABLES:
+                self.tables = found
+            else:
+                self.sliding_tables = found
         self.lengths = [last, total]
 
     def norm(self, x: ir.Value, gamma: ir.Value) -> ir.Value:

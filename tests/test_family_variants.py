@@ -1,0 +1,122 @@
+"""Fields of the families that their releases do not use: every runtime computes what transformers
+does, or the plan names the field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.differential import runs
+from tests.families import FAMILIES
+from zenconvert import convert, open_checkpoint, plan
+from zenconvert.errors import PlanError
+
+TEXT = runs.ids(40, 3)
+SIZES = {
+    "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": runs.VOCAB,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "torch_dtype": "float32",
+}  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+HEADS = {"head_dim": 16}
+
+CASES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a flag of windows that the family has not": (
+        "starcoder2", {"sliding_window": 8, "use_sliding_window": False}, "sliding_window",
+    ),
+    "another name of a function": ("starcoder2", {"hidden_act": "gelu_new"}, ""),
+    "biases of attention": ("qwen3", {**HEADS, "attention_bias": True}, "attention_bias"),
+    "biases beside experts": (
+        "qwen3_moe", {**HEADS, **EXPERTS, "attention_bias": True}, "attention_bias",
+    ),
+    "biases of parallel halves": ("cohere", {"attention_bias": True}, "attention_bias"),
+    "biases everywhere": ("ernie4_5", {**HEADS, "use_bias": True}, "use_bias"),
+    "a softcap that is not read, and no layer slides": (
+        "gemma3",
+        {
+            **HEADS, "attn_logit_softcapping": 0.5, "num_hidden_layers": 2,
+            "layer_types": ["full_attention"] * 2, "query_pre_attn_scalar": 16,
+        },
+        "",
+    ),
+    "all layers slide": (
+        "gemma3",
+        {
+            **HEADS, "num_hidden_layers": 2, "layer_types": ["sliding_attention"] * 2,
+            "query_pre_attn_scalar": 16,
+        },
+        "",
+    ),
+    "an original context beside the scaling": (
+        "llama3",
+        {
+            "head_dim": 16, "original_max_position_embeddings": 16, "rope_theta": 10000.0,
+            "rope_scaling": {
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            },
+        },
+        "",
+    ),
+    "a factor that follows from the contexts": (
+        "granite",
+        {
+            "original_max_position_embeddings": 32.0, "rope_theta": 10000.0,
+            "rope_scaling": {"rope_type": "yarn", "factor": None},
+        },
+        "",
+    ),
+    "a base that nothing says": (
+        "smollm3",
+        {
+            "rope_theta": None, "num_hidden_layers": 2, "no_rope_layers": [1, 1],
+            "layer_types": ["full_attention"] * 2,
+        },
+        "",
+    ),
+}  # fmt: skip
+"""Family, other fields (None: silent), and what a plan of GGUF names."""
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    runs.tokenizer(folder)
+    return folder
+
+
+def gap(found: runs.Logits, expected: runs.Logits) -> float:
+    return float(np.abs(found - expected).max()) / float(expected.std())
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_unusual_fields_are_computed_or_named(what: str, tokenizer: Path, tmp_path: Path) -> None:
+    name, fields, named = CASES[what]
+    family = FAMILIES[name]
+    config = {**family.config, **SIZES, **fields}
+    config = {k: v for k, v in config.items() if v is not None or k not in fields}
+    source = runs.write_model(tmp_path / "source", config, tokenizer, seed=1)
+    expected = runs.in_transformers(source, TEXT)  # which has a place for every tensor
+    assert open_checkpoint(source).warnings == ()
+    convert(source, tmp_path / "onnx", "onnx:f32")
+    assert gap(runs.in_onnxruntime(tmp_path / "onnx", TEXT), expected) < 1e-3
+    convert(tmp_path / "onnx", tmp_path / "back", "hf:f32")
+    assert gap(runs.in_transformers(tmp_path / "back", TEXT), expected) < 1e-3
+    if named:
+        with pytest.raises(PlanError, match=named):
+            convert(source, tmp_path / "m.gguf", "gguf:f32", exact=True)
+        return
+    convert(source, tmp_path / "m.gguf", "gguf:f32")
+    assert gap(runs.in_llamacpp(tmp_path / "m.gguf", TEXT), expected) < family.llamacpp
+
+
+def test_rotated_channels_that_onnxruntime_does_not_take(tokenizer: Path, tmp_path: Path) -> None:
+    config = {**FAMILIES["phi"].config, **SIZES}  # 12 of 16 channels
+    source = runs.write_model(tmp_path / "source", config, tokenizer, seed=1)
+    with pytest.raises(PlanError, match=r"partial_rotary_factor is 0\.75: .* 12 rotated channels"):
+        plan(source, "onnx:f32")
+    convert(source, tmp_path / "onnx", "onnx:f32-standard")
+    expected = runs.in_transformers(source, TEXT)
+    assert gap(runs.in_onnxruntime(tmp_path / "onnx", TEXT), expected) < 1e-3
