@@ -45,6 +45,10 @@ def test_the_bundled_texts_are_the_default() -> None:
         ("wiki.txt", "und"),
         ("README.md", "und"),
         ("de", "und"),
+        ("EN.txt", "und"),
+        ("zh_CN.csv", "zh-CN"),
+        ("sr-Latn.txt", "sr-Latn"),
+        ("de-train.txt", "und"),
     ],
 )
 def test_a_files_name_says_its_language(name: str, language: str) -> None:
@@ -162,6 +166,9 @@ ALPACA = {"instruction": "Name a colour.", "input": "", "output": "Blue."}
 SHARED = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
 
 
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12345\n"
+
+
 def test_arrays_of_rows(tmp_path: Path) -> None:
     rows = [{"text": "Hallo", "language": "de"}, {"text": "Hi"}, ALPACA, SHARED]
     (tmp_path / "arr.json").write_text(json.dumps(rows))
@@ -175,6 +182,19 @@ def test_arrays_of_rows(tmp_path: Path) -> None:
     assert [m.role for s in found[2:] for m in s.messages or ()] == ["user", "assistant"] * 2
     (tmp_path / "lines.json").write_text("\n".join(map(json.dumps, rows)))
     assert [s.content for s in load_samples(tmp_path / "lines.json")] == [s.content for s in found]
+
+
+def test_other_suffixes_of_the_same_kinds(tmp_path: Path) -> None:
+    for suffix in ("jsonlines", "ldjson", "jl"):
+        (tmp_path / f"a.{suffix}").write_text('{"text": "One."}\n{"text": "Two."}')
+        assert [s.text for s in load_samples(tmp_path / f"a.{suffix}")] == ["One.", "Two."]
+    (tmp_path / "a.tab").write_text("question\tanswer\nQ\tA\n")
+    assert load_samples(tmp_path / "a.tab")[0].content == "Q\nA"
+    parquet.write_table(pyarrow.table({"text": ["One."], "response": ["x"]}), tmp_path / "a.pq")
+    assert load_samples(tmp_path / "a.pq")[0].text == "One."
+    parquet.write_table(pyarrow.table({"content": ["One."]}), tmp_path / "b.parquet")
+    with pytest.raises(CorruptFile, match=r"expected a column .*'content'"):
+        load_samples(tmp_path / "b.parquet")
 
 
 def test_tables(tmp_path: Path) -> None:
@@ -200,6 +220,14 @@ def test_tables(tmp_path: Path) -> None:
         ("a.json", '[{"body": "x"}]', CorruptFile, r"expected either 'text' or 'messages'"),
         ("a.csv", "body\nx\n", CorruptFile, r"expected a column 'text'"),
         ("a.jsonl", '{"text": ' + "7" * 5000 + "}", CorruptFile, r"a\.jsonl:1"),
+        ("a.txt", '{"text": "x"}\n{"text": "y"}', UsageError, r"name it \.jsonl"),
+        ("a", '[{"conversations": []}]', UsageError, r"name it \.jsonl"),
+        ("a.yaml", "- text: x", UsageError, r"\.yaml files are no plain text"),
+        ("a.txt", LFS, CorruptFile, "git lfs pull"),
+        ("a.jsonl", LFS, CorruptFile, "git lfs pull"),
+        ("a.csv", LFS, CorruptFile, "git lfs pull"),
+        ("a.parquet", LFS, CorruptFile, "git lfs pull"),
+        ("a.json", "<!DOCTYPE html>", CorruptFile, "a web page"),
     ],
 )
 def test_what_is_no_text_is_refused(

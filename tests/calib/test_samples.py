@@ -197,11 +197,9 @@ def test_a_broken_bundled_row_names_file_and_line(
         ('"just a string"', "expected a JSON object, found str"),
         ('{"language": "en"}', "either 'text' or 'messages'"),
         ('{"text": "a", "messages": []}', "either 'text' or 'messages'"),
-        ('{"text": "  "}', "'text' must be a string"),
         ('{"text": 7}', "'text' must be a string"),
-        ('{"text": null}', "'text' must be a string"),
         ('{"text": "half \\ud83d"}', "surrogate"),
-        ('{"text": "a", "language": ""}', "'language' must be a string"),
+        ('{"text": "a", "language": 3}', "'language' must be a string"),
         ('{"messages": []}', "list that is not empty"),
         ('{"messages": "Hi"}', "list that is not empty"),
         ('{"messages": ["Hi"]}', "every message must be an object"),
@@ -238,6 +236,36 @@ def test_user_rows_keep_what_they_name_and_default_the_rest(tmp_path: Path) -> N
             (Message("user", "Ĉu vi venos?"), Message("assistant", "Jes.")),
         ),
         Sample("mine.jsonl:3", "eo", "text", "Nenio.", None),
+    ]
+
+
+def test_rows_as_data_sets_are_exported(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Look."}, {"type": "image"}]
+    call = {"role": "assistant", "content": None, "tool_calls": [{}]}
+    path = _write(
+        tmp_path,
+        "mine.jsonl",
+        {"id": 7, "text": "One.", "messages": None, "language": None, "kind": ""},
+        {"text": "  "},
+        {"text": None, "language": "de"},
+        {"text": "Dois.", "language": "PT_BR"},
+        {"messages": [{"role": "user", "content": parts}, call]},
+        {
+            "prompt": [{"role": "user", "content": "Q"}],
+            "completion": [{"role": "a", "content": "A"}],
+        },
+        {"prompt": "Why?", "chosen": "So.", "rejected": "No."},
+        {"query": "Where?", "response": "Here."},
+        {"conversation": [{"role": "user", "content": "Hi"}]},
+    )
+    assert [(s.id, s.language, s.content) for s in load_file(path)] == [
+        ("7", "und", "One."),
+        ("mine.jsonl:4", "pt-BR", "Dois."),
+        ("mine.jsonl:5", "und", "Look."),
+        ("mine.jsonl:6", "und", "Q\nA"),
+        ("mine.jsonl:7", "und", "Why?\nSo."),
+        ("mine.jsonl:8", "und", "Where?\nHere."),
+        ("mine.jsonl:9", "und", "Hi"),
     ]
 
 

@@ -103,7 +103,7 @@ def table_rows(path: Path, delimiter: str, facts: frozenset[str]) -> Iterator[Ro
     reader = csv.DictReader(bounded(), delimiter=delimiter)
     try:
         names = reader.fieldnames or ()
-        if not {"text", "instruction", "prompt"} & set(names):
+        if not {"text", "instruction", "prompt", "question", "query"} & set(names):
             raise CorruptFile(
                 f"{path}: expected a column 'text' (or 'instruction', 'prompt'), found "
                 f"{list(names)[:8]!r:.300}"

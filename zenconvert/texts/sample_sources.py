@@ -1,14 +1,14 @@
 """What ``--samples`` takes: files, folders and data sets of the Hub.
 
 * ``FILE``: text (one document), ``.jsonl`` (one document a line), ``.json`` (an array of them),
-  ``.csv``, ``.tsv`` or ``.parquet`` (one a row).
-* ``DIR``: all such files below it (of these suffixes, ``.txt``, ``.md`` and ``.ndjson``).
+  ``.csv``, ``.tsv`` or ``.parquet`` (one a row), and the other suffixes of these kinds.
+* ``DIR``: all such files below it (of these suffixes, ``.txt`` and ``.md``).
 * ``hub:ORGANISATION/NAME[:SPLIT]``: a data set of the Hub; the split ``train`` by default.
 
 Rows hold ``text`` or ``messages`` and, if known, ``language``. Where a row names no language, the
-file does: ``de.jsonl`` and ``de.train.txt`` are German, other files ``und`` (undetermined). Of a
-table or data set, the first :data:`MOST_ROWS` rows with text in them are read, or as many of them
-as hold 256 MB of text.
+file does: ``de.jsonl`` and ``de.train.txt`` are German, ``pt_BR.txt`` is pt-BR, other files ``und``
+(undetermined). Of a table or data set, the first :data:`MOST_ROWS` rows with text in them are read,
+or as many of them as hold 256 MB of text.
 """
 
 from __future__ import annotations
@@ -19,11 +19,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.base.source_files import size_of
+from zenconvert.base.source_files import size_of, what_it_is
 from zenconvert.errors import CorruptFile, MissingDependency, SourceNotFound, UsageError
 from zenconvert.texts.parquet_footer import Column, columns, unfolded
 from zenconvert.texts.rows import MOST_ROW
-from zenconvert.texts.samples import FACTS, Sample, load_bundled, load_file, sample_of_row
+from zenconvert.texts.samples import (
+    FACTS,
+    Sample,
+    language_tag,
+    load_bundled,
+    load_file,
+    sample_of_row,
+)
 
 MOST_ROWS: Final = 20_000
 _MOST_BYTES: Final = 256 * 1024 * 1024
@@ -33,15 +40,31 @@ _MOST_NESTED: Final = 4_000_000
 _BATCH: Final = 64
 
 _SUFFIXES: Final = frozenset(
-    {".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"}
+    {
+        ".txt",
+        ".md",
+        ".jsonl",
+        ".ndjson",
+        ".jsonlines",
+        ".ldjson",
+        ".jl",
+        ".json",
+        ".csv",
+        ".tsv",
+        ".tab",
+        ".parquet",
+        ".pq",
+    }
 )
+_PARQUET: Final = frozenset({".parquet", ".pq"})
 _COLUMNS: Final = (
-    "id", "language", "kind", "text", "messages", "conversations", "instruction", "input", "output",
-    "system", "prompt", "completion", "question", "answer",
+    "id", "language", "kind", "text", "messages", "conversations", "conversation", "instruction",
+    "input", "output", "system", "prompt", "completion", "chosen", "question", "answer", "query",
+    "response",
 )  # fmt: skip
 _LANGUAGE: Final = re.compile(
     r"([a-z]{2}|arz|ast|bho|ceb|ckb|fil|haw|hmn|ilo|kab|kmr|lij|mai|min|nan|nds|nso|pap|scn|sdh"
-    r"|szl|tzm|vec|war|wuu|yue)(-[A-Za-z0-9]{2,8})*(?=\..)"
+    r"|szl|tzm|vec|war|wuu|yue)([-_][A-Z][a-z]{3})?([-_]([A-Z]{2}|[0-9]{3}))?(?=\..)",
 )
 """Codes of two letters, and those of three that languages without such a code have."""
 _HUB: Final = re.compile(r"hub:(?P<id>[\w.\-]+/[\w.\-]+)(:(?P<split>[\w.\-]+))?")
@@ -74,7 +97,7 @@ def load_samples(
 def language_of(path: Path) -> str:
     """The language that a file's name begins with, ``und`` where it begins with none."""
     match = _LANGUAGE.match(path.name)
-    return match[0] if match else "und"
+    return language_tag(match[0]) if match else "und"
 
 
 def _samples(source: str | Path) -> Iterator[Sample]:
@@ -101,7 +124,7 @@ def _samples(source: str | Path) -> Iterator[Sample]:
 
 
 def _samples_of(file: Path) -> Iterator[Sample]:
-    if file.suffix.lower() == ".parquet":
+    if file.suffix.lower() in _PARQUET:
         yield from _rows(_parquet_rows(file), file.name, language_of(file))
     else:
         yield from load_file(file, language_of(file))
@@ -131,6 +154,8 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     except ImportError as error:
         raise _missing(path) from error
     size_of(path)
+    if (other := what_it_is(path)) is not None and not other.startswith("a parquet"):
+        raise CorruptFile(f"{path}: it is {other}")
     try:
         texts = _texts(parquet.read_metadata(path).schema)
         stored = [c for c in columns(path) if c.name.split(".")[0] in _COLUMNS]
@@ -139,7 +164,12 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         delta = {c.name for c in stored if c.shares_beginnings}
         texts = [name for name in texts if name not in delta]
         with parquet.ParquetFile(path, read_dictionary=texts) as file:
-            known = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            names = file.schema_arrow.names
+            known = [name for name in _COLUMNS if name in names]
+            if not set(known) - FACTS:
+                raise CorruptFile(
+                    f"{path}: expected a column 'text' or 'messages', found {names[:8]}"
+                )
             batches = file.iter_batches(batch_size=1 if delta else _BATCH, columns=known)
             yield from islice(
                 (row for batch in batches for row in _rows_of(path, batch)), MOST_ROWS
