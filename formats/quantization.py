@@ -62,4 +62,4 @@ def _method(table: dict[str, Any]) -> str:
     named = table.get("quant_method")
     if named is None:
         named = next((whose for key, whose in _BESIDE.values() if key in table), None)
-    return packing or (named if isinstance(named, str) else "")
+    return packing or (named.lower() if isinstance(named, str) else "")

@@ -210,6 +210,8 @@ _HINT: Final = "expected a folder with config.json, or a .gguf or .onnx file"
 def _unknown_folder(path: Path) -> Unsupported | InvalidInput:
     if is_there(path / ADAPTER):
         return adapter_problem(path)
+    if inner := sorted(path.glob("*/config.json")):
+        return Unsupported(f"{path}: config.json is one folder further in; name {inner[0].parent}")
     if any(path.glob("*.safetensors")):
         return Unsupported(f"{path}: there are weights and no config.json beside them; add it")
     if snapshots := sorted(path.glob("snapshots/*/config.json")):

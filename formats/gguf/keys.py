@@ -116,10 +116,14 @@ class KeyReader:
         return full, self.metadata.get(full)
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """An integer of any width. Raises CorruptFile when it is absent or something else."""
+        """An integer of any width, also as the same number for every layer.
+
+        Raises CorruptFile when it is absent or something else.
+        """
         full, found = self._get(key)
         if found is None and default is not None:
             return default
+        found = _one_of_all(found)
         if found is None or found[0] not in _INTEGERS or not 0 <= found[1] < 1 << 31:
             raise CorruptFile(
                 f"{self.where}: {full} should be a positive integer, found {found!r:.100}"
@@ -147,6 +151,14 @@ class KeyReader:
     def has(self, key: str) -> bool:
         """Whether the file has the key."""
         return self._get(key)[1] is not None
+
+
+def _one_of_all(found: KeyValue | None) -> KeyValue | None:
+    """A number that is there once a layer, and is the same for all of them."""
+    if found is None or not found[0].startswith("arr:") or found[0] == "arr:str":
+        return found
+    values = np.unique(found[1])
+    return (found[0].removeprefix("arr:"), values[0]) if len(values) == 1 else found
 
 
 def hf_config(
@@ -346,12 +358,13 @@ def strange_keys(
     if architecture.in_gguf.window_period:
         rows.add(_PATTERN)
     strange = {}
-    for full, (_, value) in keys.metadata.items():
+    for full, (_, given) in keys.metadata.items():
         key = full.removeprefix(keys.prefix)
         if key == full or key in rows or key in _READ or key in _HARMLESS:
             continue
+        value = given.tolist() if hasattr(given, "tolist") else given
         if key in _CONSTANTS and value in _CONSTANTS[key]:
             continue
         if key not in same or value != same[key]:
-            strange[full] = value.tolist() if hasattr(value, "tolist") else value
+            strange[full] = value
     return strange

@@ -47,16 +47,17 @@ class Settings:
 
 def parse(path: Path, table: Mapping[str, Any]) -> Settings:
     """Understand the settings. Raises Unsupported for layouts that cannot be read, CorruptFile."""
-    names = [table[key] for key in ("checkpoint_format", "format") if table.get(key) is not None]
-    named = str(names[0]) if names else VERSION_1
+    given = [table[key] for key in ("checkpoint_format", "format") if table.get(key) is not None]
+    names = [str(name).lower() for name in given]
+    named = names[0] if names else VERSION_1
     version = AUTO_ROUND_GPTQ.get(str(table.get("packing_format")), named)
-    others = [str(name) for name in names if name != version]
+    others = [name for name in names if name != version]
     if version not in {VERSION_1, VERSION_2, PLANAR}:
         raise Unsupported(
             f"{path}: the GPTQ layout {version!r} is not read; known are {VERSION_1}, {VERSION_2} "
             f"and {PLANAR}"
         )
-    if table.get("pack_dtype", "int32") != "int32":
+    if str(table.get("pack_dtype") or "int32").removeprefix("torch.") != "int32":
         raise Unsupported(f"{path}: codes packed as {table['pack_dtype']} are not read; only int32")
     overrides = list(_overrides(path, table))
     own = [table, *overrides]
@@ -87,9 +88,10 @@ def _overrides(path: Path, table: Mapping[str, Any]) -> Iterator[Mapping[str, An
     """What single modules have of their own; which they are does not matter here."""
     for key in _OVERRIDES:
         rules = table.get(key) or {}
-        if not isinstance(rules, dict) or not all(isinstance(v, dict) for v in rules.values()):
+        found = [own for own in rules.values() if own] if isinstance(rules, dict) else [rules]
+        if not all(isinstance(own, dict) for own in found):
             raise CorruptFile(f"{path}: {key} should map modules to settings")
-        yield from rules.values()
+        yield from found
 
 
 def _flag(path: Path, table: Mapping[str, Any], key: str, *, default: bool) -> bool:

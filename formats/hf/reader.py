@@ -14,7 +14,7 @@ may be links, as in the Hub cache); side files that are links out of the folder 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,7 +76,10 @@ _SIDE_FILES: Final = (
 _OPTIONAL: Final = (CARD, GENERATION)
 """Side files that nothing depends on, whatever they are."""
 # buffers that old checkpoints stored and that are computed from the config
-_IGNORED: Final = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
+_IGNORED: Final = (
+    ".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached",
+    ".attention.masked_bias", ".attention.bias",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class Folder:
     warnings: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     """What the folder holds beside the language model."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that the index names and no file has → the file that it names."""
 
     def checkpoint(
         self, format_name: str, tensors: dict[str, Tensor], warnings: Sequence[str] = ()
@@ -165,7 +170,7 @@ def open_folder(path: Path, stems: Sequence[str] = ("model",)) -> Folder:
         raise InvalidInput(f"{path / 'config.json'}: model_type should be a string: {model_type!r}")
     architecture = arch.for_model_type(model_type, wrapper)
     hp = architecture.sizes(config, where=str(path / "config.json"))
-    weights = find_weights(path, stems, config.get("transformers_weights"))
+    weights = find_weights(path, stems, config.pop("transformers_weights", None))
     named, beside = weights.entries, tuple[str, ...]()
     if wrapper is not None:
         named, beside = tower_entries(named, wrapper)
@@ -175,7 +180,9 @@ def open_folder(path: Path, stems: Sequence[str] = ("model",)) -> Folder:
     if renaming.untied:
         config, hp = {**config, "tie_word_embeddings": False}, replace(hp, tied=False)
     warnings = (*weights.warnings, *(f"{path}: {text}" for text in renaming.warnings))
-    return Folder(path, config, architecture, hp, weights.files, entries, warnings, beside)
+    return Folder(
+        path, config, architecture, hp, weights.files, entries, warnings, beside, weights.absent
+    )
 
 
 def name_tensors(
@@ -190,7 +197,7 @@ def name_tensors(
     tensors: dict[str, Tensor] = {}
     entries = {n: e for n, e in folder.entries.items() if n in packed or not n.endswith(_IGNORED)}
     if unknown := [name for name in entries if name not in known and name not in packed]:
-        raise foreign(str(folder.path), folder.architecture.id, hp.layers, unknown)
+        raise foreign(str(folder.path), folder.architecture.id, hp.layers, unknown, known)
     for name, entry in entries.items():
         if name in packed:
             for found in packed[name]:
@@ -203,11 +210,15 @@ def name_tensors(
         tensors[tensor.name] = Tensor(tensor.name, entry.shape, Dense(entry.dtype), stored)
     missing = [t for t in known.values() if t.required and t.name not in tensors]
     if missing:
-        hint = ": the folder holds a base model, and its output head would be random"
+        hint = ""
+        if file := folder.absent.get(missing[0].hf):
+            hint = f": the index names {file} for it, which has none; get that file again"
+        elif [t.module.role for t in missing] == ["head"]:
+            hint = ": the folder holds a base model, and its output head would be random"
         raise MissingTensor(
             f"{folder.path}: {several(len(missing), 'tensor is', 'tensors are')} missing: "
             + first_names([t.hf for t in missing])
-            + (hint if [t.module.role for t in missing] == ["head"] else "")
+            + hint
         )
     return tensors
 
@@ -219,7 +230,10 @@ def _check_shape(entry: Entry, tensor: TensorName) -> None:
             f"the config calls for {list(tensor.shape)}"
         )
     if entry.dtype not in {"f32", "f16", "bf16", "f64"}:
-        raise Unsupported(f"{entry.path}: tensor {entry.name!r} is stored as {entry.dtype}")
+        raise Unsupported(
+            f"{entry.path}: tensor {entry.name!r} is stored as {entry.dtype}, and weights are read "
+            "as floats of 16 to 64 bits where config.json has no quantization_config that says more"
+        )
 
 
 def side_files(path: Path) -> dict[str, Path]:

@@ -7,7 +7,8 @@ tensor, a tied pair under either name. Those are read here, too. For names that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -24,19 +25,42 @@ _VALUE_HEADS: Final = ("v_head.", "value_head.")
 _WRAPPERS: Final = {
     "_orig_mod.": "that of torch.compile; save the module that was compiled (._orig_mod)",
     "_fsdp_wrapped_module.": "that of FSDP; save a full state dict",
+    "_checkpoint_wrapped_module.": "that of activation checkpointing; save the module inside of it",
+    "_forward_module.": "that of Lightning; save the module inside of it",
     "module.": "that of DataParallel or DeepSpeed; save the module inside of it (.module)",
     "pretrained_model.": "that of TRL; save the model inside of it (.pretrained_model)",
     "base_model.model.": (
         "that of PEFT: an adapter is in the model; merge it (merge_and_unload()) and save again"
     ),
+    "language_model.": (
+        "that of the language model in one that sees or hears; config.json should be that of the "
+        "whole model"
+    ),
 }
+_ANYWHERE: Final = tuple(prefix for prefix in _WRAPPERS if prefix.startswith("_"))
+"""Of single modules, too."""
+_ADAPTER: Final = "an adapter is in the model; merge it (merge_and_unload()) and save again"
+_PACKED: Final = (
+    "weights are packed as GPTQ and AWQ have them, and config.json has no quantization_config; get "
+    "the settings of the tool (or its quantize_config.json or quant_config.json), too"
+)
+_SCALED: Final = "it is of a quantization that is not read; take the original weights"
 _PIECES: Final = {
     ".lora_": "it belongs to an adapter (LoRA); merge that into its model and save again",
-    ".base_layer.": "an adapter is in the model; merge it (merge_and_unload()) and save again",
+    ".base_layer.": _ADAPTER,
+    ".modules_to_save.": _ADAPTER,
+    ".original_module.": _ADAPTER,
     ".absmax": "it is of bitsandbytes' quantization, which is not read; take the original weights",
-    ".weight_scale": "it is of a quantization that is not read; take the original weights",
-    ".weight_packed": "it is of a quantization that is not read; take the original weights",
+    ".weight_scale": _SCALED,
+    ".weight_packed": _SCALED,
+    ".qweight": _PACKED,
+    ".qzeros": _PACKED,
+    ".g_idx": _PACKED,
+    ".k_scale": "it is a scale of an 8-bit cache, which is not read; take the weights without it",
+    ".v_scale": "it is a scale of an 8-bit cache, which is not read; take the weights without it",
+    "mtp.": "it predicts further tokens (MTP), which is not read; leave it out",
 }
+_LAYER: Final = re.compile(r"\blayers\.(\d+)\.")
 _HEADS: Final = {
     "score.weight": "a classifier or reward model (…ForSequenceClassification)",
     "classifier.weight": "a classifier (…ForTokenClassification)",
@@ -212,8 +236,17 @@ def same_data(a: Entry, b: Entry) -> bool:
     return True
 
 
-def foreign(folder: str, architecture: str, layers: int, names: Sequence[str]) -> UnexpectedTensor:
-    """The error for tensors that an architecture does not have, and whose they are."""
+def foreign(
+    folder: str,
+    architecture: str,
+    layers: int,
+    names: Sequence[str],
+    known: Collection[str] = (),
+) -> UnexpectedTensor:
+    """The error for tensors that an architecture does not have, and whose they are.
+
+    ``known`` are the names that it has.
+    """
     first = names[0]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     text = (
@@ -224,8 +257,26 @@ def foreign(folder: str, architecture: str, layers: int, names: Sequence[str]) -
             if piece in name:
                 return UnexpectedTensor(f"{text}: {advice}")
         for prefix, advice in _WRAPPERS.items():
-            if name.startswith(prefix):
+            if name.startswith((prefix, f"model.{prefix}")) or (
+                prefix in _ANYWHERE and f".{prefix}" in name
+            ):
                 return UnexpectedTensor(f"{text}: the prefix {prefix!r} is {advice}")
         if name in _HEADS:
             return UnexpectedTensor(f"{text}: the model is {_HEADS[name]} and writes no text")
+    if (wrapper := _unknown_wrapper(first, known)) is not None:
+        return UnexpectedTensor(
+            f"{text}: {wrapper!r} stands before the model's own names: it was saved inside of "
+            "something else; save the model alone, or rename its tensors"
+        )
+    if (found := _LAYER.search(first)) is not None and int(found[1]) >= layers:
+        return UnexpectedTensor(
+            f"{text}: it is of layer {found[1]}, counted from 0; num_hidden_layers of config.json "
+            "is too small, or such layers predict further tokens (MTP) and are to be left out"
+        )
     return UnexpectedTensor(text)
+
+
+def _unknown_wrapper(name: str, known: Collection[str]) -> str | None:
+    """What stands before one of the known names."""
+    cuts = (i + 1 for i, sign in enumerate(name) if sign == ".")
+    return next((name[:cut] for cut in cuts if name[cut:] in known), None)

@@ -7,8 +7,9 @@ never opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,11 +17,11 @@ from zenconvert.base.source_files import is_there, size_of
 from zenconvert.errors import (
     CorruptFile,
     InvalidInput,
-    MissingTensor,
     SourceNotFound,
-    UnexpectedTensor,
     UnsafePath,
     Unsupported,
+    first_names,
+    several,
 )
 from zenconvert.formats import safetensors_container
 from zenconvert.formats.hf.json_file import read_json
@@ -29,7 +30,7 @@ from zenconvert.formats.safetensors_container import Entry
 INDEX: Final = "model.safetensors.index.json"
 ADAPTER: Final = "adapter_config.json"
 _OTHERS: Final = (
-    "*.safetensors", "*.safetensors.index.json", "pytorch_model*", "*.pth", "*.gguf", "*.onnx",
+    "*.safetensors", "*.safetensors.index*.json", "pytorch_model*", "*.pth", "*.gguf", "*.onnx",
     "onnx/*.onnx", "tf_model*.h5", "flax_model*.msgpack",
 )  # fmt: skip
 _SHOWN: Final = 3
@@ -42,6 +43,8 @@ class Weights:
     files: tuple[Path, ...]
     entries: dict[str, Entry]
     warnings: tuple[str, ...] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that the index names and no file has → the file that it names."""
 
 
 def find_weights(path: Path, stems: Sequence[str] = ("model",), named: object = None) -> Weights:
@@ -49,7 +52,8 @@ def find_weights(path: Path, stems: Sequence[str] = ("model",), named: object = 
 
     ``stems`` are names that the weights may have before ``.safetensors``; the first found is read.
     ``named`` is the config's ``transformers_weights``, a file or an index that goes before them.
-    Raises SourceNotFound, CorruptFile, UnsafePath, MissingTensor, UnexpectedTensor or Unsupported.
+    Of an index the names of its files count, as for transformers, which takes all that is in them.
+    Raises SourceNotFound, CorruptFile, UnsafePath or Unsupported.
     """
     if is_there(path / ADAPTER):
         raise adapter_problem(path)
@@ -67,9 +71,9 @@ def find_weights(path: Path, stems: Sequence[str] = ("model",), named: object = 
         else:
             continue
         entries = _entries(files)
-        if table:
-            _check_index(index, table, entries)
-        return Weights(tuple(files), entries, tuple(_unread(path, read)))
+        absent = {name: str(file) for name, file in table.items() if name not in entries}
+        lies = _lies(index, table, entries) if table else ()
+        return Weights(tuple(files), entries, (*lies, *_unread(path, read)), absent)
     raise _no_weights(path, stems)
 
 
@@ -122,14 +126,21 @@ def _entries(files: Iterable[Path]) -> dict[str, Entry]:
     return entries
 
 
-def _check_index(index: Path, table: Mapping[str, Any], entries: Mapping[str, Entry]) -> None:
-    for name, file in table.items():
-        if name not in entries or entries[name].path.name != file:
-            raise MissingTensor(f"{index}: tensor {name!r} should be in {file} and is not")
-    if extra := sorted(set(entries) - set(table)):
-        raise UnexpectedTensor(
-            f"{index}: tensors {extra[:5]} are in the files and not in the index"
-        )
+def _lies(index: Path, table: Mapping[str, Any], entries: Mapping[str, Entry]) -> Iterator[str]:
+    """One line for every kind of difference between an index and its files."""
+    for names, what in (
+        ([n for n in table if n not in entries], "that it names stand in none of its files"),
+        (sorted(set(entries) - set(table)), "of its files are not named"),
+        (
+            [n for n, file in table.items() if n in entries and entries[n].path.name != file],
+            "stand in another file than it says",
+        ),
+    ):
+        if names:
+            yield (
+                f"{index}: {several(len(names), 'tensor', 'tensors')} {what}, "
+                f"{first_names(names)}: what the files hold is taken, as transformers does"
+            )
 
 
 def adapter_problem(path: Path) -> InvalidInput | Unsupported:
@@ -171,4 +182,36 @@ def _no_weights(path: Path, stems: Sequence[str]) -> Unsupported | SourceNotFoun
                 "transformers saves it, with model.safetensors"
             )
     names = " nor ".join(f"{stem}.safetensors[.index.json]" for stem in stems)
-    return SourceNotFound(f"{path}: there is no {names}{_half_way(path)}")
+    return SourceNotFound(f"{path}: there is no {names}{_what_instead(path)}{_half_way(path)}")
+
+
+_SHARD: Final = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
+_VARIANT: Final = re.compile(r"model\.[\w-]+?(-\d{5}-of-\d{5})?\.safetensors")
+
+
+def _what_instead(path: Path) -> str:
+    """What weights there are that nothing leads to, and what helps."""
+    found = sorted(file.name for file in path.glob("*.safetensors"))
+    shown = f"; there {'is' if len(found) == 1 else 'are'} {first_names(found)}" if found else ""
+    if any(name.startswith("adapter_") for name in found):
+        return f"{shown}: an adapter (LoRA), to be merged into its model first"
+    if any(_VARIANT.fullmatch(name) for name in found):
+        return f"{shown}: a variant; call it model.safetensors, or save the model again without one"
+    if any(_SHARD.fullmatch(name) for name in found):
+        return f"{shown}: shards without {INDEX}, which says that they belong together; get it, too"
+    if found:
+        return (
+            f"{shown}: call it model.safetensors, or name it in config.json (transformers_weights)"
+        )
+    if any(path.rglob("*.distcp")):
+        return (
+            "; there are checkpoints of torch.distributed (*.distcp); `python -m "
+            "torch.distributed.checkpoint.format_utils dcp_to_torch` makes them whole: load that "
+            "and save_pretrained(…)"
+        )
+    if any(path.glob("global_step*")) or (path / "zero_to_fp32.py").is_file():
+        return (
+            "; there are checkpoints of DeepSpeed (ZeRO): its zero_to_fp32.py writes the weights "
+            "(--safe_serialization)"
+        )
+    return ""

@@ -64,6 +64,8 @@ KEYS: dict[str, tuple[KeyValue | None, ...]] = {
     "attention.scale": (("f32", 0.5),),
     "logit_scale": (("f32", 0.5),),
     "some.new_thing": (("u32", 3),),
+    "attention.head_count": (("arr:u32", np.array([2, 2], dtype=np.uint32)),),
+    "feed_forward_length": (("arr:i32", np.array([24, 24], dtype=np.int32)),),
 }
 
 

@@ -326,9 +326,6 @@ def test_broken_folders_are_told_apart(
         ({"bits": 3}, Unsupported, "3 bits"),
         ({"group_size": 0}, CorruptFile, "group_size should be"),
         ({"group_size": "128"}, CorruptFile, "group_size should be"),
-        ({"group_size": 48}, CorruptFile, "no multiple of the group"),
-        ({"group_size": 128}, CorruptFile, "call for"),
-        ({"version": "gemv"}, CorruptFile, "call for"),
     ],
 )
 def test_settings_that_make_no_sense_are_told_apart(
@@ -341,6 +338,27 @@ def test_settings_that_make_no_sense_are_told_apart(
     folder = changed(awq("w4g64"), tmp_path / "m", settings=lambda s: {**s, **settings})
     with pytest.raises(error, match=reason):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"group_size": 128}, "labelled group_size 128, and the data has 64"),
+        ({"group_size": 48}, "labelled group_size 48, and the data has 64"),
+        ({"group_size": -1}, ""),
+        ({"group_size": None}, ""),
+        ({"version": "gemv"}, "labelled gemv, and the data is gemm"),
+        ({"quant_method": "AWQ"}, ""),
+    ],
+)
+def test_labels_yield_to_shapes(
+    settings: dict[str, Any], told: str, awq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = changed(awq("w4g64"), tmp_path / "m", settings=lambda own: {**own, **settings})
+    assert_same(folder, awq("w4g64"))
+    found = open_checkpoint(folder).warnings
+    assert len(found) == bool(told)
+    assert told in "".join(found)
 
 
 @pytest.mark.parametrize("word", ["exllama", "ipex", "GEMM", None])

@@ -330,6 +330,23 @@ def test_settings_that_make_no_sense_are_told_apart(
         open_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quant_method": "GPTQ"},
+        {"checkpoint_format": "GPTQ"},
+        {"pack_dtype": "torch.int32"},
+        {"dynamic": {"-:.*nothing.*": False}},
+    ],
+)
+def test_other_spellings_are_understood(
+    settings: dict[str, Any], gptq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = changed(gptq("w4g128"), tmp_path / "m", settings=lambda s: {**s, **settings})
+    assert open_checkpoint(folder).warnings == ()
+    assert_same(folder, gptq("w4g128"))
+
+
 def test_settings_without_a_quantized_weight_are_invalid(
     floats: Callable[[str], Path], gptq: Callable[[str], Path], tmp_path: Path
 ) -> None:

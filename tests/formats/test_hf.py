@@ -102,16 +102,15 @@ def test_a_missing_shard_is_named(model: Path) -> None:
         open_checkpoint(model)
 
 
-def test_the_index_must_tell_the_truth(model: Path) -> None:
+def test_of_an_index_the_files_count(model: Path) -> None:
+    """As for transformers: its tests are in test_weights_of_a_folder."""
     weight_map = shard(model)
     first, *_, second = weight_map
     write_index(model, {**weight_map, first: weight_map[second], second: weight_map[first]})
-    with pytest.raises(MissingTensor, match="should be in"):
-        open_checkpoint(model)
+    assert "2 tensors stand in another file" in "".join(open_checkpoint(model).warnings)
     del weight_map[first]
     write_index(model, weight_map)
-    with pytest.raises(UnexpectedTensor, match="not in the index"):
-        open_checkpoint(model)
+    assert "1 tensor of its files are not named" in "".join(open_checkpoint(model).warnings)
 
 
 @pytest.mark.parametrize("weight_map", [{}, [], None, "x"])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig
 
-from zenconvert import open_checkpoint
+from zenconvert import convert, open_checkpoint
 from zenconvert.errors import (
     InvalidInput,
     MissingTensor,
@@ -136,6 +136,46 @@ def test_weights_that_the_config_names(tmp_path: Path) -> None:
         assert_as_transformers(folder)
 
 
+def test_of_an_index_the_files_count(tmp_path: Path) -> None:
+    folder = llama(tmp_path / "m", tie_word_embeddings=True)
+    LlamaForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    index = folder / "model.safetensors.index.json"
+    table = json.loads(index.read_text())
+    names = table["weight_map"]
+    [norm] = [name for name in names if name == "model.norm.weight"]
+    other = next(file for file in names.values() if file != names[norm])
+    first = next(iter(names.values()))
+    told = {
+        "named in vain": {**names, HEAD: first, "x.rotary_emb.inv_freq": first},
+        "elsewhere": {**names, norm: other},
+        "not named": {name: file for name, file in names.items() if name != norm},
+    }
+    for words, changed in told.items():
+        index.write_text(json.dumps({**table, "weight_map": changed}))
+        with pytest.warns(UserWarning, match=r"what the files hold is taken"):
+            assert_as_transformers(folder)
+        assert words
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    index.write_text(json.dumps({**table, "weight_map": told["named in vain"]}))
+    with pytest.raises(MissingTensor, match=r"lm_head\.weight: the index names"):
+        open_checkpoint(folder)
+
+
+def test_what_the_config_names_is_not_named_in_outputs(tmp_path: Path) -> None:
+    folder = llama(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "new.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "transformers_weights": "new.safetensors"})
+    )
+    expected = LlamaForCausalLM.from_pretrained(folder).state_dict()[HEAD]
+    convert(folder, tmp_path / "out", "hf:f32")
+    found = LlamaForCausalLM.from_pretrained(tmp_path / "out").state_dict()[HEAD]
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("files", "error", "words"),
     [
@@ -144,6 +184,12 @@ def test_weights_that_the_config_names(tmp_path: Path) -> None:
         (("tf_model.h5",), Unsupported, "TensorFlow"),
         (("model-q8_0.gguf",), SourceNotFound, r"name one of them: .*model-q8_0\.gguf"),
         (("model.safetensors.incomplete",), SourceNotFound, "half a download"),
+        (("model-00001-of-00002.safetensors",), SourceNotFound, "shards without"),
+        (("model.fp16.safetensors",), SourceNotFound, "a variant"),
+        (("adapter_model.safetensors",), SourceNotFound, r"an adapter \(LoRA\)"),
+        (("Model.safetensors",), SourceNotFound, "is Model.safetensors: call it"),
+        (("__0_0.distcp",), SourceNotFound, "dcp_to_torch"),
+        (("zero_to_fp32.py",), SourceNotFound, "safe_serialization"),
     ],
 )
 def test_folders_without_weights_say_what_they_are(
@@ -235,6 +281,11 @@ def test_experts_in_one_tensor(original: bool, tmp_path: Path) -> None:
         ("module.", "DataParallel"),
         ("base_model.model.", r"merge_and_unload"),
         ("pretrained_model.", "TRL"),
+        ("model._orig_mod.", "torch.compile"),
+        ("_forward_module.", "Lightning"),
+        ("language_model.", "sees or hears"),
+        ("model.language_model.", "sees or hears"),
+        ("student.net.", "'student.net.' stands before the model's own names"),
     ],
 )
 def test_prefixes_of_trainers_are_named(prefix: str, advice: str, tmp_path: Path) -> None:
@@ -250,6 +301,12 @@ def test_prefixes_of_trainers_are_named(prefix: str, advice: str, tmp_path: Path
         ("model.layers.0.self_attn.q_proj.lora_A.default.weight", r"adapter \(LoRA\)"),
         ("model.layers.0.self_attn.q_proj.base_layer.weight", "merge_and_unload"),
         ("score.weight", "ForSequenceClassification"),
+        ("lm_head.modules_to_save.default.weight", "merge_and_unload"),
+        ("model.layers.0._checkpoint_wrapped_module.x.weight", "activation checkpointing"),
+        ("model.layers.0.self_attn.q_proj.qweight", "no quantization_config"),
+        ("model.layers.0.self_attn.k_scale", "8-bit cache"),
+        ("model.layers.7.mlp.up_proj.weight", "of layer 7, counted from 0"),
+        ("mtp.fc.weight", "predicts further tokens"),
     ],
 )
 def test_foreign_tensors_are_explained(name: str, advice: str, tmp_path: Path) -> None:

@@ -32,6 +32,10 @@ _MAGIC: Final = {
     b"version https://git-lfs.github.com/spec/": (
         "a pointer of Git LFS and not the file itself; `git lfs pull` in its folder gets the file"
     ),
+    b"version https://hawser.github.com/spec/": (
+        "a pointer of Git LFS and not the file itself; `git lfs pull` in its folder gets the file"
+    ),
+    b"PAR1": "a parquet table; give it a name that ends in .parquet",
     b"GGUF": "a GGUF file; give it a name that ends in .gguf",
     b"tjgg": "a GGJT file of before August 2023; get the model as GGUF",
     b"fmgg": "a GGMF file of before August 2023; get the model as GGUF",

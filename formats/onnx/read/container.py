@@ -19,6 +19,7 @@ from math import prod
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
+from zenconvert.base.source_files import what_it_is
 from zenconvert.errors import CorruptFile, SourceNotFound, UnsafePath, Unsupported
 from zenconvert.formats.onnx.read.protobuf_scan import Scan, scan
 
@@ -188,10 +189,13 @@ def _external(path: Path, tensor: onnx.TensorProto, nbytes: int, where: str) -> 
     if length != nbytes:
         raise CorruptFile(f"{where} calls for {nbytes} bytes; its length is given as {length}")
     if offset + length > size:
-        raise CorruptFile(
-            f"{where}: bytes {offset} to {offset + length} of {file}, which has {size}"
-        )
+        raise CorruptFile(_too_short(f"{where}: bytes {offset} to {offset + length}", file, size))
     return file, offset
+
+
+def _too_short(what: str, file: Path, size: int) -> str:
+    other = what_it_is(file)
+    return f"{what} of {file}, which has {size}" + (f": it is {other}" if other else "")
 
 
 def _number(text: str, key: str, where: str) -> int:
