@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 import pytest
 
@@ -241,7 +241,7 @@ def test_user_rows_keep_what_they_name_and_default_the_rest(tmp_path: Path) -> N
 
 def test_rows_as_data_sets_are_exported(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "Look."}, {"type": "image"}]
-    call = {"role": "assistant", "content": None, "tool_calls": [{}]}
+    call: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [{}]}
     path = _write(
         tmp_path,
         "mine.jsonl",

@@ -68,7 +68,7 @@ def rotation(config: Mapping[str, Any], where: str) -> tuple[float, Mapping[str,
     return theta, {"rope_type": kind, **rest}
 
 
-def _filled(kind: str, scaling: Mapping[str, Any], config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _filled(kind: str, scaling: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """With what transformers takes from the config itself where the scaling is silent."""
     found, outer = dict(scaling), config.get(_CONTEXT)
     if kind in _OUTER and outer is not None:
