@@ -13,6 +13,7 @@ may be links, as in the Hub cache); side files that are links out of the folder 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,6 +76,8 @@ _SIDE_FILES: Final = (
 )
 _OPTIONAL: Final = (CARD, GENERATION)
 """Side files that nothing depends on, whatever they are."""
+_UNNAMED: Final = re.compile(r"[0-9a-f]{40}|snapshots|")
+"""What a commit is called, and the folder of the Hub cache that has them."""
 # buffers that old checkpoints stored and that are computed from the config
 _IGNORED: Final = (
     ".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached",
@@ -273,12 +276,19 @@ def folder_metadata(path: Path) -> tuple[Metadata, list[str]]:
     card, odd_card = read_card(path)
     generation, odd_generation = read_generation(path)
     metadata = Metadata(
-        label=hub_id(path) or path.resolve().name,
+        label=hub_id(path) or _label(path),
         card=card,
         generation=without_foreign(generation),
         carried=_carried(carried) if carried.is_file() else {},
     )
     return metadata, [*odd_card, *odd_generation]
+
+
+def _label(path: Path) -> str:
+    """The name of a folder, or of the first around it that is called by no commit."""
+    place = path.resolve()
+    named = (p.name for p in (place, *place.parents) if not _UNNAMED.fullmatch(p.name))
+    return next(named, "").replace("___", ".") or place.name  # how ModelScope writes dots
 
 
 def _carried(path: Path) -> dict[str, tuple[str, Any]]:

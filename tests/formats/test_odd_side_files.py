@@ -230,6 +230,22 @@ def test_a_model_of_the_hub_cache_has_its_own_name(model: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("place", "label"),
+    [
+        (f"Name-1B/snapshots/{'0a' * 20}", "Name-1B"),
+        (f"Name-1B/{'0a' * 20}", "Name-1B"),
+        ("Qwen/Qwen2___5-0___5B", "Qwen2.5-0.5B"),
+        ("Name-1B", "Name-1B"),
+    ],
+)
+def test_no_model_is_called_by_a_commit(
+    place: str, label: str, model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(model, tmp_path / place)
+    assert open_checkpoint(tmp_path / place).metadata.label == label
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "acme/a..b",
