@@ -224,6 +224,13 @@ FAMILIES: dict[str, Family] = {
         ),
         llamacpp=1e-2,
     ),
+    "stablelm": Family(
+        _layer_norms(
+            "stablelm", "StableLmForCausalLM", layer_norm_eps=1e-5, partial_rotary_factor=0.25,
+            use_qkv_bias=True, rope_theta=10000,
+        ),
+        "qwen2", "qwen2",
+    ),
     "smollm3": Family(
         _sizes(
             "smollm3", "SmolLM3ForCausalLM", num_hidden_layers=8, attention_bias=False,

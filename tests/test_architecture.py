@@ -60,6 +60,13 @@ def test_a_model_with_other_modules_is_refused_by_its_key(case: str) -> None:
         arch.for_model_type("gemma4_text").sizes(config, where="test")
 
 
+@pytest.mark.parametrize("key", ["use_parallel_residual", "qk_layernorm"])
+def test_halves_that_read_the_same_and_norms_of_every_head_are_refused(key: str) -> None:
+    config = {**FAMILIES["stablelm"].config, key: True}
+    with pytest.raises(Unsupported, match=f"{key} is True, and stablelm models are known with"):
+        arch.for_model_type("stablelm").sizes(config, where="test")
+
+
 def test_layers_that_see_everything_have_heads_of_their_own_in_both_spellings() -> None:
     config = FAMILIES["gemma4"].config
     architecture = arch.for_model_type("gemma4_text")

@@ -82,6 +82,8 @@ ROTATIONS: Final = "rotations"
 """What the row of all keys about scaled rotations holds."""
 PATTERN: Final = "pattern"
 """What the row at the place of the list of layers that slide holds."""
+_CONSTANT: Final = r"u32 \d+|bool (true|false)"
+"""A row that is the same in all files."""
 BY_LAYER: Final = "by_layer"
 """Before ``kv_heads`` in ``[gguf_keys]``: a number for every layer where some have others."""
 FILE_TYPE: Final = "file_type"
@@ -271,7 +273,7 @@ class _Check:
         for key, row in values["gguf_keys"].items():
             if row in (ROTATIONS, FILE_TYPE, PATTERN) or str(row).startswith(f"{TEXT} "):
                 continue
-            if row == f"{BY_LAYER} kv_heads" or re.fullmatch(r"u32 \d+", str(row)):
+            if row == f"{BY_LAYER} kv_heads" or re.fullmatch(_CONSTANT, str(row)):
                 continue
             kind, _, size = row.partition(" ") if isinstance(row, str) else ("", "", "")
             plain = size.removesuffix(OTHER).removesuffix(UNREAD).removesuffix(ZERO)

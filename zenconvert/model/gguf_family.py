@@ -18,7 +18,7 @@ class GgufKey:
     """A key of GGUF files, without the architecture before it, and what it holds."""
 
     name: str
-    type: Literal["u32", "f32", "text", "rotations", "file_type", "pattern", "by_layer"]
+    type: Literal["u32", "f32", "bool", "text", "rotations", "file_type", "pattern", "by_layer"]
     """``rotations``: all keys of scaled rotations; ``file_type``: only a place, and ``pattern``:
     that of the layers that slide; ``by_layer``: a number for every layer, where some have others.
     """
@@ -33,8 +33,10 @@ class GgufKey:
     """0 where the model has no such number."""
 
     @property
-    def constant(self) -> int | None:
-        """The number that it is in all files."""
+    def constant(self) -> int | bool | None:
+        """What it is in all files."""
+        if self.type == "bool":
+            return self.size == "true"
         return int(self.size) if self.size.isdecimal() else None
 
 
