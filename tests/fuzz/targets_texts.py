@@ -14,6 +14,7 @@ from tests.fuzz.hostile import damaged, json_bytes, mutated, text, text_bytes, v
 from tests.fuzz.models import Files
 from tests.fuzz.target import Target
 from zenconvert import Report
+from zenconvert.base.machine import auto_device
 from zenconvert.publication import recipe_reader
 from zenconvert.publication.checking import check_release
 from zenconvert.publication.checksums import read_sums
@@ -110,6 +111,11 @@ def _policy(choices: Choices, base: Files) -> Files:
         "inf",
     )
     return {"policy.toml": text_bytes(reports.POLICY, choices, words)}
+
+
+def _recipe_base() -> Files:
+    auto_device()  # what it imports is nobody's fault
+    return {"recipe.toml": RECIPE.encode()}
 
 
 def _recipe(choices: Choices, base: Files) -> Files:
@@ -254,7 +260,7 @@ TARGETS: Final = (
         lambda path: Policy.load(path / "policy.toml"), cheap=True,
     ),
     Target(
-        "recipe", lambda: {"recipe.toml": RECIPE.encode()}, _recipe,
+        "recipe", _recipe_base, _recipe,
         lambda path: recipe_reader.read(path / "recipe.toml"), cheap=True,
     ),
     Target("go-template", lambda: {"template": _CHATML.encode()}, _go, _read_go, cheap=True),

@@ -13,10 +13,11 @@ import pytest
 
 from tests.fuzz import gguf_shape, models
 from tests.fuzz.gguf_shape import Gguf, Key
-from tests.tiny import raw_model
+from tests.tiny import CONFIGS, raw_model
 from zenconvert import open_checkpoint, plan
-from zenconvert.errors import CorruptFile, InvalidInput, MissingTensor, UsageError
+from zenconvert.errors import CorruptFile, InvalidInput, MissingTensor, UsageError, ZenError
 from zenconvert.formats.gguf import container
+from zenconvert.model.architecture import Architecture, architectures
 
 SECONDS = 20.0
 """Of the processor: expanding what is claimed would take minutes, or never end."""
@@ -59,6 +60,25 @@ def test_hf(key: str, count: int, tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, key: count}))
     with pytest.raises(MissingTensor, match=rf"{count} .*and \d+ are stored"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("family", architectures())
+def test_layers_that_are_told_apart(family: str) -> None:
+    """Which of them have experts, or see everything: before anybody counted tensors."""
+    architecture = architectures()[family]
+    experts = {"num_experts": 4, "moe_intermediate_size": 32, "decoder_sparse_step": 2}
+    config = {**CONFIGS["mixtral"], **experts, "model_type": architecture.model_type}
+    for more in ({}, {"use_sliding_window": True}, {"mlp_only_layers": [0]}, {"num_experts": 0}):
+        claimed = {**config, **more, "num_hidden_layers": 10**9}
+        with pytest.raises(ZenError) as told:
+            _counted(architecture, claimed)
+    if architecture.layers.get("sparse_step"):
+        assert "1000000000 layers; at most" in str(told.value)
+
+
+def _counted(architecture: Architecture, config: dict[str, Any]) -> None:
+    hp = architecture.sizes(config, where="config.json")
+    architecture.check_counts(hp, [(2, 2)] * 9, "config.json")
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "num_local_experts"])

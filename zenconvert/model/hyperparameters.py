@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from zenconvert.errors import InvalidInput
 from zenconvert.model.config_numbers import at_path, count, real
@@ -13,6 +13,8 @@ from zenconvert.model.rotations import FULL, check_share, rotation
 Names = Mapping[str, str | Sequence[str]]
 """Size → the key that a config has it under, or several of which the first that is there counts;
 dots lead into objects."""
+_MOST_LISTED: Final = 1 << 16
+"""Layers that are told apart one by one, before anybody has counted tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +291,8 @@ def _dense_layers(
     if "dense" not in keys:
         return ()
     layers = sizes.count("layers")
+    if layers > _MOST_LISTED:
+        raise InvalidInput(f"{where}: {layers} layers; at most {_MOST_LISTED} can be told apart")
     if not sizes.count("experts", zero=True):
         return tuple(range(layers))
     listed, step = config.get(keys["dense"]) or [], keys["sparse_step"]
