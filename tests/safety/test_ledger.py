@@ -17,7 +17,18 @@ RECORD: dict[str, Any] = {
     "key": KEY, "kind": "variant", "name": "x", "outputs": [WRITTEN], "read": "", "scratch": {},
     "facts": {"exact": True, "losses": []},
 }  # fmt: skip
-PLACES = ("../precious", "/etc/passwd", "", ".", "x/../../precious", "a\0b", 7, None, ["x"])
+PLACES = (
+    "../precious",
+    "/etc/passwd",
+    "",
+    ".",
+    "x/../../precious",
+    "a\0b",
+    "x" * 300,
+    7,
+    None,
+    ["x"],
+)
 FORGED: dict[str, dict[str, Any]] = {
     **{f"output {p!r}": {"outputs": [{**WRITTEN, "path": p}]} for p in PLACES},
     **{f"scratch {p!r}": {"scratch": {p: 4}} for p in PLACES if isinstance(p, str)},

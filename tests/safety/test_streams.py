@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.fuzz import reports
 from zenconvert.base.processes import child_environment
 from zenconvert.cli import main
 from zenconvert.errors import InputWarning, NotEnoughResources
@@ -237,6 +238,33 @@ def test_a_full_standard_output(tiny: Path) -> None:
     assert b"cannot be printed" in done.stderr
     assert b"Traceback" not in done.stderr
     assert both.returncode == 4
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_what_was_measured_is_kept_where_nothing_can_be_printed(
+    tiny: Path, tmp_path: Path, command: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = reports.report(tiny)
+    monkeypatch.setattr("zenconvert.verification.measurement.verify", lambda *_, **more: report)
+    written = {f"--{name}": tmp_path / name for name in ("json", "html", "summary")}
+    options = [word for pair in written.items() for word in pair]
+    with monkeypatch.context() as patch, Path("/dev/full").open("w") as full:
+        patch.setattr(sys, "stdout", full)
+        ended = command("verify", tiny, tiny, *options)
+    assert ended["code"] == 5, ended
+    assert "cannot be printed" in ended["err"]
+    assert all(path.stat().st_size > 100 for path in written.values())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_work_goes_on_where_standard_error_is_full(
+    tiny: Path, tmp_path: Path, command: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, Path("/dev/full").open("w") as full:
+        patch.setattr(sys, "stderr", full)
+        ended = command("convert", tiny, tmp_path / "out.gguf", "--to", "gguf:f16")
+    assert ended["code"] == 0, ended
+    assert (tmp_path / "out.gguf").is_file()
 
 
 def test_a_closed_pipe(tiny: Path) -> None:

@@ -13,7 +13,7 @@ import sys
 TYPE_CHECKING = False  # as typing has it, which need not be loaded
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Any, NoReturn
+    from typing import Any, NoReturn, TextIO
 
     import click
 
@@ -45,6 +45,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, pressed.late)
         cli(standalone_mode=False)
         sys.stdout.flush()
+        _give_up_on(sys.stderr)
     except KeyboardInterrupt:
         _end(_INTERRUPTED, EXIT_INTERRUPTED)
     except Exception as error:
@@ -144,10 +145,14 @@ def _end(text: str, code: int) -> NoReturn:
         sys.stdout.flush()
     except OSError:
         pass
-    # the interpreter would try again to write what cannot be written, and end with 120
     for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        _give_up_on(stream)
     sys.exit(code)
+
+
+def _give_up_on(stream: TextIO) -> None:
+    """Let go of what a stream cannot take: the interpreter would try again, and end with 120."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

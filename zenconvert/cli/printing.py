@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -28,8 +28,12 @@ _LINE_S = 30.0  # between two lines of a stage
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
-    """Print a line, in the stream's own encoding: by itself, click takes UTF-8 for ASCII."""
-    click.echo(plain(text), file=sys.stderr if err else sys.stdout)
+    """Print a line, in the stream's own encoding: by itself, click takes UTF-8 for ASCII.
+
+    What standard error cannot take is lost: it is no reason to end the work.
+    """
+    with suppress(OSError) if err else nullcontext():
+        click.echo(plain(text), file=sys.stderr if err else sys.stdout)
 
 
 _heard: dict[str, None] = {}

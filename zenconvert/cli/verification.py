@@ -118,10 +118,10 @@ def verify(
     verdict = None
     if known is not None:
         verdict = judge(report, known, against=earlier, config=config)
-    _print(report)
-    if json_file is not None:
+    if json_file is not None:  # first: the terminal may be full or gone after hours of work
         _write_report(json_file, report, verdict)
     _write_pages(report, verdict, html, summary)
+    _print(report)
     if verdict is not None:
         _end(verdict)
     for name, why in report.failed.items():
@@ -162,9 +162,9 @@ def gate(
     check_models(places_of(report), written, config)
     earlier = Report.from_json(against) if against is not None else None
     verdict = judge(report, policy, against=earlier, config=config)
+    _write_pages(report, verdict, html, summary)
     if as_json:
         echo_json(verdict.as_dict())
-    _write_pages(report, verdict, html, summary)
     _end(verdict, quiet=as_json)
 
 

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.base.atomic import write_whole
+from zenconvert.base.atomic import LONGEST_NAME, write_whole
 from zenconvert.base.escaping import json_text
 from zenconvert.base.notes import make_folder
 from zenconvert.base.scratch import remove
@@ -144,6 +144,11 @@ class Ledger:
             remove(path)
 
 
+def _is_long(name: str) -> bool:
+    """Whether no file can have that name."""
+    return any(len(os.fsencode(part)) > LONGEST_NAME for part in name.split("/"))
+
+
 def _is_sound(record: Record) -> bool:
     """Whether everything has its type, and names nothing outside of the release's folder."""
     words = [record.key, record.kind, record.name, record.read]
@@ -154,7 +159,7 @@ def _is_sound(record: Record) -> bool:
     return (
         all(isinstance(word, str) for word in words)
         and all(isinstance(size, int) for size in sizes)
-        and not any(is_unsafe(name) for name in names)
+        and not any(is_unsafe(name) or _is_long(name) for name in names)
         and "/" not in record.name
         and all(isinstance(value, _FACTS.get(name, object)) for name, value in facts.items())
         and (not facts or facts.keys() >= needed)
