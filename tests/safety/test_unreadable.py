@@ -8,13 +8,15 @@ import os
 import resource
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.safety.outputs import after, everything, fail, fresh, names
-from zenconvert import convert, verify
+from zenconvert import calibrate, convert, verify
 from zenconvert.base.atomic import append_whole
 from zenconvert.base.processes import module_command
 from zenconvert.base.scratch import held_scratch, open_scratch
@@ -168,6 +170,28 @@ def test_a_folder_to_work_in_that_cannot_be_marked_is_not_left(
             pytest.fail("there is no room to work in")
     assert not names(tmp_path)
     open_scratch(tmp_path / ".out.solving")  # and the next run may
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ENOSPC])
+def test_a_disk_that_fails_while_what_was_worked_with_is_removed(
+    number: int, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of ours, or the statistics; and the next run goes on."""
+
+    def refuse(*_: Any, **more: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    torch.set_num_threads(1)
+    few: dict[str, Any] = {"languages": ["en"], "tokens_per_language": 64, "context": 32}
+    place = fresh(tmp_path / "place")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        with suppress(ZenError):
+            calibrate(tiny, place / "out.stats", **few)
+    if not (place / "out.stats").exists():
+        calibrate(tiny, place / "out.stats", **few)
+    calibrate(tiny, tmp_path / "out.stats", **few)
+    assert (place / "out.stats").read_bytes() == (tmp_path / "out.stats").read_bytes()
 
 
 @pytest.mark.parametrize("limit", [0, 4096, 9000])

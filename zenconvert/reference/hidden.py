@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -83,9 +84,10 @@ class HiddenStates:
         return torch.split(self.states, max(1, _CHUNK // row_bytes))
 
     def close(self) -> None:
-        """Free the rows, and remove their file."""
+        """Free the rows, and remove their file; where that fails it is left."""
         self.states = torch.empty(0, 0)
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.unlink()
 
 
 def _reserve(path: Path, size: int) -> None:
@@ -94,7 +96,8 @@ def _reserve(path: Path, size: int) -> None:
         with path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
         raise NotEnoughResources(
             f"{path}: no room for hidden states of {size} bytes: {error.strerror}"
         ) from error
