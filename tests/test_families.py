@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +82,22 @@ def test_llamacpp_computes_what_transformers_does_and_the_way_back_loses_nothing
         assert values.tobytes() == after[key].tobytes(), key
     convert(tmp_path / "back", tmp_path / "second.gguf", "gguf:f32")
     assert (tmp_path / "second.gguf").read_bytes() == first.read_bytes()
+
+
+def test_whole_heads_turn_by_factors_of_one_where_no_file_may_be_without(
+    folder: Made, tmp_path: Path
+) -> None:
+    """llama.cpp loads no Gemma 4 without factors of frequencies."""
+    source, file = tmp_path / "tiny", tmp_path / "model.gguf"
+    shutil.copytree(folder("gemma4"), source)
+    config = json.loads((source / "config.json").read_text())
+    config["rope_parameters"]["full_attention"] = {"rope_type": "default", "rope_theta": 1e6}
+    (source / "config.json").write_text(json.dumps(config))
+    assert convert(source, file, "gguf:f32").plan.exact
+    expected = runs.in_transformers(source, TEXT)
+    gap = np.abs(runs.in_llamacpp(file, TEXT) - expected).max() / expected.std()
+    assert gap < FAMILIES["gemma4"].llamacpp, gap
+    assert open_checkpoint(file).config["rope_parameters"] == config["rope_parameters"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

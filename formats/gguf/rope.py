@@ -221,12 +221,15 @@ def scaling_from_keys(
     return scaling, {}
 
 
-def frequency_factors(hp: Hyperparameters) -> NDArray[np.float32] | None:
-    """``rope_freqs`` f32[head_dim / 2] of a Llama-3 style scaling, None for any other.
+def frequency_factors(hp: Hyperparameters, family: GgufFamily) -> NDArray[np.float32] | None:
+    """``rope_freqs`` f32[head_dim / 2] of a Llama-3 style or proportional scaling, None for others.
 
-    Raises InvalidInput for numbers that make none.
+    Graphs that know the second take no file without. Raises InvalidInput for numbers that make
+    none.
     """
     scaling = hp.rope_scaling
+    if scaling is None and PROPORTIONAL in family.scalings:
+        scaling = {"rope_type": PROPORTIONAL}
     if scaling is not None and scaling["rope_type"] == PROPORTIONAL:
         size = hp.full_head_dim or hp.head_dim
         turning = int((scaling.get("partial_rotary_factor") or 1.0) * size // 2)
@@ -257,6 +260,8 @@ def share_from_factors(factors: NDArray[np.float32]) -> dict[str, Any] | None:
     factor = float(str(factors[0])) if len(factors) else 0.0
     if not turning or not (factors[:turning] == factors[0]).all() or factor <= 0:
         return None
+    if turning == len(factors) and factor == 1:
+        return {"rope_type": "default"}
     found = {"rope_type": PROPORTIONAL, "partial_rotary_factor": turning / len(factors)}
     return found if factor == 1 else {**found, "factor": factor}
 

@@ -164,8 +164,9 @@ def _derived(checkpoint: Checkpoint) -> list[Choice]:
             Choice(info.name, (), info.shape, F32, why="as in the source", derived=_read(info))
             for info in found
         ]
-    factors = rope.long_factors(checkpoint.hyperparameters)
-    if (frequencies := rope.frequency_factors(checkpoint.hyperparameters)) is not None:
+    hp, family = checkpoint.hyperparameters, checkpoint.architecture.in_gguf
+    factors = rope.long_factors(hp)
+    if (frequencies := rope.frequency_factors(hp, family)) is not None:
         factors[rope.FREQS] = frequencies
     why = "computed from the config's rope_scaling"
     return [
