@@ -12,7 +12,7 @@ from zenconvert.texts.selection import Selection
 
 if TYPE_CHECKING:
     from zenconvert.calib.layer import LayerStatistics
-    from zenconvert.calib.walk import LayerProgress, Settings
+    from zenconvert.calib.walk import LayerProgress, WalkSettings
 
 
 class Consumer(Protocol):
@@ -29,7 +29,7 @@ def feed(
     consumers: Sequence[Consumer],
     reference: Reference,
     selection: Selection,
-    settings: Settings,
+    settings: WalkSettings,
     *,
     workspace: Workspace,
     progress: Callable[[LayerProgress], None] | None = None,

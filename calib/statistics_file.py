@@ -30,7 +30,7 @@ from zenconvert.calib.statistics_layout import (
     FORMAT,
     VERSION,
     Entry,
-    Layout,
+    StatisticsLayout,
     input_entries,
     lay_out,
     packed_row,
@@ -47,7 +47,7 @@ from zenconvert.texts.selection import Selection
 
 if TYPE_CHECKING:
     from zenconvert.calib.layer import LayerStatistics
-    from zenconvert.calib.walk import LayerProgress, Settings
+    from zenconvert.calib.walk import LayerProgress, WalkSettings
 
 _CHUNK: Final = 1 << 22
 _ROWS: Final = 256  # rows of moments packed at a time
@@ -61,7 +61,7 @@ class StatisticsRun:
         self,
         reference: Reference,
         selection: Selection,
-        settings: Settings,
+        settings: WalkSettings,
         *,
         final_states: bool = False,
         facts: Mapping[str, Any] | None = None,
@@ -202,7 +202,9 @@ class StatisticsRun:
 class _Writer:
     """The data file in a workspace, and the marks of the layers that are in it."""
 
-    def __init__(self, workspace: Workspace, layout: Layout, states: Selection | None) -> None:
+    def __init__(
+        self, workspace: Workspace, layout: StatisticsLayout, states: Selection | None
+    ) -> None:
         """``states`` are the windows whose final hidden states are kept, if any are."""
         self.workspace, self.layout, self.states = workspace, layout, states
         self.path = workspace.folder / _DATA

@@ -49,7 +49,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Layout:
+class StatisticsLayout:
     """The header, and the place of every tensor."""
 
     header: bytes
@@ -59,7 +59,7 @@ class Layout:
     """Bytes of the file."""
 
 
-def lay_out(entries: Sequence[Entry], metadata: Mapping[str, str]) -> Layout:
+def lay_out(entries: Sequence[Entry], metadata: Mapping[str, str]) -> StatisticsLayout:
     """Place tensors; those of the widest type first, so that all of them are aligned."""
     table: dict[str, object] = {"__metadata__": dict(metadata)}
     begins: dict[str, int] = {}
@@ -76,7 +76,7 @@ def lay_out(entries: Sequence[Entry], metadata: Mapping[str, str]) -> Layout:
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
     offsets = {name: len(header) + begin for name, begin in begins.items()}
-    return Layout(header, offsets, len(header) + at)
+    return StatisticsLayout(header, offsets, len(header) + at)
 
 
 def input_entries(item: Input, languages: int, *, moments: bool) -> Iterator[Entry]:

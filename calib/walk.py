@@ -2,7 +2,7 @@
 
 The contract, for whoever solves for weights or writes statistics::
 
-    for part in walk(reference, selection, Settings(device="cuda", moments=True)):
+    for part in walk(reference, selection, WalkSettings(device="cuda", moments=True)):
         for variant in variants:                 # forward and statistics are done: solve, write
             for module in part.modules:
                 solve(part.weight(f"{module}.weight"), part.of(module), variant)
@@ -59,7 +59,7 @@ Sequential = Literal["off", "layers", "stages"]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class WalkSettings:
     """How a walk computes."""
 
     device: str = "cpu"
@@ -102,7 +102,7 @@ class LayerProgress:
 def walk(
     reference: Reference,
     selection: Selection,
-    settings: Settings,
+    settings: WalkSettings,
     *,
     workspace: Workspace | None = None,
     skip: Collection[int] = (),
@@ -137,7 +137,7 @@ class _Walk:
         self,
         reference: Reference,
         selection: Selection,
-        settings: Settings,
+        settings: WalkSettings,
         progress: Callable[[LayerProgress], None] | None,
     ) -> None:
         self.reference, self.selection, self.settings = reference, selection, settings

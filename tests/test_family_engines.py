@@ -21,7 +21,7 @@ from tests.differential import runs
 from tests.families import FAMILIES
 from zenconvert import convert, open_checkpoint
 from zenconvert.calib.statistics import InputStatistics
-from zenconvert.calib.walk import Settings, walk
+from zenconvert.calib.walk import WalkSettings, walk
 from zenconvert.model import meaning
 from zenconvert.model.architecture import for_model_type
 from zenconvert.model.checkpoint import Checkpoint
@@ -154,7 +154,7 @@ def test_statistics_are_those_of_hooks_on_the_whole_model(name: str, folder: Mad
     chosen = Selection(tuple(windows), ("en",), (1.0,), (coverage,))
     found: dict[str, InputStatistics] = {}
     reference = Reference(checkpoint, logical_rows, device="cpu")
-    for part in walk(reference, chosen, Settings(moments=True)):
+    for part in walk(reference, chosen, WalkSettings(moments=True)):
         found |= {module: one for one in part.inputs.values() for module in one.modules}
     for theirs, rows in seen.items():
         for module in ours[theirs]:

@@ -266,7 +266,7 @@ def test_an_output_that_is_taken_is_refused_before_any_work(
     source: Path, statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr("zenconvert.solve.solving.Job.layer_solver", _never)
+    monkeypatch.setattr("zenconvert.solve.solving.SolveJob.layer_solver", _never)
     with pytest.raises(OutputExists):
         convert(source, tmp_path / "out", "gptq:w4g32", statistics=statistics)
 

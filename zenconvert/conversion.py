@@ -21,7 +21,7 @@ from zenconvert.opening.sources import open_checkpoint, with_pre
 from zenconvert.planning.plan import Importance, Plan
 from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.solve.importance import Knowledge
-from zenconvert.solve.solving import Job, solved
+from zenconvert.solve.solving import SolveJob, solved
 from zenconvert.solve.variants import Variant, grids_of
 from zenconvert.write.one_pass import write_outputs
 from zenconvert.write.output import refuse_source, refuse_taken
@@ -106,7 +106,7 @@ def convert(
         if not METHODS[chosen].needs_statistics or not grids:
             return run(planned, out, importance=weights, force=force, stage=stage)
     refuse_taken(planned.layout, out, force=force)
-    job = Job(checkpoint, grids, chosen, device, largest_error)
+    job = SolveJob(checkpoint, grids, chosen, device, largest_error)
     origin = knowledge.origin(checkpoint)
     folder = out.with_name(hidden_name(out.name, "solving"))
     with solved(job, origin, folder, stage) as (over, modules):

@@ -17,7 +17,7 @@ from transformers.models.mixtral import modeling_mixtral  # noqa: F401
 
 from tests.calib.walking import reference, selection
 from zenconvert.calib.statistics_file import StatisticsRun
-from zenconvert.calib.walk import Settings
+from zenconvert.calib.walk import WalkSettings
 
 _CALLS = ("pwrite", "replace", "fsync")
 
@@ -41,7 +41,9 @@ def calibrate(folder: Path, out: Path, kill_at: int | None) -> None:
 
     for name in _CALLS:
         counted(name)
-    run = StatisticsRun(reference(folder), selection(), Settings(moments=True), final_states=True)
+    run = StatisticsRun(
+        reference(folder), selection(), WalkSettings(moments=True), final_states=True
+    )
     run.run(out, save_seconds=0)
 
 

@@ -25,7 +25,7 @@ from zenconvert.calib.layer import LayerStatistics
 from zenconvert.calib.statistics_file import StatisticsRun
 from zenconvert.calib.statistics_layout import packed_row, unpack
 from zenconvert.calib.statistics_reader import load_importance, open_statistics
-from zenconvert.calib.walk import Settings, walk
+from zenconvert.calib.walk import WalkSettings, walk
 from zenconvert.errors import (
     CorruptFile,
     InvalidInput,
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 
 def write(folder: Path, out: Path, *, final_states: bool = False, **settings: Any) -> Path:
     run = StatisticsRun(
-        reference(folder), selection(), Settings(**settings), final_states=final_states
+        reference(folder), selection(), WalkSettings(**settings), final_states=final_states
     )
     run.run(out)
     assert out.stat().st_size == run.layout.size
@@ -76,7 +76,7 @@ def test_a_file_holds_what_the_walk_gave(mixtral: Path) -> None:
 
 def test_routed_tokens_and_final_states_come_back(mixtral: Path) -> None:
     found = open_statistics(mixtral / "x.stats")
-    for part in walk(reference(mixtral / "model"), selection(), Settings()):
+    for part in walk(reference(mixtral / "model"), selection(), WalkSettings()):
         if part.layer is not None:
             np.testing.assert_array_equal(found.routed(part.layer), part.routed)
         else:
@@ -183,12 +183,12 @@ def test_done_layers_are_not_computed_again(tmp_path: Path) -> None:
         return len(seen)
 
     with pytest.raises(Interrupted):
-        StatisticsRun(reference(folder), selection(), Settings()).run(out, progress=interrupt)
+        StatisticsRun(reference(folder), selection(), WalkSettings()).run(out, progress=interrupt)
     assert not out.exists()
     assert passes() == 3  # two layers and the head
     out.unlink()
     with pytest.raises(Interrupted):
-        StatisticsRun(reference(folder), selection(), Settings()).run(out, progress=interrupt)
+        StatisticsRun(reference(folder), selection(), WalkSettings()).run(out, progress=interrupt)
     assert passes(moments=True) == 4
 
 
@@ -202,7 +202,7 @@ def test_a_run_that_did_nothing_leaves_nothing(tmp_path: Path) -> None:
 def test_space_is_checked_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = StatisticsRun(reference(raw_model(tmp_path / "model")), selection(), Settings())
+    run = StatisticsRun(reference(raw_model(tmp_path / "model")), selection(), WalkSettings())
     run.check_disk(tmp_path / "x.stats", run.disk_bytes)
     with pytest.raises(NotEnoughResources, match="--max-disk"):
         run.check_disk(tmp_path / "x.stats", run.disk_bytes - 1)

@@ -18,7 +18,7 @@ from tests.tiny import raw_model
 from zenconvert import open_checkpoint
 from zenconvert.calib.moments import Moments
 from zenconvert.calib.statistics import InputStatistics
-from zenconvert.calib.walk import LayerProgress, Sequential, Settings, walk
+from zenconvert.calib.walk import LayerProgress, Sequential, WalkSettings, walk
 from zenconvert.calib.workspace import open_workspace
 from zenconvert.errors import InvalidInput, NotEnoughResources, UsageError
 from zenconvert.reference import batches, memory
@@ -69,7 +69,7 @@ def test_parts_cover_the_model_in_order(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder)
     layers: list[int | None] = []
     modules: list[str] = []
-    for part in walk(reference(folder), selection(), Settings()):
+    for part in walk(reference(folder), selection(), WalkSettings()):
         layers.append(part.layer)
         modules += part.modules
         assert part.last
@@ -99,7 +99,7 @@ def test_neither_place_nor_rounds_nor_batches_matter(
         "place",
         lambda *_, **__: Placement(place, room),  # type: ignore[arg-type]
     )
-    parts = list(walk(reference(folder), selection(), Settings(moments=True)))
+    parts = list(walk(reference(folder), selection(), WalkSettings(moments=True)))
     assert [part.layer for part in parts] == [0, 0, 0, 0, 1, 1, 1, 1, None]
     assert [part.last for part in parts] == [*[False, False, False, True] * 2, True]
     assert_same(gather(folder, selection(), moments=True), expected)
@@ -121,7 +121,7 @@ def test_all_experts_are_measured_over_all_tokens(tmp_path: Path) -> None:
     chosen = selection()
     routed = gather(folder, chosen)
     tensors = {k: v.double() for k, v in load_file(folder / "model.safetensors").items()}
-    for part in walk(reference(folder), chosen, Settings(all_experts=True, moments=True)):
+    for part in walk(reference(folder), chosen, WalkSettings(all_experts=True, moments=True)):
         if part.layer is None:
             np.testing.assert_allclose(part.of("head").squares, routed["head"].squares, rtol=1e-5)
             continue
@@ -162,7 +162,7 @@ def coarsened(folder: Path, out: Path, layers: Sequence[int]) -> Path:
 def sequential(folder: Path, kind: Sequential) -> dict[str, InputStatistics]:
     """A walk whose consumer makes every linear weight coarse."""
     found: dict[str, InputStatistics] = {}
-    for part in walk(reference(folder), selection(), Settings(sequential=kind, moments=True)):
+    for part in walk(reference(folder), selection(), WalkSettings(sequential=kind, moments=True)):
         found |= part.inputs
         for module in part.modules:
             if part.layer is not None and not module.endswith("router"):
@@ -188,7 +188,7 @@ def test_a_sequential_walk_goes_on_with_replaced_weights(family: str, tmp_path: 
 
 def test_parts_are_valid_until_the_walk_goes_on(tmp_path: Path) -> None:
     folder = raw_model(tmp_path / "model")
-    parts = walk(reference(folder), selection(), Settings(moments=True))
+    parts = walk(reference(folder), selection(), WalkSettings(moments=True))
     part = next(parts)
     weight = part.weight("layers.0.ffn.up.weight")
     assert weight.dtype == torch.float32
@@ -226,7 +226,7 @@ def test_only_one_block_and_the_moments_of_one_part_are_in_memory(
     monkeypatch.setattr(Reference, "block", counted_block)
     monkeypatch.setattr(Moments, "__init__", counted_moments)
     folder = raw_model(tmp_path / "model", num_hidden_layers=3)
-    for part in walk(reference(folder), selection(), Settings(moments=True, sequential=kind)):
+    for part in walk(reference(folder), selection(), WalkSettings(moments=True, sequential=kind)):
         assert alive() == len(part.inputs) <= most
     assert len(moments) == 3 * 4 + 1
 
@@ -235,7 +235,7 @@ def test_weights_are_given_as_they_are_stored(tmp_path: Path) -> None:
     """Also where the walk computes in a narrower dtype."""
     folder = raw_model(tmp_path / "model", dtype="f32")
     stored = load_file(folder / "model.safetensors")
-    for part in walk(reference(folder), selection(), Settings(dtype="bf16")):
+    for part in walk(reference(folder), selection(), WalkSettings(dtype="bf16")):
         if part.layer == 1:
             found = part.weight("layers.1.attn.k.weight")
             assert torch.equal(found, stored["model.layers.1.self_attn.k_proj.weight"])
@@ -274,9 +274,9 @@ def test_final_states_are_those_of_the_torch_engine(tied: bool, tmp_path: Path) 
     engine = TorchEngine(
         open_checkpoint(folder), windows, device="cpu", progress=lambda done, total: None
     )
-    *_, head = walk(reference(folder), selection(), Settings())
+    *_, head = walk(reference(folder), selection(), WalkSettings())
     assert head.layer is None
-    parts = walk(reference(folder), selection(), Settings())
+    parts = walk(reference(folder), selection(), WalkSettings())
     for part in parts:
         if part.layer is None:
             assert set(part.inputs) == (set() if tied else {"head"})
@@ -298,7 +298,7 @@ def test_a_walk_goes_on_where_states_were_saved(save_seconds: float, tmp_path: P
             done = {layer for layer in order if layer is not None}
             assert (workspace.first_layer > 0) == (save_seconds == 0 and bool(done))
             parts = walk(
-                reference(folder), selection(), Settings(moments=True),
+                reference(folder), selection(), WalkSettings(moments=True),
                 workspace=workspace, skip=done,
             )  # fmt: skip
             for part in parts:
@@ -328,7 +328,7 @@ def test_another_run_empties_the_workspace(tmp_path: Path) -> None:
 def test_progress_ends_at_one(tmp_path: Path) -> None:
     seen: list[LayerProgress] = []
     folder = raw_model(tmp_path / "model", num_hidden_layers=3)
-    for _ in walk(reference(folder), selection(), Settings(), progress=seen.append):
+    for _ in walk(reference(folder), selection(), WalkSettings(), progress=seen.append):
         pass
     assert [at.done for at in seen] == sorted(at.done for at in seen)
     assert {(at.layer, at.layers) for at in seen} == {(0, 3), (1, 3), (2, 3)}
@@ -344,4 +344,4 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no dtype 'f8'"):
         gather(folder, selection(), dtype="f8")
     with pytest.raises(UsageError, match="cannot skip"):
-        next(walk(reference(folder), selection(), Settings(sequential="layers"), skip={0}))
+        next(walk(reference(folder), selection(), WalkSettings(sequential="layers"), skip={0}))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tests.calib.whole_models import FAMILIES, by_hand, whole_model
 from zenconvert.calib.statistics import InputStatistics
-from zenconvert.calib.walk import Settings, walk
+from zenconvert.calib.walk import WalkSettings, walk
 from zenconvert.errors import InvalidInput, Unsupported
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.moe_modules import unify_experts
@@ -75,7 +75,7 @@ def test_statistics_are_those_of_hooks(family: str, tmp_path: Path) -> None:
         for code in ("en", "fr")
     ]
     chosen = Selection(tuple(windows), ("en", "fr"), (1.0, 1.0), tuple(coverage))
-    for part in walk(reference, chosen, Settings(moments=True)):
+    for part in walk(reference, chosen, WalkSettings(moments=True)):
         found |= part.inputs
     for name, rows in seen.items():
         assert found[name].tokens.sum() == len(rows), name

@@ -10,7 +10,7 @@ import numpy as np
 
 from zenconvert import open_checkpoint
 from zenconvert.calib.statistics import InputStatistics
-from zenconvert.calib.walk import Settings, walk
+from zenconvert.calib.walk import WalkSettings, walk
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.reference import Reference
 from zenconvert.texts.coverage import language_coverage
@@ -45,7 +45,7 @@ def reference(folder: Path) -> Reference:
 def gather(folder: Path, chosen: Selection, **settings: Any) -> dict[str, InputStatistics]:
     """All statistics of a walk."""
     found: dict[str, InputStatistics] = {}
-    for part in walk(reference(folder), chosen, Settings(**settings)):
+    for part in walk(reference(folder), chosen, WalkSettings(**settings)):
         found |= part.inputs
     return found
 

@@ -39,14 +39,21 @@ from zenconvert.solve.calibration import (
 )
 from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.solve.importance import solver_for
-from zenconvert.solve.solving import Job, Solving, finished, identity, open_solving, walk_settings
+from zenconvert.solve.solving import (
+    SolveJob,
+    Solving,
+    finished,
+    identity,
+    open_solving,
+    walk_settings,
+)
 from zenconvert.solve.store import SolvedStore
 from zenconvert.solve.variants import Variant, check_names, grids_of
 from zenconvert.texts.coverage import ExpertCoverage, LanguageCoverage
 
 if TYPE_CHECKING:
     from zenconvert.calib.layer import LayerStatistics
-    from zenconvert.calib.walk import LayerProgress, Settings
+    from zenconvert.calib.walk import LayerProgress, WalkSettings
 
 _STATISTICS: Final = "statistics.safetensors"
 _WALK: Final = "walk"
@@ -142,8 +149,8 @@ def gather(
 class _Solve:
     """One job, and the variants whose grids it solves."""
 
-    job: Job
-    settings: Settings
+    job: SolveJob
+    settings: WalkSettings
     folder: Path
     variants: list[Variant] = field(default_factory=list)
 
@@ -190,7 +197,7 @@ class _Gathering:
         grids = grids_of(variant.plan(self.checkpoint, None, threads=1))
         if not grids:
             return
-        job = Job(self.checkpoint, grids, solver, self.device)
+        job = SolveJob(self.checkpoint, grids, solver, self.device)
         settings = walk_settings(self.calibrating, self.device, solver)
         facts = json.dumps(identity(job, self.selection, settings), sort_keys=True)
         digest = hashlib.sha256(facts.encode()).hexdigest()[:12]

@@ -11,7 +11,7 @@ from zenconvert.errors import EngineFailed
 from zenconvert.verification.engines import ALL, engine_names
 
 if TYPE_CHECKING:
-    from zenconvert.verification.doctor import Diagnosis, Place
+    from zenconvert.verification.doctor import Diagnosis, WritableFolder
 
 
 @click.command()
@@ -66,6 +66,6 @@ def _print(found: Diagnosis) -> None:
         echo(f"  - {line}")
 
 
-def _place(place: Place) -> str:
+def _place(place: WritableFolder) -> str:
     written = "" if place.writable else ", which CANNOT BE WRITTEN"
     return f"{place.path}{written}, {size(place.free)} of disk free"

@@ -38,7 +38,7 @@ from zenconvert.texts.selection import Selection
 
 if TYPE_CHECKING:
     from zenconvert.calib.statistics_file import StatisticsRun
-    from zenconvert.calib.walk import LayerProgress, Settings
+    from zenconvert.calib.walk import LayerProgress, WalkSettings
 
 PURPOSES: Final = ("gguf", *(name for name, one in METHODS.items() if one.needs_statistics))
 
@@ -158,7 +158,7 @@ def statistics_run(
     checkpoint: Checkpoint,
     calibrating: Calibrating,
     selection: Selection,
-    settings: Settings,
+    settings: WalkSettings,
     *,
     final_states: bool = False,
 ) -> StatisticsRun:

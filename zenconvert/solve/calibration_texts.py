@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zenconvert.errors import UsageError
 
 if TYPE_CHECKING:
-    from zenconvert.calib.walk import Sequential, Settings
+    from zenconvert.calib.walk import Sequential, WalkSettings
     from zenconvert.model.checkpoint import Checkpoint
     from zenconvert.texts.selection import Selection
     from zenconvert.texts.windows import Cutter
@@ -69,11 +69,13 @@ class Calibrating:
             seed=self.seed,
         )
 
-    def settings(self, device: str, *, moments: bool, sequential: Sequential = "off") -> Settings:
+    def settings(
+        self, device: str, *, moments: bool, sequential: Sequential = "off"
+    ) -> WalkSettings:
         """How the walk computes."""
-        from zenconvert.calib.walk import Settings
+        from zenconvert.calib.walk import WalkSettings
 
-        return Settings(
+        return WalkSettings(
             device, self.dtype, moments, self.all_experts, sequential, self.max_vram, self.max_ram
         )  # fmt: skip
 

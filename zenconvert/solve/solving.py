@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from zenconvert.calib.layer import LayerStatistics
     from zenconvert.calib.layer_solver import Found, LayerSolver
     from zenconvert.calib.statistics_reader import Statistics
-    from zenconvert.calib.walk import Sequential, Settings
+    from zenconvert.calib.walk import Sequential, WalkSettings
     from zenconvert.calib.workspace import Workspace
     from zenconvert.reference.reference import Reference
     from zenconvert.texts.selection import Selection
 
 
 @dataclass(frozen=True)
-class Job:
+class SolveJob:
     """What is to be solved for."""
 
     checkpoint: Checkpoint
@@ -72,7 +72,7 @@ class Job:
 
 @contextmanager
 def solved(
-    job: Job, source: Statistics | Calibrating, folder: Path, stage: Progress
+    job: SolveJob, source: Statistics | Calibrating, folder: Path, stage: Progress
 ) -> Iterator[tuple[Checkpoint, dict[str, ModuleReport]]]:
     """Solve every layer; gives the source with the solved tensors over it, and every report.
 
@@ -100,7 +100,7 @@ def solved(
     remove_scratch(folder)
 
 
-def walk_settings(calibrating: Calibrating, device: str, solver: Solver) -> Settings:
+def walk_settings(calibrating: Calibrating, device: str, solver: Solver) -> WalkSettings:
     """How a walk computes that feeds a solver."""
     step: Sequential = METHODS[solver].step if calibrating.sequential else "off"
     return calibrating.settings(device, moments=True, sequential=step)
@@ -108,7 +108,7 @@ def walk_settings(calibrating: Calibrating, device: str, solver: Solver) -> Sett
 
 @contextmanager
 def open_solving(
-    job: Job, selection: Selection, settings: Settings, folder: Path, stage: Progress
+    job: SolveJob, selection: Selection, settings: WalkSettings, folder: Path, stage: Progress
 ) -> Iterator[Solving]:
     """Who takes the parts of a walk with ``settings``.
 
@@ -120,14 +120,14 @@ def open_solving(
         yield Solving(job, workspace, stage, sequential=settings.sequential != "off")
 
 
-def identity(job: Job, selection: Selection, settings: Settings) -> dict[str, Any]:
+def identity(job: SolveJob, selection: Selection, settings: WalkSettings) -> dict[str, Any]:
     """All that decides what comes out of a walk."""
     deciding = replace(settings, max_vram=None, max_ram=None)
     return {**job.facts, "samples": selection.digest, "settings": repr(deciding)}
 
 
 def _read(
-    job: Job, statistics: Statistics, reference: Reference, store: SolvedStore, stage: Progress
+    job: SolveJob, statistics: Statistics, reference: Reference, store: SolvedStore, stage: Progress
 ) -> None:
     """Solve with the statistics of a file."""
     from zenconvert.calib.layer_solver import FileLayer
@@ -143,7 +143,7 @@ class Solving:
     """Solves the layers of a walk for one job; made by :func:`open_solving`."""
 
     def __init__(
-        self, job: Job, workspace: Workspace, stage: Progress, *, sequential: bool
+        self, job: SolveJob, workspace: Workspace, stage: Progress, *, sequential: bool
     ) -> None:
         self.job, self.workspace = job, workspace
         self.stage, self.sequential = stage, sequential
@@ -168,7 +168,7 @@ class Solving:
             self.stage(self.job.solver, part.layer + 1, self.job.layers)
 
 
-def _solution(job: Job, found: Found) -> LayerSolution:
+def _solution(job: SolveJob, found: Found) -> LayerSolution:
     """What is kept of a solved layer: changed tensors in the dtype that they are stored in."""
     changed = {}
     for name, values in found.changed.items():
@@ -188,7 +188,7 @@ def _replace(part: LayerStatistics, found: Found) -> None:
             part.replace(name, torch.from_numpy(one.values.dequantize()))
 
 
-def finished(job: Job, store: SolvedStore) -> tuple[Checkpoint, dict[str, ModuleReport]]:
+def finished(job: SolveJob, store: SolvedStore) -> tuple[Checkpoint, dict[str, ModuleReport]]:
     """The source with the solved tensors over it, once every module is within its bound.
 
     Raises ConversionFailed where one is not.

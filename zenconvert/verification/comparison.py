@@ -16,7 +16,7 @@ from zenconvert.verification.report import Report, Run
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class Compared:
     """One artifact in one engine."""
 
     name: str
@@ -56,7 +56,7 @@ class Variant:
 class Comparison:
     """Variants by engine, nearest to the reference first."""
 
-    engines: dict[str, tuple[Variant, ...]]
+    engines: dict[str, tuple[Compared, ...]]
 
     @property
     def reports(self) -> tuple[Report, ...]:
@@ -94,10 +94,10 @@ def compare(reports: Sequence[Report]) -> Comparison:
                 )
     _check_documents(reports)
     names = _names(reports)
-    engines: dict[str, list[Variant]] = {}
+    engines: dict[str, list[Compared]] = {}
     for name, report in zip(names, reports, strict=True):
         for run in report.runs:
-            engines.setdefault(run.engine, []).append(Variant(name, report, run))
+            engines.setdefault(run.engine, []).append(Compared(name, report, run))
     return Comparison({engine: _ranked(variants) for engine, variants in engines.items()})
 
 
@@ -127,7 +127,7 @@ def _names(reports: Sequence[Report]) -> list[str]:
     return short if len(set(short)) == len(short) else paths_of(reports)
 
 
-def _ranked(variants: Sequence[Variant]) -> tuple[Variant, ...]:
+def _ranked(variants: Sequence[Compared]) -> tuple[Compared, ...]:
     ordered = sorted(variants, key=lambda v: v.run.overall.kl_mean)
     best, rank = ordered[0], 1
     result = []
@@ -139,14 +139,14 @@ def _ranked(variants: Sequence[Variant]) -> tuple[Variant, ...]:
     return tuple(result)
 
 
-def _further(variant: Variant, than: Variant) -> bool:
+def _further(variant: Compared, than: Compared) -> bool:
     """Whether it has moved further from the reference, beyond chance and noise."""
     floor = variant.report.noise.summary.overall.kl_mean
     found = paired("overall", variant.run.documents, than.run.documents, floor)
     return found.difference[0] > 0 and not found.within_noise
 
 
-def _dominates(other: Variant, variant: Variant) -> bool:
+def _dominates(other: Compared, variant: Compared) -> bool:
     ours, theirs = variant.run.overall.kl_mean, other.run.overall.kl_mean
     no_worse = other.bytes <= variant.bytes and theirs <= ours
     return no_worse and (other.bytes < variant.bytes or theirs < ours)

@@ -39,7 +39,7 @@ _SCARCE_DISK: Final = 2 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WritableFolder:
     """A folder that is written to."""
 
     path: str
@@ -63,10 +63,10 @@ class Diagnosis:
     """``name``, ``memory`` and ``free`` in bytes."""
     cores: int
     ram_free: int
-    cache: Place
-    kernels: Place
+    cache: WritableFolder
+    kernels: WritableFolder
     """Where numba keeps what it compiled."""
-    here: Place
+    here: WritableFolder
     """The current folder."""
     advice: tuple[str, ...]
     """What to install or mend, most urgent first."""
@@ -152,8 +152,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _place(folder: Path) -> Place:
-    return Place(str(folder), _writable(folder), free_disk(folder.absolute()))
+def _place(folder: Path) -> WritableFolder:
+    return WritableFolder(str(folder), _writable(folder), free_disk(folder.absolute()))
 
 
 def _writable(folder: Path) -> bool:
@@ -169,7 +169,11 @@ def _writable(folder: Path) -> bool:
 
 
 def _advice(
-    packages: dict[str, str | None], probes: Sequence[Probe], cache: Place, kernels: Place, ram: int
+    packages: dict[str, str | None],
+    probes: Sequence[Probe],
+    cache: WritableFolder,
+    kernels: WritableFolder,
+    ram: int,
 ) -> list[str]:
     needed = [name for name in _NEEDED if packages[name] is None]
     found = [f"{name} is missing and always needed: install zenconvert anew" for name in needed]

@@ -17,7 +17,7 @@ from zenconvert.verification.charts import (
     linear_axis,
     size_against_drift,
 )
-from zenconvert.verification.comparison import Comparison, Variant
+from zenconvert.verification.comparison import Compared, Comparison
 from zenconvert.verification.drift import Drift
 from zenconvert.verification.figures import (
     DIVERGENCE,
@@ -185,7 +185,7 @@ def _table(figures: Sequence[Figure], bodies: Mapping[str, Drift]) -> dict[str, 
     }
 
 
-def _board(engine: str, variants: Sequence[Variant]) -> dict[str, Any]:
+def _board(engine: str, variants: Sequence[Compared]) -> dict[str, Any]:
     floor = variants[0].report.noise.summary.overall.kl_mean
     spots = [
         Spot(
@@ -208,7 +208,7 @@ def _board(engine: str, variants: Sequence[Variant]) -> dict[str, Any]:
     }
 
 
-def _variant(variant: Variant, languages: Sequence[str]) -> dict[str, Any]:
+def _variant(variant: Compared, languages: Sequence[str]) -> dict[str, Any]:
     overall, facts = variant.run.overall, variant.report.candidate_facts
     worst = variant.run.summary.worst_language
     return {
