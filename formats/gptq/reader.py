@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from zenconvert.errors import CorruptFile, InvalidInput, Unsupported
-from zenconvert.formats import packed_folder, quantization
+from zenconvert.formats import int_packing, packed_folder, quantization
 from zenconvert.formats.gptq import settings
 from zenconvert.formats.gptq.codec import GptqCodec, ZeroRule
 from zenconvert.formats.gptq.settings import Settings
@@ -27,6 +27,10 @@ from zenconvert.model.encoding import Dense, Grouped
 
 _SAMPLE: Final = 4
 """About as many modules are looked at to find out how zeros are stored."""
+_COLUMNS: Final = 128
+_FEW_BITS: Final = 4
+_NEAR: Final = 0.25
+"""Steps by which the mean of some thousand weights may be off."""
 _BIAS_KEYS: Final = ("attention_bias", "mlp_bias")
 """Config keys by which a model has biases that others of its family have not."""
 
@@ -126,7 +130,7 @@ def _with_true_zeros(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Look at the zeros of some symmetric modules: do they say what the label says?"""
     if not said.symmetric:
-        return tensors, []
+        return _by_means(path, tensors, said)
     found = {
         _stored_midpoint(t) for t in list(tensors.values())[:: max(1, len(tensors) // _SAMPLE)]
     }
@@ -142,6 +146,50 @@ def _with_true_zeros(
         warnings.append("labelled symmetric, and zeros differ")
         tensors = {m: _as_asymmetric(t) for m, t in tensors.items()}
     return tensors, [f"{path}: {warning}" for warning in warnings]
+
+
+def _by_means(
+    path: Path, tensors: dict[str, Tensor], said: Settings
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights are 0 on average: under the other version's label they are a step beside it."""
+    expected = 1 if said.version == settings.VERSION_1 else 0
+    sample = list(tensors.values())[:: max(1, len(tensors) // _SAMPLE)]
+    grids = [grid for tensor in sample if (grid := tensor.encoding.grouped) is not None]
+    if said.version == settings.PLANAR or any(grid.bits > _FEW_BITS for grid in grids):
+        return tensors, []  # where steps are that small, an average is no proof
+    means = [_mean_level(tensor) for tensor in sample]
+    if any(abs(mean - (1 - expected)) > _NEAR for mean in means):
+        return tensors, []
+    actual = settings.VERSION_2 if expected else settings.VERSION_1
+    rule: ZeroRule = "as_is" if expected else "plus_one"
+    warning = (
+        f"{path}: labelled {said.version}, and with its zeros all weights are a step off on "
+        f"average; with those of {actual} they are not: read so"
+    )
+    return {m: _with_rule(t, rule) for m, t in tensors.items()}, [warning]
+
+
+def _mean_level(tensor: Tensor) -> float:
+    """Mean of code − stored zero over the first columns of a tensor."""
+    stored, encoding = tensor.stored, tensor.encoding.grouped
+    assert isinstance(stored, StoredPieces)
+    assert encoding is not None
+    assert isinstance(stored.codec, GptqCodec)
+    arrays = {}
+    count = min(tensor.columns, _COLUMNS)
+    for piece in stored.codec.pieces(encoding, tensor.shape):
+        place, shape = stored.pieces[piece.name], piece.shape
+        if piece.name == "qweight":
+            shape = (int_packing.words(count, encoding.bits), shape[1])
+        size = piece.nbytes // piece.shape[0] * shape[0]
+        entry = Entry(place.name, piece.dtype, shape, place.path, place.offset, size)
+        arrays[piece.name] = packed_folder.values_of(entry)
+    codes = int_packing.unpack(arrays["qweight"], encoding.bits, count)
+    plain = replace(stored.codec, zeros="as_is")
+    _, zeros = plain.unpack_groups(arrays, encoding, tensor.columns)
+    groups = np.arange(tensor.columns) // (encoding.group or tensor.columns)
+    index = arrays.get("g_idx", groups)[:count].clip(0, zeros.shape[1] - 1)
+    return float((codes.astype(np.int16) - zeros.T[index]).mean())
 
 
 def _stored_midpoint(tensor: Tensor) -> int | None:

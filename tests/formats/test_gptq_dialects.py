@@ -46,6 +46,24 @@ def test_zeros_under_a_wrong_label_are_found(
     assert_same(tmp_path / "right", gptq(kind))
 
 
+@pytest.mark.parametrize("stored", ["gptq", "gptq_v2"])
+@pytest.mark.parametrize("label", ["gptq", "gptq_v2"])
+def test_zeros_of_their_own_under_a_wrong_label_are_found(
+    stored: str, label: str, gptq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def by_version(tensors: Tensors) -> None:
+        for name in [n for n in tensors if n.endswith(".qzeros") and stored == "gptq"]:
+            zeros = int_packing.unpack(tensors[name].T, 4, tensors[name].shape[1] * 8)
+            tensors[name] = int_packing.pack((zeros - 1) & np.uint8(15), 4).T
+
+    made = gptq("w4g32-asym")
+    folder = changed(made, tmp_path / "m", tensors=by_version, settings=relabelled(label))
+    found = open_checkpoint(folder).warnings
+    assert len(found) == (stored != label)
+    assert ("a step off on average" in "".join(found)) == (stored != label)
+    assert_same(folder, made)
+
+
 def test_symmetric_in_name_only(gptq: Callable[[str], Path], tmp_path: Path) -> None:
     """Zeros are kept, and no symmetric grid takes them."""
     wrong = changed(gptq("w4g32-asym"), tmp_path / "wrong", settings=lambda s: s.update(sym=True))
