@@ -84,6 +84,15 @@ def test_llamacpp_computes_what_transformers_does_and_the_way_back_loses_nothing
     assert (tmp_path / "second.gguf").read_bytes() == first.read_bytes()
 
 
+def test_the_converter_takes_what_comes_back(folder: Made, tmp_path: Path) -> None:
+    """Keys that it looks for, and that transformers does not read, are there."""
+    first, back = tmp_path / "first.gguf", tmp_path / folder("cohere2").name
+    convert(folder("cohere2"), first, "gguf:bf16")
+    convert(first, back, "hf:bf16")
+    theirs = converter.convert(back, tmp_path / "theirs.gguf", "bf16", FAMILIES["cohere2"].pre)
+    assert_same_file(first, theirs)
+
+
 def test_whole_heads_turn_by_factors_of_one_where_no_file_may_be_without(
     folder: Made, tmp_path: Path
 ) -> None:

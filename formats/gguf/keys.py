@@ -189,6 +189,7 @@ def hf_config(
         "use_cache": True,
         "pad_token_id": None,  # families have defaults, which need not be in the vocabulary
         **{k: v for k, v in _unlike_defaults(architecture).items() if k not in told},
+        **architecture.in_gguf.config,
         **_layers(architecture, keys),
         **_rotary_share(architecture, keys, sizes),
     }

@@ -40,7 +40,7 @@ _NONE: Final = "none"
 
 _SECTIONS: Final = (
     "sizes", "layers", "defaults", "config", "block", "biases", "gguf_operations", "gguf_keys",
-    "gguf_implied", "gguf_graph", "gguf_tokenizer", "needs",
+    "gguf_implied", "gguf_graph", "gguf_tokenizer", "gguf_config", "needs",
 )  # fmt: skip
 _KEYS: Final = (
     "like", "model_types", "within", "class", "gguf", "experts", "without", "of", "module",

@@ -74,6 +74,8 @@ class GgufFamily:
     """Where a file says whether text begins with a space."""
     without_bos: frozenset[int]
     """Sizes of vocabularies of which a file always says whether they add BOS."""
+    config: Mapping[str, Any]
+    """What a config that is made of a file says beside sizes."""
     model: str
     """What files call the kind of its tokenizers; empty where that follows from these."""
     shown: frozenset[str]
@@ -119,6 +121,7 @@ def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
         hidden_over_heads_layers=graph["hidden_over_heads_layers"],
         space_prefix=tokenizer["space_prefix"],
         without_bos=frozenset(tokenizer["without_bos"]),
+        config=values["gguf_config"],
         model=tokenizer["model"],
         shown=frozenset(tokenizer["shown"]),
         pre=tokenizer["pre"],
