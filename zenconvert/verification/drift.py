@@ -71,19 +71,9 @@ class Drift:
         return self.figures["kl.mean"]
 
     @property
-    def kl_median(self) -> float:
-        """Median KL divergence, nats."""
-        return self.figures["kl.median"]
-
-    @property
     def kl_p99(self) -> float:
         """99th percentile of the KL divergence, nats."""
         return self.figures["kl.p99"]
-
-    @property
-    def kl_p999(self) -> float:
-        """99.9th percentile of the KL divergence, nats."""
-        return self.figures["kl.p999"]
 
     @property
     def kl_max(self) -> float:
