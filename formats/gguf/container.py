@@ -92,6 +92,11 @@ class GgufFile:
     tensors: dict[str, TensorInfo]
 
 
+_TURNED: Final = "; the file seems to be big-endian: gguf-convert-endian of gguf-py turns it round"
+_OLD: Final = "; it is of August 2023, nor does llama.cpp read it: convert the model anew"
+_HINTS: Final = {1: _OLD, 2 << 24: _TURNED, 3 << 24: _TURNED}
+
+
 class _Cursor:
     """Bounded reads over the file; every failure names the offset."""
 
@@ -156,7 +161,7 @@ def _parse(cursor: _Cursor) -> GgufFile:
     cursor.at = 4
     version = cursor.u32("the version")
     if version not in (2, 3):
-        hint = "; the file seems to be big-endian" if version in (2 << 24, 3 << 24) else ""
+        hint = _HINTS.get(version, "")
         raise cursor.fail(f"GGUF version {version} is not supported (2 and 3 are){hint}")
     tensor_count = cursor.u64("the tensor count")
     kv_count = cursor.u64("the key/value count")

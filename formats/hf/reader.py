@@ -217,7 +217,10 @@ def name_tensors(
         if file := folder.absent.get(missing[0].hf):
             hint = f": the index names {file} for it, which has none; get that file again"
         elif [t.module.role for t in missing] == ["head"]:
-            hint = ": the folder holds a base model, and its output head would be random"
+            hint = (
+                ": tie_word_embeddings of config.json is not true, so it is not the embedding; the "
+                "folder holds a base model, and its output head would be random"
+            )
         raise MissingTensor(
             f"{folder.path}: {several(len(missing), 'tensor is', 'tensors are')} missing: "
             + first_names([t.hf for t in missing])

@@ -253,6 +253,13 @@ def test_a_base_model_lacks_the_prefix(tmp_path: Path) -> None:
         open_checkpoint(folder)
 
 
+def test_a_missing_head_says_what_decides(tmp_path: Path) -> None:
+    folder = llama(tmp_path / "m")
+    edit(folder, lambda tensors: {n: t for n, t in tensors.items() if n != HEAD})
+    with pytest.raises(MissingTensor, match=r"tie_word_embeddings of config\.json.*base model"):
+        open_checkpoint(folder)
+
+
 def test_a_head_with_one_prefix_too_many(tmp_path: Path) -> None:
     folder = llama(tmp_path / "m")
     edit(folder, renamed(lambda name: f"model.{name}" if name == HEAD else name))
