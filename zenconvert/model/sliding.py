@@ -55,5 +55,8 @@ def windows(
     if unknown := [t for t in types if t not in (FULL, SLIDES)]:
         raise Unsupported(f"layers of type {unknown[0]!r} have no graph here")
     if hp.sliding_window is None and SLIDES in types:
-        raise InvalidInput("layer_types names sliding layers, and there is no sliding_window")
+        raise InvalidInput(
+            "config.json: layer_types names sliding layers, and there is no sliding_window: say "
+            "how many tokens they see, or call them full_attention"
+        )
     return tuple(hp.sliding_window if t == SLIDES else None for t in types)
