@@ -78,6 +78,8 @@ RECIPES = {
     "many quotes": "'" * 399_999,
     "unknown keys": RECIPE + "".join(f"k{n} = 1\n" for n in range(10_000)),
     "texts of several lines": RECIPE + "".join(f'k{n} = """a"""\n' for n in range(7_000)),
+    "a pattern of brackets": RECIPE.replace("ffn_down=", f"{'(' * 3000}="),
+    "a pattern of counts": RECIPE.replace("ffn_down=", "a{9999999999}="),
     "a policy of none": RECIPE.replace('policy = "default"', 'policy = "\\u0000"') + "x = 1",
     "languages of none": RECIPE.replace('["en", "zh"]', '["\\u0000"]') + "x = 1",
     "a long name": RECIPE.replace('path = "model"', f'path = "{"m" * 5000}"') + "x = 1",

@@ -117,11 +117,12 @@ def parse_tensor_type(text: str) -> tuple[str, str]:
     """Parse ``REGEX=TYPE``. Raises UsageError for a malformed pair or expression."""
     pattern, separator, kind = text.rpartition("=")
     if not separator or not pattern or not kind:
-        raise UsageError(f"tensor type {text!r} is malformed; write REGEX=TYPE")
+        raise UsageError(f"tensor type {text!r:.200} is malformed; write REGEX=TYPE")
     try:
         re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"tensor type {text!r}: invalid regular expression: {error}") from error
+    except (re.error, RecursionError, OverflowError) as error:
+        told = f"tensor type {text!r:.200}: invalid regular expression: {error!s:.200}"
+        raise UsageError(told) from error
     return pattern, kind.lower()
 
 
