@@ -129,7 +129,7 @@ FORMATS: Final[dict[str, Format]] = {
         awq_reader.open_checkpoint,
         awq_writer.choose,
         awq_writer.lay_out,
-        hf_writer.facts,
+        awq_writer.facts,
         awq_writer.TYPES,
         solver="awq",
         engines=("transformers", "autoawq", "vllm"),

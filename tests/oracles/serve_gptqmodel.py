@@ -19,7 +19,10 @@ from zenconvert.verification.engines.transformers_engine import TransformersEngi
 
 _TOKENS = 64  # the smallest calibration that it takes without complaint
 _BACKENDS = {"gptq": BACKEND.GPTQ_TORCH, "awq": BACKEND.AWQ_TORCH}
-_CONFIGS: dict[str, Any] = {"gptq": GPTQConfig, "awq": AwqConfig}
+_CONFIGS: dict[str, Any] = {
+    "gptq": (GPTQConfig, BACKEND.GPTQ_TORCH),
+    "awq": (AwqConfig, "torch_awq"),
+}
 
 
 def write(source: str, out: str, settings: dict[str, Any]) -> None:
@@ -76,7 +79,8 @@ def in_floats(folder: str, ids: list[int], out: str, loader: str) -> list[str]:
     settings = json.loads((Path(folder) / "config.json").read_text())["quantization_config"]
     backend = _BACKENDS[settings["quant_method"]]
     if loader == "transformers":
-        chosen = _CONFIGS[settings["quant_method"]](**settings, backend=backend)
+        kind, kernels = _CONFIGS[settings["quant_method"]]
+        chosen = kind(**settings, backend=kernels)
         model = AutoModelForCausalLM.from_pretrained(
             folder, quantization_config=chosen, dtype=torch.float16
         )
@@ -91,7 +95,7 @@ def in_floats(folder: str, ids: list[int], out: str, loader: str) -> list[str]:
         weight = _awq_weight(module) if awq else module.dequantize_weight()
         module.forward = partial(_product, weight.float(), module.bias)
     with torch.inference_mode():
-        np.save(out, model.float().eval()(torch.tensor([ids])).logits[0].numpy())
+        np.save(out, torch.nn.Module.float(model).eval()(torch.tensor([ids])).logits[0].numpy())
     return quantized
 
 
