@@ -214,7 +214,8 @@ def _scaling(
 
 def _sliding_rotations(architecture: Architecture, sizes: Mapping[str, float]) -> dict[str, Any]:
     """Rotations of layers that slide, where configs have those of kinds of layers side by side."""
-    if architecture.key("sliding_theta") != f"rope_parameters.{SLIDES}.rope_theta":
+    at = architecture.key("sliding_theta")
+    if at != f"rope_parameters.{SLIDES}.rope_theta" or "sliding_theta" not in sizes:
         return {}
     plain = {"rope_type": "default", "rope_theta": sizes["sliding_theta"]}
     return {"rope_parameters": {SLIDES: plain}}

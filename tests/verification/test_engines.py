@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from tests.tiny import raw_model
 from zenconvert import open_checkpoint
 from zenconvert.errors import InvalidInput, MissingDependency, UsageError
-from zenconvert.reference import batches, reference
+from zenconvert.reference import batches, loading
 from zenconvert.reference.batches import make_batches
 from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.llamacpp import LlamaCppEngine
@@ -190,7 +190,7 @@ def test_pieces_and_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.M
     """Tensors read in slabs, windows in many small batches, positions asked for in parts."""
     folder, windows = raw_model(tmp_path / "model", "mixtral"), made_up(*LENGTHS)
     whole = torch_logits(folder, windows)
-    monkeypatch.setattr(reference, "_SLAB_ELEMENTS", 256 * 100)
+    monkeypatch.setattr(loading, "_SLAB_ELEMENTS", 256 * 100)
     monkeypatch.setattr(batches, "_TOKENS_ELSEWHERE", 130)
     engine = TorchEngine(
         open_checkpoint(folder), windows, device="cpu", progress=lambda done, total: None
