@@ -26,6 +26,12 @@ from zenconvert.models import builtin_path
 ROOT = Path(__file__).parent.parent
 SHARD = 500_000_000
 
+CONVERT = """
+import sys
+from pathlib import Path
+from tests.oracles.converter import convert
+convert(Path(sys.argv[1]), Path(sys.argv[2]), "bf16")
+"""
 QUANTIZE = """
 import sys, llama_cpp
 params = llama_cpp.llama_model_quantize_default_params()
@@ -174,9 +180,7 @@ def main() -> None:
         zen = [sys.executable, "-m", "zenconvert", "convert"]
         measure([*zen, "builtin:zen-nano", str(work / "warm.gguf"), "--to", "gguf:q4_k_m"])
         one = measure([*zen, str(model), str(ours), "--to", "gguf:q4_k_m", "--threads", threads])
-        two = measure(
-            [sys.executable, "-m", "tests.oracles.converter", str(model), str(full), "bf16"]
-        )
+        two = measure([sys.executable, "-c", CONVERT, str(model), str(full)])
         three = measure([sys.executable, "-c", QUANTIZE, str(full), str(theirs), threads])
         same = ours.read_bytes() == theirs.read_bytes()
     peer = two.seconds + three.seconds
