@@ -14,6 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from zenconvert.errors import InvalidInput
+
 WORD_BITS: Final = 32
 _BYTE: Final = 8
 _IN_BYTES: Final = (2, 4, 8)
@@ -106,8 +108,16 @@ def pack_planar(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
 
 
 def unpack_planar(packed: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Unpack ``int32[n·bits/32, …]`` in planes to ``uint8[n, …]``; undoes :func:`pack_planar`."""
-    units = len(packed) // bits
+    """Unpack ``int32[n·bits/32, …]`` in planes to ``uint8[n, …]``; undoes :func:`pack_planar`.
+
+    Raises InvalidInput for words that are no whole planes.
+    """
+    units, rest = divmod(len(packed), bits)
+    if rest:
+        raise InvalidInput(
+            f"{len(packed)} words are no whole planes of {bits} bits; a planar layout has "
+            f"{bits} words for every {WORD_BITS} codes"
+        )
     words = packed.reshape(units, bits, *packed.shape[1:])
     codes = np.zeros((units * WORD_BITS, *packed.shape[1:]), dtype=np.uint8)
     shift = 0

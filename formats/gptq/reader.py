@@ -186,7 +186,10 @@ def _mean_level(tensor: Tensor) -> float:
         arrays[piece.name] = packed_folder.values_of(entry)
     codes = int_packing.unpack(arrays["qweight"], encoding.bits, count)
     plain = replace(stored.codec, zeros="as_is")
-    _, zeros = plain.unpack_groups(arrays, encoding, tensor.columns)
+    try:
+        _, zeros = plain.unpack_groups(arrays, encoding, tensor.columns)
+    except InvalidInput as error:
+        raise InvalidInput(f"{stored.path}: {stored.name}: {error}") from error
     groups = np.arange(tensor.columns) // (encoding.group or tensor.columns)
     index = arrays.get("g_idx", groups)[:count].clip(0, zeros.shape[1] - 1)
     return float((codes.astype(np.int16) - zeros.T[index]).mean())
@@ -206,7 +209,10 @@ def _stored_midpoint(tensor: Tensor) -> int | None:
     }
     assert isinstance(stored.codec, GptqCodec)
     plain = replace(stored.codec, zeros="as_is")
-    _, zeros = plain.unpack_groups(arrays, encoding, tensor.columns)
+    try:
+        _, zeros = plain.unpack_groups(arrays, encoding, tensor.columns)
+    except InvalidInput as error:
+        raise InvalidInput(f"{stored.path}: {stored.name}: {error}") from error
     offset = int(zeros.flat[0]) - (1 << (encoding.bits - 1))
     return offset if bool((zeros == zeros.flat[0]).all()) else None
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from zenconvert.errors import InvalidInput
 from zenconvert.formats.int_packing import pack, pack_planar, unpack, unpack_planar, words
 
 UNIT = 32
@@ -103,3 +104,8 @@ def test_how_codes_lie_in_memory_does_not_matter(bits: int, count: int) -> None:
     columns = pack(np.asfortranarray(codes), bits)
     np.testing.assert_array_equal(rows, columns)
     np.testing.assert_array_equal(unpack(np.asfortranarray(rows), bits, count), codes)
+
+
+def test_words_that_are_no_whole_planes_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="2 words are no whole planes of 4 bits"):
+        unpack_planar(np.zeros((2, 1), dtype=np.int32), 4)
