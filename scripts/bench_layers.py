@@ -100,14 +100,19 @@ def summary(modules: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    """Run the benchmark and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def options(about: str | None) -> argparse.Namespace:
+    """The command line: two depths, what divides the shapes, the device, a folder for files."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--layers", type=int, nargs=2, default=(1, 3), help="of the two models")
     parser.add_argument("--divide", type=int, default=1)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--work", type=Path, help="where to put some tens of GB")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the benchmark and print the table."""
+    given = options(__doc__)
     shape, (few, more) = shape_of(given.divide), given.layers
     print(f"{shape}, {few} and {more} layers, {given.device}")
     print(f"{'':14}{'layers':>7}{'seconds':>9}{'peak RSS':>11}{'GPU':>11}")

@@ -8,7 +8,6 @@ left. What a layer takes is told by the two depths. ``--divide`` makes every sha
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from scripts.bench_convert import measure, synthetic_model
-from scripts.bench_layers import LAYERS, shape_of
+from scripts.bench_layers import LAYERS, options, shape_of
 
 TARGETS: Final = {"GPTQ w4g128": "gptq:w4g128", "GGUF Q4_K_M": "gguf:q4_k_m", "BF16": "hf:bf16"}
 
@@ -33,12 +32,7 @@ def seconds_of(model: Path, artifact: Path, device: str, cache: Path) -> tuple[f
 
 def main() -> None:
     """Run the benchmark and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, nargs=2, default=(1, 3), help="of the two models")
-    parser.add_argument("--divide", type=int, default=1)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--work", type=Path, help="where to put some tens of GB")
-    given = parser.parse_args()
+    given = options(__doc__)
     few, more = given.layers
     print(f"{shape_of(given.divide)}, {few} and {more} layers, {given.device}")
     print(f"{'':14}{'layers':>7}{'nothing cached':>16}{'the candidate':>15}{'tokens':>9}")

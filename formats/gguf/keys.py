@@ -51,9 +51,9 @@ _CONSTANTS: Final[dict[str, tuple[Any, ...]]] = {
 """Keys that change nothing as long as they have one of these values."""
 _REQUIRED: Final = frozenset({"layers", "context", "hidden", "ffn", "heads", "rms_eps"})
 _TOLD_OTHERWISE: Final = frozenset({"vocab", "head_dim", "rotary_dim"})
+"""Sizes whose rows are only compared with what other rows and tensors say."""
 _PLACES: Final = (ROTATIONS, FILE_TYPE, TEXT, PATTERN)
 """Types of rows that hold no size."""
-"""Sizes whose rows are only compared with what other rows and tensors say."""
 _PATTERN: Final = "attention.sliding_window_pattern"
 _INTEGERS: Final = frozenset({"u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64"})
 

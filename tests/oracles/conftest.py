@@ -47,17 +47,7 @@ def transformers4(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
 @pytest.fixture(scope="session")
 def packed(folder: Family, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """(family of ``tests.families``, target) → our folder, rounded to nearest."""
-    made: dict[tuple[str, str], Path] = {}
-    home = tmp_path_factory.mktemp("packed")
-
-    def get(name: str, target: str) -> Path:
-        if (name, target) not in made:
-            out = home / f"{name}-{target}".replace(":", "-")
-            convert(folder(name), out, target)
-            made[name, target] = out
-        return made[name, target]
-
-    return get
+    return _kept(tmp_path_factory.mktemp("packed"), folder)
 
 
 @pytest.fixture(scope="session")
@@ -105,15 +95,19 @@ def auto_round(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
 @pytest.fixture(scope="session")
 def written(model: Family, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """(family or builtin:NAME, target) → our folder."""
-    made: dict[tuple[str, str], Path] = {}
-    home = tmp_path_factory.mktemp("ours")
+    return _kept(tmp_path_factory.mktemp("ours"), lambda source: folder_of(source, model))
 
-    def get(source: str, target: str) -> Path:
-        if (source, target) not in made:
-            out = home / f"{source}-{target}".replace(":", "-")
-            convert(folder_of(source, model), out, target)
-            made[source, target] = out
-        return made[source, target]
+
+def _kept(home: Path, float_model: Callable[[str], Path]) -> Written:
+    """(name, target) → the folder made of the model of that name, once for each."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def get(name: str, target: str) -> Path:
+        if (name, target) not in made:
+            out = home / f"{name}-{target}".replace(":", "-")
+            convert(float_model(name), out, target)
+            made[name, target] = out
+        return made[name, target]
 
     return get
 
