@@ -257,7 +257,13 @@ def test_ctrl_c(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    after(monkeypatch, "pwrite", 5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    presses = iter([signal.SIGINT])  # several threads write, and a second one stops the cleaning up
+
+    def press() -> None:
+        for number in presses:
+            os.kill(os.getpid(), number)
+
+    after(monkeypatch, "pwrite", 5, press)
     monkeypatch.setattr(sys, "argv", case.command(tmp_path)[2:])
     with pytest.raises(SystemExit) as caught:
         main()
