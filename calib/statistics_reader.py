@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from zenconvert.base.source_files import json_value
+from zenconvert.base.json_text import json_value
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.statistics_layout import FORMAT, VERSION, unpack
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UsageError

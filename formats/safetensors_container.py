@@ -20,6 +20,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
+from zenconvert.base.json_text import check_shape
 from zenconvert.base.source_files import broken, size_of
 from zenconvert.errors import CorruptFile, SourceNotFound, UnsupportedEncoding
 from zenconvert.model.encoding import DENSE_DTYPES, Dense
@@ -110,6 +111,7 @@ def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
         return table
 
     try:
+        check_shape(data)
         header = json.loads(data.decode("utf-8"), object_pairs_hook=no_duplicates)
     except UnicodeDecodeError as error:
         raise broken(path, f"the header is not UTF-8: {error.reason}") from error

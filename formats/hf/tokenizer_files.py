@@ -18,11 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from zenconvert.base.source_files import MAX_JSON, read_text, what_it_is
+from zenconvert.base.source_files import read_text, what_it_is
 from zenconvert.errors import CorruptFile
 from zenconvert.formats.hf import fast, sentencepiece_model
 from zenconvert.formats.hf.frame import Roles, contradictions, flagged, frame_of, settle
-from zenconvert.formats.hf.json_file import read_json
+from zenconvert.formats.hf.json_file import MOST_TOKENIZER, read_json
 from zenconvert.formats.hf.rebuilt import rebuilt
 from zenconvert.formats.hf.sentencepiece_model import SentencePieceModel
 from zenconvert.formats.hf.spare import MODEL, usable
@@ -242,7 +242,7 @@ class TokenizerFiles:
 
 def text_of(path: Path) -> str:
     """A UTF-8 file as Python reads text: line ends are ``\\n``. Raises CorruptFile."""
-    return read_text(path, MAX_JSON).replace("\r\n", "\n").replace("\r", "\n")
+    return read_text(path, MOST_TOKENIZER).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _text(value: object, where: Path) -> str:

@@ -7,7 +7,6 @@ page, an archive. Links may lead out of a folder only as the Hub cache has them,
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -17,11 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from zenconvert.base.json_text import json_value
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UnsafePath
 
-MAX_JSON: Final = 256 * 1024 * 1024
-MAX_NESTING: Final = 100
-"""Of JSON; files of models have ten levels at most."""
 MAX_TEXT: Final = 16 * 1024 * 1024
 MAX_TOML: Final = 128 * 1024
 """Characters: a thousand variants of a release."""
@@ -58,7 +55,6 @@ _TOML_TEXT: Final = re.compile(
     re.DOTALL,
 )
 _TOML_KEY: Final = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{MAX_KEY_PARTS}}}")
-_HALF: Final = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 _PAGE: Final = re.compile(rb"\s*(<!doctype|<html|<\?xml|<error|<head)", re.IGNORECASE)
 
 
@@ -112,43 +108,13 @@ def read_text(path: Path, limit: int = MAX_TEXT) -> str:
         raise broken(path, f"no UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def parse_json(path: Path, limit: int = MAX_JSON) -> Any:
+def parse_json(path: Path, limit: int = MAX_TEXT) -> Any:
     """The value of a JSON file. Raises as :func:`read_text`."""
     text = read_text(path, limit)
     try:
         return json_value(text)
     except (ValueError, RecursionError) as error:
         raise broken(path, f"no valid JSON: {error}") from error
-
-
-def json_value(text: str) -> Any:
-    """The value of a JSON text.
-
-    Raises ValueError, also for half a pair of surrogates, which no file can hold again, and for
-    nesting that whoever goes through the value would end at; and RecursionError.
-    """
-    value = json.loads(text)
-    if text.count("[") + text.count("{") > MAX_NESTING and _is_deeper(value, MAX_NESTING):
-        raise ValueError(f"it is nested more than {MAX_NESTING} deep")
-    if _HALF.search(text):  # a pair is a character, half of one is none
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    return value
-
-
-def _is_deeper(value: Any, limit: int) -> bool:
-    """Whether lists and tables are nested more than ``limit`` deep."""
-    kinds = (dict, list)
-    level = [value] if type(value) in kinds else []
-    for _ in range(limit + 1):
-        level = [
-            inner
-            for one in level
-            for inner in (one.values() if type(one) is dict else one)
-            if type(inner) in kinds
-        ]
-        if not level:
-            return False
-    return True
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from zenconvert.base.json_text import json_value
 from zenconvert.base.scratch import temporary_folder
-from zenconvert.base.source_files import json_value, parse_json
+from zenconvert.base.source_files import parse_json
 from zenconvert.errors import (
     BadSignature,
     ConversionFailed,

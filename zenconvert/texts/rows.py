@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from zenconvert.base.source_files import broken, json_value, reading, size_of
+from zenconvert.base.json_text import json_value
+from zenconvert.base.source_files import broken, reading, size_of
 from zenconvert.errors import CorruptFile
 
 Row = tuple[int, Any]
