@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -35,7 +35,10 @@ class States(Protocol):
 
 
 class Workspace:
-    """The folder of a run, locked; made by :func:`open_workspace`."""
+    """The folder of a run, locked; made by :func:`open_workspace`.
+
+    What it does raises as ``system_errors``, also where somebody removes the folder meanwhile.
+    """
 
     def __init__(self, folder: Path, *, save_seconds: float) -> None:
         self.folder, self.save_seconds = folder, save_seconds
@@ -57,14 +60,12 @@ class Workspace:
         older = self._saved_states()
         with self.new_file(self._path(layer).name) as path:
             states.save(path)
-        for number in older:
-            forget(self._path(number))
+        self._forget(older)
         self.saved = time.monotonic()
 
     def drop_states(self) -> None:
         """Forget the saved hidden states: the next walk begins at the first layer."""
-        for number in self._saved_states():
-            forget(self._path(number))
+        self._forget(self._saved_states())
 
     @contextmanager
     def new_file(self, name: str) -> Iterator[Path]:
@@ -78,9 +79,15 @@ class Workspace:
             sync_folder(self.folder)
 
     def _saved_states(self) -> list[int]:
-        found = (_STATES.fullmatch(path.name) for path in self.folder.iterdir())
+        with system_errors(self.folder):
+            found = [_STATES.fullmatch(path.name) for path in self.folder.iterdir()]
         numbers = [int(match[1]) for match in found if match]
         return [number for number in numbers if is_kept(self._path(number))]
+
+    def _forget(self, layers: Iterable[int]) -> None:
+        with system_errors(self.folder):
+            for layer in layers:
+                forget(self._path(layer))
 
     def _path(self, layer: int) -> Path:
         return self.folder / f"hidden-{layer:05d}.bin"

@@ -137,13 +137,34 @@ def test_an_empty_folder_is_taken_and_a_marked_one_is_reopened(tmp_path: Path) -
     assert not folder.exists()
 
 
-def test_a_run_that_died_before_it_wrote_its_mark(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0, 7, 32])
+@pytest.mark.parametrize("zeros", [0, 32])
+def test_a_mark_that_a_kill_or_a_crash_has_cut(kept: int, zeros: int, tmp_path: Path) -> None:
+    found = _marked(tmp_path / "work")
+    found.write_bytes(found.read_bytes()[:kept] + bytes(zeros))
     open_scratch(tmp_path / "work")
-    mark(tmp_path / "work")
-    (found,) = (tmp_path / "work").iterdir()
-    found.write_bytes(b"")
-    (tmp_path / "work" / "run.json").write_bytes(b"{}")
+    remove_scratch(tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_damaged_mark_is_told_with_what_to_do(tmp_path: Path) -> None:
+    found = _marked(tmp_path / "work")
+    found.write_bytes(b"!" * 32)
+    with pytest.raises(UsageError, match=rf"{found.name} is damaged: .* Remove the folder, or"):
+        open_scratch(tmp_path / "work")
+    remove_scratch(tmp_path / "work")
+    assert (tmp_path / "work" / "run.json").is_file()
+    found.write_text(found.name.partition("-")[2])
     open_scratch(tmp_path / "work")
+
+
+def _marked(folder: Path) -> Path:
+    """The mark of a folder that a run has worked in."""
+    open_scratch(folder)
+    mark(folder)
+    (found,) = folder.iterdir()
+    (folder / "run.json").write_bytes(b"{}")
+    return found
 
 
 def test_only_what_is_of_use_stays_after_an_error(tmp_path: Path) -> None:

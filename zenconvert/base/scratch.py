@@ -55,8 +55,7 @@ def open_scratch(folder: Path) -> None:
             raise UsageError(f"{folder}: a file stands where the run would work; move it away")
         if not is_ours(folder):
             raise UsageError(
-                f"{folder}: this folder stands where the run would work, and no run of zenconvert "
-                "made it; move it away"
+                f"{folder}: this folder stands where the run would work, {_whose(folder)}"
             )
 
 
@@ -221,9 +220,20 @@ def _digest(path: Path, size: int, *state: int) -> str:
         return f"{size} {hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
+def _whose(folder: Path) -> str:
+    """Why a folder is not ours, and what to do."""
+    found = next((path for path in children(folder) if is_mark(path)), None)
+    if found is None:
+        return "and no run of zenconvert made it; move it away"
+    return (
+        f"and its mark {found.name} is damaged: a run would have written there what follows the "
+        "hyphen of its name. Remove the folder, or write that again if it is of a run of zenconvert"
+    )
+
+
 def _is_mark(name: str, folder: int) -> bool:
-    """Whether a name in an open folder is that of a mark, and the file says the same, or nothing
-    yet: a run may have been killed before it wrote."""
+    """Whether a name in an open folder is that of a mark, and the file says the same, or only the
+    beginning of it, or zeros: a run may have been killed, or the machine, before it was written."""
     match = _MARK.fullmatch(name)
     if match is None:
         return False
@@ -232,7 +242,8 @@ def _is_mark(name: str, folder: int) -> bool:
     except OSError:
         return False
     try:
-        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        return regular and os.read(descriptor, 64) in (b"", match[1].encode())
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return False
+        return match[1].encode().startswith(os.read(descriptor, 64).rstrip(b"\0"))
     finally:
         os.close(descriptor)

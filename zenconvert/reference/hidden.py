@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Final, Literal
 import numpy as np
 import torch
 
+from zenconvert.base.atomic import system_errors
 from zenconvert.errors import CorruptFile, NotEnoughResources
 from zenconvert.reference.batches import Batch
 
 Place = Literal["device", "host", "disk"]
 
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CHUNK: Final = 1 << 26  # bytes written at a time
 
 
@@ -91,13 +94,19 @@ class HiddenStates:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Make a file of that size; a full disk is found now, not when a page is written."""
-    try:
-        with path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        with suppress(OSError):
-            path.unlink()
-        raise NotEnoughResources(
-            f"{path}: no room for hidden states of {size} bytes: {error.strerror}"
-        ) from error
+    """Make a file of that size; a full disk is found now, not when a page is written.
+
+    Raises as ``system_errors``.
+    """
+    with system_errors(path):
+        try:
+            with path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            with suppress(OSError):
+                path.unlink()
+            if error.errno in _FULL:
+                raise NotEnoughResources(
+                    f"{path}: no room for hidden states of {size} bytes: {error.strerror}"
+                ) from error
+            raise
