@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +18,7 @@ from pyarrow import parquet
 
 from zenconvert.errors import (
     CorruptFile,
+    InputWarning,
     MissingDependency,
     SourceNotFound,
     UsageError,
@@ -63,7 +67,9 @@ def test_a_folder_is_all_its_texts(tmp_path: Path) -> None:
         '{"messages": [{"role": "user", "content": "Hi"}]}\n'
     )
     (tmp_path / "notes.bin").write_bytes(b"\xff\x00")
-    found = load_samples(tmp_path)
+    with pytest.warns(InputWarning, match=r": 1 thing in it is .*: notes\.bin \(no suffix of "):
+        found = load_samples(tmp_path)
+    (tmp_path / "notes.bin").unlink()
     assert [(s.language, s.content) for s in found] == [
         ("en", "One."),
         ("fr", "Deux."),
@@ -73,6 +79,35 @@ def test_a_folder_is_all_its_texts(tmp_path: Path) -> None:
     assert [s.language for s in load_samples(tmp_path, ["de", "fr"])] == ["fr", "de"]
     with pytest.raises(UsageError, match="no text in ko; there is de, en, fr"):
         load_samples(tmp_path, ["en", "ko"])
+
+
+def test_what_is_left_out_of_a_folder_is_told_by_name(tmp_path: Path) -> None:
+    folder, other = tmp_path / "texts", tmp_path / "other"
+    (folder / ".git").mkdir(parents=True)
+    other.mkdir()
+    (folder / ".git" / "index").write_bytes(b"DIRC")
+    (folder / ".gitattributes").write_text("*")
+    (folder / "en.txt").write_text("One.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load_samples(folder)) == 1
+    (folder / "a.py").write_text("1")
+    (folder / "de.jsonl.gz").write_bytes(gzip.compress(b'{"text": "Zwei."}'))
+    (folder / "fr.txt").symlink_to(tmp_path / "nothing")
+    (folder / "it.txt").mkdir()
+    (folder / "more").symlink_to(other)
+    os.mkfifo(folder / "nl.jsonl")
+    with pytest.warns(InputWarning) as told:
+        assert len(load_samples(folder)) == 1
+    assert str(told[0].message) == (
+        f"{folder}: 5 things in it are no samples and left out: "
+        "de.jsonl.gz (compressed with gzip; unpack it first), "
+        "fr.txt (a link to nothing that can be read), nl.jsonl (no file), "
+        "a.py (no suffix of samples), more (a link to a folder)"
+    )
+    (folder / "en.txt").unlink()
+    with pytest.warns(InputWarning, match="5 things"), pytest.raises(UsageError, match="no text"):
+        load_samples(folder)
 
 
 def test_a_table_is_read_by_its_columns(tmp_path: Path) -> None:

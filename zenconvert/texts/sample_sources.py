@@ -2,7 +2,8 @@
 
 * ``FILE``: text (one document), ``.jsonl`` (one document a line), ``.json`` (an array of them),
   ``.csv``, ``.tsv`` or ``.parquet`` (one a row), and the other suffixes of these kinds.
-* ``DIR``: all such files below it (of these suffixes, ``.txt`` and ``.md``).
+* ``DIR``: all such files below it (of these suffixes, ``.txt`` and ``.md``); what else is there and
+  is not hidden is warned of by name, links to folders too.
 * ``hub:ORGANISATION/NAME[:SPLIT]``: a data set of the Hub; the split ``train`` by default.
 
 Rows hold ``text`` or ``messages`` and, if known, ``language``. Where a row names no language, the
@@ -14,13 +15,22 @@ or as many of them as hold 256 MB of text.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.base.source_files import size_of, what_it_is
-from zenconvert.errors import CorruptFile, MissingDependency, SourceNotFound, UsageError
+from zenconvert.errors import (
+    CorruptFile,
+    InputWarning,
+    MissingDependency,
+    SourceNotFound,
+    UsageError,
+    first_names,
+    several,
+)
 from zenconvert.texts.parquet_footer import Column, columns, unfolded
 from zenconvert.texts.rows import MOST_ROW
 from zenconvert.texts.samples import (
@@ -38,6 +48,7 @@ _MOST_BYTES: Final = 256 * 1024 * 1024
 _MOST_NESTED: Final = 4_000_000
 """Values of a list in a row group, all of which one row may have."""
 _BATCH: Final = 64
+_SHOWN: Final = 5
 
 _SUFFIXES: Final = frozenset(
     {
@@ -113,14 +124,45 @@ def _samples(source: str | Path) -> Iterator[Sample]:
     if not path.is_dir():
         yield from _samples_of(path)
         return
-    for file in sorted(path.rglob("*")):
-        if file.suffix.lower() in _SUFFIXES and file.is_file():
-            try:
-                yield from _samples_of(file)
-            except CorruptFile as error:
-                raise CorruptFile(
-                    f"{path}: {error} (every file of text in the folder is read)"
-                ) from error
+    for file in _files_in(path):
+        try:
+            yield from _samples_of(file)
+        except CorruptFile as error:
+            raise CorruptFile(
+                f"{path}: {error} (every file of text in the folder is read)"
+            ) from error
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The files of samples below a folder. Of what else is there people are warned."""
+    files, others = [], []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in _SUFFIXES and path.is_file():
+            files.append(path)
+        elif path.is_symlink() or not path.is_dir():
+            others.append(path)
+    shown = [path for path in others if "/." not in f"/{path.relative_to(folder)}"]
+    if shown:
+        told = sorted((_unlikely(path), str(path.relative_to(folder)), path) for path in shown)
+        names = [f"{name} ({_why_not(path)})" for _, name, path in told[:_SHOWN]]
+        names += [name for _, name, _ in told[_SHOWN:]]
+        count = several(len(names), "thing in it is", "things in it are")
+        text = f"{folder}: {count} no samples and left out: {first_names(names, _SHOWN)}"
+        warnings.warn(InputWarning(text), stacklevel=2)
+    return files
+
+
+def _unlikely(path: Path) -> bool:
+    """False where it was meant as samples, by one of its suffixes: ``de.jsonl.gz``."""
+    return _SUFFIXES.isdisjoint(suffix.lower() for suffix in path.suffixes)
+
+
+def _why_not(path: Path) -> str:
+    if path.is_symlink() and not path.is_file():
+        return "a link to a folder" if path.is_dir() else "a link to nothing that can be read"
+    if not path.is_file():
+        return "no file"
+    return what_it_is(path) or "no suffix of samples"
 
 
 def _samples_of(file: Path) -> Iterator[Sample]:
