@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -11,7 +11,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.errors import CorruptFile, MissingTensor, Unsupported, UsageError
+from zenconvert.errors import (
+    CorruptFile,
+    MissingTensor,
+    Unsupported,
+    UsageError,
+    first_names,
+)
 from zenconvert.formats.hf.reader import Folder
 from zenconvert.formats.hf.tensor_names import foreign
 from zenconvert.formats.hf.writer import in_files, zero_biases
@@ -95,6 +101,18 @@ def of_pieces(
             )
         places[piece.name] = StoredTensor(entry.path, entry.offset, entry.name)
     return Tensor(name.name, name.shape, encoding, StoredPieces(module, codec, encoding, places))
+
+
+def among(names: Collection[str], modules: Collection[str]) -> str:
+    """`` in 2 of 28 modules (a, b)``; nothing where it is all of them."""
+    if len(names) == len(modules):
+        return ""
+    return f" in {len(names)} of {len(modules)} modules{named(names, modules)}"
+
+
+def named(names: Collection[str], modules: Collection[str]) -> str:
+    """`` (a, b)``, or the first of many; nothing where it is all modules."""
+    return "" if len(names) == len(modules) else f" ({first_names(sorted(names))})"
 
 
 def values_of(entry: Entry) -> NDArray[Any]:

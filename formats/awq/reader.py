@@ -61,11 +61,18 @@ def _other_labels(
     """What the config says of the layout, and the data does not."""
     named, version = versions
     found = [] if named == version else [f"labelled {named}, and the data is {version}: read so"]
-    grids = [(t.encoding.grouped, t.shape[1]) for t in tensors.values()]
-    actual = {(grid.group or width) if grid is not None else width for grid, width in grids}
-    if isinstance(group, int) and group > 0 and group not in actual:
-        shown = ", ".join(map(str, sorted(actual)[:4]))
-        found.append(f"labelled group_size {group}, and the data has {shown}: read so")
+    actual = {}
+    for module, tensor in tensors.items():
+        grid, width = tensor.encoding.grouped, tensor.shape[1]
+        actual[module] = (grid.group if grid is not None else None) or width
+    if isinstance(group, int) and group > 0:
+        others = [m for m, has in actual.items() if has != min(group, tensors[m].shape[1])]
+        if others:
+            shown = ", ".join(map(str, sorted({actual[module] for module in others})[:4]))
+            found.append(
+                f"labelled group_size {group}, and the data has {shown}"
+                f"{packed_folder.among(others, tensors)}: read so"
+            )
     return [f"{path}: {text}" for text in found]
 
 

@@ -7,16 +7,17 @@ contradict the label, the data holds: such files exist in the wild.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from zenconvert.errors import CorruptFile, InvalidInput, Unsupported
 from zenconvert.formats import int_packing, packed_folder, quantization
-from zenconvert.formats.gptq import settings
+from zenconvert.formats.gptq import labels, settings
 from zenconvert.formats.gptq.codec import GptqCodec, ZeroRule
 from zenconvert.formats.gptq.settings import Settings
 from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder, without_spare_biases
@@ -49,7 +50,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise InvalidInput(f"{path}: the config speaks of GPTQ and no weight is quantized")
     tensors = {m: _tensor(folder, m, name, said) for m, name in modules.items()}
     tensors, warnings = _with_true_zeros(path, tensors, said)
-    warnings += _other_labels(path, table, said, tensors)
+    warnings += [f"{path}: {text}" for text in labels.differences(table, said, tensors)]
     spare = _spare_biases(folder, modules)
     folder = replace(folder, entries={k: v for k, v in folder.entries.items() if k not in spare})
     folder = without_spare_biases(folder)
@@ -77,35 +78,10 @@ def _tensor(folder: Folder, module: str, name: TensorName, said: Settings) -> Te
         _group(columns, groups, codes),
         said.symmetric,
         Dense(scales.dtype),
-        ordered=index is not None and _is_ordered(index, columns, groups),
+        ordered=index is not None and labels.is_ordered(index, columns, groups),
     )
     codec = GptqCodec(said.rule, index is not None, said.version == settings.PLANAR)
     return packed_folder.packed_tensor(folder, module, name, encoding, codec)
-
-
-def _other_labels(
-    path: Path, table: Mapping[str, Any], said: Settings, tensors: Mapping[str, Tensor]
-) -> list[str]:
-    """What the config says of the grids, and the data does not."""
-    found = [f"{path}: {text}" for text in said.warnings]
-    grids = [g for t in tensors.values() if (g := t.encoding.grouped) is not None]
-    ordered = sum(grid.ordered for grid in grids)
-    if ordered and not said.act_order:
-        label = "is false" if table.get("desc_act") is False else "is not there"
-        found.append(
-            f"{path}: desc_act {label}, and the g_idx of {ordered} of {len(grids)} modules has the "
-            "columns in an order of their own (act-order): read so"
-        )
-    widths = [tensor.shape[1] for tensor in tensors.values()]
-    for key, actual in (
-        ("bits", {grid.bits for grid in grids}),
-        ("group_size", {g.group or w for g, w in zip(grids, widths, strict=True)}),
-    ):
-        wanted = table.get(key)
-        if type(wanted) is int and wanted > 0 and wanted not in actual and key not in said.varied:
-            shown = ", ".join(map(str, sorted(actual)[:4]))
-            found.append(f"{path}: labelled {key} {wanted}, and the data has {shown}: read so")
-    return found
 
 
 def _group(columns: int, groups: int, entry: Entry) -> int | None:
@@ -119,32 +95,37 @@ def _group(columns: int, groups: int, entry: Entry) -> int | None:
     return columns // groups
 
 
-def _is_ordered(entry: Entry, columns: int, groups: int) -> bool:
-    """True when the group of a column does not follow from its position."""
-    plain = np.arange(columns) // -(-columns // groups)
-    return entry.shape == plain.shape and not np.array_equal(packed_folder.values_of(entry), plain)
-
-
 def _with_true_zeros(
     path: Path, tensors: dict[str, Tensor], said: Settings
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Look at the zeros of some symmetric modules: do they say what the label says?"""
     if not said.symmetric:
         return _by_means(path, tensors, said)
-    found = {
-        _stored_midpoint(t) for t in list(tensors.values())[:: max(1, len(tensors) // _SAMPLE)]
-    }
-    label, same, warnings = -1 if said.version == settings.VERSION_1 else 0, found - {None}, []
-    if same == {-1 - label}:
+    sample = dict(list(tensors.items())[:: max(1, len(tensors) // _SAMPLE)])
+    found = {module: _stored_midpoint(tensor) for module, tensor in sample.items()}
+    label, warnings = -1 if said.version == settings.VERSION_1 else 0, []
+    (offset, count), *_ = Counter(found.values()).most_common(1)
+    if offset not in {label, -1 - label} or 2 * count <= len(found):
+        if set(found.values()) - {label, None}:
+            warnings.append(
+                f"the zeros are not those of symmetric {said.version}, and read as it says"
+            )
+        warnings.append("labelled symmetric, and zeros differ")
+        tensors = {m: _as_asymmetric(t) for m, t in tensors.items()}
+        return tensors, [f"{path}: {warning}" for warning in warnings]
+    if offset != label:
         actual = settings.VERSION_1 if label == 0 else settings.VERSION_2
         rule: ZeroRule = "plus_one" if label == 0 else "as_is"
         warnings.append(f"labelled {said.version}, and its zeros are those of {actual}: read so")
         tensors = {m: _with_rule(t, rule) for m, t in tensors.items()}
-    elif same - {label}:
-        warnings.append(f"the zeros are not those of symmetric {said.version}, and read as it says")
-    if found not in ({label}, {-1 - label}):
-        warnings.append("labelled symmetric, and zeros differ")
-        tensors = {m: _as_asymmetric(t) for m, t in tensors.items()}
+    odd = {module for module, one in found.items() if one != offset}
+    odd |= labels.with_other_zeros(tensors, offset)
+    if odd:
+        warnings.append(
+            f"labelled symmetric, and zeros differ{packed_folder.among(odd, tensors)}: "
+            "read as they are"
+        )
+        tensors |= {module: _as_asymmetric(tensors[module]) for module in odd}
     return tensors, [f"{path}: {warning}" for warning in warnings]
 
 

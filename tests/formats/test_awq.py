@@ -361,6 +361,21 @@ def test_labels_yield_to_shapes(
     assert told in "".join(found)
 
 
+def test_a_single_module_of_other_groups_is_named(
+    awq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    module = "model.layers.0.mlp.down_proj"
+
+    def smaller(tensors: Tensors) -> None:
+        for piece in ("qzeros", "scales"):
+            tensors[f"{module}.{piece}"] = tensors[f"{module}.{piece}"].repeat(2, axis=0)
+
+    folder = changed(awq("w4g64"), tmp_path / "m", tensors=smaller)
+    (warning,) = open_checkpoint(folder).warnings
+    assert f"labelled group_size 64, and the data has 32 in 1 of 14 modules ({module})" in warning
+    assert_same(folder, awq("w4g64"))
+
+
 @pytest.mark.parametrize("word", ["exllama", "ipex", "GEMM", None])
 def test_words_for_kernels_are_the_gemm_layout(
     word: str | None, awq: Callable[[str], Path], tmp_path: Path

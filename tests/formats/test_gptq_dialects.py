@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,10 @@ def test_symmetric_in_name_only(gptq: Callable[[str], Path], tmp_path: Path) -> 
 def test_a_single_module_that_lies_stops_the_conversion(
     gptq: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Only some modules are looked at when a folder is opened; its data is checked when read."""
+    """Only the first group is looked at when a folder is opened; its data is checked when read."""
 
     def one_zero(tensors: Tensors) -> None:
-        tensors["model.layers.0.mlp.gate_proj.qzeros"][0, 0] ^= 5
+        tensors["model.layers.0.mlp.gate_proj.qzeros"][1, 0] ^= 5
 
     wrong = changed(gptq("w4g128"), tmp_path / "wrong", tensors=one_zero)
     assert open_checkpoint(wrong).warnings == ()
@@ -88,6 +89,110 @@ def test_a_single_module_that_lies_stops_the_conversion(
         convert(wrong, tmp_path / "out", "gptq")
     name = "layers.0.ffn.gate.weight"
     assert (decoded(wrong)[name] != decoded(gptq("w4g128"))[name]).any()
+
+
+def lying(piece: str, change: Callable[[Any], Any]) -> Callable[[Tensors], None]:
+    """One piece of one module is another."""
+
+    def change_one(tensors: Tensors) -> None:
+        tensors[f"{MODULE}.{piece}"] = change(tensors[f"{MODULE}.{piece}"])
+
+    return change_one
+
+
+def of_eight_bits(tensors: Tensors) -> None:
+    """The same weights of one module in codes of 8 bits."""
+    for piece, at in (("qweight", 0), ("qzeros", 1)):
+        array = tensors[f"{MODULE}.{piece}"]
+        codes = int_packing.unpack(array if at == 0 else array.T, 4, array.shape[at] * 8)
+        packed = int_packing.pack(codes + np.uint8(120), 8)
+        tensors[f"{MODULE}.{piece}"] = packed if at == 0 else packed.T
+
+
+def of_smaller_groups(tensors: Tensors) -> None:
+    """The same weights of one module in groups half as large."""
+    for piece in ("qzeros", "scales"):
+        tensors[f"{MODULE}.{piece}"] = tensors[f"{MODULE}.{piece}"].repeat(2, axis=0)
+    columns = np.arange(len(tensors[f"{MODULE}.g_idx"]), dtype=np.int32)
+    tensors[f"{MODULE}.g_idx"] = columns // 16
+
+
+@pytest.mark.parametrize(
+    ("change", "told", "same"),
+    [
+        (of_eight_bits, "labelled bits 4, and the data has 8", True),
+        (of_smaller_groups, "labelled group_size 32, and the data has 16", True),
+        (
+            lying("qzeros", lambda zeros: zeros ^ 0x11111111),
+            "labelled symmetric, and zeros differ",
+            False,
+        ),
+        (lying("g_idx", lambda index: index[::-1].copy()), "g_idx of 1 of 14 modules", False),
+    ],
+)
+def test_a_single_module_that_lies_is_named(
+    change: Callable[[Tensors], None],
+    told: str,
+    same: bool,
+    gptq: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    folder = changed(gptq("w4g32"), tmp_path / "m", tensors=change)
+    (warning,) = open_checkpoint(folder).warnings
+    assert told in warning
+    assert f"1 of 14 modules ({MODULE})" in warning or f"(act-order) ({MODULE})" in warning
+    ours, theirs = decoded(folder), decoded(gptq("w4g32"))
+    assert {n for n in ours if (ours[n] != theirs[n]).any()} == (
+        set() if same else {"layers.0.ffn.down.weight"}
+    )
+
+
+def test_a_single_module_in_plain_order_is_named(
+    gptq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def but_one(tensors: Tensors) -> None:
+        plain = tensors[f"{MODULE}.g_idx"]
+        shuffled(tensors)
+        tensors[f"{MODULE}.g_idx"] = plain
+
+    def labelled(settings: dict[str, Any]) -> None:
+        settings.update(desc_act=True)
+
+    folder = changed(gptq("w4g32"), tmp_path / "m", tensors=but_one, settings=labelled)
+    (warning,) = open_checkpoint(folder).warnings
+    assert f"plain order in 1 of 14 modules ({MODULE})" in warning
+
+
+def test_an_index_of_uneven_groups_is_named_and_one_that_points_nowhere_refused(
+    gptq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def uneven(index: Any) -> Any:
+        return np.where(index == 1, 0, index).astype(np.int32)
+
+    def act_order(settings: dict[str, Any]) -> None:
+        settings.update(desc_act=True, dynamic={"+:.*down.*": {"desc_act": False}})
+
+    folder = changed(
+        gptq("w4g32"), tmp_path / "m", tensors=lying("g_idx", uneven), settings=act_order
+    )
+    (warning,) = open_checkpoint(folder).warnings
+    assert "other numbers of columns in 1 of 14 modules" in warning
+    for number, wrong in enumerate((-1, 1000)):
+        beyond = lying("g_idx", partial(np.full_like, fill_value=wrong))
+        folder = changed(gptq("w4g32"), tmp_path / str(number), tensors=beyond)
+        with pytest.raises(InvalidInput, match=rf"{MODULE}.g_idx names groups from"):
+            open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("key", ["dynamic", "extra_config"])
+def test_what_modules_may_have_of_their_own_is_no_lie(
+    key: str, gptq: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = changed(
+        gptq("w4g32"), tmp_path / "m", tensors=of_eight_bits,
+        settings=lambda own: {**own, key: {MODULE: {"bits": 8}}},
+    )  # fmt: skip
+    assert open_checkpoint(folder).warnings == ()
 
 
 def without_index(tensors: Tensors) -> Tensors:
