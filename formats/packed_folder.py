@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import numpy as np
@@ -229,7 +229,7 @@ def choose_modules(
         if runtime_names and name.hf_also is not None:
             name = replace(name, hf=name.hf_also)
         wanted, why = rules.wanted(tensor, name)
-        if any(part.name in checkpoint.kept for part in parts):
+        if checkpoint.kept and any(part.name in checkpoint.kept for part in parts):
             wanted, why = None, "the solver keeps it at higher precision"
         grid = wanted if isinstance(wanted, Scheme) else None
         choices.append(
@@ -253,6 +253,7 @@ def _bias_float(choices: Sequence[Choice]) -> Dense:
     return next((e.dense for e in found if e.dense is not None), F16)
 
 
+@lru_cache(maxsize=256)
 def grid_of(scheme: Scheme) -> Grouped:
     """The encoding of tensors quantized by a scheme."""
     return Grouped(scheme.bits, scheme.group, scheme.symmetric, F16, scheme.act_order)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.base.json_text import check_shape
+from zenconvert.base.records import record
 from zenconvert.base.source_files import broken, size_of
 from zenconvert.errors import CorruptFile, SourceNotFound, UnsupportedEncoding
 from zenconvert.model.encoding import DENSE_DTYPES, Dense
@@ -44,11 +45,12 @@ _DTYPES: Final = {
     "BOOL": "bool",
 }
 _NAMES: Final = {ours: theirs for theirs, ours in _DTYPES.items()}
+_KEYS: Final = {"dtype", "shape", "data_offsets"}
 _MAX_DIMENSIONS: Final = 16
 _MAX_SIZE: Final = 1 << 56
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Entry:
     """One tensor of a file."""
 
@@ -124,24 +126,23 @@ def _parse_json(path: Path, data: bytes) -> dict[str, Any]:
     return header
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_SIZE
+def _are_counts(values: object, most: int) -> bool:
+    """Whether it is a list of that many numbers at most that can be sizes or offsets."""
+    if type(values) is not list or len(values) > most:
+        return False
+    return all(type(value) is int and 0 <= value < _MAX_SIZE for value in values)
 
 
 def _entry(path: Path, name: str, row: Any, start: int, size: int) -> Entry:
     where = f"{path}: tensor {name!r}"
-    if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(row, dict) or row.keys() != _KEYS:
         raise CorruptFile(f"{where}: expected dtype, shape and data_offsets, found {row!r:.200}")
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise UnsupportedEncoding(f"{where}: dtype {dtype!r} is not known")
-    if (
-        not isinstance(shape, list)
-        or len(shape) > _MAX_DIMENSIONS
-        or not all(map(_is_count, shape))
-    ):
+    if not _are_counts(shape, _MAX_DIMENSIONS):
         raise CorruptFile(f"{where}: shape {shape!r:.200} is no list of sizes")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+    if not _are_counts(offsets, 2) or len(offsets) != 2:
         raise CorruptFile(f"{where}: data_offsets {offsets!r:.200} is no pair of offsets")
     begin, end = offsets
     expected = prod(shape) * DENSE_DTYPES[_DTYPES[dtype]].itemsize
@@ -177,14 +178,14 @@ def pack_header(
 ) -> tuple[bytes, list[int]]:
     """Header bytes for ``(name, encoding, shape)`` in data order, and each tensor's file offset."""
     # put together by hand, as a model of experts has hundreds of thousands of arrays
-    kinds: dict[tuple[Dense, tuple[int, ...]], tuple[str, int]] = {}
+    kinds: dict[tuple[str, tuple[int, ...]], tuple[str, int]] = {}
     rows = [f'"__metadata__":{_json(dict(metadata))}']
     at, begins = 0, []
     for name, encoding, shape in tensors:
-        if (kind := kinds.get((encoding, shape))) is None:
+        if (kind := kinds.get((encoding.dtype, shape))) is None:
             told = {"dtype": _NAMES[encoding.dtype], "shape": list(shape)}
             size = prod(shape) * encoding.numpy.itemsize
-            kind = kinds[encoding, shape] = _json(told).removesuffix("}"), size
+            kind = kinds[encoding.dtype, shape] = _json(told).removesuffix("}"), size
         end = at + kind[1]
         rows.append(f'{encode_basestring(name)}:{kind[0]},"data_offsets":[{at},{end}]}}')
         begins.append(at)

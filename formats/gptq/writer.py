@@ -24,6 +24,8 @@ from zenconvert.model.target import Options, Scheme, Target
 DEFAULT: Final = "w4g128"
 TYPES: Final = (DEFAULT, "w3g128", "w2g64", "w8g128", "w8g-1")
 """Examples: any ``wBITSgGROUP`` with ``-asym``, ``-actorder`` and ``-v2`` will do."""
+_VERSION_1: Final = GptqCodec("plus_one")
+_VERSION_2: Final = GptqCodec("as_is")
 _DYNAMIC_KEYS: Final = ("bits", "group_size", "sym", "desc_act")
 
 
@@ -36,7 +38,7 @@ def choose(
 
     def choices(*, version_2: bool) -> list[Choice]:
         def codec(scheme: Scheme) -> GptqCodec:
-            return GptqCodec("as_is" if version_2 or not scheme.symmetric else "plus_one")
+            return _VERSION_2 if version_2 or not scheme.symmetric else _VERSION_1
 
         runtime_names = packed_folder.RUNTIME_NAMES in suffixes
         return choose_modules(

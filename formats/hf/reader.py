@@ -50,7 +50,7 @@ from zenconvert.formats.safetensors_container import Entry
 from zenconvert.model import architecture as arch
 from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.checkpoint import Checkpoint, Metadata, StoredTensor, Tensor
-from zenconvert.model.encoding import Dense
+from zenconvert.model.encoding import DENSE
 from zenconvert.model.hyperparameters import Hyperparameters
 
 CARRIED: Final = "zenconvert.json"
@@ -210,7 +210,7 @@ def name_tensors(
         tensor = known[name]
         _check_shape(entry, tensor)
         stored = StoredTensor(entry.path, entry.offset, entry.name)
-        tensors[tensor.name] = Tensor(tensor.name, entry.shape, Dense(entry.dtype), stored)
+        tensors[tensor.name] = Tensor(tensor.name, entry.shape, DENSE[entry.dtype], stored)
     missing = [t for t in known.values() if t.required and t.name not in tensors]
     if missing:
         hint = ""

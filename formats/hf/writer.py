@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from json.encoder import encode_basestring
 from math import prod
 from pathlib import Path
@@ -21,7 +21,7 @@ from zenconvert.formats.hf.weights import INDEX
 from zenconvert.model import meaning
 from zenconvert.model.architecture import TensorName, in_rows, joined_shape
 from zenconvert.model.checkpoint import Checkpoint, Tensor
-from zenconvert.model.encoding import BF16, DENSE_DTYPES, F16, F32, Dense
+from zenconvert.model.encoding import BF16, DENSE, F16, F32, Dense
 from zenconvert.model.layout import Choice, Layout, OutputFile, Slot
 from zenconvert.model.meaning import Fact
 from zenconvert.model.rotations import rope_type
@@ -200,23 +200,19 @@ def _weights(choices: list[Choice], limit: int) -> list[OutputFile]:
     if len(shards) == 1:
         return [_shard("model.safetensors", shards[0])]
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    places = {
-        name: file
-        for file, shard in zip(names, shards, strict=True)
-        for _, _, arrays in shard
-        for name, _, _ in arrays
-    }
     files = [_shard(n, shard) for n, shard in zip(names, shards, strict=True)]
-    return [*files, OutputFile.of_bytes(INDEX, _index(total, places))]
+    return [*files, OutputFile.of_bytes(INDEX, _index(total, zip(names, shards, strict=True)))]
 
 
-def _index(total: int, places: Mapping[str, str]) -> bytes:
+def _index(total: int, shards: Iterable[tuple[str, Sequence[_Stored]]]) -> bytes:
     """The index file, as :func:`json_bytes` would have it in ten times the time."""
     empty = json_bytes({"metadata": {"total_size": total}, "weight_map": {}}).decode()
-    rows = ",\n    ".join(
-        f"{encode_basestring(name)}: {encode_basestring(file)}" for name, file in places.items()
-    )
-    return empty.replace("{}", f"{{\n    {rows}\n  }}").encode()
+    rows = []
+    for file, shard in shards:
+        place = encode_basestring(file)
+        rows += [f"{encode_basestring(n)}: {place}" for _, _, own in shard for n, _, _ in own]
+    table = ",\n    ".join(rows)
+    return empty.replace("{}", f"{{\n    {table}\n  }}").encode()
 
 
 def _shard(file: str, rows: Sequence[_Stored]) -> OutputFile:
@@ -235,7 +231,6 @@ def _shard(file: str, rows: Sequence[_Stored]) -> OutputFile:
 _Array = tuple[str, Dense, tuple[int, ...]]
 _Stored = tuple[Choice, int, list[_Array]]
 """A choice, its bytes, and the arrays that hold it."""
-_DENSE: Final = {name: Dense(name) for name in DENSE_DTYPES}
 
 
 def _arrays(choice: Choice) -> list[_Array]:
@@ -243,7 +238,7 @@ def _arrays(choice: Choice) -> list[_Array]:
     if (numbers := choice.encoding.dense) is not None:
         return [(choice.name, numbers, choice.shape)]
     module = choice.name.removesuffix(".weight")
-    return [(f"{module}.{p.name}", _DENSE[p.dtype], p.shape) for p in choice.pieces]
+    return [(f"{module}.{p.name}", DENSE[p.dtype], p.shape) for p in choice.pieces]
 
 
 def side_files(checkpoint: Checkpoint) -> list[OutputFile]:

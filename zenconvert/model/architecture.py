@@ -15,6 +15,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+from zenconvert.base.records import record
 from zenconvert.errors import InvalidInput, MissingTensor, UnknownArchitecture, Unsupported
 from zenconvert.model import operations
 from zenconvert.model.architecture_table import ALWAYS, IGNORED, Table, read_table
@@ -32,7 +33,7 @@ _MOST_TOKENS: Final = 1 << 22
 _FOLDER: Final = Path(__file__).parent.parent / "architectures"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TensorName:
     """One tensor of a concrete model in every vocabulary."""
 

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from zenconvert.base.records import record
 from zenconvert.base.stamps import Stamp
 from zenconvert.errors import InputWarning
 from zenconvert.model.architecture import Architecture
@@ -23,7 +24,7 @@ from zenconvert.model.row_order import RowOrder
 from zenconvert.model.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StoredTensor:
     """Where the bytes of a tensor lie in a file, row after row."""
 
@@ -55,7 +56,7 @@ class StoredPieces:
         return next(iter(self.pieces.values())).path
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tensor:
     """One logical tensor: shape and encoding are known without touching its data."""
 

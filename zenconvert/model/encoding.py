@@ -283,6 +283,8 @@ class Grouped(Encoding):
         return True
 
 
-F32: Final = Dense("f32")
-F16: Final = Dense("f16")
-BF16: Final = Dense("bf16")
+DENSE: Final = {name: Dense(name) for name in DENSE_DTYPES}
+"""The encoding of every dtype."""
+F32: Final = DENSE["f32"]
+F16: Final = DENSE["f16"]
+BF16: Final = DENSE["bf16"]

@@ -5,13 +5,15 @@ A format's writer turns a checkpoint and a target into a :class:`Layout`; ``conv
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import accumulate
 from math import prod
+from operator import attrgetter
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
+from zenconvert.base.records import record
 from zenconvert.model.checkpoint import Tensor
 from zenconvert.model.encoding import Encoding, Grouped
 from zenconvert.model.grouped import GroupedCodec
@@ -41,7 +43,7 @@ def _pieces_bytes(codec: GroupedCodec, encoding: Grouped, shape: tuple[int, ...]
     return sum(piece.nbytes for piece in _pieces(codec, encoding, shape))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Choice:
     """A tensor of the output: what it is made of and how it will be stored."""
 
@@ -81,6 +83,11 @@ class Choice:
     """What is done to the numbers of every part as they lie there, solved ones included, after a
     change of their values; the planner fills it in."""
 
+    def judged(self, told: tuple[Recoding, ...], done: tuple[Recoding, ...]) -> Choice:
+        """The choice with what becomes of every part."""
+        given = (*_chosen(self), told, done)
+        return Choice(*given)
+
     @property
     def pieces(self) -> tuple[Piece, ...]:
         """The arrays of a grouped tensor; none for any other."""
@@ -105,7 +112,11 @@ class Choice:
         return prod(self.shape) // columns * self.encoding.row_bytes(columns)
 
 
-@dataclass(frozen=True, slots=True)
+_chosen: Final = attrgetter(*[field.name for field in fields(Choice)[:-2]])
+"""What a choice is made with; a model has too many of them for dataclasses.replace."""
+
+
+@record
 class Slot:
     """A choice with its place in a file."""
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.base.garbage import seldom_collected
+from zenconvert.base.records import record
 from zenconvert.base.stamps import Stamp
 from zenconvert.errors import PlanError, UsageError, first_names
 from zenconvert.formats.registry import format_named
@@ -40,7 +41,7 @@ _BASE_RAM: Final = 320_000_000  # interpreter, numpy, numba and loaded kernels
 _SLAB_COPIES: Final = 16  # bytes per slab element: stored, float32, weights and encoded rows
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Step:
     """What happens to one source tensor."""
 
@@ -195,15 +196,19 @@ def _judged(choice: Choice) -> Choice:
     """A choice whose parts are looked at as closely as it takes to say what becomes of them."""
     if choice.sheds_zeros and (grid := choice.encoding.grouped) is not None:
         choice = _without_zeros(choice, grid)
-    parts = tuple(refined(part, choice) for part in choice.parts)
-    done = tuple(recoding(*unchanged(part, choice)) for part in parts)
+    parts = tuple([refined(part, choice) for part in choice.parts])
+    done = tuple([recoding(*unchanged(part, choice)) for part in parts])
     told = tuple(
-        recoding(replace(part, encoding=part.source_encoding), choice)
-        if part.origin or part.change or choice.change
-        else found
-        for part, found in zip(parts, done, strict=True)
+        [
+            recoding(replace(part, encoding=part.source_encoding), choice)
+            if part.origin or part.change or choice.change
+            else found
+            for part, found in zip(parts, done, strict=True)
+        ]
     )
-    return replace(choice, parts=parts, told=told, done=done)
+    if any(new is not old for new, old in zip(parts, choice.parts, strict=True)):
+        choice = replace(choice, parts=parts)
+    return choice.judged(told, done)
 
 
 def _without_zeros(choice: Choice, encoding: Grouped) -> Choice:

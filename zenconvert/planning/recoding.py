@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -35,15 +36,25 @@ def recoding(source: Tensor, choice: Choice) -> Recoding:
 
     Of tensors whose numbers are changed, which are small ones, it reads the data.
     """
-    old, new = source.encoding, choice.encoding
     if names := left_over(source.change, choice.change):
         return _changed(source, choice, names)
+    return _between(
+        source.encoding, choice.encoding, source.columns, choice.scheme,
+        keeps_order=choice.columns is None,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=256)  # a model has few kinds of tensors, and as many as it likes of each
+def _between(
+    old: Encoding, new: Encoding, columns: int, scheme: Scheme | None, *, keeps_order: bool
+) -> Recoding:
+    """How rows of one encoding become those of another, whose numbers are the same."""
     if (grid := new.grouped) is not None:
-        return _to_grid(old, grid, choice, source.columns)
+        return _to_grid(old, grid, columns, scheme, keeps_order=keeps_order)
     if old == new:
         return Recoding("copy", True)
     if new.dense is None:
-        return _to_blocks(old, new, source.columns)
+        return _to_blocks(old, new, columns)
     if old.dense is None:
         return _decoded(old, new.dense)
     if old.widens_to(new.dense):
@@ -71,13 +82,15 @@ def _changed(source: Tensor, choice: Choice, names: tuple[str, ...]) -> Recoding
     return Recoding("repack", False, f"{what} is rounded to {choice.encoding}: {share}")
 
 
-def _to_grid(old: Encoding, new: Grouped, choice: Choice, columns: int) -> Recoding:
+def _to_grid(
+    old: Encoding, new: Grouped, columns: int, scheme: Scheme | None, *, keeps_order: bool
+) -> Recoding:
     if not old.is_quantized:
-        return Recoding("quantize", False, f"{old} is rounded to the grid {choice.scheme or new}")
+        return Recoding("quantize", False, f"{old} is rounded to the grid {scheme or new}")
     grid = old.grid()
     if grid is None:
         return Recoding("quantize", False, f"{old} is decoded and quantized again: it is no grid")
-    if choice.columns is not None:
+    if not keeps_order:
         grid = replace(grid, ordered=False)  # the order becomes that of the file
     return _onto(grid, new, columns, str(old))
 
