@@ -32,7 +32,7 @@ from zenconvert.errors import InvalidInput, OutputExists, PlanError, UsageError,
 from zenconvert.ggml import blocks
 from zenconvert.model.target import Target
 from zenconvert.planning.plan import Plan
-from zenconvert.planning.recoding import read_rows
+from zenconvert.planning.reading import read_rows
 from zenconvert.write import one_pass as streaming
 from zenconvert.write.output import Output
 
@@ -85,7 +85,7 @@ def test_the_source_is_read_once(
         rows.update((tensor.name, row) for row in range(begin, end))
         return read_rows(tensor, begin, end)
 
-    monkeypatch.setattr("zenconvert.write.one_pass.read_rows", counted)
+    monkeypatch.setattr("zenconvert.planning.reading.read_rows", counted)
     wanted = variants(tmp_path, *GGUF, "gguf:q6_k", "gguf:f16", "hf:bf16", "onnx:f16")
     produce(production.source, wanted, production.gathered)
     tensors = open_checkpoint(production.source).tensors.values()
@@ -250,7 +250,7 @@ def test_an_interrupted_pass_is_gone_on_with(
         read.add(tensor.name)
         return read_rows(tensor, begin, end)
 
-    monkeypatch.setattr("zenconvert.write.one_pass.read_rows", seen)
+    monkeypatch.setattr("zenconvert.planning.reading.read_rows", seen)
     monkeypatch.setattr(streaming, "REMEMBER_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
         produce(production.source, wanted, production.gathered, stage=interrupt, threads=1)

@@ -50,7 +50,8 @@ def test_slabs_cover_a_tensor_and_keep_to_its_bands(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zenconvert.reference.loading._SLAB_ELEMENTS", 3000)
-    monkeypatch.setattr("zenconvert.reference.loading._COLUMN_SLAB_ELEMENTS", 9000)
+    monkeypatch.setattr("zenconvert.model.pieces.BAND_BYTES", 5000)
+    monkeypatch.setattr("zenconvert.model.pieces.RUN_BYTES", 64)
     convert(model("llama3"), tmp_path / "out.gguf", "gguf:f16")
     convert(model("llama3"), tmp_path / "gptq", "gptq:w4g64")
     for path in (tmp_path / "out.gguf", tmp_path / "gptq"):

@@ -89,14 +89,6 @@ class Tensor:
         return prod(self.shape)
 
     @property
-    def in_columns(self) -> bool:
-        """Whether rows are columns of the file, so that a few of them lie in many places."""
-        if not isinstance(self.stored, StoredPieces):
-            return self.stored.stride is not None
-        pieces = self.stored.codec.pieces(self.stored.encoding, self.shape)
-        return any(piece.axis == 1 for piece in pieces)
-
-    @property
     def source_encoding(self) -> Encoding:
         """What it was before anything was solved."""
         return self.origin or self.encoding

@@ -13,6 +13,11 @@ from zenconvert.model.encoding import Dense
 
 ROW_UNIT = 32
 """Packed pieces hold whole words for every multiple of this many rows, whatever the bits."""
+BAND_BYTES = 1 << 26
+"""Of an array whose columns are rows of ours, what is put together in memory before it is written,
+and read at once, so that the system is asked for long runs."""
+RUN_BYTES = 1 << 14
+"""Shortest run that is worth a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +78,13 @@ class PieceCodec(Hashable, Protocol):
 
     def unpack(self, arrays: Mapping[str, NDArray[Any]], encoding: Any) -> Any:
         """Rows as they travel, of arrays of some rows. Raises InvalidInput or CorruptFile."""
+
+
+def band_rows(piece: Piece, rows: int, step: int) -> int:
+    """How many of a tensor's ``rows``, which are columns of this array, to move at a time.
+
+    As many as :data:`BAND_BYTES` hold, or more where a line of them would be shorter than
+    :data:`RUN_BYTES`; a multiple of ``step``.
+    """
+    bytes_at_least = max(BAND_BYTES, RUN_BYTES * piece.shape[0])
+    return max(1, bytes_at_least * rows // piece.nbytes // step) * step

@@ -13,6 +13,9 @@ from zenconvert.base.arrays import Array, on_device
 from zenconvert.model.checkpoint import Tensor
 from zenconvert.model.rows import Rows
 
+Read = Callable[[int, int], Rows]
+"""``(begin, end)`` → these rows of a tensor."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowReader:
@@ -21,6 +24,8 @@ class RowReader:
     stored: Callable[[Tensor, int, int], Rows]
     """Rows ``[begin, end)`` in logical order, in their encoding; bounds at multiples of the
     band."""
+    in_slabs: Callable[[Tensor, int], Read]
+    """A reader of the same for all slabs of so many rows, each once, from any thread."""
     numbers: Callable[[Rows, Tensor], Array]
     """float32[n, columns] of such rows, where they lie: on the host, or on a device of torch."""
 

@@ -20,11 +20,11 @@ from zenconvert.base.stamps import Stamp
 from zenconvert.errors import PlanError, UsageError, first_names
 from zenconvert.formats.registry import format_named
 from zenconvert.model import meaning
-from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.checkpoint import Checkpoint, StoredPieces
 from zenconvert.model.encoding import Encoding, Grouped
 from zenconvert.model.layout import Action, Choice, Layout
 from zenconvert.model.meaning import Fact
-from zenconvert.model.pieces import ROW_UNIT
+from zenconvert.model.pieces import BAND_BYTES, ROW_UNIT
 from zenconvert.model.target import Options, Target
 from zenconvert.planning.recoding import recoding, refined, unchanged
 
@@ -35,6 +35,7 @@ SLAB_ELEMENTS: Final = 1 << 21
 """Elements that a worker handles at a time."""
 PACKED_ROWS: Final = 256
 """Fewest rows of a slab of packed integers."""
+_BANDS: Final = 4  # two that are read and two that are written
 _GROUPS: Final = (128, 64, 32, 16)
 """What may fit where another group does not, the largest first."""
 _BASE_RAM: Final = 320_000_000  # interpreter, numpy, numba and loaded kernels
@@ -112,11 +113,14 @@ class Plan:
 
     @property
     def peak_ram_bytes(self) -> int:
-        """Upper estimate of resident memory: a fixed part and one slab per worker."""
+        """Upper estimate of resident memory: a fixed part, one slab per worker, and the bands of
+        what lies in columns."""
         widest = max((s.shape[-1] for s in self.steps if s.shape), default=0)
         slab = max(SLAB_ELEMENTS, widest * 256)
         headers = sum(len(data) for file in self.layout.files for _, data in file.literals)
-        return _BASE_RAM + 4 * headers + self.threads * slab * _SLAB_COPIES
+        largest = max((c.nbytes for c in self.choices if _may_lie_in_columns(c)), default=0)
+        bands = _BANDS * min(BAND_BYTES, largest)
+        return _BASE_RAM + 4 * headers + bands + self.threads * slab * _SLAB_COPIES
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form, as ``zenconvert plan --json`` prints it."""
@@ -130,6 +134,13 @@ class Plan:
             "warnings": list(self.warnings),
             "facts": [fact.as_dict() for fact in self.facts],
         }
+
+
+def _may_lie_in_columns(choice: Choice) -> bool:
+    """Whether rows are columns of a file, here or there."""
+    stored = (part.stored for part in choice.parts)
+    packed = any(isinstance(s, StoredPieces) or s.stride is not None for s in stored)
+    return packed or choice.codec is not None or choice.transposed
 
 
 @seldom_collected()

@@ -5,27 +5,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.base import arrays
-from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
-from zenconvert.model.checkpoint import StoredPieces, StoredTensor, Tensor
+from zenconvert.errors import CorruptFile, InvalidInput, ZenError
+from zenconvert.model.checkpoint import StoredPieces, Tensor
 from zenconvert.model.encoding import F16, F32, Dense, Encoding, Grouped
 from zenconvert.model.grouped import OFFSETS, GroupedReader, GroupedRows, regroup
 from zenconvert.model.layout import Choice, Recoding
 from zenconvert.model.operations import CHANGES, changed, comes_back, left_over
-from zenconvert.model.pieces import ROW_UNIT, Piece
-from zenconvert.model.row_reader import RowReader
+from zenconvert.model.row_reader import Read, RowReader
 from zenconvert.model.rows import Rows
 from zenconvert.model.target import Scheme
+from zenconvert.planning.reading import Slabs, read_groups, read_rows
 
 Quantize = Callable[[NDArray[np.float32], Scheme, NDArray[np.float32] | None], GroupedRows]
 """``(weights f32[rows, columns], scheme, importance f32[columns] or None)`` → codes and scales."""
@@ -157,7 +155,7 @@ def refined(tensor: Tensor, choice: Choice) -> Tensor:
     narrowest = replace(plain, symmetric=old.offset is None, scale=F16, offset=old.offset and F16)
     if misfit(narrowest, new, tensor.columns) is not None:
         return tensor
-    arrays = _read_arrays(stored, tensor, 0, tensor.rows, codes=False)
+    arrays = read_groups(tensor, stored)
     codec, own = cast("GroupedReader", stored.codec), stored.encoding.grouped
     assert own is not None  # as the tensor is, too
     scales, zeros = codec.unpack_groups(arrays, own, tensor.columns)
@@ -174,7 +172,7 @@ def refined(tensor: Tensor, choice: Choice) -> Tensor:
 
 def _narrowed(tensor: Tensor, stored: StoredPieces) -> Tensor:
     try:
-        arrays = _read_arrays(stored, tensor, 0, tensor.rows, codes=False)
+        arrays = read_groups(tensor, stored)
         return replace(tensor, encoding=tensor.encoding.narrowed(arrays))
     except CorruptFile as error:
         raise CorruptFile(f"{stored.path}: {stored.name}: {error}") from error
@@ -259,6 +257,11 @@ def _in_logical_order(tensor: Tensor, begin: int, end: int) -> Rows:
     return rows if tensor.order is None else tensor.order.apply(rows)
 
 
+def _in_slabs(tensor: Tensor, step: int) -> Read:
+    read, order = Slabs(tensor, step), tensor.order
+    return read if order is None else lambda begin, end: order.apply(read(begin, end))
+
+
 def _numbers(rows: Rows, tensor: Tensor) -> arrays.Array:
     values = arrays.cast(tensor.encoding.decode(rows, tensor.columns), np.float32)
     if tensor.change is None:
@@ -267,96 +270,8 @@ def _numbers(rows: Rows, tensor: Tensor) -> arrays.Array:
     return arrays.beside(changed(host, (tensor.change,)), values)
 
 
-logical_rows: Final = RowReader(_in_logical_order, _numbers)
+logical_rows: Final = RowReader(_in_logical_order, _in_slabs, _numbers)
 """Logical numbers of any tensor."""
-
-
-def read_rows(tensor: Tensor, begin: int, end: int) -> Rows:
-    """Stored rows ``[begin, end)`` of a tensor.
-
-    ``dtype[n, columns]``, ``uint8[n, row_bytes]`` for blocks, or grouped rows. Raises
-    SourceNotFound when the file cannot be read and CorruptFile when it ends too early.
-    """
-    encoding, stored = tensor.encoding, tensor.stored
-    if isinstance(stored, StoredPieces):
-        return _read_pieces(stored, tensor, begin, end)
-    if stored.stride is not None:
-        return _read_columns(stored, tensor, begin, end)
-    data = _read(
-        stored.path, stored.offset + begin * tensor.row_bytes, end - begin, tensor.row_bytes
-    )
-    rows: Rows = encoding.rows_of(data, tensor.columns)
-    return rows
-
-
-def _read_columns(stored: StoredTensor, tensor: Tensor, begin: int, end: int) -> NDArray[Any]:
-    """Rows of a dense matrix that lie as columns in the file."""
-    numbers = tensor.encoding.dense
-    assert numbers is not None  # nothing else lies so
-    dtype = numbers.numpy
-    offset, width = stored.offset + begin * dtype.itemsize, (end - begin) * dtype.itemsize
-    data = _read(stored.path, offset, tensor.columns, width, stride=stored.stride)
-    lines = data.reshape(-1).view(dtype).reshape(tensor.columns, end - begin)
-    return np.ascontiguousarray(lines.T)
-
-
-def _read_pieces(stored: StoredPieces, tensor: Tensor, begin: int, end: int) -> Rows:
-    first, last = begin // ROW_UNIT * ROW_UNIT, min(-(-end // ROW_UNIT) * ROW_UNIT, tensor.rows)
-    arrays = _read_arrays(stored, tensor, first, last)
-    try:
-        rows = stored.codec.unpack(arrays, stored.encoding)
-    except ZenError as error:
-        raise InvalidInput(f"{stored.path}: {stored.name}: {error}") from error
-    whole: Rows = rows
-    return whole if (first, last) == (begin, end) else rows.take(slice(begin - first, end - first))
-
-
-def _read_arrays(
-    stored: StoredPieces, tensor: Tensor, begin: int, end: int, *, codes: bool = True
-) -> dict[str, NDArray[Any]]:
-    pieces = stored.codec.pieces(stored.encoding, tensor.shape)
-    found = {}
-    for piece in pieces:
-        if codes or not piece.codes:
-            found[piece.name] = _read_piece(stored.pieces[piece.name], piece, begin, end)
-        if codes and piece.rows is not None:  # an item for every row, to go with its codes
-            at = np.arange(begin, end) // piece.rows - begin // piece.rows
-            found[piece.name] = found[piece.name][at]
-    return found
-
-
-def _read_piece(place: StoredTensor, piece: Piece, begin: int, end: int) -> NDArray[Any]:
-    dtype = Dense(piece.dtype).numpy
-    first, last = piece.span(begin, end)
-    row = piece.shape[-1] * dtype.itemsize if len(piece.shape) > 1 else dtype.itemsize
-    if piece.axis != 1:
-        line = place.stride or row
-        data = _read(place.path, place.offset + first * line, last - first, row, stride=line)
-        return data.reshape(-1).view(dtype).reshape(last - first, *piece.shape[1:])
-    width = (last - first) * dtype.itemsize
-    offset = place.offset + first * dtype.itemsize
-    data = _read(place.path, offset, piece.shape[0], width, stride=place.stride or row)
-    return data.reshape(-1).view(dtype).reshape(piece.shape[0], last - first)
-
-
-def _read(
-    path: Path, offset: int, count: int, width: int, stride: int | None = None
-) -> NDArray[np.uint8]:
-    """``count`` runs of ``width`` bytes, ``stride`` apart: uint8[count, width]."""
-    data = np.empty((count, width), dtype=np.uint8)
-    runs = [data.reshape(-1)] if stride in {None, width} else list(data)
-    try:
-        with path.open("rb", buffering=0) as file:
-            for index, run in enumerate(runs):
-                view, at = run.data, offset + index * (stride or 0)
-                while view:
-                    done = os.preadv(file.fileno(), [view], at)
-                    if done == 0:
-                        raise CorruptFile(f"{path}: ends before byte {at + len(view)}")
-                    view, at = view[done:], at + done
-    except OSError as error:
-        raise SourceNotFound(f"{path}: cannot be read: {error.strerror}") from error
-    return data
 
 
 def round_to_nearest(

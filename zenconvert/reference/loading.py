@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import lcm
 from typing import Final
 
 import torch
 
 from zenconvert.base.machine import usable_cores
 from zenconvert.model.checkpoint import Tensor
-from zenconvert.model.row_reader import RowReader, moved
+from zenconvert.model.pieces import ROW_UNIT
+from zenconvert.model.row_reader import Read, RowReader, moved
 from zenconvert.model.rows import Rows
 
 _SLAB_ELEMENTS: Final = 1 << 22
-_COLUMN_SLAB_ELEMENTS: Final = 1 << 24
-"""Of tensors whose rows are columns of the file: narrow slabs cost a system call a few bytes."""
 _MOST_THREADS: Final = 16
 """Every one holds a slab and what decoding takes beside it."""
 
@@ -57,13 +57,14 @@ class Loader:
                 if self.on_host:
                     values = torch.empty((tensor.rows, tensor.columns), dtype=dtype)
                 found[name] = Staged(tensor, dtype, values, [])
+                read = self.rows.in_slabs(tensor, _step(tensor))
                 for begin, end in slabs(tensor):
-                    future = pool.submit(self._stage, found[name], begin, end)
+                    future = pool.submit(self._stage, found[name], read, begin, end)
                     found[name].slabs.append((begin, end, future))
         return found
 
-    def _stage(self, staged: Staged, begin: int, end: int) -> Rows | None:
-        rows = self.rows.stored(staged.tensor, begin, end)
+    def _stage(self, staged: Staged, read: Read, begin: int, end: int) -> Rows | None:
+        rows = read(begin, end)
         if staged.values is None:
             return rows
         numbers = self.rows.numbers(rows, staged.tensor)
@@ -96,8 +97,11 @@ class Loader:
 
 def slabs(tensor: Tensor) -> Iterator[tuple[int, int]]:
     """Row ranges that cover a tensor, cut where its row order allows."""
-    band = tensor.order.band if tensor.order is not None else 1
-    elements = _COLUMN_SLAB_ELEMENTS if tensor.in_columns else _SLAB_ELEMENTS
-    rows = max(band, elements // tensor.columns // band * band)
-    for begin in range(0, tensor.rows, rows):
-        yield begin, min(begin + rows, tensor.rows)
+    step = _step(tensor)
+    for begin in range(0, tensor.rows, step):
+        yield begin, min(begin + step, tensor.rows)
+
+
+def _step(tensor: Tensor) -> int:
+    band = lcm(ROW_UNIT, tensor.order.band if tensor.order is not None else 1)
+    return max(band, _SLAB_ELEMENTS // tensor.columns // band * band)
