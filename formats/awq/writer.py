@@ -76,7 +76,7 @@ def lay_out(
     checkpoint: Checkpoint, target: Target, choices: list[Choice], options: Options, name: str
 ) -> Layout:
     """Weights and ``config.json`` with the settings."""
-    config = folder_config(checkpoint.config, float_name(choices))
+    config = folder_config(checkpoint, float_name(choices))
     settings = _settings(choices)
     tables = {"config.json": {**config, QUANTIZATION: settings}}
     return lay_out_folder(checkpoint, choices, options, tables)

@@ -72,7 +72,7 @@ def lay_out(
 ) -> Layout:
     """Weights, ``config.json`` with the settings, and the settings once more for AutoGPTQ."""
     settings = _settings(choices, parse(target.type) if target.type else None)
-    config = folder_config(checkpoint.config, float_name(choices))
+    config = folder_config(checkpoint, float_name(choices))
     tables = {"config.json": {**config, QUANTIZATION: settings}, GPTQ_FILE: settings}
     return lay_out_folder(checkpoint, choices, options, tables)
 

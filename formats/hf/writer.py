@@ -18,13 +18,13 @@ from zenconvert.formats.hf.reader import CARRIED
 from zenconvert.formats.hf.spare import what_is
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
 from zenconvert.formats.hf.weights import INDEX
-from zenconvert.model import meaning
-from zenconvert.model.architecture import TensorName, in_rows, joined_shape
+from zenconvert.model import meaning, sliding
+from zenconvert.model.architecture import Architecture, TensorName, in_rows, joined_shape
 from zenconvert.model.checkpoint import Checkpoint, Tensor
 from zenconvert.model.encoding import BF16, DENSE, F16, F32, Dense
 from zenconvert.model.layout import Choice, Layout, OutputFile, Slot
 from zenconvert.model.meaning import Fact
-from zenconvert.model.rotations import rope_type
+from zenconvert.model.rotations import is_flat, rope_type
 from zenconvert.model.target import Options, Target
 
 DTYPES: Final[dict[str, Dense]] = {"bf16": BF16, "f16": F16, "f32": F32}
@@ -122,7 +122,7 @@ def lay_out(
     checkpoint: Checkpoint, target: Target, choices: list[Choice], options: Options, name: str
 ) -> Layout:
     """All files of the folder ``name``; weights are split into shards by size."""
-    config = folder_config(checkpoint.config, target.type or "bf16")
+    config = folder_config(checkpoint, target.type or "bf16")
     return lay_out_folder(checkpoint, choices, options, {"config.json": config})
 
 
@@ -145,29 +145,42 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
     return meaning.carried(checkpoint, options.ignored_keys)
 
 
-def folder_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+def folder_config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
     """``config.json`` of an output whose floats are of ``dtype``, without what holds elsewhere."""
-    kept = {k: v for k, v in without_foreign(config).items() if k not in _LOCAL_KEYS}
+    config = without_foreign(checkpoint.config)
+    kept = {k: v for k, v in config.items() if k not in _LOCAL_KEYS}
     key = "dtype" if "dtype" in kept else "torch_dtype"
-    return {**kept, **_older_rotations(kept), key: TORCH_NAMES[dtype]}
+    return {**kept, **_older_rotations(kept, checkpoint.architecture), key: TORCH_NAMES[dtype]}
 
 
-def _older_rotations(config: Mapping[str, Any]) -> dict[str, Any]:
+def _older_rotations(config: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
     """``rope_theta`` and ``rope_scaling`` of a config that has ``rope_parameters`` alone.
 
     transformers before 5, mlx-lm and mistral.rs look for these, and some of them take plain
     rotations of base 10000 without a word where they find nothing.
     """
-    parameters = config.get("rope_parameters")
-    if not isinstance(parameters, Mapping) or "rope_scaling" in config:
+    found, beside = config.get("rope_parameters"), dict[str, Any]()
+    if not isinstance(found, Mapping) or "rope_scaling" in config:
         return {}
-    if any(isinstance(value, Mapping) for value in parameters.values()):
+    if architecture.has_rotations_by_kind:
+        full, slides = (found.get(kind) for kind in (sliding.FULL, sliding.SLIDES))
+        key = architecture.older_key("sliding_theta")
+        if key is None or not isinstance(full, Mapping) or not isinstance(slides, Mapping):
+            return {}
+        own = slides.get("rope_theta")
+        if rope_type(slides) != "default" or own is None:
+            return {}
+        if key == "rope_theta" and own != full.get("rope_theta"):
+            return {}  # nothing but rope_parameters can say it
+        found, beside = full, {key: own}
+    elif not is_flat(config):
         return {}
-    scaling = {k: v for k, v in parameters.items() if k != "rope_theta"}
-    theta = config.get("rope_theta", parameters.get("rope_theta"))
-    found: dict[str, Any] = {} if theta is None else {"rope_theta": theta}
+    scaling = {k: v for k, v in found.items() if k != "rope_theta"}
+    theta = found.get("rope_theta") if beside else config.get("rope_theta", found.get("rope_theta"))
+    if theta is not None:
+        beside["rope_theta"] = theta
     plain = rope_type(scaling) == "default"
-    return {**found, "rope_scaling": None if plain else scaling}
+    return {**beside, "rope_scaling": None if plain else scaling}
 
 
 def float_name(choices: Sequence[Choice]) -> str:

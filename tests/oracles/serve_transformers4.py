@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from tests.oracles.serve import serve
 
@@ -24,5 +24,11 @@ def logits(folder: str, ids: list[int], out: str) -> list[str]:
     return [str(name) for names in info.values() for name in names]
 
 
+def rotations(folder: str) -> dict[str, object]:
+    """What it takes of a config on rotations."""
+    found = AutoConfig.from_pretrained(folder).to_dict()
+    return {key: found.get(key) for key in ("rope_theta", "rope_local_base_freq", "rope_scaling")}
+
+
 if __name__ == "__main__":
-    serve({"types": types, "logits": logits})
+    serve({"types": types, "logits": logits, "rotations": rotations})

@@ -124,6 +124,17 @@ class Architecture:
         names = self.names.get(size, size)
         return names if isinstance(names, str) else names[0]
 
+    def older_key(self, size: str) -> str | None:
+        """The key at the top of a config under which older configs have a size."""
+        names = self.names.get(size, size)
+        keys = [names] if isinstance(names, str) else names
+        return next((key for key in keys if "." not in key), None)
+
+    @property
+    def has_rotations_by_kind(self) -> bool:
+        """Whether kinds of layers have rotations of their own in the family."""
+        return "sliding_theta" in self.names
+
     @property
     def bias_flags(self) -> frozenset[str]:
         """Config keys that say whether modules have biases."""

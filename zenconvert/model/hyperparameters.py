@@ -178,7 +178,7 @@ def from_config(
             f"{where}: {heads} heads, {kv_heads} key-value heads and head size {head_dim} do not "
             "fit together; heads must be a multiple of key-value heads and the size even"
         )
-    theta, scaling = rotation(merged, where)
+    theta, scaling = rotation(merged, where, by_kind="sliding_theta" in names)
     share = sizes.real("rotary_share") or 1.0
     check_share(share, head_dim, scaling, where)
     full_kv_heads = sizes.count("full_kv_heads", optional=True, silent=True)

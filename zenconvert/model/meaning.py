@@ -20,7 +20,7 @@ from zenconvert.errors import Unsupported, UsageError
 from zenconvert.model import sliding
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.rotations import ROPE_KEYS, rope_parameters, rope_type
+from zenconvert.model.rotations import ROPE_KEYS, is_flat, rope_parameters, rope_type, rotation
 
 _SHARED: Final = Path(__file__).parent / "config_keys.toml"
 _READ: Final[dict[str, frozenset[str]]] = {
@@ -265,8 +265,9 @@ def rotations(
     """
     config = checkpoint.config
     key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    parameters = rope_parameters(config)
+    parameters = rope_parameters(config, by_kind=checkpoint.architecture.has_rotations_by_kind)
     yield from _of_layer_kinds(checkpoint, target)
+    yield from _of_no_kind(checkpoint)
     kind = rope_type(parameters)
     if kind not in kinds:
         why = f"{target} has no such scaling for {checkpoint.architecture.id} models; it has "
@@ -277,7 +278,7 @@ def rotations(
     for name, value in parameters.items():
         if value is not None and name not in _ANY | own and name != _WHOLE:
             yield _unknown(checkpoint, f"{key}.{name}", value, ignored)
-    yield from _contradictions(config, parameters, kind)
+    yield from _contradictions(checkpoint.architecture, config, parameters, kind)
     if "rotary_share" in checkpoint.architecture.names:
         return
     for name, value in ((_WHOLE, config.get(_WHOLE)), (f"{key}.{_WHOLE}", parameters.get(_WHOLE))):
@@ -296,7 +297,7 @@ def _of_rotations(architecture: Architecture) -> frozenset[str]:
 
 def _of_layer_kinds(checkpoint: Checkpoint, target: str) -> Iterator[Fact]:
     """Rotations that kinds of layers have for themselves: plain ones, of layers that slide."""
-    parted = "sliding_theta" in checkpoint.architecture.names
+    parted = checkpoint.architecture.has_rotations_by_kind
     for key in ("rope_scaling", "rope_parameters"):
         found = checkpoint.config.get(key)
         kinds = found.items() if isinstance(found, Mapping) else ()
@@ -311,11 +312,31 @@ def _of_layer_kinds(checkpoint: Checkpoint, target: str) -> Iterator[Fact]:
             yield Fact(f"{key}.{kind}", dict(own), "", exact=False, why=why, refused=True)
 
 
+def _of_no_kind(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """Rotations that are of no kind of layers, where transformers takes those of kinds alone."""
+    config, hp, architecture = (
+        checkpoint.config,
+        checkpoint.hyperparameters,
+        checkpoint.architecture,
+    )
+    if not architecture.has_rotations_by_kind or not is_flat(config):
+        return
+    told = rotation({"rope_theta": hp.rope_theta, **config, "rope_scaling": None}, "")
+    if told != (hp.rope_theta, hp.rope_scaling):
+        why = (
+            f"transformers takes those of {sliding.FULL} and {sliding.SLIDES} inside of it, and "
+            f"computes {architecture.id} models with rope_theta {hp.rope_theta:g} here; put them "
+            "there, or leave them out"
+        )
+        yield Fact("rope_parameters", config["rope_parameters"], "", False, why, refused=True)
+
+
 def _contradictions(
-    config: Mapping[str, Any], parameters: Mapping[str, Any], kind: str
+    architecture: Architecture, config: Mapping[str, Any], parameters: Mapping[str, Any], kind: str
 ) -> Iterator[Fact]:
     """Two places of a config that say different things of one number."""
-    other = rope_parameters({"rope_parameters": config.get("rope_parameters")})
+    only = {"rope_parameters": config.get("rope_parameters")}
+    other = rope_parameters(only, by_kind=architecture.has_rotations_by_kind)
     if config.get("rope_scaling") and other:
         here = {k: v for k, v in parameters.items() if k in _READ[kind] and v is not None}
         there = {k: v for k, v in other.items() if k in _READ[kind] and v is not None}

@@ -32,16 +32,26 @@ _OLDER_LONGROPE: Final = ("su", "yarn")
 """What configs with factors for every frequency called that scaling before."""
 
 
-def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+def rope_parameters(config: Mapping[str, Any], *, by_kind: bool = False) -> dict[str, Any]:
     """What a config says of scaled rotations, ``rope_theta`` among it where it is inside.
 
     transformers takes ``rope_scaling`` before ``rope_parameters`` where both are there. Where
-    kinds of layers have parameters of their own, those of layers that see everything count.
+    kinds of layers have parameters of their own, those of layers that see everything count; for
+    families that have them so (``by_kind``) nothing else in ``rope_parameters`` does.
     """
-    found = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    plain = None if by_kind and is_flat(config) else config.get("rope_parameters")
+    found = config.get("rope_scaling") or plain or {}
     if isinstance(found, Mapping) and isinstance(found.get(FULL), Mapping):
         found = found[FULL]
     return dict(found) if isinstance(found, Mapping) else {}
+
+
+def is_flat(config: Mapping[str, Any]) -> bool:
+    """Whether there are ``rope_parameters``, and none of kinds of layers."""
+    found = config.get("rope_parameters")
+    if not isinstance(found, Mapping) or not found:
+        return False
+    return not any(isinstance(value, Mapping) for value in found.values())
 
 
 def rope_type(parameters: Mapping[str, Any]) -> str:
@@ -51,12 +61,14 @@ def rope_type(parameters: Mapping[str, Any]) -> str:
     return "longrope" if found in _OLDER_LONGROPE and "long_factor" in parameters else found
 
 
-def rotation(config: Mapping[str, Any], where: str) -> tuple[float, Mapping[str, Any] | None]:
+def rotation(
+    config: Mapping[str, Any], where: str, *, by_kind: bool = False
+) -> tuple[float, Mapping[str, Any] | None]:
     """Read ``rope_theta`` + ``rope_scaling``, or transformers 5's ``rope_parameters``."""
     for key in ("rope_scaling", "rope_parameters"):
         if config.get(key) and not isinstance(config[key], Mapping):
             raise InvalidInput(f"{where}: {key} should be an object, found {config[key]!r}")
-    scaling = rope_parameters(config)
+    scaling = rope_parameters(config, by_kind=by_kind)
     kind = rope_type(scaling)
     given = scaling.pop("rope_theta", None)
     theta = real("rope_theta", config.get("rope_theta") if given is None else given, where)

@@ -66,7 +66,7 @@ def lay_out(
     stacked = [stack for pair in stacks.values() for stack in pair]
     places, files = place(choices, stacked, found.data, found.folder, min(limits, default=None))
     graph = graph_bytes(checkpoint, kind, choices, stacks, places)
-    config = folder_config(checkpoint.config, float_name(choices))
+    config = folder_config(checkpoint, float_name(choices))
     if any(c.name == "lm_head.weight" for c in choices):
         config["tie_word_embeddings"] = False
     tables = layouts.tables(found, config, checkpoint, kind, len(files))
