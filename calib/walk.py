@@ -125,7 +125,7 @@ def walk(
             folder = stack.enter_context(temporary_folder())
         run = _Walk(reference, selection, settings, progress)
         stack.enter_context(run.passage(folder))
-        stack.callback(run.windows.states.close)
+        stack.callback(run.windows.close)
         yield from run.layers(workspace, skip)
         yield from run.head()
 
@@ -152,6 +152,7 @@ class _Walk:
             item=DTYPES[settings.compute].itemsize,
             moments=settings.moments,
             heads=reference.skeleton.heads,
+            beside=reference.beside,
         )
         self.placement = memory.place(
             need, device=settings.device, max_vram=settings.max_vram, max_ram=settings.max_ram
@@ -183,10 +184,10 @@ class _Walk:
         """Every part of every layer that is not skipped."""
         layers = range(workspace.first_layer if workspace else 0, self.reference.layers)
         self.clock = _Clock(layers, self.progress)
+        if not layers.start or self.windows.inputs.rows is not None:
+            self.windows.embed()
         if workspace is not None and layers.start:
             workspace.load_states(self.windows.states)
-        else:
-            self.windows.embed()
         for layer in layers:
             block = self.windows.block(layer)
             if layer in skip:

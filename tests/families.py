@@ -62,6 +62,29 @@ def _layer_norms(model_type: str, architecture: str, **own: Any) -> Config:
     return config
 
 
+def _gemma4(**own: Any) -> Config:
+    config = _sizes(
+        "gemma4_text", "Gemma4ForCausalLM", num_hidden_layers=6, head_dim=16,
+        num_attention_heads=16, num_key_value_heads=4, global_head_dim=32,
+        num_global_key_value_heads=2, attention_k_eq_v=True,
+        layer_types=(["sliding_attention"] * 2 + ["full_attention"]) * 2,
+        sliding_window=16, final_logit_softcapping=3.0, attention_bias=False,
+        hidden_activation="gelu_pytorch_tanh", hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=512, num_kv_shared_layers=0, enable_moe_block=False,
+        use_double_wide_mlp=False, num_experts=None, top_k_experts=None,
+        moe_intermediate_size=None, use_bidirectional_attention="vision", pad_token_id=0,
+        tie_word_embeddings=True,
+        rope_parameters={
+            "full_attention": {
+                "rope_type": "proportional", "partial_rotary_factor": 0.25,
+                "rope_theta": 1000000.0,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    )  # fmt: skip
+    return {k: v for k, v in config.items() if k not in ("rope_theta", "hidden_act")} | own
+
+
 FAMILIES: dict[str, Family] = {
     "qwen2": Family(CONFIGS["qwen2"], "qwen2", "qwen2"),
     "llama3": Family(CONFIGS["llama3"]),
@@ -263,30 +286,15 @@ FAMILIES: dict[str, Family] = {
         "gemma", "default", llamacpp=1e-2,
     ),
     "gemma4": Family(
-        {
-            key: value
-            for key, value in _sizes(
-                "gemma4_text", "Gemma4ForCausalLM", num_hidden_layers=6, head_dim=16,
-                num_attention_heads=16, num_key_value_heads=4, global_head_dim=32,
-                num_global_key_value_heads=2, attention_k_eq_v=True,
-                layer_types=(["sliding_attention"] * 2 + ["full_attention"]) * 2,
-                sliding_window=16, final_logit_softcapping=3.0, attention_bias=False,
-                hidden_activation="gelu_pytorch_tanh", hidden_size_per_layer_input=0,
-                vocab_size_per_layer_input=512, num_kv_shared_layers=0, enable_moe_block=False,
-                use_double_wide_mlp=False, num_experts=None, top_k_experts=None,
-                moe_intermediate_size=None, use_bidirectional_attention="vision", pad_token_id=0,
-                tie_word_embeddings=True,
-                rope_parameters={
-                    "full_attention": {
-                        "rope_type": "proportional", "partial_rotary_factor": 0.25,
-                        "rope_theta": 1000000.0,
-                    },
-                    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-                },
-            ).items()
-            if key not in ("rope_theta", "hidden_act")
-        },
+        _gemma4(),
         # scores are not scaled, and make much of small differences
+        "gemma4", "default", llamacpp=1e-2, solved=0.8, onnx=False, refusal="'proportional'",
+    ),
+    "gemma4_e2b": Family(  # the last layers read keys and values of others; inputs of every layer
+        _gemma4(
+            attention_k_eq_v=False, num_global_key_value_heads=None, num_kv_shared_layers=3,
+            use_double_wide_mlp=True, hidden_size_per_layer_input=128,
+        ),
         "gemma4", "default", llamacpp=1e-2, solved=0.8, onnx=False, refusal="'proportional'",
     ),
 }  # fmt: skip

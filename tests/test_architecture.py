@@ -42,11 +42,7 @@ def test_a_type_of_a_family_says_what_differs() -> None:
 
 
 OTHERS: dict[str, dict[str, Any]] = {
-    "inputs of every layer": {"hidden_size_per_layer_input": 8},
-    "inputs of every layer where nothing is said": {"hidden_size_per_layer_input": None},
     "experts": {"enable_moe_block": True},
-    "layers that read the keys of others": {"num_kv_shared_layers": 2},
-    "values of their own in layers that see everything": {"attention_k_eq_v": False},
     "windows to both sides": {"use_bidirectional_attention": "all"},
 }
 
@@ -87,6 +83,27 @@ def test_layers_that_see_everything_have_heads_of_their_own_in_both_spellings() 
             architecture.sizes({**rest, "per_layer_config": wrong}, where="test")
     with pytest.raises(InvalidInput, match="layer_types should name the kinds of 6 layers"):
         architecture.sizes({**config, "layer_types": None}, where="test")
+
+
+def test_layers_that_read_keys_of_others_have_none_and_a_wider_network() -> None:
+    config = FAMILIES["gemma4_e2b"].config
+    architecture = arch.for_model_type("gemma4_text")
+    sizes = architecture.sizes(config, where="test")
+    names = {n.hf: n for n in architecture.tensor_names(sizes)}
+    assert names["model.layers.2.self_attn.v_proj.weight"].shape == (128, 256)
+    assert names["model.layers.2.mlp.up_proj.weight"].shape == (512, 256)
+    assert names["model.layers.3.mlp.up_proj.weight"].shape == (1024, 256)
+    assert names["model.embed_tokens_per_layer.weight"].shape == (512, 6 * 128)
+    for part in ("k_proj", "v_proj", "k_norm"):
+        own, spare = (names[f"model.layers.{n}.self_attn.{part}.weight"] for n in (2, 3))
+        assert (own.required, own.unread) == (True, False)
+        assert (spare.required, spare.unread) == (False, True)
+    with pytest.raises(
+        InvalidInput, match=r"num_kv_shared_layers 4 of 6 layers leaves none .*full"
+    ):
+        architecture.sizes({**config, "num_kv_shared_layers": 4}, where="test")
+    ignored = {**config, "num_global_key_value_heads": 2}  # values are no keys
+    assert architecture.sizes(ignored, where="test") == sizes
 
 
 WRONG = {

@@ -132,8 +132,9 @@ def test_solvers_take_every_linear_module(
     source = folder(name)
     samples = Calibrating(languages=["en"], tokens_per_language=200, context=64)
     done = convert(source, tmp_path / "packed", target, calibrating=samples)
-    architecture = open_checkpoint(source).architecture
-    linear = {m.name.rpartition(".")[2] for m in architecture.modules if m.role == "linear"}
+    opened = open_checkpoint(source)
+    names = opened.architecture.tensor_names(opened.hyperparameters)
+    linear = {n.name.split(".")[-2] for n in names if n.module.role == "linear"}
     assert {name.split(".")[-2] for name in done.modules} == linear
     convert(tmp_path / "packed", tmp_path / "decoded", "hf:f32")
     expected = runs.in_transformers(source, TEXT)

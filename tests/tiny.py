@@ -106,6 +106,8 @@ def raw_model(
     """A checkpoint of random weights without a tokenizer, of a family or of a config; ``changes``
     go into the config. ``biases`` writes those that the config announces, too."""
     config = {**(CONFIGS[family] if isinstance(family, str) else family), **changes}
+    if "vocab_size_per_layer_input" in config:
+        config["vocab_size_per_layer_input"] = config["vocab_size"]
     architecture = arch.for_model_type(config["model_type"])
     hp = architecture.sizes(config, where="test")
     announced = {m.name for m in architecture.modules if architecture.announces(config, m)}

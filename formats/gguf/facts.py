@@ -40,6 +40,7 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
         *_implied(checkpoint),
         *_heads(checkpoint),
         *_dense_layers(checkpoint),
+        *_layer_inputs(checkpoint),
         *_biases(checkpoint),
         *_tokenizer(checkpoint, options),
     ]
@@ -162,6 +163,8 @@ def _heads(checkpoint: Checkpoint) -> Iterator[Fact]:
 def _dense_layers(checkpoint: Checkpoint) -> Iterator[Fact]:
     """llama.cpp's graphs of mixtures have a router and experts in every layer."""
     architecture, config = checkpoint.architecture, checkpoint.config
+    if "dense" not in architecture.layers:
+        return
     dense, keys = checkpoint.hyperparameters.dense_layers, architecture.layers.values()
     if not dense:
         place = f"llama.cpp's {architecture.gguf} graph, which has experts in every layer"
@@ -173,6 +176,15 @@ def _dense_layers(checkpoint: Checkpoint) -> Iterator[Fact]:
         f"{several(len(dense), 'layer has', 'layers have')} none here, the first is {dense[0]}"
     )
     yield Fact(key, config.get(key), "", exact=False, why=why, refused=True)
+
+
+def _layer_inputs(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """llama.cpp looks every token up in both embeddings."""
+    architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
+    if hp.input_width and hp.input_vocab != hp.vocab:
+        why = f"llama.cpp wants as many as the vocabulary has, and that is {hp.vocab}"
+        key = architecture.key("input_vocab")
+        yield Fact(key, hp.input_vocab, "", exact=False, why=why, refused=True)
 
 
 def _biases(checkpoint: Checkpoint) -> Iterator[Fact]:

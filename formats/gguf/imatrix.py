@@ -77,7 +77,8 @@ def read_importance(path: Path, names: Sequence[TensorName]) -> dict[str, NDArra
 
 def _misfits(found: Values, names: Sequence[TensorName]) -> Iterator[str]:
     """Which matrices the file does not cover, and which of its entries are no matrix's."""
-    matrices = dict.fromkeys(n.gguf for n in names if n.module.role == "linear")
+    read = [n for n in names if n.module.role == "linear" and not n.unread]
+    matrices = dict.fromkeys(n.gguf for n in read)
     for text, odd, of in (
         ("of the model's {of} matrices without importance weights in it", matrices, found),
         ("of its {of} entries for tensors that the model has not", found, {n.gguf for n in names}),

@@ -11,8 +11,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from zenconvert.errors import CorruptFile
 from zenconvert.formats.gguf.container import KeyValue
+from zenconvert.formats.gguf.key_reader import KeyReader
+from zenconvert.formats.gguf.layer_keys import (
+    PATTERN_KEY,
+    ffn_of,
+    flags,
+    kv_heads_of,
+    of_layers,
+)
 from zenconvert.formats.gguf.rope import scaling_keys
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.architecture_table import BY_LAYER, FILE_TYPE, PATTERN, ROTATIONS, TEXT
@@ -54,8 +61,6 @@ _TOLD_OTHERWISE: Final = frozenset({"vocab", "head_dim", "rotary_dim"})
 """Sizes whose rows are only compared with what other rows and tensors say."""
 _PLACES: Final = (ROTATIONS, FILE_TYPE, TEXT, PATTERN)
 """Types of rows that hold no size."""
-_PATTERN: Final = "attention.sliding_window_pattern"
-_INTEGERS: Final = frozenset({"u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64"})
 
 
 def model_keys(
@@ -78,9 +83,8 @@ def model_keys(
             keys[f"{prefix}{key.name}"] = ("arr:bool", np.array(slides))
         elif key.constant is not None:
             keys[f"{prefix}{key.name}"] = (key.type, key.constant)
-        elif key.type == BY_LAYER and hp.full_kv_heads:
-            heads = [hp.kv_heads if slide else hp.full_kv_heads for slide in slides]
-            keys[f"{prefix}{key.name}"] = ("arr:i32", np.array(heads, dtype=np.int32))
+        elif key.type == BY_LAYER and (numbers := of_layers(key.size, hp, slides)):
+            keys[f"{prefix}{key.name}"] = ("arr:i32", np.array(numbers, dtype=np.int32))
         else:
             number = hp.number(key.size) if key.size != "sliding_window" or any(slides) else None
             number = 0 if number is None and key.or_zero else number
@@ -90,7 +94,7 @@ def model_keys(
                 value = int(number) if whole else float(number)
                 keys[f"{prefix}{key.name}"] = ("u32" if whole else "f32", value)
     if pattern := _pattern(architecture, hp, slides):
-        keys[f"{prefix}{_PATTERN}"] = ("arr:bool", np.array(pattern))
+        keys[f"{prefix}{PATTERN_KEY}"] = ("arr:bool", np.array(pattern))
     return keys
 
 
@@ -105,62 +109,6 @@ def _pattern(
     return list(slides) if period and any(slides) and told else None
 
 
-class KeyReader:
-    """Typed access to the metadata of one file; errors name the file and the key."""
-
-    def __init__(self, where: str, metadata: Mapping[str, KeyValue], prefix: str = "") -> None:
-        self.where, self.metadata, self.prefix = where, metadata, prefix
-
-    def _get(self, key: str) -> tuple[str, KeyValue | None]:
-        full = f"{self.prefix}{key}"
-        return full, self.metadata.get(full)
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """An integer of any width, also as the same number for every layer.
-
-        Raises CorruptFile when it is absent or something else.
-        """
-        full, found = self._get(key)
-        if found is None and default is not None:
-            return default
-        found = _one_of_all(found)
-        if found is None or found[0] not in _INTEGERS or not 0 <= found[1] < 1 << 31:
-            raise CorruptFile(
-                f"{self.where}: {full} should be a positive integer, found {found!r:.100}"
-            )
-        return int(found[1])
-
-    def real(self, key: str, default: float | None = None) -> float:
-        """A float as its shortest decimal. Raises CorruptFile."""
-        full, found = self._get(key)
-        if found is None and default is not None:
-            return default
-        if found is None or found[0] not in {"f32", "f64"}:
-            raise CorruptFile(f"{self.where}: {full} should be a float, found {found!r:.100}")
-        return float(str(np.float32(found[1]))) if found[0] == "f32" else float(found[1])
-
-    def text(self, key: str, default: str | None = None) -> str:
-        """A string. Raises CorruptFile."""
-        full, found = self._get(key)
-        if found is None and default is not None:
-            return default
-        if found is None or found[0] != "str":
-            raise CorruptFile(f"{self.where}: {full} should be a string, found {found!r:.100}")
-        return str(found[1])
-
-    def has(self, key: str) -> bool:
-        """Whether the file has the key."""
-        return self._get(key)[1] is not None
-
-
-def _one_of_all(found: KeyValue | None) -> KeyValue | None:
-    """A number that is there once a layer, and is the same for all of them."""
-    if found is None or not found[0].startswith("arr:") or found[0] == "arr:str":
-        return found
-    values = np.unique(found[1])
-    return (found[0].removeprefix("arr:"), values[0]) if len(values) == 1 else found
-
-
 def hf_config(
     architecture: Architecture,
     keys: KeyReader,
@@ -169,11 +117,14 @@ def hf_config(
     tied: bool,
     bias_flags: Collection[str],
     rope_scaling: Mapping[str, Any] | None,
+    stored: Collection[str],
 ) -> dict[str, Any]:
-    """A ``config.json`` dictionary from key/values (``keys`` prefixed with the architecture)."""
+    """A ``config.json`` dictionary from key/values (``keys`` prefixed with the architecture) and
+    the names of the tensors that are ``stored``."""
     sizes = {**_read_sizes(architecture, keys), "vocab": vocab}
     theta, told = sizes.pop("rope_theta"), {architecture.key(size) for size in sizes}
     sizes.pop("yarn_log", None)  # part of the scaling
+    wide = sizes.pop("wide_ffn", None) is not None
     config: dict[str, Any] = {
         "architectures": [architecture.hf_class],
         "model_type": architecture.model_type,
@@ -193,10 +144,11 @@ def hf_config(
         **_layers(architecture, keys),
         **_rotary_share(architecture, keys, sizes),
     }
+    config |= flags(architecture, config, wide, stored)
     config |= _implied(architecture, config, keys)
-    flags = {flag: flag in bias_flags for flag in architecture.bias_flags}
+    biases = {flag: flag in bias_flags for flag in architecture.bias_flags}
     usual = architecture.defaults
-    return {**config, **{k: v for k, v in sorted(flags.items()) if v or usual.get(k)}}
+    return {**config, **{k: v for k, v in sorted(biases.items()) if v or usual.get(k)}}
 
 
 def _scaling(
@@ -242,7 +194,7 @@ def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]
         if key.constant is not None:
             continue
         if key.type == BY_LAYER:
-            found |= _by_layer(keys, key.name)
+            found |= ffn_of(keys, key.name) if key.size == "ffn" else kv_heads_of(keys, key.name)
             continue
         size = "head_dim" if key.size == "stated_head_dim" else key.size
         if size in found:
@@ -250,7 +202,7 @@ def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]
         if keys.has(key.name) or size in required:
             read = keys.integer if key.type == "u32" else keys.real
             found[size] = read(key.name)
-        if key.or_zero and not found.get(size):
+        if key.or_zero and not found.get(size) and not _has_default(architecture, size):
             found.pop(size, None)
     for size, value in family.implied.items():
         if size not in found and not isinstance(value, str):
@@ -258,22 +210,9 @@ def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]
     return {**found, "kv_heads": found.get("kv_heads", found["heads"])}
 
 
-def _by_layer(keys: KeyReader, name: str) -> dict[str, float]:
-    """Key-value heads of layers that slide and of others. Raises CorruptFile."""
-    kind, value = keys.metadata.get(f"{keys.prefix}{name}", ("", None))
-    if not kind.startswith("arr:"):
-        return {"kv_heads": keys.integer(name)}
-    slides = list(keys.metadata.get(f"{keys.prefix}{_PATTERN}", ("", ()))[1])
-    heads = list(value) if kind in ("arr:i32", "arr:u32") else []
-    pairs = [(int(n), bool(slide)) for n, slide in zip(heads, slides, strict=False)]
-    sets = [{n for n, slide in pairs if slide == kind} for kind in (True, False)]
-    if len(heads) != len(slides) or max(map(len, sets)) > 1 or not heads:
-        raise CorruptFile(
-            f"{keys.where}: {keys.prefix}{name} should have one number for all layers that slide "
-            f"and one for all others, found {heads!r:.100} and {slides!r:.100} of {_PATTERN}"
-        )
-    sliding, full = (next(iter(one), 0) for one in sets)
-    return {"kv_heads": sliding or full, "full_kv_heads": full or sliding}
+def _has_default(architecture: Architecture, size: str) -> bool:
+    """Whether a config that is silent on a size has one."""
+    return isinstance(architecture.defaults.get(architecture.key(size)), int)
 
 
 def _layers(architecture: Architecture, keys: KeyReader) -> dict[str, Any]:
@@ -284,7 +223,7 @@ def _layers(architecture: Architecture, keys: KeyReader) -> dict[str, Any]:
         return {}
     if family.windows_layers not in (0, layers):
         return {"layer_types": layer_types(layers, 1), "sliding_window": None}
-    pattern = keys.metadata.get(f"{keys.prefix}{_PATTERN}")
+    pattern = keys.metadata.get(f"{keys.prefix}{PATTERN_KEY}")
     if not keys.integer("attention.sliding_window", _implied_window(architecture)):
         return {"layer_types": layer_types(layers, 1)}
     if pattern is None:
@@ -292,7 +231,7 @@ def _layers(architecture: Architecture, keys: KeyReader) -> dict[str, Any]:
         return {} if usual else {"layer_types": layer_types(layers, period)}
     if pattern[0] == "arr:bool" and len(pattern[1]) >= layers:
         return {"layer_types": [SLIDES if s else FULL for s in list(pattern[1])[:layers]]}
-    return {"layer_types": layer_types(layers, keys.integer(_PATTERN) or 1)}
+    return {"layer_types": layer_types(layers, keys.integer(PATTERN_KEY) or 1)}
 
 
 def _rotary_share(
@@ -358,7 +297,7 @@ def strange_keys(
             same[row.name] = int(hp.number(row.size) or 0)
     rows = {key.name for key in architecture.in_gguf.keys} - set(same)
     if architecture.in_gguf.window_period:
-        rows.add(_PATTERN)
+        rows.add(PATTERN_KEY)
     strange = {}
     for full, (_, given) in keys.metadata.items():
         key = full.removeprefix(keys.prefix)

@@ -27,6 +27,10 @@ _DATA: Final = Path(__file__).with_name("mixtures.toml")
 _FLOAT_TYPES: Final = frozenset({"f32", "f16", "bf16"})
 _OUTPUT: Final = "output.weight"
 _EMBEDDING: Final = "token_embd.weight"
+_INPUTS: Final = "per_layer_token_embd.weight"
+"""An embedding, too; the quantizer lets patterns name it before the type of embeddings holds."""
+_AS_IT_IS: Final = "per_layer_model_proj.weight"
+"""What the quantizer leaves in the type that it has."""
 _NEEDS_IMPORTANCE: Final = frozenset({"iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs"})
 # rows that are not a multiple of 256
 _FALLBACKS: Final = {
@@ -65,6 +69,8 @@ class TensorFacts:
 
     name: str
     shape: tuple[int, ...]
+    type: str | None = None
+    """The ggml type that it has already; None for encodings of other formats."""
 
 
 _IN_BLOCK: Final = re.compile(r"blk\.(\d+)\.(\w+?)(_exps|_shexp)?\.weight")
@@ -199,11 +205,13 @@ def choose(
         named[_EMBEDDING] = output_type
     choices, places = {}, _value_places(model, tensors)
     for tensor in tensors:
-        chosen = _kept(tensor)
+        chosen = _kept(tensor, file_type)
         if chosen is None and (kind := named.get(tensor.name)) is not None:
             chosen = TypeChoice(_known(kind), f"{kind} was asked for")
         if chosen is None:
             chosen = _overridden(tensor, compiled)
+        if chosen is None and tensor.name == _INPUTS and (kind := named[_EMBEDDING]) is not None:
+            chosen = TypeChoice(_known(kind), f"{kind} was asked for")
         if chosen is None:
             of = replace(model, layers=len(places)) if tensor.name in places else model
             at = places.get(tensor.name)
@@ -227,7 +235,7 @@ def requires_importance(file_type: str, tensor: str, kind: str) -> bool:
     """True when llama.cpp does not write this type for this tensor without importance weights."""
     if blocks.requires_importance(kind):
         return True
-    if tensor in {_OUTPUT, _EMBEDDING}:
+    if tensor in {_OUTPUT, _EMBEDDING, _INPUTS}:
         return False
     return kind in _NEEDS_IMPORTANCE or (kind == "q2_k" and file_type == "q2_k_s")
 
@@ -245,8 +253,10 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise UsageError(f"invalid regular expression {pattern!r}: {error}") from error
 
 
-def _kept(tensor: TensorFacts) -> TypeChoice | None:
-    """Tensors that stay in f32: vectors, norms, routers and the like."""
+def _kept(tensor: TensorFacts, file_type: str) -> TypeChoice | None:
+    """Tensors that stay in f32: vectors, norms, routers and the like; or as they are."""
+    if tensor.name == _AS_IT_IS and file_type not in _FLOAT_TYPES:
+        return TypeChoice(tensor.type or "bf16", "it is small, and stays as it is")
     if len(tensor.shape) < 2:
         return TypeChoice("f32", "vectors stay in f32")
     if not tensor.name.endswith(".weight") or "_norm." in tensor.name:
@@ -276,9 +286,10 @@ def _by_rule(
     default = file_type.type
     if default in _FLOAT_TYPES or pure:
         return TypeChoice(default, f"{default} for every matrix")
-    if tensor.name == _OUTPUT or (model.tied and tensor.name == _EMBEDDING):
+    embeds = tensor.name in {_EMBEDDING, _INPUTS}
+    if tensor.name == _OUTPUT or (model.tied and embeds):
         return _output(file_type, tensor)
-    if tensor.name == _EMBEDDING:
+    if embeds:
         return TypeChoice(file_type.embedding or default, f"the embedding in {file_type.name}")
     match = _IN_BLOCK.fullmatch(tensor.name)
     if match is None:

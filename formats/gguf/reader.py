@@ -29,12 +29,8 @@ from zenconvert.errors import (
 from zenconvert.formats.gguf import container, rope
 from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
 from zenconvert.formats.gguf.generation import settings_of
-from zenconvert.formats.gguf.keys import (
-    KeyReader,
-    hf_config,
-    strange_keys,
-    with_full_rotations,
-)
+from zenconvert.formats.gguf.key_reader import KeyReader
+from zenconvert.formats.gguf.keys import hf_config, strange_keys, with_full_rotations
 from zenconvert.formats.gguf.tokenizer import (
     carried_keys,
     special_ids,
@@ -188,6 +184,7 @@ def _config(
         tied="output.weight" not in infos,
         bias_flags=_bias_flags(architecture, infos),
         rope_scaling=scaling,
+        stored=infos,
     )
     if (freqs := infos.get(rope.FREQS)) is not None:
         hp = architecture.sizes(config, where=keys.where)

@@ -58,7 +58,10 @@ def choose(
     choices = mixtures.choose(
         file_type,
         _facts(checkpoint, stacks),
-        [mixtures.TensorFacts(name, _shape(*found)) for name, found in stacks.items()],
+        [
+            mixtures.TensorFacts(name, _shape(*found), _type_of(found[1][0]))
+            for name, found in stacks.items()
+        ],
         importance=importance,
         pure=options.pure,
         overrides=options.tensor_types,
@@ -85,6 +88,12 @@ def choose(
     if file_type not in FLOAT_TYPES or checkpoint.format == "gguf":
         result = [replace(c, shape=_without_ones(c.shape)) for c in result]
     return result
+
+
+def _type_of(tensor: Tensor) -> str | None:
+    """The ggml type that a tensor has already."""
+    name = str(tensor.encoding)
+    return name if name in BY_NAME else None
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -152,7 +152,8 @@ def by_hand(folder: Path, **changes: Any) -> Checkpoint:
     )
     sizes = SimpleNamespace(
         layers=config["num_hidden_layers"], hidden=config["hidden_size"],
-        vocab=config["vocab_size"], length_border=0,
+        vocab=config["vocab_size"], length_border=0, sharing=0, full_layers=(), input_width=0,
+        all_inputs=0,
     )  # fmt: skip
     return Checkpoint(
         path=folder,

@@ -31,7 +31,7 @@ WRITTEN = [
 ]
 APART = ("mixtral", "phi", "phi_longrope", "glm4")
 """Its modules have other names in memory than in files: experts, and rows that files join."""
-UNTRIED = ("stablelm", "gemma4")
+UNTRIED = ("stablelm", "gemma4", "gemma4_e2b")
 CALLED = [
     *((n, "gptq", "gptqmodel") for n in SHALLOW if n not in (*APART, *UNTRIED)),
     *((n, "awq", "gptqmodel") for n in ("qwen3", "qwen2_moe", "gemma2", "cohere", "starcoder2")),

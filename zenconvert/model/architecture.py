@@ -54,6 +54,8 @@ class TensorName:
     """The tensor that HF files have it in, among rows of others."""
     gguf_rows: str | None = None
     """Another tensor that GGUF files may have it in, among rows of others."""
+    unread: bool = False
+    """Nobody computes with it."""
 
     @property
     def hf_file(self) -> str:
@@ -90,8 +92,8 @@ class Architecture:
     names: Names
     """Size → where a config has it."""
     layers: Mapping[str, str]
-    """``dense`` and ``sparse_step``, or ``types`` and ``own`` → the config keys that say which
-    layers are which."""
+    """``dense`` and ``sparse_step``, or ``types``, ``own``, ``keyed`` and ``wide`` → the config's
+    keys that say which layers are which."""
     needs: Mapping[str, Sequence[Any]]
     """Config key → the values without which the tables' modules are not the model's."""
     defaults: Mapping[str, Any]
@@ -161,7 +163,9 @@ class Architecture:
         dense = len(hp.dense_layers)
         least = self._least(hp, ()) * (hp.layers - dense) + self._least(hp, (0,)) * dense
         if hp.full_layers:
-            least = hp.layers * min(self._least(replace(hp, full_layers=f), ()) for f in ((), (0,)))
+            one = [replace(hp, full_layers=f) for f in ((), (0,))]
+            one += [replace(h, sharing=1) for h in one if hp.sharing]
+            least = hp.layers * min(self._least(h, ()) for h in one)
         stored = [shape for shape in shapes if 0 not in shape]
         room = len(stored) + sum(shape[0] for shape in stored if len(shape) == _STACK)
         if least > _FUSED * room or hp.experts > _MOST_EXPERTS:
@@ -173,60 +177,79 @@ class Architecture:
 
     def _least(self, hp: Hyperparameters, dense: tuple[int, ...]) -> int:
         """Tensors that a layer needs."""
-        one = replace(hp, layers=1, experts=min(hp.experts, 1), dense_layers=dense)
+        sharing = min(hp.sharing, 1)
+        one = replace(hp, layers=1, experts=min(hp.experts, 1), dense_layers=dense, sharing=sharing)
         needed = [n for n in self.tensor_names(one) if n.required and "{layer}" in n.module.name]
         of_experts = sum(n.expert is not None for n in needed)
         return len(needed) - of_experts + of_experts * hp.experts
 
     def tensor_names(self, hp: Hyperparameters) -> tuple[TensorName, ...]:
         """Every tensor that a model of this size may have, layer by layer."""
-        of_all = (size for m in self.modules for size in (*m.shape, *m.full_shape))
+        modules = tuple(m for m in self.modules if not m.only_with or getattr(hp, m.only_with))
+        of_all = (s for m in modules for s in (*m.shape, *m.full_shape, *m.sharing_shape))
         sizes = {size: int(getattr(hp, size)) for size in of_all}
-        full = hp.full_layers if self.layers else ()
-        return _tensor_names(
-            self.modules, tuple(sizes.items()), hp.layers, hp.dense_layers, full, hp.experts,
-            hp.tied,
-        )  # fmt: skip
+        full = frozenset(hp.full_layers if self.layers else ())
+        kinds = _Kinds(hp.layers, frozenset(hp.dense_layers), full, hp.keyed, hp.sharing)
+        return _tensor_names(modules, tuple(sizes.items()), kinds, hp.experts, hp.tied)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kinds:
+    """Which layers of a model have which modules."""
+
+    layers: int
+    dense: frozenset[int]
+    full: frozenset[int]
+    keyed: bool
+    """Layers that see everything have no values but keys."""
+    sharing: int
+    """Last layers that read keys and values of others."""
+
+    def of(self, layer: int) -> tuple[str | None, ...]:
+        """What a layer is."""
+        full = layer in self.full
+        kinds = (None, "dense" if layer in self.dense else "sparse", "full" if full else "sliding")
+        return kinds if full and self.keyed else (*kinds, "values")
 
 
 @lru_cache(maxsize=2)  # several readers and writers of one model ask
 def _tensor_names(
     modules: tuple[Module, ...],
     sizes: tuple[tuple[str, int], ...],
-    layers: int,
-    dense_layers: tuple[int, ...],
-    full_layers: tuple[int, ...],
+    kinds: _Kinds,
     experts: int,
     tied: bool,
 ) -> tuple[TensorName, ...]:
     known = dict(sizes)
     shapes = {m.name: tuple(known[size] for size in m.shape) for m in modules}
     full = {m.name: tuple(known[s] for s in m.full_shape) for m in modules if m.full_shape}
+    wide = {m.name: tuple(known[s] for s in m.sharing_shape) for m in modules if m.sharing_shape}
     blocks = [m for m in modules if "{layer}" in m.name]
     first, last = modules.index(blocks[0]), modules.index(blocks[-1])
-    places = [(module, "", shapes) for module in modules[:first]]
-    dense, everything = set(dense_layers), set(full_layers)
-    for layer in range(layers):
-        sees_all = layer in everything
-        kinds = (None, "dense" if layer in dense else "sparse", "full" if sees_all else "sliding")
-        here = {**shapes, **full} if sees_all else shapes
-        places += [(module, str(layer), here) for module in blocks if module.layers in kinds]
-    places += [(module, "", shapes) for module in modules[last + 1 :]]
+    places = [(module, "", shapes, False) for module in modules[:first]]
+    for layer in range(kinds.layers):
+        of, shares = kinds.of(layer), layer >= kinds.layers - kinds.sharing
+        here = {**shapes, **full} if "full" in of else shapes
+        here = {**here, **wide} if shares else here
+        places += [(m, str(layer), here, shares) for m in blocks if m.layers in of]
+    places += [(module, "", shapes, False) for module in modules[last + 1 :]]
     return tuple(
         name
-        for module, layer, of in places
-        for name in _expand(module, of[module.name], layer, experts, tied=tied)
+        for module, layer, of_all, shares in places
+        for name in _expand(module, of_all[module.name], layer, experts, tied=tied, shares=shares)
     )
 
 
 def _expand(
-    module: Module, shape: tuple[int, ...], layer: str, experts: int, *, tied: bool
+    module: Module, shape: tuple[int, ...], layer: str, experts: int, *, tied: bool, shares: bool
 ) -> Iterator[TensorName]:
-    """The tensors of a module in one layer, of every expert."""
+    """The tensors of a module in one layer, of every expert; ``shares``: the layer reads keys and
+    values of another one."""
+    unread = shares and module.unshared
     also, stack = module.hf_also, module.hf_stack
     texts = (module.name, module.hf, module.gguf, also, stack, module.hf_rows, module.gguf_rows)
     names = [(text or "").replace("{layer}", layer) for text in texts]
-    required = not (module.role == "head" and tied)
+    required = not (module.role == "head" and tied) and not unread
     for expert in range(experts) if "{expert}" in module.name else (None,):
         of = names
         if expert is not None:
@@ -238,12 +261,14 @@ def _expand(
             f"{name}.weight", stored, f"{gguf}.weight", module, shape, required, expert,
             f"{other}.weight" if also is not None else None, stacked or None,
             f"{rows}.weight" if rows else None, f"{gguf_rows}.weight" if gguf_rows else None,
+            unread,
         )  # fmt: skip
         if module.bias != "none":
             yield TensorName(
                 f"{name}.bias", f"{hf}.bias", f"{gguf}.bias", module, shape[:1],
                 module.bias == "required", expert, None, None,
                 f"{rows}.bias" if rows else None, f"{gguf_rows}.bias" if gguf_rows else None,
+                unread,
             )  # fmt: skip
 
 
@@ -365,7 +390,7 @@ def _built(table: Table, model_type: str) -> Architecture:
 
 def _module(row: Mapping[str, Any], flag: str | None, operation: str | None) -> Module:
     fields = {k: v for k, v in row.items() if k != "after"}
-    lists = {k: tuple(row[k]) for k in ("shape", "full_shape", "hf_stack_part") if k in row}
+    lists = {k: tuple(v) for k, v in row.items() if isinstance(v, list)}
     bias: BiasRule = "none" if flag is None else "required" if flag == ALWAYS else "optional"
     return Module(
         **{**fields, **lists},

@@ -18,18 +18,18 @@ from typing import Any, Final, NoReturn
 
 from zenconvert.errors import InvalidInput
 from zenconvert.model.block_features import RULES
-from zenconvert.model.pretokenizer import by_name, merging_models
+from zenconvert.model.gguf_rules import GRAPH, TOKENIZER
 from zenconvert.model.size_names import COMPUTED_SIZES, SIZES
 
-ROLES: Final = ("embed", "linear", "norm", "router", "head")
+ROLES: Final = ("embed", "linear", "norm", "router", "head", "kept")
 LAYERS: Final = {
     ("dense", "sparse_step"): ("sparse", "dense"),
-    ("types", "own"): ("sliding", "full"),
+    ("types", "own", "keyed", "wide"): ("sliding", "full", "values"),
 }
 """Keys of ``[layers]`` → the kinds of layers that they tell apart: the config's list of layers
 without experts, and the period of those with experts, the last of which has them; or its list of
-kinds, and what it has of single layers that see everything."""
-SCALINGS: Final = frozenset({"linear", "yarn", "dynamic", "llama3", "longrope", "proportional"})
+kinds, what it has of single layers that see everything, whether values are keys there, and whether
+layers that read keys and values of others have feed-forward networks of twice the size."""
 IGNORED: Final = "ignored"
 LIST_RULES: Final = frozenset({"all", "zero_every"})
 """What a list with an entry for every layer may be held to: ``all`` entries have one value, or they
@@ -49,33 +49,11 @@ _KEYS: Final = (
 _REQUIRED: Final = ("model_types", "class", "gguf", "module", "balance", *_SECTIONS)
 _MODULE_KEYS: Final = (
     "name", "hf", "gguf", "role", "shape", "hf_also", "hf_stack", "hf_stack_part", "hf_rows",
-    "gguf_rows", "after", "layers", "full_shape", "hf_bare",
+    "gguf_rows", "after", "layers", "full_shape", "sharing_shape", "unshared",
+    "only_with", "hf_bare",
 )  # fmt: skip
 _WRAPPER: Final = ("model_type", "config", "text_type", "beside", "prefixes")
 _VARIANT_KEYS: Final = ("class", "gguf_without", *_SECTIONS)
-_GGUF_GRAPH: Final[dict[str, Callable[[Any], bool]]] = {
-    "heads": ("any", "hidden / heads").__contains__,
-    "scalings": lambda value: isinstance(value, list) and set(value) <= SCALINGS,
-    "yarn_betas": lambda value: isinstance(value, bool),
-    "no_biases": lambda value: isinstance(value, list),
-    "biases": ("optional", "required").__contains__,
-    "window_period": lambda value: type(value) is int,
-    "head": ("any", "tied", "own").__contains__,
-    "pattern": ("other", "always").__contains__,
-    "windows_layers": lambda value: type(value) is int,
-    "seventy": ("never", "any", "grouped").__contains__,
-    "hidden_over_heads_layers": lambda value: type(value) is int,
-}
-TOKEN_ROLES: Final = ("bos", "eos", "unk", "eot")
-"""Roles of tokens that ``special`` of ``[gguf_tokenizer]`` may fill."""
-_GGUF_TOKENIZER: Final[dict[str, Callable[[Any], bool]]] = {
-    "space_prefix": ("first", "last", "silent").__contains__,
-    "without_bos": lambda value: isinstance(value, list),
-    "pre": lambda value: value == "" or (isinstance(value, str) and bool(by_name(value))),
-    "model": lambda value: value == "" or value in merging_models(),
-    "shown": lambda value: isinstance(value, list),
-    "special": lambda value: isinstance(value, dict) and set(value) <= set(TOKEN_ROLES),
-}
 _OWN: Final = ("of", "without", "wrapper", "within")
 """Keys that are not taken over from the table that another is like."""
 ROTATIONS: Final = "rotations"
@@ -85,7 +63,8 @@ PATTERN: Final = "pattern"
 _CONSTANT: Final = r"u32 \d+|bool (true|false)"
 """A row that is the same in all files."""
 BY_LAYER: Final = "by_layer"
-"""Before ``kv_heads`` in ``[gguf_keys]``: a number for every layer where some have others."""
+"""Before one of these in ``[gguf_keys]``: a number for every layer where some have others."""
+BY_LAYERS: Final = ("kv_heads", "ffn")
 FILE_TYPE: Final = "file_type"
 """What the row at the place of the file type holds."""
 ALL: Final = "*"
@@ -267,13 +246,15 @@ class _Check:
                 self.fail(f"[{section}] {key}", f"{found[key]!r:.60} is not understood")
 
     def _gguf(self, values: Mapping[str, Any]) -> None:
-        self._facts("gguf_graph", values, _GGUF_GRAPH)
-        self._facts("gguf_tokenizer", values, _GGUF_TOKENIZER)
+        self._facts("gguf_graph", values, GRAPH)
+        self._facts("gguf_tokenizer", values, TOKENIZER)
         known = {*SIZES, *COMPUTED_SIZES}
         for key, row in values["gguf_keys"].items():
             if row in (ROTATIONS, FILE_TYPE, PATTERN) or str(row).startswith(f"{TEXT} "):
                 continue
-            if row == f"{BY_LAYER} kv_heads" or re.fullmatch(_CONSTANT, str(row)):
+            if str(row).removeprefix(f"{BY_LAYER} ") in BY_LAYERS or re.fullmatch(
+                _CONSTANT, str(row)
+            ):
                 continue
             kind, _, size = row.partition(" ") if isinstance(row, str) else ("", "", "")
             plain = size.removesuffix(OTHER).removesuffix(UNREAD).removesuffix(ZERO)
@@ -299,24 +280,35 @@ class _Check:
                     self.fail(where, f"{key} {text!r:.60} should be a name with {_HOLES} in it")
             if row["role"] not in ROLES:
                 self.fail(where, f"the role {row['role']!r} is none of {list(ROLES)}")
-            if row.get("hf_bare", False) not in (True, False):
-                self.fail(where, "hf_bare should be true or false")
-            other = self.strings(f"{where}: full_shape", row.get("full_shape", row["shape"]))
-            for size in (*self.strings(f"{where}: shape", row["shape"]), *other):
-                if size not in known:
-                    self.fail(where, f"the size {size!r} is none of {sorted(known)}")
+            self._shapes(where, row, known)
             part = row.get("hf_stack_part", [0, 1])
             if not isinstance(part, list) or [type(n) for n in part] != [int, int]:
                 self.fail(where, f"hf_stack_part {part!r:.60} should be [part, parts]")
-            told = next((k for keys, k in LAYERS.items() if keys[0] in values["layers"]), ())
-            if "layers" in row and row["layers"] not in told:
-                self.fail(where, f"layers should be one of {told}, which [layers] tells apart")
-            if "full_shape" in row and "full" not in told:
-                self.fail(where, "full_shape: [layers] does not say which see everything")
+            self._kinds(where, row, values["layers"])
             if row["name"] in names:
                 self.fail(where, "stands there twice")
             names.add(row["name"])
         return names
+
+    def _shapes(self, where: str, row: Mapping[str, Any], known: Collection[str]) -> None:
+        """Sizes that there are, and flags."""
+        for flag in ("hf_bare", "unshared"):
+            if row.get(flag, False) not in (True, False):
+                self.fail(where, f"{flag} should be true or false")
+        shapes = [k for k in ("shape", "full_shape", "sharing_shape") if k in row]
+        listed = [s for k in shapes for s in self.strings(f"{where}: {k}", row[k])]
+        for size in (*listed, *([row["only_with"]] if "only_with" in row else [])):
+            if size not in known:
+                self.fail(where, f"the size {size!r} is none of {sorted(known)}")
+
+    def _kinds(self, where: str, row: Mapping[str, Any], layers: Mapping[str, Any]) -> None:
+        """Kinds of layers that ``[layers]`` tells apart."""
+        told = next((k for keys, k in LAYERS.items() if keys[0] in layers), ())
+        if "layers" in row and row["layers"] not in told:
+            self.fail(where, f"layers should be one of {told}, which [layers] tells apart")
+        for key in {"full_shape", "sharing_shape", "unshared"} & set(row):
+            if "full" not in told:
+                self.fail(where, f"{key}: [layers] does not say which see everything")
 
     def _rows(self, values: Mapping[str, Any]) -> None:
         """Modules that are rows of one tensor: what holds for one of them holds for all."""

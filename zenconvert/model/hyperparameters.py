@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from zenconvert.errors import InvalidInput
@@ -85,6 +85,16 @@ class Hyperparameters:
     """Key-value heads in these layers, where the config says it of them."""
     full_layers: tuple[int, ...] = ()
     """These layers, where they have other tensors than those with a window."""
+    keyed: bool = False
+    """Values are keys in layers that see everything."""
+    sharing: int = 0
+    """Last layers that read keys and values of earlier ones, of the last of their kind."""
+    wide_ffn: int = 0
+    """Inner size of the feed-forward network in these layers, where they have another one."""
+    input_width: int = 0
+    """Elements of what every layer is given of every token beside hidden states."""
+    input_vocab: int = 0
+    """Tokens of which there is such an input."""
     position_limit: int = 0
     """What a config gives as the longest text beside ``context``, which counts."""
 
@@ -114,6 +124,16 @@ class Hyperparameters:
     def rotary_dim(self) -> int:
         """Channels of a head that are rotated."""
         return int(self.head_dim * self.rotary_share)
+
+    @property
+    def sharing_ffn(self) -> int:
+        """Inner size of the feed-forward network in layers that read others' keys and values."""
+        return self.wide_ffn or self.ffn
+
+    @property
+    def all_inputs(self) -> int:
+        """Elements of what all layers are given of a token beside hidden states."""
+        return self.layers * self.input_width
 
     @property
     def full_q_width(self) -> int:
@@ -179,9 +199,11 @@ def from_config(
             "fit together; heads must be a multiple of key-value heads and the size even"
         )
     theta, scaling = rotation(merged, where, by_kind="sliding_theta" in names)
+    kinds = layers or {}
     share = sizes.real("rotary_share") or 1.0
     check_share(share, head_dim, scaling, where)
-    full_kv_heads = sizes.count("full_kv_heads", optional=True, silent=True)
+    keyed = bool(merged.get(kinds.get("keyed", "")))
+    full_kv_heads = sizes.full_kv_heads(keyed=keyed)
     if full_kv_heads and heads % full_kv_heads:
         raise InvalidInput(
             f"{where}: {heads} heads are no multiple of the {full_kv_heads} key-value heads of "
@@ -210,7 +232,7 @@ def from_config(
         score_width=sizes.real("score_width") or float(head_dim),
         score_softcap=sizes.real("score_softcap"),
         logit_softcap=sizes.real("logit_softcap"),
-        dense_layers=_dense_layers(merged, layers or {}, sizes, where),
+        dense_layers=_dense_layers(merged, kinds, sizes, where),
         rotary_share=share,
         short_context=sizes.count("short_context", optional=True),
         sliding_theta=sizes.real("sliding_theta"),
@@ -222,7 +244,12 @@ def from_config(
         logit_divisor=sizes.real("logit_divisor"),
         full_head_dim=sizes.count("full_head_dim", optional=True),
         full_kv_heads=full_kv_heads,
-        full_layers=_full_layers(merged, layers or {}, sizes, where),
+        full_layers=_full_layers(merged, kinds, sizes, where),
+        keyed=keyed,
+        sharing=_sharing(merged, kinds, sizes, where),
+        wide_ffn=2 * sizes.count("ffn") if merged.get(kinds.get("wide", "")) else 0,
+        input_width=sizes.count("input_width", zero=True, optional=True),
+        input_vocab=sizes.count("input_vocab", optional=True),
         position_limit=sizes.count("position_limit", optional=True),
     )
 
@@ -275,6 +302,17 @@ class _Sizes:
             return 0
         return count({key: value}, key, self.where, zero=zero)
 
+    def full_kv_heads(self, *, keyed: bool) -> int:
+        """Key-value heads of layers that see everything, 0 where a config has none of their own:
+        transformers reads the plain key of it only where their values are keys."""
+        names = self.names.get("full_kv_heads", ())
+        listed = (names,) if isinstance(names, str) else tuple(names)
+        inside = tuple(n for n in listed if keyed or "." in n)
+        if not inside:
+            return 0
+        own = replace(self, names={**self.names, "full_kv_heads": inside})
+        return own.count("full_kv_heads", silent=True)
+
     def period(self) -> int:
         """Layers of which the last sees everything, a number or L for every other and then G; 0
         where the config has none. Raises InvalidInput."""
@@ -300,6 +338,21 @@ def _dense_layers(
         raise InvalidInput(f"{where}: {keys['dense']} should be a list of layers, found {listed!r}")
     period, named = count(config, step, where), set(listed)
     return tuple(i for i in range(layers) if i in named or (i + 1) % period)
+
+
+def _sharing(config: Mapping[str, Any], keys: Mapping[str, str], sizes: _Sizes, where: str) -> int:
+    """Last layers that read keys and values of earlier ones; there has to be one of each kind."""
+    count = sizes.count("sharing", zero=True, optional=True)
+    if not count:
+        return 0
+    types = config[keys["types"]]
+    first = len(types) - count
+    if first < 1 or not set(types[first:]) <= set(types[:first]):
+        raise InvalidInput(
+            f"{where}: {sizes.found('sharing')[0]} {count} of {len(types)} layers leaves none "
+            f"whose keys and values {sorted(set(types[max(first, 0) :]))} could read"
+        )
+    return count
 
 
 def _full_layers(

@@ -10,7 +10,8 @@ SIZES: Final = frozenset(
         "experts", "experts_used", "expert_ffn", "shared_ffn", "window_period", "score_width",
         "score_softcap", "logit_softcap", "sliding_theta", "score_growth", "rotary_share",
         "short_context", "score_scale", "embedding_factor", "residual_factor", "logit_factor",
-        "logit_divisor", "full_head_dim", "full_kv_heads", "position_limit",
+        "logit_divisor", "full_head_dim", "full_kv_heads", "position_limit", "sharing",
+        "input_width", "input_vocab",
     }
 )  # fmt: skip
 """Numbers that a table of a family finds in a config."""
@@ -26,6 +27,8 @@ COMPUTED_SIZES: Final = frozenset(
         "full_q_width",
         "full_kv_width",
         "usual_score_scale",
+        "sharing_ffn",
+        "all_inputs",
         "one",
     }
 )

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["embed", "linear", "norm", "router", "head"]
+Role = Literal["embed", "linear", "norm", "router", "head", "kept"]
+"""``kept``: a matrix outside of layers that folders of integers keep in floats."""
 BiasRule = Literal["none", "optional", "required"]
 
 
@@ -26,11 +27,17 @@ class Module:
     """Key of the config that says whether there is a bias; transformers goes by it alone."""
     gguf_operation: str | None = None
     """Operation that makes GGUF's tensor of HF's, which is the neutral one."""
-    layers: Literal["sparse", "dense", "sliding", "full"] | None = None
-    """The layers that have it: of a mixture, or those with a window or without one; None for
-    all."""
+    layers: Literal["sparse", "dense", "sliding", "full", "values"] | None = None
+    """The layers that have it: of a mixture, or those with a window or without one, or whose values
+    are no keys; None for all."""
     full_shape: tuple[str, ...] = ()
     """Its shape in layers that see everything, where it is another one."""
+    sharing_shape: tuple[str, ...] = ()
+    """Its shape in layers that read keys and values of others, where it is another one."""
+    unshared: bool = False
+    """These layers do without: files may have it there, and nobody reads it."""
+    only_with: str = ""
+    """A size without which models have no such module."""
     hf_bare: bool = False
     """HF files have it under ``hf`` itself, and not as the weight of a module of that name."""
     hf_also: str | None = None

@@ -10,54 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, Final
 
 import torch
 
 from zenconvert.errors import InvalidInput
 from zenconvert.model.architecture import TensorName
+from zenconvert.reference.beside import Beside
 from zenconvert.reference.inputs import module_of
 from zenconvert.reference.joined_modules import IN_LAYER, JoinedLinear, part_rows, submodule
 from zenconvert.reference.moe_modules import Expert, find_moe, unify_experts
+from zenconvert.reference.padding import Padding
 from zenconvert.reference.skeleton import Skeleton
 
 _ZERO_BIASES: Final = (torch.nn.Linear, torch.nn.LayerNorm)
 """Modules whose absent bias transformers takes for zeros."""
-
-
-class Padding:
-    """Windows of several lengths as one batch; padding stands right, where causality keeps it from
-    being seen."""
-
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        self.lengths = list(lengths)
-        self.shape = (len(lengths), max(lengths, default=0))
-        self.real: torch.Tensor | None = None
-        """Where the tokens of the windows stand, int64[tokens]; None where nothing is padded."""
-        if min(lengths, default=0) < self.shape[1]:
-            inside = torch.arange(self.shape[1]) < torch.tensor(lengths)[:, None]
-            self.real = inside.reshape(-1).nonzero().squeeze(1).to(device)
-
-    def pad(self, states: torch.Tensor) -> torch.Tensor:
-        """[tokens, hidden] → [windows, longest, hidden]."""
-        windows = list(torch.split(states, self.lengths))
-        return torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
-
-    def rows(self, values: torch.Tensor) -> torch.Tensor:
-        """Activations [..., columns] as [tokens, columns], without padding."""
-        flat = values.reshape(-1, values.shape[-1])
-        if self.real is None or len(flat) != prod(self.shape):
-            return flat  # nothing was padded, or the padding is out already
-        return flat[self.real]
-
-    def back(self, rows: torch.Tensor) -> torch.Tensor:
-        """The inverse of :meth:`rows`: zeros where padding was, [windows, longest, columns]."""
-        if self.real is not None:
-            flat = rows.new_zeros(prod(self.shape), rows.shape[-1])
-            flat[self.real] = rows.reshape(-1, rows.shape[-1])
-            rows = flat
-        return rows.reshape(*self.shape, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +72,22 @@ class Block:
             moe.register_forward_pre_hook(self._leave_out_padding)
             moe.register_forward_hook(self._put_padding_back)
 
-    def forward(self, states: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """Windows of these lengths, one after the other: [tokens, hidden] → [tokens, hidden]."""
+    def forward(
+        self, states: torch.Tensor, lengths: Sequence[int], beside: Beside | None = None
+    ) -> torch.Tensor:
+        """Windows of these lengths, one after the other: [tokens, hidden] → [tokens, hidden].
+
+        ``beside``: what the layer is given beside, and what it computes for others.
+        """
+        beside = beside or Beside()
         with torch.inference_mode():
-            self._padding = Padding(lengths, states.device)
-            padded = self._padding.pad(states)
-            return self.rows(self.skeleton.run(self.number, self.layer, padded))
+            padding = self._padding = Padding(lengths, states.device)
+            inputs = None if beside.inputs is None else padding.pad(beside.inputs)
+            handed = beside.read(self.number, padding)
+            padded = padding.pad(states)
+            output = self.skeleton.run(self.number, self.layer, padded, inputs, handed)
+            beside.write(self.number, padding, handed)
+            return self.rows(output)
 
     def rows(self, values: torch.Tensor) -> torch.Tensor:
         """Activations [..., columns] as [tokens, columns], without padding."""
@@ -229,9 +206,10 @@ def _complete(places: _Places, filled: set[tuple[int, str]], where: str) -> None
 
 
 def _outside_layers(skeleton: Skeleton) -> _Places:
-    """What the base model has beside its layers and its embedding: the final norm."""
-    embedding = skeleton.base.get_input_embeddings()
-    inside = {id(m) for layer in skeleton.layers for m in layer.modules()} | {id(embedding)}
+    """What the base model has beside its layers and what makes their inputs: the final norm."""
+    before = (skeleton.base.get_input_embeddings(), *skeleton.inputs.modules)
+    inside = {id(m) for layer in skeleton.layers for m in layer.modules()}
+    inside |= {id(module) for module in before}
     return (place for place in _stored(skeleton.base) if id(place[1]) not in inside)
 
 

@@ -33,12 +33,15 @@ class HiddenStates:
         device: str,
         place: Place,
         folder: Path,
+        beside: int = 0,
+        name: str = "hidden",
     ) -> None:
-        """``folder`` takes the file of states that are kept on disk."""
-        self.device, self.path = device, folder / "hidden.work"
-        shape = (tokens, hidden)
+        """``folder`` takes the file of states that are kept on disk; every row has so many columns
+        ``beside``."""
+        self.device, self.path, self.hidden = device, folder / f"{name}.work", hidden
+        shape = (tokens, hidden + beside)
         if place == "disk":
-            size = tokens * hidden
+            size = tokens * (hidden + beside)
             _reserve(self.path, size * dtype.itemsize)
             flat = torch.from_file(str(self.path), shared=True, size=size, dtype=dtype)
             self.states = flat.reshape(shape)
@@ -50,20 +53,29 @@ class HiddenStates:
 
     def read(self, batch: Batch) -> torch.Tensor:
         """The rows of a batch, on the device."""
-        rows = self.states[batch.begin : batch.begin + batch.tokens]
+        rows = self.states[batch.begin : batch.begin + batch.tokens, : self.hidden]
+        return rows.to(self.device, non_blocking=True)
+
+    def read_beside(self, batch: Batch) -> torch.Tensor:
+        """What stands beside the rows of a batch, on the device."""
+        rows = self.states[batch.begin : batch.begin + batch.tokens, self.hidden :]
         return rows.to(self.device, non_blocking=True)
 
     def slice(self, begin: int, end: int) -> torch.Tensor:
         """Rows ``[begin, end)`` of all, on the device."""
-        return self.states[begin:end].to(self.device)
+        return self.states[begin:end, : self.hidden].to(self.device)
 
     def write(self, batch: Batch, rows: torch.Tensor) -> None:
         """Replace the rows of a batch."""
-        self.states[batch.begin : batch.begin + batch.tokens].copy_(rows)
+        self.states[batch.begin : batch.begin + batch.tokens, : self.hidden].copy_(rows)
+
+    def write_beside(self, batch: Batch, rows: torch.Tensor) -> None:
+        """Replace what stands beside the rows of a batch."""
+        self.states[batch.begin : batch.begin + batch.tokens, self.hidden :].copy_(rows)
 
     def put(self, places: torch.Tensor, rows: torch.Tensor) -> None:
         """Replace single rows."""
-        self.states[places.to(self.states.device)] = rows.to(self.states)
+        self.states[places.to(self.states.device), : self.hidden] = rows.to(self.states)
 
     def save(self, path: Path) -> None:
         """Write all rows to a file and to the disk."""

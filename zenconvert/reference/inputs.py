@@ -46,10 +46,10 @@ class Input:
 
 
 def by_layer(names: Iterable[TensorName]) -> dict[int, list[TensorName]]:
-    """The tensors of every layer; those outside of layers are left out."""
+    """The tensors of every layer; those outside of layers are left out, and what nobody reads."""
     layers: dict[int, list[TensorName]] = {}
     for name in names:
-        if match := _LAYER.match(name.name):
+        if not name.unread and (match := _LAYER.match(name.name)):
             layers.setdefault(int(match[1]), []).append(name)
     return layers
 

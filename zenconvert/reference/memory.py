@@ -71,11 +71,13 @@ def needs(
     item: int,
     moments: bool,
     heads: int = 0,
+    beside: int = 0,
 ) -> Needs:
     """What a walk needs.
 
     ``layers``: the tensors and the distinct inputs of every layer. ``heads``: those whose attention
-    scores are held whole. ``item``: bytes per number.
+    scores are held whole. ``item``: bytes per number. ``beside``: numbers of a token that are kept
+    beside its hidden states.
     """
     blocks = [sum(prod(name.shape) for name in tensors) for tensors, _ in layers]
     widest = max(max(name.shape) for tensors, _ in layers for name in tensors)
@@ -87,7 +89,7 @@ def needs(
     return Needs(
         block=item * max(blocks),
         activations=(wide + scores) * max(item, _FLOAT),
-        hidden=sum(lengths) * hidden * item,
+        hidden=sum(lengths) * (hidden + beside) * item,
         largest_moments=max((max(sizes, default=0) for sizes in moment_bytes), default=0),
         all_moments=max((sum(sizes) for sizes in moment_bytes), default=0),
     )

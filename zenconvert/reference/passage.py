@@ -17,9 +17,12 @@ import numpy as np
 import torch
 
 from zenconvert.reference.batches import Batch, make_batches, most_tokens
-from zenconvert.reference.block import Block, Padding
+from zenconvert.reference.beside import Beside, columns, shared
+from zenconvert.reference.block import Block
 from zenconvert.reference.hidden import HiddenStates, Place
+from zenconvert.reference.layer_inputs import LayerInputs
 from zenconvert.reference.loading import Staged
+from zenconvert.reference.padding import Padding
 from zenconvert.reference.reference import Reference
 from zenconvert.texts.windows import Window
 
@@ -52,14 +55,13 @@ class Passage:
             most_tokens(reference.device),
             reference.checkpoint.hyperparameters.length_border,
         )
+        hp, tokens = reference.checkpoint.hyperparameters, sum(len(w.ids) for w in windows)
+        self.shared = shared(hp)
         self.states = HiddenStates(
-            sum(len(window.ids) for window in windows),
-            reference.checkpoint.hyperparameters.hidden,
-            dtype,
-            device=reference.device,
-            place=place,
-            folder=folder,
-        )
+            tokens, hp.hidden, dtype, device=reference.device, place=place, folder=folder,
+            beside=columns(hp),
+        )  # fmt: skip
+        self.inputs = LayerInputs(reference, tokens, dtype, place=place, folder=folder)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="weights")
         self._next: tuple[int, Future[dict[str, Staged]]] | None = None
 
@@ -79,6 +81,7 @@ class Passage:
         ordered = [self.windows[i].ids for batch in self.batches for i in batch.windows]
         for places, values in self.reference.embeddings(np.concatenate(ordered), self.dtype):
             self.states.put(places, values)
+        self.inputs.fill(np.concatenate(ordered), self.states)
         for batch in self.batches:
             states = self.states.read(batch)
             padding = Padding(batch.lengths, states.device)
@@ -118,11 +121,24 @@ class Passage:
             if before is not None:
                 before(batch)
             with suppress(Enough):
-                states = block.forward(self.states.read(batch), batch.lengths)
+                beside = self._beside(block.number, batch)
+                states = block.forward(self.states.read(batch), batch.lengths, beside)
                 if keep:
                     self.states.write(batch, states)
+                if keep and beside.handed is not None:
+                    self.states.write_beside(batch, beside.handed)
             if after is not None:
                 after()
+
+    def _beside(self, layer: int, batch: Batch) -> Beside:
+        """What a layer is given of a batch beside hidden states."""
+        handed = self.states.read_beside(batch) if self.shared else None
+        return Beside(self.inputs.read(layer, batch), handed, self.shared)
+
+    def close(self) -> None:
+        """Free the states, and what layers are given beside them."""
+        self.states.close()
+        self.inputs.close()
 
     def by_window(self) -> Iterator[tuple[int, torch.Tensor]]:
         """(window, its states [tokens, hidden] on the CPU), in the order of the batches."""

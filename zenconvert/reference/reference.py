@@ -61,6 +61,14 @@ class Reference:
         where = str(self.checkpoint.path)
         return Skeleton(self.checkpoint.config, device=self.device, where=where)
 
+    @property
+    def beside(self) -> int:
+        """Numbers of a token that a walk keeps beside its hidden states."""
+        from zenconvert.reference.beside import columns
+
+        hp = self.checkpoint.hyperparameters
+        return columns(hp) + hp.all_inputs
+
     def load(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A whole tensor in its logical shape, on the device; float32 unless told otherwise."""
         import torch
@@ -92,11 +100,34 @@ class Reference:
 
         Raises InvalidInput for an id that the table has no row for.
         """
+        yield from self._looked_up("embed.weight", ids, dtype, self.skeleton.embedding)
+
+    def input_embeddings(
+        self, ids: NDArray[np.int64], dtype: torch.dtype
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """What layers are given of ``ids`` beside hidden states, before :meth:`inputs`, in pieces
+        as of :meth:`embeddings`, [n, layers · width]."""
+        embedding = self.skeleton.inputs.embedding
+        yield from self._looked_up("inputs.embed.weight", ids, dtype, embedding)
+
+    def inputs(self, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+        """What makes inputs of layers: (embeddings [n, hidden], rows of :meth:`input_embeddings` by
+        layer [n, layers, width]) → the same, to be given to the layers."""
+        weights = {name: self.load(f"inputs.{name}.weight", dtype) for name in ("proj", "norm")}
+        return self.skeleton.inputs.maker(weights["proj"], weights["norm"])
+
+    def _looked_up(
+        self,
+        name: str,
+        ids: NDArray[np.int64],
+        dtype: torch.dtype | None,
+        embedding: Callable[[torch.Tensor], torch.nn.Module],
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         import torch
 
         from zenconvert.reference.loading import slabs
 
-        table = self.checkpoint.tensors["embed.weight"]
+        table = self.checkpoint.tensors[name]
         if len(odd := ids[(ids < 0) | (ids >= table.rows)]):
             at = int(np.flatnonzero(ids == odd[0])[0])
             raise InvalidInput(
@@ -108,7 +139,7 @@ class Reference:
             if len(places):
                 found, local = np.unique(ids[places], return_inverse=True)
                 rows = torch.from_numpy(self.read_rows(table, begin, end)[found - begin])
-                module = self.skeleton.embedding(rows.to(dtype or torch.float32))
+                module = embedding(rows.to(dtype or torch.float32))
                 with torch.no_grad():
                     values = module(torch.from_numpy(local))
                 yield torch.from_numpy(places), values

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from copy import copy, deepcopy
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -19,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from zenconvert.base.machine import memory_errors
 from zenconvert.errors import InvalidInput, MissingDependency, Unsupported
+from zenconvert.reference.beside import KeysValues
+from zenconvert.reference.input_modules import Inputs, move_buffers, with_rows
 
 Call = Callable[..., Any]
 
@@ -33,6 +36,17 @@ class _Reached(Exception):
     def __init__(self, states: torch.Tensor) -> None:
         super().__init__()
         self.states = states
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What goes into the model's own forward pass, and where."""
+
+    number: int
+    states: torch.Tensor
+    layer: Call | None
+    inputs: torch.Tensor | None
+    handed: KeysValues
 
 
 class Skeleton:
@@ -67,13 +81,14 @@ class Skeleton:
                 "models cannot be run layer by layer"
             )
         self.layers = layers
-        self._entry: tuple[int, torch.Tensor, Call | None] | None = None
+        self.inputs = Inputs(self.base, where)
+        self._entry: _Entry | None = None
         for number, layer in enumerate(layers):
             layer.forward = self._instead_of(number)
         embedding = self.base.get_input_embeddings()
         for module in self.base.modules():
             if module is not embedding:
-                _move_buffers(module, device, where)
+                move_buffers(module, device, where)
 
     @property
     def heads(self) -> int:
@@ -88,19 +103,35 @@ class Skeleton:
         del made.__dict__["forward"]
         return made
 
-    def run(self, number: int, layer: Call, states: torch.Tensor) -> torch.Tensor:
+    def run(
+        self,
+        number: int,
+        layer: Call,
+        states: torch.Tensor,
+        inputs: torch.Tensor | None = None,
+        handed: KeysValues | None = None,
+    ) -> torch.Tensor:
         """``states`` [windows, tokens, hidden] through ``layer``, which stands at ``number``; after
-        the last layer through what follows it (the final norm), too."""
-        return self._forward((number, states, layer))
+        the last layer through what follows it (the final norm), too.
+
+        ``inputs`` [windows, tokens, width] are the layer's own. ``handed``: keys and values of
+        earlier layers; those that this one has for later ones are put there.
+        """
+        return self._forward(
+            _Entry(number, states, layer, inputs, {} if handed is None else handed)
+        )
 
     def enter(self, states: torch.Tensor) -> torch.Tensor:
         """What the first layer is given where the embedding gives ``states``, of the same shape."""
-        return self._forward((0, states, None))
+        return self._forward(_Entry(0, states, None, None, {}))
 
-    def _forward(self, entry: tuple[int, torch.Tensor, Call | None]) -> torch.Tensor:
+    def _forward(self, entry: _Entry) -> torch.Tensor:
         self._entry = entry
+        given = self.inputs.given(entry.states, entry.inputs)
         try:
-            output = self.base(inputs_embeds=entry[1], use_cache=False, return_dict=True)
+            output = self.base(
+                inputs_embeds=entry.states, use_cache=False, return_dict=True, **given
+            )
         except _Reached as reached:
             return reached.states
         finally:
@@ -113,13 +144,16 @@ class Skeleton:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             assert self._entry is not None
-            wanted, states, layer = self._entry
-            if number != wanted:
-                return states
+            entry = self._entry
+            if number != entry.number:
+                return entry.states
             given = args[0] if args else kwargs.pop("hidden_states")
-            if layer is None:
+            if entry.layer is None:
                 raise _Reached(given)
-            output = layer(states, *args[1:], **kwargs)
+            shared = kwargs.get("shared_kv_states", {})
+            shared.update(entry.handed)
+            output = entry.layer(entry.states, *args[1:], **kwargs)
+            entry.handed.update(shared)
             if number == len(self.layers) - 1:
                 return output
             raise _Reached(output[0] if isinstance(output, tuple) else output)
@@ -128,11 +162,7 @@ class Skeleton:
 
     def embedding(self, rows: torch.Tensor) -> torch.nn.Module:
         """The model's embedding with a table of its own, [n, hidden], on the CPU."""
-        module = deepcopy(self.base.get_input_embeddings())
-        _move_buffers(module, "cpu", self.where)
-        module.padding_idx = None
-        module.weight = torch.nn.Parameter(rows, requires_grad=False)
-        return module  # type: ignore[no-any-return]
+        return with_rows(self.base.get_input_embeddings(), rows, self.where)
 
     @property
     def head(self) -> str:
@@ -247,18 +277,6 @@ def _dimensions(args: tuple[Any, ...]) -> int:
     """Of a factory's arguments: ``zeros(2, 3)`` or ``zeros((2, 3))``."""
     first = args[0] if args else ()
     return len(first) if isinstance(first, tuple | list) else len(args)
-
-
-def _move_buffers(module: torch.nn.Module, device: str, where: str) -> None:
-    for name, value in module.named_buffers(recurse=False):
-        if value.is_meta and name not in module._non_persistent_buffers_set:
-            continue  # comes with the weights
-        if value.is_meta:
-            raise Unsupported(
-                f"{where}: transformers computes {name!r} of {type(module).__name__} in a way that "
-                "is not known here"
-            )
-        module._buffers[name] = value.to(device)
 
 
 @contextmanager

@@ -108,6 +108,7 @@ def _place(reference: Reference, windows: Sequence[Window], item: int) -> Place:
         item=item,
         moments=False,
         heads=reference.skeleton.heads,
+        beside=reference.beside,
     )
     return memory.place(need, device=reference.device, max_vram=None, max_ram=None).hidden
 

@@ -1,0 +1,82 @@
+"""Numbers that GGUF files have one by one for every layer, where some layers have others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from zenconvert.errors import CorruptFile
+from zenconvert.formats.gguf.key_reader import KeyReader
+from zenconvert.model.architecture import Architecture
+from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.sliding import FULL
+
+PATTERN_KEY: Final = "attention.sliding_window_pattern"
+
+
+def of_layers(size: str, hp: Hyperparameters, slides: Sequence[bool]) -> list[int]:
+    """A number for every layer; none where the converter writes one for all."""
+    if size == "ffn":
+        own = hp.layers - hp.sharing
+        return [hp.ffn] * own + [hp.wide_ffn] * hp.sharing if hp.wide_ffn else []
+    return [hp.kv_heads if s else hp.full_kv_heads for s in slides] if hp.full_kv_heads else []
+
+
+def ffn_of(keys: KeyReader, name: str) -> dict[str, float]:
+    """Inner sizes of feed-forward networks: the first, and twice that in the last layers, which
+    read keys and values of others, or everywhere the same. Raises CorruptFile."""
+    kind, value = keys.metadata.get(f"{keys.prefix}{name}", ("", None))
+    if not kind.startswith("arr:"):
+        return {"ffn": keys.integer(name)}
+    found = [int(n) for n in value] if kind in ("arr:i32", "arr:u32") else []
+    sharing = keys.integer("attention.shared_kv_layers", 0)
+    own, others = found[: len(found) - sharing], found[len(found) - sharing :]
+    wide = [2 * own[0]] * sharing if own else []
+    if not own or set(own) != {own[0]} or others not in (wide, [own[0]] * sharing):
+        raise CorruptFile(
+            f"{keys.where}: {keys.prefix}{name} should be one number, or twice that in the "
+            f"last {sharing} layers, found {found!r:.100}"
+        )
+    return {"ffn": own[0], "wide_ffn": 2 * own[0]} if others == wide else {"ffn": own[0]}
+
+
+def kv_heads_of(keys: KeyReader, name: str) -> dict[str, float]:
+    """Key-value heads of layers that slide and of others. Raises CorruptFile."""
+    kind, value = keys.metadata.get(f"{keys.prefix}{name}", ("", None))
+    if not kind.startswith("arr:"):
+        return {"kv_heads": keys.integer(name)}
+    slides = list(keys.metadata.get(f"{keys.prefix}{PATTERN_KEY}", ("", ()))[1])
+    heads = list(value) if kind in ("arr:i32", "arr:u32") else []
+    pairs = [(int(n), bool(slide)) for n, slide in zip(heads, slides, strict=False)]
+    sets = [{n for n, slide in pairs if slide == kind} for kind in (True, False)]
+    if len(heads) != len(slides) or max(map(len, sets)) > 1 or not heads:
+        raise CorruptFile(
+            f"{keys.where}: {keys.prefix}{name} should have one number for all layers that slide "
+            f"and one for all others, found {heads!r:.100} and {slides!r:.100} of {PATTERN_KEY}"
+        )
+    sliding, full = (next(iter(one), 0) for one in sets)
+    return {"kv_heads": sliding or full, "full_kv_heads": full or sliding}
+
+
+def flags(
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    wide: bool,
+    stored: Collection[str],
+) -> dict[str, bool]:
+    """What a config says of kinds of layers, from the tensors that are ``stored``: values are keys
+    where layers that see everything have none of their own."""
+    names, found = architecture.layers, {}
+    if "wide" in names:
+        found[names["wide"]] = wide
+    if "keyed" in names:
+        types = config["layer_types"]
+        own = types[: len(types) - (config.get(architecture.key("sharing")) or 0)]
+        values = [m.gguf for m in architecture.modules if m.layers == "values"]
+        found[names["keyed"]] = any(
+            f"{name.replace('{layer}', str(layer))}.weight" not in stored
+            for name in values
+            for layer, kind in enumerate(own)
+            if kind == FULL
+        )
+    return found

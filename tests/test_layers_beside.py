@@ -1,0 +1,156 @@
+"""Layers that read keys and values of others, and that are given inputs of their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.differential import runs
+from tests.families import FAMILIES
+from tests.oracles import converter
+from tests.test_llamacpp_parity import assert_same_file
+from zenconvert import convert, open_checkpoint, plan
+from zenconvert.calib.statistics import InputStatistics
+from zenconvert.calib.walk import WalkSettings, walk
+from zenconvert.calib.workspace import open_workspace
+from zenconvert.errors import CorruptFile, PlanError
+from zenconvert.planning.recoding import logical_rows
+from zenconvert.reference.reference import Reference
+from zenconvert.solve.calibration_texts import Calibrating
+from zenconvert.texts.coverage import language_coverage
+from zenconvert.texts.selection import Selection
+from zenconvert.texts.windows import Window
+
+Made = Callable[[str], Path]
+NAME = "gemma4_e2b"
+TEXT = runs.ids(40, 5)
+
+
+@pytest.fixture(scope="module")
+def released(folder: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model as it was trained: with keys and values in layers that do not read them."""
+    source = tmp_path_factory.mktemp("released") / f"tiny-{NAME}"
+    shutil.copytree(folder(NAME), source)
+    tensors = load_file(source / "model.safetensors")
+    checkpoint = open_checkpoint(source)
+    for name in checkpoint.architecture.tensor_names(checkpoint.hyperparameters):
+        if name.unread:
+            tensors[name.hf] = torch.full(name.shape, 7.0, dtype=torch.bfloat16)
+    save_file(dict(sorted(tensors.items())), source / "model.safetensors", {"format": "pt"})
+    return source
+
+
+def test_keys_that_nobody_reads_travel_and_change_nothing(
+    released: Path, folder: Made, tmp_path: Path
+) -> None:
+    theirs = converter.convert(released, tmp_path / "theirs.gguf", "bf16", FAMILIES[NAME].pre)
+    done = convert(released, tmp_path / "ours.gguf", "gguf:bf16")
+    assert done.plan.exact
+    assert_same_file(tmp_path / "ours.gguf", theirs)
+    convert(tmp_path / "ours.gguf", tmp_path / "back", "hf:bf16")
+    before, after = (load_file(p / "model.safetensors") for p in (released, tmp_path / "back"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    expected = runs.in_transformers(folder(NAME), TEXT)
+    convert(released, tmp_path / "floats.gguf", "gguf:f32")  # others round activations
+    found = runs.in_llamacpp(tmp_path / "floats.gguf", TEXT)
+    assert np.abs(found - expected).max() < FAMILIES[NAME].llamacpp * expected.std()
+
+
+def test_scales_are_found_past_keys_that_nobody_reads(
+    released: Path, folder: Made, tmp_path: Path
+) -> None:
+    samples = Calibrating(languages=["en"], tokens_per_language=100, context=50)
+    convert(released, tmp_path / "awq", "awq:w4g32", calibrating=samples)
+    done = convert(folder(NAME), tmp_path / "without", "awq:w4g32", calibrating=samples)
+    assert {n.split(".")[1] for n in done.modules if ".attn.k" in n} == {"0", "1", "2"}
+    with_keys, without = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("awq", "without")
+    )
+    assert all(torch.equal(value, with_keys[key]) for key, value in without.items())
+
+
+def test_both_embeddings_have_to_know_the_same_tokens_in_llamacpp(
+    folder: Made, tmp_path: Path
+) -> None:
+    source = tmp_path / "tiny"
+    shutil.copytree(folder(NAME), source)
+    config = json.loads((source / "config.json").read_text())
+    config["vocab_size_per_layer_input"] += 2
+    tensors = load_file(source / "model.safetensors")
+    rows = tensors["model.embed_tokens_per_layer.weight"]
+    tensors["model.embed_tokens_per_layer.weight"] = torch.cat((rows, rows[:2]))
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PlanError, match=r"vocab_size_per_layer_input .*llama.cpp wants as many"):
+        plan(source, "gguf:bf16")
+    assert plan(source, "hf:bf16").exact
+
+
+def test_sizes_of_networks_that_no_config_says_are_refused(folder: Made, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    convert(folder(NAME), file, "gguf:bf16")
+    data = file.read_bytes()
+    sizes = np.array([512] * 3 + [1024] * 3, dtype="<i4").tobytes()
+    assert data.count(sizes) == 1
+    wrong = np.array([512] * 3 + [1024] * 2 + [512], dtype="<i4").tobytes()
+    file.write_bytes(data.replace(sizes, wrong))
+    with pytest.raises(CorruptFile, match="feed_forward_length should be one number, or twice"):
+        open_checkpoint(file)
+
+
+def test_a_walk_goes_on_with_keys_and_inputs_where_it_was_ended(
+    folder: Made, tmp_path: Path
+) -> None:
+    """In memory or on the disk, in one go or in two: the same numbers."""
+    checkpoint = open_checkpoint(folder(NAME))
+    windows = [Window("a", "en", tuple(TEXT)), Window("b", "en", tuple(TEXT[:9]))]
+    coverage = language_coverage("en", [[w] for w in windows], unused=0, cut=0, vocabulary=300)
+    chosen = Selection(tuple(windows), ("en",), (1.0,), (coverage,))
+
+    def found(settings: WalkSettings, workspace: str, last: int) -> dict[str, InputStatistics]:
+        parts: dict[str, InputStatistics] = {}
+        reference = Reference(checkpoint, logical_rows, device="cpu")
+        with open_workspace(tmp_path / workspace, {}, save_seconds=0.0) as work:
+            for part in walk(reference, chosen, settings, workspace=work):
+                parts |= part.inputs
+                if part.layer == last:
+                    break
+        return parts
+
+    whole = found(WalkSettings(), "one", 6)
+    first = found(WalkSettings(), "two", 4)
+    rest = found(WalkSettings(), "two", 6)
+    assert "layers.5.attn.q" not in first
+    assert "layers.0.attn.q" not in rest
+    for name, one in {**first, **rest}.items():
+        np.testing.assert_array_equal(one.squares, whole[name].squares, err_msg=name)
+    assert whole.keys() == first.keys() | rest.keys()
+
+
+def test_states_of_all_kinds_are_the_same_on_the_disk(
+    folder: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zenconvert.reference import memory
+    from zenconvert.verification.engines.torch_engine import TorchEngine
+
+    checkpoint = open_checkpoint(folder(NAME))
+    windows = [Window("a", "en", tuple(TEXT)), Window("b", "en", tuple(TEXT[:9]))]
+
+    def logits() -> torch.Tensor:
+        engine = TorchEngine(checkpoint, windows, device="cpu", progress=lambda done, total: None)
+        return torch.cat([engine.logits(n, 0, len(w.ids)) for n, w in enumerate(windows)])
+
+    usual, place = logits(), memory.place
+    monkeypatch.setattr(
+        memory, "place", lambda *args, **kwargs: replace(place(*args, **kwargs), hidden="disk")
+    )
+    assert torch.equal(logits(), usual)
