@@ -66,34 +66,59 @@ def _fitted(target, importance, scale, zero, top):  # type: ignore[no-untyped-de
 
 
 @njit(nogil=True, cache=True)
-def _search(target, importance, shrinks, top, midpoint, lowest, refits, scales, zeros):  # type: ignore[no-untyped-def]
-    symmetric = midpoint > _NONE
-    for r in range(target.shape[0]):
-        row, high, low = target[r], _NONE, _NONE
-        for k in range(row.shape[0]):
-            high, low = max(high, row[k]), min(low, row[k])
-        if symmetric:
-            full, centre, shifts = max(high, -low) * (np.float32(2.0) / top), midpoint, 1
-        else:
-            full, shifts = (high - low) / top, 3
-            centre = np.rint(-low / max(full, _SMALLEST))
-        least = np.float32(np.inf)
-        best, origin = _SMALLEST, centre
-        for shrink in shrinks:
-            scale = _half(full * shrink)
-            for shift in range(shifts):
-                zero = centre
-                if not symmetric:
-                    zero = min(max(centre + np.float32(shift - 1), lowest), top)
-                cost = _cost(row, importance, scale, zero, top)
-                if cost < least:
-                    least, best, origin = cost, scale, zero
-        for _ in range(refits):
-            scale = _half(_fitted(row, importance, best, origin, top))
-            cost = _cost(row, importance, scale, origin, top)
+def _best(row, importance, shrinks, top, midpoint, lowest, refits):  # type: ignore[no-untyped-def]
+    """Scale and zero of one group of one row."""
+    symmetric, high, low = midpoint > _NONE, _NONE, _NONE
+    for k in range(row.shape[0]):
+        high, low = max(high, row[k]), min(low, row[k])
+    if symmetric:
+        full, centre, shifts = max(high, -low) * (np.float32(2.0) / top), midpoint, 1
+    else:
+        full, shifts = (high - low) / top, 3
+        centre = np.rint(-low / max(full, _SMALLEST))
+    least = np.float32(np.inf)
+    best, origin = _SMALLEST, centre
+    for shrink in shrinks:
+        scale = _half(full * shrink)
+        for shift in range(shifts):
+            zero = centre
+            if not symmetric:
+                zero = min(max(centre + np.float32(shift - 1), lowest), top)
+            cost = _cost(row, importance, scale, zero, top)
             if cost < least:
-                least, best = cost, scale
-        scales[r], zeros[r] = best, origin
+                least, best, origin = cost, scale, zero
+    for _ in range(refits):
+        scale = _half(_fitted(row, importance, best, origin, top))
+        cost = _cost(row, importance, scale, origin, top)
+        if cost < least:
+            least, best = cost, scale
+    return best, origin
+
+
+@njit(nogil=True, cache=True)
+def _search(target, importance, shrinks, top, midpoint, lowest, refits, scales, zeros):  # type: ignore[no-untyped-def]
+    for r in range(target.shape[0]):
+        scales[r], zeros[r] = _best(target[r], importance, shrinks, top, midpoint, lowest, refits)
+
+
+@njit(nogil=True, cache=True)
+def _round(target, importance, group, shrinks, top, midpoint, lowest, refits, codes, scales, zeros):  # type: ignore[no-untyped-def]
+    """Whether all numbers are finite; else the rest is meaningless."""
+    rows, columns = target.shape
+    exponent, endless = np.uint32(0x7F800000), 0
+    for r in range(rows):
+        bits = target[r].view(np.uint32)
+        for k in range(columns):
+            endless += (bits[k] & exponent) == exponent
+        for begin in range(0, columns, group):
+            row = target[r, begin : begin + group]
+            weights = importance[begin : begin + group]
+            scale, zero = _best(row, weights, shrinks, top, midpoint, lowest, refits)
+            scales[r, begin // group], zeros[r, begin // group] = scale, zero
+            inverse, into = _ONE / scale, codes[r, begin : begin + group]
+            for k in range(row.shape[0]):
+                into[k] = np.uint8(min(max(np.rint(row[k] * inverse) + zero, _NONE), top))
+    return endless == 0
 
 
 def search_rows(
@@ -102,9 +127,7 @@ def search_rows(
     """Scale and zero of every row; arguments as in ``search``."""
     scales = torch.empty(target.shape[:-1])
     zeros = torch.empty_like(scales)
-    shrinks = np.array(levels.shrinks(), dtype=np.float32)
-    top, lowest = np.float32(levels.top), np.float32(levels.lowest_zero)
-    midpoint = np.float32(levels.midpoint if levels.symmetric else 0)
+    given = _given(levels)
     groups = target.reshape(-1, *target.shape[-2:])
     weights = importance.expand(*target.shape[:-2], target.shape[-1]).reshape(len(groups), -1)
     found = [array.reshape(len(groups), -1) for array in (scales.numpy(), zeros.numpy())]
@@ -119,10 +142,40 @@ def search_rows(
             outputs: list[NDArray[Any]] = outputs,
         ) -> None:
             out = [array[part] for array in outputs]
-            _search(rows[part], weight, shrinks, top, midpoint, lowest, REFITS, *out)
+            _search(rows[part], weight, *given, *out)
 
         _over_rows(len(rows), work)
     return scales, zeros
+
+
+def round_rows(
+    weight: torch.Tensor, importance: torch.Tensor, group: int, levels: Levels
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """Codes of rows on the grids that :func:`search_rows` finds, in the caller's thread alone.
+
+    Args:
+        weight: float32[rows, columns].
+        importance: float32[columns], not negative.
+        group: columns of a group; the last may have fewer.
+        levels: the codes.
+
+    Returns codes uint8[rows, columns], scales and zeros float32[rows, groups]; None for a weight
+    that is not finite.
+    """
+    groups = -(-weight.shape[1] // group)
+    codes = torch.empty(weight.shape, dtype=torch.uint8)
+    scales, zeros = (torch.empty(len(weight), groups) for _ in range(2))
+    outputs = (codes.numpy(), scales.numpy(), zeros.numpy())
+    finite = _round(_array(weight), _array(importance), group, *_given(levels), *outputs)
+    return (codes, scales, zeros) if finite else None
+
+
+def _given(levels: Levels) -> tuple[Any, ...]:
+    """The levels as the kernels take them."""
+    shrinks = np.array(levels.shrinks(), dtype=np.float32)
+    midpoint = levels.midpoint if levels.symmetric else 0
+    numbers = (np.float32(n) for n in (levels.top, midpoint, levels.lowest_zero))
+    return (shrinks, *numbers, REFITS)
 
 
 @njit(nogil=True, cache=True)

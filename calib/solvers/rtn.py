@@ -48,10 +48,14 @@ def nearest(
     weight: torch.Tensor, scheme: Scheme, *, importance: torch.Tensor | None = None
 ) -> GroupedRows | None:
     """:func:`rtn` without its report, for one of several workers; None for what it would keep."""
-    if not bool(weight.isfinite().all()):
-        return None
     importance, _ = _usable(importance, weight)
-    rounded, _ = _rounded(weight, scheme, importance, 0, measured=False)
+    if weight.device.type == "cpu" and not scheme.act_order:
+        rounded = _rounded_on_host(weight, scheme, importance)
+    else:
+        finite = bool(weight.isfinite().all())
+        rounded = _rounded(weight, scheme, importance, 0, measured=False)[0] if finite else None
+    if rounded is None:
+        return None
     # no value is larger than all levels of the largest scale
     if float(rounded.scales.max()) * scheme.levels > LARGEST_F16 and rounded.headroom() < 1:
         return None
@@ -88,6 +92,22 @@ def _rounded(
     with exact(weight.device, alone=measured) as run:
         parts = run(solve, torch.split(weight, max(1, count)))
     return Rounded.stack([part[0] for part in parts]), torch.stack([p[1] for p in parts]).sum(0)
+
+
+def _rounded_on_host(
+    weight: torch.Tensor, scheme: Scheme, importance: torch.Tensor
+) -> Rounded | None:
+    """:func:`_rounded` in one pass over the numbers; None for a weight that is not finite."""
+    from zenconvert.calib.solvers.host_kernels import round_rows
+
+    inputs = weight.shape[1]
+    group = scheme.group or inputs
+    found = round_rows(weight, importance, group, Levels.of(scheme))
+    if found is None:
+        return None
+    codes, scales, zeros = found
+    groups = torch.arange(inputs) // group
+    return Rounded(codes, scales.half(), zeros.to(torch.uint8), groups)
 
 
 def _usable(

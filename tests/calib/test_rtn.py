@@ -9,7 +9,7 @@ import torch
 from tests.calib.correlated import weights
 from zenconvert.calib.solvers.grid import search
 from zenconvert.calib.solvers.levels import Levels
-from zenconvert.calib.solvers.rtn import rtn
+from zenconvert.calib.solvers.rtn import nearest, rtn
 from zenconvert.model.grouped import GroupedRows
 from zenconvert.model.target import Scheme
 
@@ -150,3 +150,25 @@ def test_searched_scales_survive_extreme_rows() -> None:
         assert bool((scale > 0).all())
         assert torch.equal(scale, scale.half().float())
         assert bool(((zero >= 0) & (zero <= 15)).all())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_one_of_several_workers_finds_the_same(scheme: Scheme, weighted: bool) -> None:
+    """Whose single pass over the numbers shares no step with the other but the search."""
+    weight = weights(24, 1100)
+    importance = torch.rand(1100) if weighted else None
+    found, expected = (
+        nearest(weight, scheme, importance=importance),
+        solve(weight, scheme, importance=importance),
+    )
+    assert found is not None
+    for name in ("codes", "scales", "zeros"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_worker_keeps_what_is_not_finite(value: float) -> None:
+    weight = weights(24, 1100)
+    weight[5, 1099] = value
+    assert nearest(weight, Scheme(4, 128)) is None
