@@ -84,6 +84,20 @@ def fewer_bytes(definition: Definition) -> None:
     del definition["model"]["vocab"]["<0x41>"]
 
 
+def word_pieces(definition: Definition) -> None:
+    letters = [prefix + chr(n) for prefix in ("", "##") for n in range(97, 123)]
+    vocab = ["<unk>", "<s>", "</s>", *letters, "word", "going"]
+    definition |= {
+        "model": {
+            "type": "WordPiece", "vocab": {text: n for n, text in enumerate(vocab)},
+            "unk_token": "<unk>", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+        },
+        "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": None, "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    }  # fmt: skip
+
+
 def lone(settings: dict[str, Any] | None = None, **options: Any) -> Draw:
     """A tokenizer.model and nothing else."""
     files: dict[str, Any] = {"tokenizer.model": pieces(**options)}
@@ -124,6 +138,9 @@ ODDITIES: Final[dict[str, Callable[[], Draw]]] = {
         sentencepiece(), added(token(1950, " xy", special=False))
     ),
     "user defined of ▁": lambda: changed(sentencepiece(), added(token(1950, "▁▁x", special=False))),
+    "user defined of ▁ alone": lambda: changed(
+        sentencepiece(), added(token(1950, "▁▁▁", special=False))
+    ),
     "normalized and user defined": lambda: changed(
         sentencepiece(), added(token(1950, "q r", special=False, normalized=True))
     ),
@@ -236,6 +253,10 @@ ODDITIES: Final[dict[str, Callable[[], Draw]]] = {
     "a special token that only the config names": lambda: changed(
         byte_level(), nothing, pad_token="<|nowhere|>", extra_special_tokens=["<|e|>"]
     ),
+    "a special token of the model": lambda: changed(
+        byte_level(), nothing, model_specific_special_tokens={"image_token": "<|e|>"}
+    ),
+    "WordPiece": lambda: changed(byte_level(), word_pieces),
     "other flags in the config": lambda: changed(
         byte_level(), nothing,
         added_tokens_decoder={"1": {"content": "<s>", "lstrip": False, "rstrip": True,

@@ -83,6 +83,8 @@ def _refuse_prefix(text: str, where: str) -> None:
         return
     try:
         model = json.loads(text)["model"]
+        if model.get("type") == "WordPiece":
+            return  # it cuts nothing off
         prefix = model["continuing_subword_prefix"]
         pairs = [m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"]]
         whole = all(right.startswith(prefix) for _, right in pairs)

@@ -26,6 +26,7 @@ from zenconvert.formats.hf.tokenizer_losses import (
     losses_of,
     score_losses,
     unlike_sentencepiece,
+    with_spaces,
 )
 from zenconvert.formats.hf.tokenizer_structure import Structure, understand
 from zenconvert.model.tokenizer import ADDED_SCORE, Tokenizer, TokenType, hole
@@ -271,6 +272,7 @@ def _from_sentencepiece(files: TokenizerFiles, model: SentencePieceModel) -> Tok
     if prefix is None and not model.add_dummy_prefix:
         prefix = False
     problem, losses = unlike_sentencepiece(model)
+    spaced = (text for number, text in with_spaces(files.added) if number < len(vocabulary.tokens))
     tokenizer = Tokenizer(
         kind="spm",
         tokens=vocabulary.tokens,
@@ -279,7 +281,7 @@ def _from_sentencepiece(files: TokenizerFiles, model: SentencePieceModel) -> Tok
         add_space_prefix=prefix,
         normal_table=model.normal_table,
         problem=problem,
-        losses=losses,
+        losses=(*losses, *spaced),
         warnings=(*vocabulary.warnings, *files.warnings),
         **_common(files),
     )

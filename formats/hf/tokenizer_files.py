@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 TEMPLATE: Final = "chat_template.jinja"
 FURTHER_TEMPLATES: Final = "additional_chat_templates"
 _FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_LISTS: Final = ("extra_special_tokens", "additional_special_tokens")
+_LISTS: Final = (
+    "model_specific_special_tokens", "extra_special_tokens", "additional_special_tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ Source: the tokenizers library's JSON form and transformers' SentencePiece conve
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from zenconvert.errors import InvalidInput, UnknownTokenizer
@@ -20,7 +20,7 @@ from zenconvert.formats.hf.sentencepiece_model import Piece
 from zenconvert.formats.hf.special_tokens import ROLES
 from zenconvert.model import pretokenizer
 from zenconvert.model.pretokenizer import DIGITS, GPT2, Rule
-from zenconvert.model.tokenizer import ADDED_SCORE, Tokenizer, TokenType
+from zenconvert.model.tokenizer import ADDED_SCORE, Tokenizer, TokenType, gpt2_alphabet
 
 _ADDED: Final = frozenset({TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN})
 """Types that are recognised in a text wherever they stand."""
@@ -95,14 +95,12 @@ def _bpe_definition(tokenizer: Tokenizer) -> dict[str, Any]:
     rule = _rule(tokenizer)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
     vocab = {text: i for i, text in enumerate(tokenizer.tokens)}
-    pairs = [merge.split(" ") for merge in tokenizer.merges]
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
         "ignore_merges": rule.ignore_merges,
         "vocab": vocab,
-        # of parts that are no tokens nothing is ever made; the library refuses them
-        "merges": [pair for pair in pairs if pair[0] in vocab and pair[1] in vocab],
+        "merges": _told(tokenizer, vocab),
     }  # fmt: skip
     return {
         "version": "1.0", "truncation": None, "padding": None,
@@ -255,7 +253,7 @@ def _byte_fallback_definition(tokenizer: Tokenizer) -> dict[str, Any]:
         "type": "BPE", "dropout": None, "unk_token": unk, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True,
         "ignore_merges": False, "vocab": vocab,
-        "merges": [merge.split(" ") for merge in tokenizer.merges]
+        "merges": _told(tokenizer, vocab)
         or _merges(vocab, tokenizer.scores, tokenizer.types),
     }  # fmt: skip
     return {
@@ -267,6 +265,47 @@ def _byte_fallback_definition(tokenizer: Tokenizer) -> dict[str, Any]:
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": model,
     }  # fmt: skip
+
+
+def _told(tokenizer: Tokenizer, vocab: Mapping[str, int]) -> list[list[str]]:
+    """The merges, without those that no text comes to.
+
+    llama.cpp merges texts and a tokenizer.json tokens: raises UnknownTokenizer for merges of a text
+    that has no token, where llama.cpp gets there.
+    """
+    pairs = [merge.split(" ") for merge in tokenizer.merges]
+    told = [p for p in pairs if p[0] in vocab and p[1] in vocab and "".join(p) in vocab]
+    if len(told) == len(pairs):
+        return pairs
+    letters = set("".join(map("".join, pairs)))
+    if tokenizer.kind == "bpe":
+        letters &= gpt2_alphabet().keys()
+    reached = _reached(pairs, letters)
+    for left, right in pairs:
+        missing = [text for text in (left, right, left + right) if text not in vocab]
+        if missing and left in reached and right in reached:
+            raise UnknownTokenizer(
+                "the tokenizer cannot be written as tokenizer.json, nor its text be encoded: the "
+                f"merge of {left!r:.60} and {right!r:.60} needs {missing[0]!r:.60}, which is no "
+                "token; llama.cpp merges texts, whether they are tokens or not (GGUF targets take "
+                "it)"
+            )
+    return told
+
+
+def _reached(pairs: Sequence[Sequence[str]], letters: Iterable[str]) -> set[str]:
+    """The letters, and all that merges make of them."""
+    uses: dict[str, list[Sequence[str]]] = {}
+    for pair in pairs:
+        for part in pair:
+            uses.setdefault(part, []).append(pair)
+    reached, fresh = set(letters), list(letters)
+    while fresh:
+        for left, right in uses.get(fresh.pop(), ()):
+            if left + right not in reached and left in reached and right in reached:
+                reached.add(left + right)
+                fresh.append(left + right)
+    return reached
 
 
 _MERGED: Final = frozenset({TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED})

@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from zenconvert.formats.hf import fast
 from zenconvert.formats.hf.frame import Frame, frame_of
 from zenconvert.formats.hf.sentencepiece_model import BYTE, SentencePieceModel
 from zenconvert.formats.hf.tokenizer_files import Added
 from zenconvert.formats.hf.tokenizer_structure import SPACE, parts_of
 from zenconvert.model import pretokenizer
-from zenconvert.model.tokenizer import Tokenizer, TokenType
+from zenconvert.model.tokenizer import Tokenizer, TokenType, gpt2_alphabet
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -33,6 +34,8 @@ def losses_of(
         return ()
     found = [
         *_flags(tokenizer, added, definition),
+        *_spaces(tokenizer, added, library),
+        *_words(tokenizer, added, definition),
         *_frame(tokenizer, library, definition),
         *_texts(tokenizer),
     ]
@@ -77,15 +80,45 @@ def _flags(
     ):
         if texts := [t.text for t in added.values() if getattr(t, flag)]:
             yield what.format(_shown(texts))
-    for t in added.values() if tokenizer.kind == "spm" else ():
-        if not t.special and not t.normalized and SPACE in t.text and t.text.strip(SPACE):
-            yield f"{t.text!r:.60} is looked for with spaces in place of ▁"
     changing = [
         part for part in parts_of(definition.get("normalizer"), "normalizers")
         if part.get("type") != "NFC"
     ]  # fmt: skip
     if changing and (texts := [t.text for t in added.values() if t.normalized]):
         yield f"{_shown(texts)} is looked for before the text is normalized (normalized)"
+
+
+def with_spaces(added: Mapping[int, Added]) -> Iterator[tuple[int, str]]:
+    """Id of every added token with ▁ for which llama.cpp has spaces, and what that means."""
+    for number, t in added.items():
+        if not t.special and not t.normalized and SPACE in t.text:
+            yield number, f"{t.text!r:.60} is looked for with spaces in place of ▁"
+
+
+def _spaces(
+    tokenizer: Tokenizer, added: Mapping[int, Added], library: FastTokenizer
+) -> Iterator[str]:
+    """Added tokens with ▁; those of nothing else may come out of spaces in both."""
+    for number, told in with_spaces(added) if tokenizer.kind == "spm" else ():
+        text = added[number].text
+        if text.strip(SPACE) or number not in fast.encode(library, f"a{' ' * len(text)}"):
+            yield told
+
+
+def _words(
+    tokenizer: Tokenizer, added: Mapping[int, Added], definition: Mapping[str, Any]
+) -> Iterator[str]:
+    """Added tokens that llama.cpp also takes for words, as it does not merge those that are tokens;
+    the library asks the model's own vocabulary."""
+    rule = pretokenizer.by_name(tokenizer.rule) if tokenizer.rule else None
+    if rule is None or not rule.ignore_merges:
+        return
+    raw, vocab = gpt2_alphabet(), definition["model"]["vocab"]
+    for t in added.values():
+        if t.text not in vocab and all(char in raw for char in t.text):
+            word = bytes(raw[char] for char in t.text)
+            if word != t.text.encode():
+                yield f"{t.text!r:.60} is also the word {word.decode(errors='replace')!r:.60}"
 
 
 def _frame(

@@ -17,7 +17,7 @@ import pytest
 from tests.formats.test_tokenizer_differential import LLAMA, written
 from tests.formats.test_tokenizer_oddities import TEXTS
 from tests.tokenizer_oddities import byte_level, sentencepiece
-from zenconvert.errors import InvalidInput
+from zenconvert.errors import InvalidInput, UnknownTokenizer
 from zenconvert.formats.gguf import container
 from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata, tokenizer_metadata
 from zenconvert.formats.hf.tokenizer import TextEncoder, read_tokenizer
@@ -139,6 +139,36 @@ def test_hf_cuts_text_as_llamacpp(what: str, tmp_path: Path) -> None:
             assert back.encode(text, add_special_tokens=framed) == expected, text
         assert encoder.encode(text) == back.encode(text, add_special_tokens=False), text
     engine.close()
+
+
+def through_no_token(metadata: Metadata) -> None:
+    at(1955, tokens="wordz", token_type=1)(metadata)
+    merges(lambda rows: ["w o", "wo r", "wor d", "word z", *rows])(metadata)
+
+
+NO_TOKENS: Final[dict[str, Change]] = {
+    "a merge of what is none": at(71, tokens="<gone>"),  # it was e
+    "a merge that makes none": merges(lambda rows: [*rows, "x q"]),
+    "merges through what is none": through_no_token,
+}
+
+
+@pytest.mark.parametrize("what", NO_TOKENS)
+def test_merges_of_what_is_no_token_are_refused_where_llamacpp_comes_to_them(
+    what: str, tmp_path: Path
+) -> None:
+    metadata = dict(base("bpe"))
+    NO_TOKENS[what](metadata)
+    ours = tokenizer_from_metadata(metadata, where="test")
+    with pytest.raises(UnknownTokenizer, match="is no token"):
+        definition_of(ours)
+    assert tokenizer_metadata(ours, LLAMA)[name("merges")] == metadata[name("merges")]
+    file = tmp_path / "vocab.gguf"
+    header = {"general.architecture": ("str", "llama"), **metadata}
+    file.write_bytes(container.pack_header(header, []))
+    engine = llama_cpp.Llama(model_path=str(file), vocab_only=True, verbose=False)
+    found = list(engine.tokenize(b"wordz", add_bos=False, special=True))
+    assert (found == [1955]) == (NO_TOKENS[what] is through_no_token)
 
 
 def test_what_a_tokenizer_json_cannot_say_is_told() -> None:

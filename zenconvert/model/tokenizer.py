@@ -95,6 +95,15 @@ def piece_scores(tokens: Sequence[str], types: Sequence[int], merges: Sequence[s
     return [fixed.get(int(kind), score) for score, kind in zip(found, types, strict=True)]
 
 
+def gpt2_alphabet() -> dict[str, int]:
+    """Character → byte in GPT-2's byte-level BPE: what is printable in Latin-1 stands for itself,
+    the others for U+0100 onwards."""
+    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(itself)]
+    shifted = {chr(0x100 + n): byte for n, byte in enumerate(others)}
+    return {chr(byte): byte for byte in itself} | shifted
+
+
 def hole(number: int) -> str:
     """The text of an id that no token has, as llama.cpp's converter writes it."""
     return f"[PAD{number}]"

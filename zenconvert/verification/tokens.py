@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.model.tokenizer import Tokenizer, TokenType
+from zenconvert.model.tokenizer import Tokenizer, TokenType, gpt2_alphabet
 from zenconvert.texts.windows import Window
 from zenconvert.verification.metrics import TokenScores
 
@@ -20,7 +20,7 @@ _SPACE: Final = "▁"
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     """What every token adds to a text, UTF-8; special tokens stand for their own names."""
-    raw = _gpt2_alphabet() if tokenizer.kind == "bpe" else {}
+    raw = gpt2_alphabet() if tokenizer.kind == "bpe" else {}
     plain = {TokenType.NORMAL, TokenType.UNUSED}
     result = []
     for text, kind in zip(tokenizer.tokens, tokenizer.types, strict=True):
@@ -33,15 +33,6 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
         else:
             result.append(text.encode())
     return result
-
-
-def _gpt2_alphabet() -> dict[str, int]:
-    """Character → byte in GPT-2's byte-level BPE: what is printable in Latin-1 stands for itself,
-    the others for U+0100 onwards."""
-    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(itself)]
-    shifted = {chr(0x100 + n): byte for n, byte in enumerate(others)}
-    return {chr(byte): byte for byte in itself} | shifted
 
 
 @dataclass(frozen=True, slots=True)
