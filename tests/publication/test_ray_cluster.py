@@ -1,4 +1,4 @@
-"""Jobs on a real Ray cluster of three nodes, one of which dies at work."""
+"""Jobs on a real Ray cluster of two nodes, one of which dies at work."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ NOTICES_THE_DEAD = {  # a dead node refuses at once; one that is merely busy has
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Three nodes of one core each."""
+    """Two nodes of one core each."""
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
@@ -56,16 +57,18 @@ def cluster() -> Iterator[Any]:
 
 def started() -> Any:
     """A cluster that has come up. Ray gives a node half a minute for that, and its agents half of
-    it, without a setting for either; on a busy machine it is tried again."""
+    it where they choose their ports, without a setting for either; on a busy machine it is tried
+    again."""
     from ray.cluster_utils import Cluster
 
     small: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
-    first = {**small, "include_dashboard": False, "_system_config": NOTICES_THE_DEAD}
+    alone = {"include_dashboard": False, "no_monitor": True, "include_log_monitor": False}
     before = set(family(os.getpid()))
     for left in reversed(range(30)):
+        first = {**small, **ports(), **alone, "_system_config": NOTICES_THE_DEAD}
         try:
             made: Any = Cluster(initialize_head=True, head_node_args=first)
-            made.workers = [made.add_node(**small) for _ in range(2)]
+            made.worker = made.add_node(**small, **ports())
         except Exception:  # Ray raises plain ones
             if not left:
                 raise
@@ -75,6 +78,14 @@ def started() -> Any:
         else:
             return made
     raise AssertionError
+
+
+def ports() -> dict[str, int]:
+    """Free ones for the agents of a node."""
+    names = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+    with ExitStack() as held:
+        free = [held.enter_context(socket.create_server(("", 0))) for _ in names]
+        return {name: one.getsockname()[1] for name, one in zip(names, free, strict=True)}
 
 
 def run_on(folder: Path, events: list[Event], **orders: Any) -> None:
@@ -91,13 +102,12 @@ def run_on(folder: Path, events: list[Event], **orders: Any) -> None:
 
 
 def busy_node(cluster: Any, state: Path) -> tuple[Any, str, int] | None:
-    """A node, not the first one, that holds A or B (there are two, and one core a node), which of
-    them, and in which process."""
-    for node in cluster.workers:
-        raylet = node.all_processes["raylet"][0].process.pid
-        for name in "AB":
-            if (told := state / f"variant {name} on {raylet}").exists():
-                return node, name, int(told.read_text())
+    """The second node where it holds A or B (there are two, and one core a node), which of them,
+    and in which process."""
+    raylet = cluster.worker.all_processes["raylet"][0].process.pid
+    for name in "AB":
+        if (told := state / f"variant {name} on {raylet}").exists():
+            return cluster.worker, name, int(told.read_text())
     return None
 
 
