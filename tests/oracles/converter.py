@@ -58,7 +58,7 @@ def main() -> None:
     script = source_tree() / "convert_hf_to_gguf.py"
     sys.path.insert(0, str(script.parent))
     sys.path.insert(1, str(script.parent / "gguf-py"))
-    import torch._dynamo  # which sums of tensors without numbers need, and takes seconds to load
+    import torch._dynamo  # noqa: F401  (for sums of tensors without numbers; it takes seconds)
     from conversion import base  # type: ignore[import-not-found]
     from transformers import AutoConfig, AutoTokenizer  # noqa: F401  (to have them loaded)
 
