@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from tests.families import FAMILIES
+from tests.families import FAMILIES, Config, one_period
 from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
 from zenconvert import convert
@@ -75,16 +75,27 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Family:
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Family:
     """Family → a random bfloat16 model with a tokenizer."""
+    return _made_of(lambda config: config, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def short_folder(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """The same with one period of the pattern of its layers."""
+    return _made_of(one_period, tmp_path_factory)
+
+
+def _made_of(changed: Callable[[Config], Config], place: pytest.TempPathFactory) -> Family:
     made: dict[str, Path] = {}
 
     def get(name: str) -> Path:
         if name not in made:
             family = FAMILIES[name]
-            out = tmp_path_factory.mktemp("families") / f"tiny-{name}"
+            out = place.mktemp("families") / f"tiny-{name}"
             out.mkdir()
             vocab = MAKERS[family.tokenizer](out)
+            config = changed(family.config)
             made[name] = raw_model(
-                out, family.config, vocab_size=vocab, bos_token_id=1, eos_token_id=2, biases=True
+                out, config, vocab_size=vocab, bos_token_id=1, eos_token_id=2, biases=True
             )
         return made[name]
 

@@ -312,6 +312,16 @@ def in_transformers_5(config: Config) -> Config:
     return {**saved, "architectures": config["architectures"]}
 
 
+def one_period(config: Config) -> Config:
+    """The same model with one period of the pattern of its layers, where there is no more to it."""
+    layers = config["num_hidden_layers"]
+    if layers < 4 or config.get("num_kv_shared_layers"):
+        return config
+    left = layers // 2
+    cut = {k: v[:left] for k, v in config.items() if isinstance(v, list) and len(v) == layers}
+    return {**config, "num_hidden_layers": left, **cut}
+
+
 def shuffled(config: Config, seed: int) -> Config:
     """The same config with its keys in another order."""
     keys = list(config)

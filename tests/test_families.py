@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tests.tiny import CONFIGS
 from zenconvert import convert, open_checkpoint, plan
 from zenconvert.errors import PlanError, Unsupported
 from zenconvert.formats.gguf import mixtures
+from zenconvert.planning.plan import Plan
 from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.llamacpp import LlamaCppEngine
@@ -30,47 +32,68 @@ SHALLOW = [name for name in NEW if FAMILIES[name].config["num_hidden_layers"] < 
 """Those whose logits are not lost in what rounding the weights of so many random layers does."""
 TEXT = runs.ids(48, 11)
 Made = Callable[[str], Path]
+Floats = Callable[[str, str], tuple[Path, Plan]]
+
+
+@cache
+def computed(source: Path) -> runs.Logits:
+    """Logits of transformers for a folder that several tests look at."""
+    return runs.in_transformers(source, TEXT)
+
+
+@pytest.fixture(scope="module")
+def floats(folder: Made, tmp_path_factory: pytest.TempPathFactory) -> Floats:
+    """(family, f32 or bf16) → its GGUF file, and the plan of that."""
+    place = tmp_path_factory.mktemp("floats")
+
+    @cache
+    def get(name: str, file_type: str) -> tuple[Path, Plan]:
+        out = place / f"{name}-{file_type}.gguf"
+        return out, convert(folder(name), out, f"gguf:{file_type}").plan
+
+    return get
 
 
 @pytest.mark.parametrize("file_type", ["f32", "bf16"])
 @pytest.mark.parametrize("name", NEW)
-def test_files_are_the_converters(name: str, file_type: str, folder: Made, tmp_path: Path) -> None:
-    source = folder(name)
-    theirs = converter.convert(source, tmp_path / "theirs.gguf", file_type, FAMILIES[name].pre)
-    plan = convert(source, tmp_path / "ours.gguf", f"gguf:{file_type}").plan
+def test_files_are_the_converters(
+    name: str, file_type: str, folder: Made, floats: Floats, tmp_path: Path
+) -> None:
+    theirs = converter.convert(
+        folder(name), tmp_path / "theirs.gguf", file_type, FAMILIES[name].pre
+    )
+    ours, plan = floats(name, file_type)
     assert tuple(fact.name for fact in plan.lost) == FAMILIES[name].lost
     assert plan.exact == (not plan.lost)
-    assert_same_file(tmp_path / "ours.gguf", theirs)
+    assert_same_file(ours, theirs)
 
 
-def test_the_llamacpp_engine_goes_by_what_files_say_of_yarn(folder: Made, tmp_path: Path) -> None:
-    source, file = folder("ministral3"), tmp_path / "m.gguf"
-    convert(source, file, "gguf:f32")
+def test_the_llamacpp_engine_goes_by_what_files_say_of_yarn(folder: Made, floats: Floats) -> None:
+    file, _ = floats("ministral3", "f32")
     engine = LlamaCppEngine(open_checkpoint(file), [Window("a", "und", tuple(TEXT))], threads=1)
     found = engine.logits(0, 0, len(TEXT)).numpy()
     engine.close()
-    np.testing.assert_allclose(found, runs.in_transformers(source, TEXT), atol=1e-3, rtol=0)
+    np.testing.assert_allclose(found, computed(folder("ministral3")), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("file_type", ["q4_k_m", "q3_k_l"])
 @pytest.mark.parametrize("name", NEW)
 def test_mixtures_are_the_quantizers(
-    name: str, file_type: str, folder: Made, tmp_path: Path
+    name: str, file_type: str, folder: Made, floats: Floats, tmp_path: Path
 ) -> None:
-    convert(folder(name), tmp_path / "floats.gguf", "gguf:bf16")
+    source, _ = floats(name, "bf16")
     convert(folder(name), tmp_path / "ours.gguf", f"gguf:{file_type}")
-    quantize(tmp_path / "floats.gguf", tmp_path / "theirs.gguf", mixtures.FILE_TYPES[file_type])
+    quantize(source, tmp_path / "theirs.gguf", mixtures.FILE_TYPES[file_type])
     assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
 
 
 @pytest.mark.parametrize("name", NEW)
 def test_llamacpp_computes_what_transformers_does_and_the_way_back_loses_nothing(
-    name: str, folder: Made, tmp_path: Path
+    name: str, folder: Made, floats: Floats, tmp_path: Path
 ) -> None:
     source = folder(name)
-    expected = runs.in_transformers(source, TEXT)
-    first = tmp_path / "first.gguf"
-    convert(source, first, "gguf:f32")
+    expected = computed(source)
+    first, _ = floats(name, "f32")
     gap = np.abs(runs.in_llamacpp(first, TEXT) - expected).max() / expected.std()
     assert gap < FAMILIES[name].llamacpp, gap
     convert(first, tmp_path / "back", "hf:bf16")
@@ -110,9 +133,11 @@ def test_whole_heads_turn_by_factors_of_one_where_no_file_may_be_without(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_both_spellings_of_a_config_give_one_file(name: str, folder: Made, tmp_path: Path) -> None:
+def test_both_spellings_of_a_config_give_one_file(
+    name: str, folder: Made, floats: Floats, tmp_path: Path
+) -> None:
     source = folder(name)
-    convert(source, tmp_path / "old.gguf", "gguf:bf16")
+    old, _ = floats(name, "bf16")
     other = tmp_path / source.name
     other.mkdir()
     for file in source.iterdir():
@@ -120,16 +145,16 @@ def test_both_spellings_of_a_config_give_one_file(name: str, folder: Made, tmp_p
     config = json.loads((source / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(in_transformers_5(config)))
     convert(other, tmp_path / "new.gguf", "gguf:bf16")
-    assert_same_file(tmp_path / "new.gguf", tmp_path / "old.gguf")
+    assert_same_file(tmp_path / "new.gguf", old)
 
 
 @pytest.mark.parametrize("target", ["gptq:w4g32", "awq:w4g32"])
 @pytest.mark.parametrize("name", SHALLOW)
 def test_solvers_take_every_linear_module(
-    name: str, target: str, folder: Made, tmp_path: Path
+    name: str, target: str, short_folder: Made, tmp_path: Path
 ) -> None:
     """transformers computes much the same with the folder decoded."""
-    source = folder(name)
+    source = short_folder(name)
     samples = Calibrating(languages=["en"], tokens_per_language=200, context=64)
     done = convert(source, tmp_path / "packed", target, calibrating=samples)
     opened = open_checkpoint(source)
@@ -137,7 +162,7 @@ def test_solvers_take_every_linear_module(
     linear = {n.name.split(".")[-2] for n in names if n.module.role == "linear"}
     assert {name.split(".")[-2] for name in done.modules} == linear
     convert(tmp_path / "packed", tmp_path / "decoded", "hf:f32")
-    expected = runs.in_transformers(source, TEXT)
+    expected = computed(source)
     found = runs.in_transformers(tmp_path / "decoded", TEXT)
     assert np.linalg.norm(found - expected) < FAMILIES[name].solved * np.linalg.norm(expected)
 
@@ -151,7 +176,7 @@ def test_graphs_compute_the_same_or_are_refused_by_name(
         with pytest.raises((PlanError, Unsupported), match=FAMILIES[name].refusal):
             plan(source, "onnx:f32")
         return
-    expected = runs.in_transformers(source, TEXT)
+    expected = computed(source)
     convert(source, tmp_path / "onnx", "onnx:f32")
     gap = np.abs(runs.in_onnxruntime(tmp_path / "onnx", TEXT) - expected).max() / expected.std()
     assert gap < 1e-3, gap
