@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
-from zenconvert.base.scratch import remove
+from zenconvert.base.scratch import children, remove
 from zenconvert.publication.evidence import EVIDENCE, IMATRIX
-from zenconvert.publication.job_bodies import RECEIPTS, gathered_folder
+from zenconvert.publication.job_bodies import RECEIPTS, REPORTS, gathered_folder
 from zenconvert.publication.ledger import FAILED_ENGINES, Ledger, Record
 from zenconvert.publication.schedule import Schedule
+
+_TEMPORARY: Final = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial")
+"""What a kill leaves of a small file that had no name yet."""
 
 
 def tidy(ledger: Ledger, schedule: Schedule) -> None:
@@ -32,6 +37,7 @@ def tidy(ledger: Ledger, schedule: Schedule) -> None:
             ledger.remove(record.key)
         if record.kind == "variant" and not ledger.holds(record):  # what stands there is no good
             ledger.discard(f"{RECEIPTS}/{record.name}.json")
+    _drop_temporaries(ledger, shelves)
     for folder in ledger.state.glob("gathered-*"):
         if folder != gathered_folder(ledger.folder, schedule.calibration):
             remove(folder)
@@ -47,6 +53,17 @@ def drop_scratch(ledger: Ledger, schedule: Schedule) -> None:
                 path = ledger.folder / name
                 if path.parent.is_dir() and not any(path.parent.iterdir()):
                     path.parent.rmdir()
+
+
+def _drop_temporaries(ledger: Ledger, shelves: Iterable[str]) -> None:
+    """Remove what killed runs left of evidence, records, reports and receipts."""
+    state = [ledger.state, ledger.folder / REPORTS, ledger.folder / RECEIPTS]
+    for place in (ledger.folder, *(ledger.folder / shelf for shelf in shelves), *state):
+        for path in children(place):
+            match = _TEMPORARY.fullmatch(path.name)
+            ours = match and (place in state or match[1] in EVIDENCE | {IMATRIX})
+            if ours and path.is_file() and not path.is_symlink():
+                path.unlink()
 
 
 def _is_current(record: Record, schedule: Schedule) -> bool:
