@@ -60,8 +60,10 @@ def check_files(what: str, out: Path, finals: Iterable[Path], read: Iterable[Pat
             )
 
 
-def check_side_file(option: str, path: Path | None) -> None:
+def check_side_file(option: str, path: Path | None, *, appended: bool = False) -> None:
     """Refuse a place where a small file cannot be written, before any work is done.
+
+    What is ``appended`` is written to the file that is there, and anything else put in its place.
 
     Raises UsageError.
     """
@@ -82,6 +84,8 @@ def check_side_file(option: str, path: Path | None) -> None:
         raise UsageError(f"{option} {path}: the folder {place.parent} does not exist")
     if not os.access(place.parent, os.W_OK | os.X_OK):
         raise UsageError(f"{option} {path}: nothing can be written in {place.parent}")
+    if appended and os.path.lexists(place) and not os.access(place, os.W_OK):
+        raise UsageError(f"{option} {path}: it cannot be written to")
 
 
 def _overlap(source: Path, out: Path) -> str:

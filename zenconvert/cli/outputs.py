@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from zenconvert.base.atomic import append_whole, write_whole
@@ -20,7 +21,7 @@ def check_outputs(
     Keys are what the paths are called on the command line. Raises UsageError.
     """
     for option, path in side_files.items():
-        check_side_file(option, path)
+        check_side_file(option, path, appended=option == "--summary")
     check_places(inputs, {"OUT": out, **side_files})
 
 
@@ -51,6 +52,26 @@ def _read_of(
 
     place = resolve(model)
     return place, open_checkpoint(place, config).stamps if opened else ()
+
+
+class Written:
+    """Side files at the end of long work: one that cannot be written costs nothing but itself."""
+
+    def __init__(self) -> None:
+        self.failures: list[ZenError] = []
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """Put off what a failed write raises."""
+        try:
+            yield
+        except ZenError as error:
+            self.failures.append(error)
+
+    def raise_first(self) -> None:
+        """Raise the first failure, if there is one."""
+        for error in self.failures:
+            raise error
 
 
 def write_side_file(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zenconvert.cli.outputs import (
+    Written,
     append_side_file,
     check_models,
     check_outputs,
@@ -116,14 +117,17 @@ def run_release(
             allow=[verdict.upper() for verdict in allow] or None,
             tell=None if as_json else _teller(progress),
         )
+    side = Written()
     if summary_file is not None:
         from zenconvert.publication.summary import summary
 
-        append_side_file(summary_file, summary(result))
+        with side.trying():
+            append_side_file(summary_file, summary(result))
     if as_json:
         echo_json(result.as_dict())
     else:
         _print_result(result)
+    side.raise_first()
     result.raise_problems()
 
 

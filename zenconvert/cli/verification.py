@@ -12,6 +12,7 @@ from zenconvert.base.escaping import json_text
 from zenconvert.cli.config import config_option, ignore_key_option, pre_option
 from zenconvert.cli.devices import device_option, taken
 from zenconvert.cli.outputs import (
+    Written,
     append_side_file,
     check_models,
     check_outputs,
@@ -118,10 +119,15 @@ def verify(
     verdict = None
     if known is not None:
         verdict = judge(report, known, against=earlier, config=config)
+    side = Written()
     if json_file is not None:  # first: the terminal may be full or gone after hours of work
-        _write_report(json_file, report, verdict)
-    _write_pages(report, verdict, html, summary)
+        with side.trying():
+            _write_report(json_file, report, verdict)
+    _write_pages(report, verdict, html, summary, side)
     _print(report)
+    if verdict is not None:
+        _say(verdict)
+    side.raise_first()
     if verdict is not None:
         _end(verdict)
     for name, why in report.failed.items():
@@ -161,11 +167,14 @@ def gate(
     report = Report.from_json(report_file)
     check_models(places_of(report), written, config)
     earlier = Report.from_json(against) if against is not None else None
-    verdict = judge(report, policy, against=earlier, config=config)
-    _write_pages(report, verdict, html, summary)
+    verdict, side = judge(report, policy, against=earlier, config=config), Written()
+    _write_pages(report, verdict, html, summary, side)
     if as_json:
         echo_json(verdict.as_dict())
-    _end(verdict, quiet=as_json)
+    else:
+        _say(verdict)
+    side.raise_first()
+    _end(verdict)
 
 
 @click.command()
@@ -288,26 +297,30 @@ def _write_report(path: Path, report: Report, verdict: Verdict | None) -> None:
 
 
 def _write_pages(
-    report: Report, verdict: Verdict | None, html: Path | None, summary: Path | None
+    report: Report, verdict: Verdict | None, html: Path | None, summary: Path | None, side: Written
 ) -> None:
     if html is not None:
         from zenconvert.verification.rendering import report_page
 
-        write_side_file(html, report_page(report, verdict))
+        with side.trying():
+            write_side_file(html, report_page(report, verdict))
     if summary is not None:
         from zenconvert.verification.markdown import summary as lines
 
-        append_side_file(summary, lines(report, verdict))
+        with side.trying():
+            append_side_file(summary, lines(report, verdict))
 
 
-def _end(verdict: Verdict, *, quiet: bool = False) -> None:
-    """Say the verdict and end with its exit code."""
-    if not quiet:
-        echo(f"{verdict.outcome} by policy {verdict.policy}, tier {verdict.tier}")
-        for warning in verdict.warnings:
-            echo(f"warning: {warning}")
-        for note in verdict.notes:
-            echo(f"note: {note}")
+def _say(verdict: Verdict) -> None:
+    echo(f"{verdict.outcome} by policy {verdict.policy}, tier {verdict.tier}")
+    for warning in verdict.warnings:
+        echo(f"warning: {warning}")
+    for note in verdict.notes:
+        echo(f"note: {note}")
+
+
+def _end(verdict: Verdict) -> None:
+    """End with the exit code of a verdict."""
     if verdict.exit_code:
         kind = GateFailed if verdict.exit_code == GateFailed.exit_code else GateInconclusive
         raise kind(f"{verdict.outcome}\n" + "\n".join(f"  - {r}" for r in verdict.reasons))
