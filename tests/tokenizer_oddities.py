@@ -98,6 +98,12 @@ def word_pieces(definition: Definition) -> None:
     }  # fmt: skip
 
 
+def special_tokens_map() -> Draw:
+    drawn = changed(byte_level(), nothing, pad_token="<|e|>")
+    drawn.files["special_tokens_map.json"] = {"pad_token": "<|nowhere|>"}
+    return drawn
+
+
 def lone(settings: dict[str, Any] | None = None, **options: Any) -> Draw:
     """A tokenizer.model and nothing else."""
     files: dict[str, Any] = {"tokenizer.model": pieces(**options)}
@@ -256,6 +262,10 @@ ODDITIES: Final[dict[str, Callable[[], Draw]]] = {
     "a special token of the model": lambda: changed(
         byte_level(), nothing, model_specific_special_tokens={"image_token": "<|e|>"}
     ),
+    "further tokens under two names": lambda: changed(
+        byte_level(), nothing, extra_special_tokens=["<|q|>"], additional_special_tokens=["<|e|>"]
+    ),
+    "another special token in the map": special_tokens_map,
     "WordPiece": lambda: changed(byte_level(), word_pieces),
     "other flags in the config": lambda: changed(
         byte_level(), nothing,

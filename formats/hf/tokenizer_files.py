@@ -34,9 +34,8 @@ if TYPE_CHECKING:
 TEMPLATE: Final = "chat_template.jinja"
 FURTHER_TEMPLATES: Final = "additional_chat_templates"
 _FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_LISTS: Final = (
-    "model_specific_special_tokens", "extra_special_tokens", "additional_special_tokens",
-)  # fmt: skip
+_OLDER: Final = "additional_special_tokens"
+_FURTHER: Final = ("model_specific_special_tokens", "extra_special_tokens", _OLDER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,18 +157,31 @@ class TokenizerFiles:
         return found
 
     def _named(self) -> Iterator[Added]:
-        """Special tokens that a config names."""
+        """Special tokens that a config names.
+
+        What special_tokens_map.json says goes before the same key of tokenizer_config.json, and
+        is not read where that has an added_tokens_decoder; of the older name of further tokens
+        nothing is taken where the newer one has some.
+        """
+        found: dict[str, tuple[Path, Any]] = {}
+        further: list[tuple[Path, Any]] = []
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            if found.get("added_tokens_decoder") is not None:
+                break
             where, table = self.path / name, self.optional(name) or {}
-            for key, value in table.items():
-                if key.endswith("_token") and isinstance(value, str | Mapping) and value:
-                    yield _token(value, where, special=True)
-            for key in _LISTS:
+            found |= {key: (where, value) for key, value in table.items()}
+            for key in _FURTHER:
                 value = table.get(key) or []
                 if not isinstance(value, dict | list):
                     raise CorruptFile(f"{where}: {key} should be a list, found {value!r:.60}")
-                for token in value.values() if isinstance(value, dict) else value:
-                    yield _token(token, where, special=True)
+                tokens = list(value.values()) if isinstance(value, dict) else value
+                if key != _OLDER or not further:
+                    further += [(where, token) for token in tokens]
+        for key, (where, value) in found.items():
+            if key.endswith("_token") and isinstance(value, str | Mapping) and value:
+                yield _token(value, where, special=True)
+        for where, value in further:
+            yield _token(value, where, special=True)
 
     def optional(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder, None where there is none. Raises CorruptFile."""
@@ -216,6 +228,11 @@ class TokenizerFiles:
         found = list(told)
         if self.definition is not None or self.pieces is not None:
             found += rebuilt(self.definition, settings, config.get("model_type"))
+        if settings.get("split_special_tokens") is True:
+            found.append(
+                "split_special_tokens is true in tokenizer_config.json: transformers takes special "
+                "tokens in a text for plain text; here and in llama.cpp the caller says that"
+            )
         return [f"{self.path}: {text}" for text in found]
 
     def templates(self) -> tuple[str | None, dict[str, str]]:
@@ -226,7 +243,7 @@ class TokenizerFiles:
             if usable(self.path, f"{FURTHER_TEMPLATES}/{file.name}")
         }
         if usable(self.path, TEMPLATE):
-            return text_of(self.path / TEMPLATE), named
+            return named.pop("default", text_of(self.path / TEMPLATE)), named
         if named:
             return named.pop("default", None), named
         value: Any = (self.settings or {}).get("chat_template")

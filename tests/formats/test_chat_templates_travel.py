@@ -38,6 +38,10 @@ PLACES: dict[str, dict[str, Any]] = {
         "additional_chat_templates/rag.jinja": PLAIN + TOOLS,
         "config": "older",
     },
+    "a default among the further files": {
+        "chat_template.jinja": PLAIN,
+        "additional_chat_templates/default.jinja": TOOLS,
+    },
     "none": {},
 }
 
