@@ -22,13 +22,14 @@ from zenconvert.formats.hf.reader import Folder
 from zenconvert.formats.hf.tensor_names import foreign
 from zenconvert.formats.hf.writer import in_files, zero_biases
 from zenconvert.formats.safetensors_container import Entry
-from zenconvert.model.architecture import TensorName, in_rows, joined_shape
+from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, StoredPieces, StoredTensor, Tensor
 from zenconvert.model.encoding import BF16, F16, F32, Dense, Encoding, Grouped
 from zenconvert.model.grouped import GroupedCodec
 from zenconvert.model.layout import Choice
 from zenconvert.model.pieces import ROW_UNIT, PieceCodec
 from zenconvert.model.target import Options, Scheme
+from zenconvert.model.tensor_names import in_rows, joined_shape
 
 CODES: Final = ".qweight"
 PIECES: Final = (CODES, ".qzeros", ".scales", ".g_idx")
@@ -222,7 +223,7 @@ def choose_modules(
     own = _own_schemes(checkpoint) if scheme is None else {}
     rules = _Rules(scheme, options, parse, head, own)
     choices = []
-    for stored, names, parts in in_files(checkpoint):
+    for stored, names, parts in in_files(checkpoint, stacked=False):
         tensor, name = parts[0], names[0]
         if name.hf != stored:
             name = replace(name, hf=stored)

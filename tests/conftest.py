@@ -95,8 +95,9 @@ def _made_of(changed: Callable[[Config], Config], place: pytest.TempPathFactory)
             vocab = MAKERS[family.tokenizer](out)
             config = changed(family.config)
             made[name] = raw_model(
-                out, config, vocab_size=vocab, bos_token_id=1, eos_token_id=2, biases=True
-            )
+                out, config, vocab_size=vocab, bos_token_id=1, eos_token_id=2, biases=True,
+                queries=family.queries,
+            )  # fmt: skip
         return made[name]
 
     return get

@@ -60,7 +60,11 @@ def make_ct(
     stored, decoded = Tensors(), Tensors()
     for name, tensor in load_file(source / "model.safetensors").items():
         module = name.removesuffix(".weight")
-        if ("_proj" not in name and ".experts." not in name) or not name.endswith(".weight"):
+        if (
+            tensor.dim() < 2
+            or ("_proj" not in name and ".experts." not in name)
+            or not name.endswith(".weight")
+        ):
             stored[name], decoded[name] = tensor, tensor.float()
             continue
         weight = tensor.to(scale)

@@ -25,6 +25,9 @@ class Family:
     """How far llama.cpp's logits may be off, in their deviations: its GELU is a table of f16."""
     solved: float = 0.5
     """How far its logits may be off in four bits, of their norm; 1.4 is what any others are."""
+    queries: float = 1.0
+    """What their norm multiplies queries by. Where a model does not scale scores itself, released
+    norms do; otherwise the least change of a weight changes everything."""
     onnx: bool = True
     """A graph can be written."""
     refusal: str = "model_type is "
@@ -287,15 +290,18 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma4": Family(
         _gemma4(),
-        # scores are not scaled, and make much of small differences
-        "gemma4", "default", llamacpp=1e-2, solved=0.8, onnx=False, refusal="'proportional'",
+        "gemma4", "default", llamacpp=1e-2, queries=0.25, onnx=False, refusal="'proportional'",
     ),
     "gemma4_e2b": Family(  # the last layers read keys and values of others; inputs of every layer
         _gemma4(
             attention_k_eq_v=False, num_global_key_value_heads=None, num_kv_shared_layers=3,
             use_double_wide_mlp=True, hidden_size_per_layer_input=128,
         ),
-        "gemma4", "default", llamacpp=1e-2, solved=0.8, onnx=False, refusal="'proportional'",
+        "gemma4", "default", llamacpp=1e-2, queries=0.25, onnx=False, refusal="'proportional'",
+    ),
+    "gemma4_moe": Family(  # experts beside the feed-forward network
+        _gemma4(enable_moe_block=True, num_experts=6, top_k_experts=3, moe_intermediate_size=128),
+        "gemma4", "default", llamacpp=1e-2, queries=0.25, onnx=False, refusal="'proportional'",
     ),
 }  # fmt: skip
 

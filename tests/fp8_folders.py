@@ -57,7 +57,11 @@ def make_fp8(
     stored, decoded = Tensors(), Tensors()
     for name, tensor in load_file(source / "model.safetensors").items():
         stored[name], decoded[name] = tensor, tensor.float()
-        if ("_proj" not in name and ".experts." not in name) or not name.endswith(".weight"):
+        if (
+            tensor.dim() < 2
+            or ("_proj" not in name and ".experts." not in name)
+            or not name.endswith(".weight")
+        ):
             continue
         weight = tensor.float()
         own = block or ((1, weight.shape[1]) if shape is None else (weight.shape[0],) * 2)

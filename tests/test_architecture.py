@@ -42,7 +42,6 @@ def test_a_type_of_a_family_says_what_differs() -> None:
 
 
 OTHERS: dict[str, dict[str, Any]] = {
-    "experts": {"enable_moe_block": True},
     "windows to both sides": {"use_bidirectional_attention": "all"},
 }
 

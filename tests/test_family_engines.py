@@ -43,6 +43,7 @@ OTHERWISE = {
     "gemma3": {"sliding_window_pattern"},
     "gemma4": {"use_bidirectional_attention"},  # of images alone
     "gemma4_e2b": {"use_bidirectional_attention"},
+    "gemma4_moe": {"use_bidirectional_attention"},
     "qwen3": {"max_window_layers"},  # without windows
 }
 """Keys that another one stands for in GGUF, or that change nothing as they are."""
@@ -124,7 +125,7 @@ def test_the_transformers_engine_scales_and_caps_logits_as_the_model(
 
 WALKED = (
     "olmo3", "exaone4", "granite", "cohere2", "starcoder2", "ministral3", "phi", "qwen2_moe",
-    "gemma4", "gemma4_e2b", "glm4",
+    "gemma4", "gemma4_e2b", "gemma4_moe", "glm4",
 )  # fmt: skip
 """Families whose layers are built otherwise than those that other tests walk through."""
 
@@ -169,11 +170,13 @@ def test_statistics_are_those_of_hooks_on_the_whole_model(name: str, folder: Mad
 def assert_sums(found: InputStatistics, rows: NDArray[np.float64]) -> None:
     """Statistics of one language are those of the rows that a module reads."""
     assert found.tokens.sum() == len(rows), found.name
-    assert found.moments is not None
-    for sums, expected in (
+    sums_of = [
         (found.squares.sum(0), np.square(rows).sum(0)),
         (found.magnitudes.sum(0), np.abs(rows).sum(0)),
-        (found.moments.numpy(), rows.T @ rows),
-    ):
+    ]
+    if found.moments is not None or not found.name.endswith(".router"):  # which nobody solves for
+        assert found.moments is not None
+        sums_of.append((found.moments.numpy(), rows.T @ rows))
+    for sums, expected in sums_of:
         atol = 1e-5 * np.abs(expected).max()
         np.testing.assert_allclose(sums, expected, rtol=1e-3, atol=atol, err_msg=found.name)

@@ -21,8 +21,9 @@ from zenconvert import convert, open_checkpoint, plan
 from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.walk import WalkSettings, walk
 from zenconvert.calib.workspace import open_workspace
-from zenconvert.errors import CorruptFile, PlanError
+from zenconvert.errors import CorruptFile, PlanError, Unsupported
 from zenconvert.planning.recoding import logical_rows
+from zenconvert.reference.inputs import layer_inputs
 from zenconvert.reference.reference import Reference
 from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.texts.coverage import language_coverage
@@ -154,3 +155,25 @@ def test_states_of_all_kinds_are_the_same_on_the_disk(
         memory, "place", lambda *args, **kwargs: replace(place(*args, **kwargs), hidden="disk")
     )
     assert torch.equal(logits(), usual)
+
+
+def test_experts_of_a_router_that_reads_something_else_are_not_given_all_tokens(
+    folder: Made,
+) -> None:
+    checkpoint = open_checkpoint(folder("gemma4_moe"))
+    reference = Reference(checkpoint, logical_rows, device="cpu")
+    with pytest.raises(Unsupported, match="route tokens by something else than what experts read"):
+        layer_inputs(checkpoint.architecture, reference.by_layer[0], all_experts=True)
+
+
+def test_experts_are_one_tensor_in_hf_folders_and_stand_alone_in_packed_ones(
+    folder: Made, tmp_path: Path
+) -> None:
+    convert(folder("gemma4_moe"), tmp_path / "gptq", "gptq:w4g32")
+    packed = {n for n in load_file(tmp_path / "gptq" / "model.safetensors") if ".0.experts." in n}
+    assert "model.layers.0.experts.5.up_proj.qweight" in packed
+    assert "model.layers.0.experts.gate_up_proj" not in packed
+    convert(tmp_path / "gptq", tmp_path / "hf", "hf:bf16")
+    stacks = load_file(tmp_path / "hf" / "model.safetensors")
+    assert stacks["model.layers.0.experts.gate_up_proj"].shape == (6, 256, 256)
+    assert stacks.keys() == load_file(folder("gemma4_moe") / "model.safetensors").keys()

@@ -13,6 +13,7 @@ from zenconvert.formats import safetensors_container
 from zenconvert.model import architecture as arch
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.encoding import Dense
+from zenconvert.model.tensor_names import in_one_tensor, joined_shape
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": {
@@ -101,10 +102,12 @@ def raw_model(
     seed: int = 0,
     drop: tuple[str, ...] = (),
     biases: bool = False,
+    queries: float = 1.0,
     **changes: Any,
 ) -> Path:
     """A checkpoint of random weights without a tokenizer, of a family or of a config; ``changes``
-    go into the config. ``biases`` writes those that the config announces, too."""
+    go into the config. ``biases`` writes those that the config announces, too. ``queries`` are
+    multiplied by their norm."""
     config = {**(CONFIGS[family] if isinstance(family, str) else family), **changes}
     if "vocab_size_per_layer_input" in config:
         config["vocab_size_per_layer_input"] = config["vocab_size"]
@@ -116,6 +119,7 @@ def raw_model(
         for n in architecture.tensor_names(hp)
         if n.hf not in drop and (n.required or (biases and n.module.name in announced))
     ]
+    names = as_filed(names)
     encoding = Dense(dtype)
     random = np.random.default_rng(seed)
     header, _ = safetensors_container.pack_header(in_files(names, encoding), {"format": "pt"})
@@ -128,8 +132,18 @@ def raw_model(
             if name.module.role == "norm":
                 # what 1 is added to stays away from 0, as tiny numbers do not come back from that
                 values += 0.25 if architecture.block.norms_add_one else 1
+            if name.module.name.endswith(".q_norm"):
+                values *= queries
             file.write(values.astype(encoding.numpy).tobytes())
     return folder
+
+
+def as_filed(names: Sequence[arch.TensorName]) -> list[arch.TensorName]:
+    """The tensors of a file in its order: experts that are in one tensor next to each other."""
+    stacks = in_one_tensor(names, stacked=True)
+    places = {n.name: parts for parts in stacks.values() for n in parts}
+    found = dict.fromkeys(part for n in names for part in places.get(n.name, [n]))
+    return list(found)
 
 
 def in_files(
@@ -138,18 +152,23 @@ def in_files(
     """Name, type and shape of the tensors of a file that has these, in their order; those whose
     rows are in one tensor have to stand next to each other."""
     files: dict[str, list[arch.TensorName]] = {}
+    joined = in_one_tensor(names, stacked=True)
+    places = {n.name: stored for stored, parts in joined.items() for n in parts}
     for name in names:
-        files.setdefault(name.hf_file, []).append(name)
+        files.setdefault(places.get(name.name, name.hf), []).append(name)
     assert [n for parts in files.values() for n in parts] == list(names)
-    return [(file, encoding, arch.joined_shape(parts)) for file, parts in files.items()]
+    return [(file, encoding, joined_shape(parts)) for file, parts in files.items()]
 
 
 def first_rows(checkpoint: Checkpoint) -> dict[str, int]:
     """Neutral name → the row of its file's tensor at which a tensor begins."""
     names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
+    joined = in_one_tensor(names, stacked=True)
+    places = {n.name: stored for stored, parts in joined.items() for n in parts}
     ends: dict[str, int] = {}
     found: dict[str, int] = {}
-    for name in names:
-        found[name.name] = ends.get(name.hf_file, 0)
-        ends[name.hf_file] = found[name.name] + name.shape[0]
+    for name in as_filed(names):
+        file = places.get(name.name, name.hf)
+        found[name.name] = ends.get(file, 0)
+        ends[file] = found[name.name] + name.shape[0]
     return found

@@ -17,6 +17,7 @@ from zenconvert.formats.gguf.layer_keys import (
     PATTERN_KEY,
     ffn_of,
     flags,
+    keyed,
     kv_heads_of,
     of_layers,
 )
@@ -124,7 +125,8 @@ def hf_config(
     sizes = {**_read_sizes(architecture, keys), "vocab": vocab}
     theta, told = sizes.pop("rope_theta"), {architecture.key(size) for size in sizes}
     sizes.pop("yarn_log", None)  # part of the scaling
-    wide = sizes.pop("wide_ffn", None) is not None
+    kinds = flags(architecture, sizes)
+    sizes.pop("wide_ffn", None)
     config: dict[str, Any] = {
         "architectures": [architecture.hf_class],
         "model_type": architecture.model_type,
@@ -144,7 +146,7 @@ def hf_config(
         **_layers(architecture, keys),
         **_rotary_share(architecture, keys, sizes),
     }
-    config |= flags(architecture, config, wide, stored)
+    config |= kinds | keyed(architecture, config, stored)
     config |= _implied(architecture, config, keys)
     biases = {flag: flag in bias_flags for flag in architecture.bias_flags}
     usual = architecture.defaults
@@ -187,7 +189,9 @@ def with_full_rotations(config: Mapping[str, Any]) -> dict[str, Any]:
 def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]:
     """Size → number, of every row that the file has; the first row of a size counts."""
     family, found = architecture.in_gguf, dict[str, float]()
-    required = _REQUIRED | {size for size in architecture.names if size.startswith("expert")}
+    required = _REQUIRED
+    if architecture.experts or keys.integer("expert_count", 0):
+        required |= {size for size in architecture.names if size.startswith("expert")}
     for key in family.keys:
         if key.type in _PLACES or key.size in _TOLD_OTHERWISE or key.unread:
             continue

@@ -58,25 +58,27 @@ def kv_heads_of(keys: KeyReader, name: str) -> dict[str, float]:
     return {"kv_heads": sliding or full, "full_kv_heads": full or sliding}
 
 
-def flags(
-    architecture: Architecture,
-    config: Mapping[str, Any],
-    wide: bool,
-    stored: Collection[str],
+def flags(architecture: Architecture, sizes: Mapping[str, float]) -> dict[str, bool]:
+    """What a config says of kinds of layers, from sizes that a file has."""
+    named = {"wide": "wide_ffn", "mixture": "experts"}
+    names = architecture.layers
+    return {names[key]: bool(sizes.get(size)) for key, size in named.items() if key in names}
+
+
+def keyed(
+    architecture: Architecture, config: Mapping[str, Any], stored: Collection[str]
 ) -> dict[str, bool]:
-    """What a config says of kinds of layers, from the tensors that are ``stored``: values are keys
-    where layers that see everything have none of their own."""
-    names, found = architecture.layers, {}
-    if "wide" in names:
-        found[names["wide"]] = wide
-    if "keyed" in names:
-        types = config["layer_types"]
-        own = types[: len(types) - (config.get(architecture.key("sharing")) or 0)]
-        values = [m.gguf for m in architecture.modules if m.layers == "values"]
-        found[names["keyed"]] = any(
-            f"{name.replace('{layer}', str(layer))}.weight" not in stored
-            for name in values
-            for layer, kind in enumerate(own)
-            if kind == FULL
-        )
-    return found
+    """Whether values are keys in layers that see everything: these have none among the tensors that
+    are ``stored``."""
+    if "keyed" not in architecture.layers:
+        return {}
+    types = config["layer_types"]
+    own = types[: len(types) - (config.get(architecture.key("sharing")) or 0)]
+    values = [m.gguf for m in architecture.modules if m.layers == "values"]
+    found = any(
+        f"{name.replace('{layer}', str(layer))}.weight" not in stored
+        for name in values
+        for layer, kind in enumerate(own)
+        if kind == FULL
+    )
+    return {architecture.layers["keyed"]: found}

@@ -203,7 +203,7 @@ def choose(
     named = {_OUTPUT: output_type, _EMBEDDING: embedding_type}
     if model.tied and embedding_type is None:
         named[_EMBEDDING] = output_type
-    choices, places = {}, _value_places(model, tensors)
+    choices, places = {}, _value_places(tensors)
     for tensor in tensors:
         chosen = _kept(tensor, file_type)
         if chosen is None and (kind := named.get(tensor.name)) is not None:
@@ -220,11 +220,11 @@ def choose(
     return choices
 
 
-def _value_places(model: ModelFacts, tensors: Sequence[TensorFacts]) -> dict[str, int]:
-    """Of a model without experts, the place of every tensor that holds values among these: the
-    quantizer counts them, and some layers may have none."""
+def _value_places(tensors: Sequence[TensorFacts]) -> dict[str, int]:
+    """The place of every tensor that holds values among these: the quantizer counts them, and some
+    layers may have none."""
     found = {}
-    for tensor in tensors if model.experts <= 1 else ():
+    for tensor in tensors:
         match = _IN_BLOCK.fullmatch(tensor.name)
         if match is not None and match[2] in _LIKE_ATTN_V:
             found[tensor.name] = int(match[1])

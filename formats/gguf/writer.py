@@ -53,13 +53,13 @@ def choose(
     """
     if options.layout is not None:
         raise UsageError("--layout makes no sense for gguf targets")
-    file_type = file_type_of(target)
+    file_type, hp = file_type_of(target), checkpoint.hyperparameters
     stacks = _stacks(checkpoint)
     choices = mixtures.choose(
         file_type,
         _facts(checkpoint, stacks),
         [
-            mixtures.TensorFacts(name, _shape(*found), _type_of(found[1][0]))
+            mixtures.TensorFacts(name, _shape(*found, hp.experts), _type_of(found[1][0]))
             for name, found in stacks.items()
         ],
         importance=importance,
@@ -75,9 +75,9 @@ def choose(
             Choice(
                 name,
                 tuple(parts),
-                _shape(first, parts),
+                _shape(first, parts, hp.experts),
                 encoding_of(BY_NAME[chosen.type]),
-                *stored_form(first, checkpoint.hyperparameters),
+                *stored_form(first, hp),
                 chosen.why,
                 needs_importance=mixtures.requires_importance(file_type, name, chosen.type),
             )
@@ -140,13 +140,14 @@ def _stack_group(name: TensorName) -> str:
     return name.gguf if name.expert is None else ".".join(name.gguf.split(".")[:2])
 
 
-def _shape(first: TensorName, parts: Sequence[Tensor]) -> tuple[int, ...]:
+def _shape(first: TensorName, parts: Sequence[Tensor], experts: int) -> tuple[int, ...]:
     """Stored shape of a tensor, of a stack of experts, or of the rows of several modules."""
     if len(parts) == 1:
         return parts[0].shape
+    rows = sum(part.shape[0] for part in parts)
     if first.expert is not None:
-        return (len(parts), *parts[0].shape)
-    return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        return (experts, rows // experts, *parts[0].shape[1:])
+    return (rows, *parts[0].shape[1:])
 
 
 def _facts(

@@ -14,8 +14,9 @@ from typing import Final
 
 from zenconvert.errors import CorruptFile, InvalidInput, UnexpectedTensor
 from zenconvert.formats.safetensors_container import Entry
-from zenconvert.model.architecture import Architecture, TensorName, in_rows, joined_shape
+from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.tensor_names import in_rows, joined_shape
 
 _BLOCK: Final = 1 << 24
 _FLOATS: Final = ("f32", "f16", "bf16", "f64")

@@ -19,13 +19,14 @@ from zenconvert.formats.hf.spare import what_is
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
 from zenconvert.formats.hf.weights import INDEX
 from zenconvert.model import meaning, sliding
-from zenconvert.model.architecture import Architecture, TensorName, in_rows, joined_shape
+from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.checkpoint import Checkpoint, Tensor
 from zenconvert.model.encoding import BF16, DENSE, F16, F32, Dense
 from zenconvert.model.layout import Choice, Layout, OutputFile, Slot
 from zenconvert.model.meaning import Fact
 from zenconvert.model.rotations import is_flat, rope_type
 from zenconvert.model.target import Options, Target
+from zenconvert.model.tensor_names import in_one_tensor, joined_shape
 
 DTYPES: Final[dict[str, Dense]] = {"bf16": BF16, "f16": F16, "f32": F32}
 TORCH_NAMES: Final = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
@@ -43,7 +44,7 @@ def choose(
     refuse_pre(checkpoint, options)
     dtype = _dtype(target.type or "bf16")
     choices = []
-    for stored, names, parts in in_files(checkpoint):
+    for stored, names, parts in in_files(checkpoint, stacked=True):
         role = names[0].module.role
         override = options.embedding_type if role == "embed" else None
         override = options.output_type if role == "head" else override
@@ -55,18 +56,22 @@ def choose(
 
 
 def in_files(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint, *, stacked: bool
 ) -> Iterator[tuple[str, list[TensorName], tuple[Tensor, ...]]]:
     """What transformers calls every tensor of a file, and the tensors whose rows it holds, in
-    source order; a tensor of several stands where the first of these does."""
+    source order; a tensor of several stands where the first of these does.
+
+    ``stacked``: experts stand in one tensor in families that have them so.
+    """
     names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
-    known, joined, done = {n.name: n for n in names}, in_rows(names), set[str]()
+    joined, done = in_one_tensor(names, stacked=stacked), set[str]()
+    known = {n.name: (n.hf, [n]) for n in names}
+    known |= {part.name: (stored, parts) for stored, parts in joined.items() for part in parts}
     for tensor in checkpoint.tensors.values():
-        name = known[tensor.name]
-        if name.hf_file not in done:
-            done.add(name.hf_file)
-            parts = [name] if name.hf_rows is None else joined[name.hf_rows]
-            yield name.hf_file, parts, tuple(checkpoint.tensors[p.name] for p in parts)
+        stored, parts = known[tensor.name]
+        if stored not in done:
+            done.add(stored)
+            yield stored, parts, tuple(checkpoint.tensors[p.name] for p in parts)
 
 
 def zero_biases(checkpoint: Checkpoint, encoding: Dense) -> list[Choice]:

@@ -196,4 +196,4 @@ def inner(experts: Any, number: int, rows: torch.Tensor) -> Any:
         gate, up = both[:, ::2].clamp(max=7), both[:, 1::2].clamp(-7, 7)
         return (up + 1) * gate * torch.sigmoid(1.702 * gate)
     gate, up = both.chunk(2, dim=-1)
-    return torch.nn.functional.silu(gate) * up
+    return getattr(experts, "act_fn", torch.nn.functional.silu)(gate) * up

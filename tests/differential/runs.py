@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from tests.onnx_runs import onnx_logits, session
-from tests.tiny import in_files
+from tests.tiny import as_filed, in_files
 from tests.tokenizers_for_tests import llama3
 from zenconvert.formats import safetensors_container
 from zenconvert.model.architecture import for_model_type
@@ -45,6 +45,7 @@ def write_model(folder: Path, config: dict[str, Any], tokenizer_of: Path, seed: 
         for n in architecture.tensor_names(sizes)
         if n.required or (not n.is_weight and architecture.announces(config, n.module))
     ]
+    names = as_filed(names)
     header, _ = safetensors_container.pack_header(in_files(names, F32), {"format": "pt"})
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))

@@ -29,11 +29,11 @@ WRITTEN = [
     ("mixtral", "gptq:w4g32-asym-gptqmodel"),
     ("mixtral", "awq:w4g128-gptqmodel"),
 ]
-APART = ("mixtral", "phi", "phi_longrope", "glm4")
-"""Its modules have other names in memory than in files: experts, and rows that files join."""
-UNTRIED = ("stablelm", "gemma4", "gemma4_e2b")
+APART = ("mixtral", "phi", "phi_longrope", "glm4", "gemma4_moe")
+"""Its modules have other names in memory than in files, experts and rows that files join, or it does
+not know them."""
 CALLED = [
-    *((n, "gptq", "gptqmodel") for n in SHALLOW if n not in (*APART, *UNTRIED)),
+    *((n, "gptq", "gptqmodel") for n in SHALLOW if n not in APART),
     *((n, "awq", "gptqmodel") for n in ("qwen3", "qwen2_moe", "gemma2", "cohere", "starcoder2")),
     *((name, "gptq", "transformers") for name in ("qwen3", "phi", "gemma2")),
     *((name, "awq", "transformers") for name in ("qwen3", "phi")),

@@ -9,13 +9,12 @@ another row order or as other numbers names a reversible operation of
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.base.records import record
 from zenconvert.errors import InvalidInput, MissingTensor, UnknownArchitecture, Unsupported
 from zenconvert.model import operations
 from zenconvert.model.architecture_table import ALWAYS, IGNORED, Table, read_table
@@ -23,6 +22,8 @@ from zenconvert.model.block_features import BlockFeatures, block_features
 from zenconvert.model.gguf_family import GgufFamily, in_gguf
 from zenconvert.model.hyperparameters import Hyperparameters, Names, from_config
 from zenconvert.model.table_rows import Balance, BiasRule, Module, Wrapper
+from zenconvert.model.tensor_names import Kinds, tensor_names
+from zenconvert.model.tensor_names import TensorName as TensorName
 
 _STACK: Final = 3
 """Dimensions of a tensor that holds the experts of a layer."""
@@ -31,41 +32,6 @@ _FUSED: Final = 3
 _MOST_EXPERTS: Final = 1 << 16
 _MOST_TOKENS: Final = 1 << 22
 _FOLDER: Final = Path(__file__).parent.parent / "architectures"
-
-
-@record
-class TensorName:
-    """One tensor of a concrete model in every vocabulary."""
-
-    name: str
-    """Neutral."""
-    hf: str
-    gguf: str
-    module: Module
-    shape: tuple[int, ...]
-    required: bool
-    expert: int | None = None
-    """Position in the stack where a vocabulary stacks experts."""
-    hf_also: str | None = None
-    """Its other name in HF files, where there is one."""
-    hf_stack: str | None = None
-    """The tensor of all experts in HF files that have one."""
-    hf_rows: str | None = None
-    """The tensor that HF files have it in, among rows of others."""
-    gguf_rows: str | None = None
-    """Another tensor that GGUF files may have it in, among rows of others."""
-    unread: bool = False
-    """Nobody computes with it."""
-
-    @property
-    def hf_file(self) -> str:
-        """The tensor that HF files have it in, by itself or among rows of others."""
-        return self.hf_rows or self.hf
-
-    @property
-    def is_weight(self) -> bool:
-        """True for the weight, False for the bias of the module."""
-        return self.name.endswith(".weight")
 
 
 @dataclass(frozen=True)
@@ -86,14 +52,15 @@ class Architecture:
     in_gguf: GgufFamily
     genai_types: frozenset[str]
     """Model types that onnxruntime-genai knows by name."""
-    experts: bool
+    experts: bool | None
+    """Whether models have experts; None where some have."""
     modules: tuple[Module, ...]
     balances: tuple[Balance, ...]
     names: Names
     """Size → where a config has it."""
     layers: Mapping[str, str]
-    """``dense`` and ``sparse_step``, or ``types``, ``own``, ``keyed`` and ``wide`` → the config's
-    keys that say which layers are which."""
+    """``dense`` and ``sparse_step``, or ``types``, ``own``, ``keyed``, ``wide`` and ``mixture``
+    → the config's keys that say which layers are which."""
     needs: Mapping[str, Sequence[Any]]
     """Config key → the values without which the tables' modules are not the model's."""
     defaults: Mapping[str, Any]
@@ -189,101 +156,8 @@ class Architecture:
         of_all = (s for m in modules for s in (*m.shape, *m.full_shape, *m.sharing_shape))
         sizes = {size: int(getattr(hp, size)) for size in of_all}
         full = frozenset(hp.full_layers if self.layers else ())
-        kinds = _Kinds(hp.layers, frozenset(hp.dense_layers), full, hp.keyed, hp.sharing)
-        return _tensor_names(modules, tuple(sizes.items()), kinds, hp.experts, hp.tied)
-
-
-@dataclass(frozen=True, slots=True)
-class _Kinds:
-    """Which layers of a model have which modules."""
-
-    layers: int
-    dense: frozenset[int]
-    full: frozenset[int]
-    keyed: bool
-    """Layers that see everything have no values but keys."""
-    sharing: int
-    """Last layers that read keys and values of others."""
-
-    def of(self, layer: int) -> tuple[str | None, ...]:
-        """What a layer is."""
-        full = layer in self.full
-        kinds = (None, "dense" if layer in self.dense else "sparse", "full" if full else "sliding")
-        return kinds if full and self.keyed else (*kinds, "values")
-
-
-@lru_cache(maxsize=2)  # several readers and writers of one model ask
-def _tensor_names(
-    modules: tuple[Module, ...],
-    sizes: tuple[tuple[str, int], ...],
-    kinds: _Kinds,
-    experts: int,
-    tied: bool,
-) -> tuple[TensorName, ...]:
-    known = dict(sizes)
-    shapes = {m.name: tuple(known[size] for size in m.shape) for m in modules}
-    full = {m.name: tuple(known[s] for s in m.full_shape) for m in modules if m.full_shape}
-    wide = {m.name: tuple(known[s] for s in m.sharing_shape) for m in modules if m.sharing_shape}
-    blocks = [m for m in modules if "{layer}" in m.name]
-    first, last = modules.index(blocks[0]), modules.index(blocks[-1])
-    places = [(module, "", shapes, False) for module in modules[:first]]
-    for layer in range(kinds.layers):
-        of, shares = kinds.of(layer), layer >= kinds.layers - kinds.sharing
-        here = {**shapes, **full} if "full" in of else shapes
-        here = {**here, **wide} if shares else here
-        places += [(m, str(layer), here, shares) for m in blocks if m.layers in of]
-    places += [(module, "", shapes, False) for module in modules[last + 1 :]]
-    return tuple(
-        name
-        for module, layer, of_all, shares in places
-        for name in _expand(module, of_all[module.name], layer, experts, tied=tied, shares=shares)
-    )
-
-
-def _expand(
-    module: Module, shape: tuple[int, ...], layer: str, experts: int, *, tied: bool, shares: bool
-) -> Iterator[TensorName]:
-    """The tensors of a module in one layer, of every expert; ``shares``: the layer reads keys and
-    values of another one."""
-    unread = shares and module.unshared
-    also, stack = module.hf_also, module.hf_stack
-    texts = (module.name, module.hf, module.gguf, also, stack, module.hf_rows, module.gguf_rows)
-    names = [(text or "").replace("{layer}", layer) for text in texts]
-    required = not (module.role == "head" and tied) and not unread
-    for expert in range(experts) if "{expert}" in module.name else (None,):
-        of = names
-        if expert is not None:
-            number = str(expert)
-            of = [text.replace("{expert}", number) for text in names]
-        name, hf, gguf, other, stacked, rows, gguf_rows = of
-        stored = hf if module.hf_bare else f"{hf}.weight"
-        yield TensorName(
-            f"{name}.weight", stored, f"{gguf}.weight", module, shape, required, expert,
-            f"{other}.weight" if also is not None else None, stacked or None,
-            f"{rows}.weight" if rows else None, f"{gguf_rows}.weight" if gguf_rows else None,
-            unread,
-        )  # fmt: skip
-        if module.bias != "none":
-            yield TensorName(
-                f"{name}.bias", f"{hf}.bias", f"{gguf}.bias", module, shape[:1],
-                module.bias == "required", expert, None, None,
-                f"{rows}.bias" if rows else None, f"{gguf_rows}.bias" if gguf_rows else None,
-                unread,
-            )  # fmt: skip
-
-
-def in_rows(names: Iterable[TensorName]) -> dict[str, list[TensorName]]:
-    """HF name of every tensor that holds rows of several → these, in the order of their rows."""
-    found: dict[str, list[TensorName]] = {}
-    for name in names:
-        if name.hf_rows is not None:
-            found.setdefault(name.hf_rows, []).append(name)
-    return found
-
-
-def joined_shape(names: Sequence[TensorName]) -> tuple[int, ...]:
-    """The shape of a tensor that holds the rows of all of these."""
-    return (sum(name.shape[0] for name in names), *names[0].shape[1:])
+        kinds = Kinds(hp.layers, frozenset(hp.dense_layers), full, hp.keyed, hp.sharing)
+        return tensor_names(modules, tuple(sizes.items()), kinds, hp.experts, hp.tied)
 
 
 @cache
@@ -341,7 +215,7 @@ def for_gguf(name: str, keys: Collection[str], *, experts: bool) -> Architecture
     """
     for types in _families().values():
         first, *others = types.values()
-        if first.gguf == name and first.experts == experts:
+        if first.gguf == name and first.experts in (experts, None):
             odd = (a for a in others if a.gguf_without is not None)
             return next((a for a in odd if f"{name}.{a.gguf_without}" not in keys), first)
     known = sorted({a.gguf for a in architectures().values()})
@@ -366,7 +240,7 @@ def _built(table: Table, model_type: str) -> Architecture:
         gguf_without=values.get("gguf_without"),
         in_gguf=in_gguf(values),
         genai_types=frozenset(block["genai_types"]),
-        experts=values.get("experts", False),
+        experts={"optional": None}.get(values.get("experts", False), values.get("experts", False)),
         modules=tuple(
             _module(row, flags.get(row["name"]), kinds.get(row["name"])) for row in values["module"]
         ),

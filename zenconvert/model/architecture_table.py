@@ -24,12 +24,13 @@ from zenconvert.model.size_names import COMPUTED_SIZES, SIZES
 ROLES: Final = ("embed", "linear", "norm", "router", "head", "kept")
 LAYERS: Final = {
     ("dense", "sparse_step"): ("sparse", "dense"),
-    ("types", "own", "keyed", "wide"): ("sliding", "full", "values"),
+    ("types", "own", "keyed", "wide", "mixture"): ("sliding", "full", "values"),
 }
 """Keys of ``[layers]`` → the kinds of layers that they tell apart: the config's list of layers
 without experts, and the period of those with experts, the last of which has them; or its list of
-kinds, what it has of single layers that see everything, whether values are keys there, and whether
-layers that read keys and values of others have feed-forward networks of twice the size."""
+kinds, what it has of single layers that see everything, whether values are keys there, whether
+layers that read keys and values of others have feed-forward networks of twice the size, and whether
+layers have experts."""
 IGNORED: Final = "ignored"
 LIST_RULES: Final = frozenset({"all", "zero_every"})
 """What a list with an entry for every layer may be held to: ``all`` entries have one value, or they
@@ -50,7 +51,7 @@ _REQUIRED: Final = ("model_types", "class", "gguf", "module", "balance", *_SECTI
 _MODULE_KEYS: Final = (
     "name", "hf", "gguf", "role", "shape", "hf_also", "hf_stack", "hf_stack_part", "hf_rows",
     "gguf_rows", "after", "layers", "full_shape", "sharing_shape", "unshared",
-    "only_with", "hf_bare",
+    "only_with", "hf_bare", "gguf_bare", "hf_stacked",
 )  # fmt: skip
 _WRAPPER: Final = ("model_type", "config", "text_type", "beside", "prefixes")
 _VARIANT_KEYS: Final = ("class", "gguf_without", *_SECTIONS)
@@ -205,8 +206,8 @@ class _Check:
         for key in ("class", "gguf", *(k for k in ("gguf_without",) if k in values)):
             if not isinstance(values[key], str) or not values[key]:
                 self.fail(key, f"should be a word, found {values[key]!r:.60}")
-        if not isinstance(values.get("experts", False), bool):
-            self.fail("experts", "should be true or false")
+        if values.get("experts", False) not in (True, False, "optional"):
+            self.fail("experts", "should be true, false or optional")
         self._sizes(values)
         if values["layers"]:
             keys = next((keys for keys in LAYERS if keys[0] in values["layers"]), ("dense",))
@@ -292,7 +293,7 @@ class _Check:
 
     def _shapes(self, where: str, row: Mapping[str, Any], known: Collection[str]) -> None:
         """Sizes that there are, and flags."""
-        for flag in ("hf_bare", "unshared"):
+        for flag in ("hf_bare", "gguf_bare", "hf_stacked", "unshared"):
             if row.get(flag, False) not in (True, False):
                 self.fail(where, f"{flag} should be true or false")
         shapes = [k for k in ("shape", "full_shape", "sharing_shape") if k in row]

@@ -200,6 +200,8 @@ def from_config(
         )
     theta, scaling = rotation(merged, where, by_kind="sliding_theta" in names)
     kinds = layers or {}
+    mixture = "mixture" not in kinds or bool(merged.get(kinds["mixture"]))
+    experts = sizes.count("experts", zero=not kinds.get("mixture"), optional=True) if mixture else 0
     share = sizes.real("rotary_share") or 1.0
     check_share(share, head_dim, scaling, where)
     keyed = bool(merged.get(kinds.get("keyed", "")))
@@ -223,9 +225,9 @@ def from_config(
         rope_theta=theta,
         rope_scaling=scaling,
         tied=bool(merged.get("tie_word_embeddings", False)),
-        experts=sizes.count("experts", zero=True, optional=True),
-        experts_used=sizes.count("experts_used", zero=True, optional=True),
-        expert_ffn=sizes.count("expert_ffn", optional=True),
+        experts=experts,
+        experts_used=sizes.count("experts_used", zero=True, optional=True) if experts else 0,
+        expert_ffn=sizes.count("expert_ffn", optional=True) if experts else 0,
         shared_ffn=sizes.count("shared_ffn", optional=True),
         sliding_window=_sliding_window(merged, where, told="use_sliding_window" in defaults),
         window_period=sizes.period(),

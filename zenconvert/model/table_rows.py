@@ -40,6 +40,10 @@ class Module:
     """A size without which models have no such module."""
     hf_bare: bool = False
     """HF files have it under ``hf`` itself, and not as the weight of a module of that name."""
+    gguf_bare: bool = False
+    """So have GGUF files under ``gguf``."""
+    hf_stacked: bool = False
+    """HF files have it in ``hf_stack``, and not by itself."""
     hf_also: str | None = None
     """Another name that tools give it which keep transformers' names of today."""
     hf_stack: str | None = None

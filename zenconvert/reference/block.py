@@ -67,10 +67,14 @@ class Block:
         self.modules = {module_of(name): slot.module for name, slot in slots.items()}
         self.experts: tuple[Expert, ...] = ()
         self._padding = Padding((), torch.device("cpu"))
-        if (moe := find_moe(layer)) is not None:
+        moe: Any = find_moe(layer)
+        if moe is not None:
             self.experts = tuple(moe.experts)
-            moe.register_forward_pre_hook(self._leave_out_padding)
-            moe.register_forward_hook(self._put_padding_back)
+            before: tuple[Any, Any] = (moe, self._leave_out_padding)
+            if moe is layer:  # it routes tokens itself, and its experts are given all there is
+                before = (moe.experts, self._leave_out_all_padding)
+            before[0].register_forward_pre_hook(before[1])
+            before[0].register_forward_hook(self._put_padding_back)
 
     def forward(
         self, states: torch.Tensor, lengths: Sequence[int], beside: Beside | None = None
@@ -96,6 +100,10 @@ class Block:
     def _leave_out_padding(self, module: torch.nn.Module, args: tuple[Any, ...]) -> Any:
         """No expert should see padding: it would count as a routed token."""
         return (self.rows(args[0])[None], *args[1:])
+
+    def _leave_out_all_padding(self, module: torch.nn.Module, args: tuple[Any, ...]) -> Any:
+        """Of states, of the experts that were chosen and of their shares."""
+        return tuple(self.rows(value) for value in args)
 
     def _put_padding_back(self, module: torch.nn.Module, args: Any, output: Any) -> Any:
         if isinstance(output, tuple):  # some add the router's logits

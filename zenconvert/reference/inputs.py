@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from zenconvert.errors import InvalidInput
+from zenconvert.errors import InvalidInput, Unsupported
 from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.table_rows import Balance
@@ -60,9 +60,15 @@ def layer_inputs(
     """The inputs of the layer that has these tensors, in the order in which they are computed.
 
     With ``all_experts`` every token reaches every expert, so that router and experts read one
-    input. Raises InvalidInput when a linear module of the table is in no balance row.
+    input. Raises InvalidInput when a linear module of the table is in no balance row, and
+    Unsupported where tokens cannot be given to every expert.
     """
     readers = [n for n in tensors if n.is_weight and n.module.role in {"linear", "router"}]
+    if all_experts and not _router_sees_what_experts_do(architecture, readers):
+        raise Unsupported(
+            f"{architecture.id} models route tokens by something else than what experts read, so "
+            "that no expert can be given all of them; leave --all-experts out"
+        )
     inputs = [
         _input(group, stage)
         for stage, balance in enumerate(architecture.balances)
@@ -72,6 +78,16 @@ def layer_inputs(
     if missing := sorted({module_of(n.name) for n in readers} - covered):
         raise InvalidInput(f"architecture {architecture.id}: no balance row for {missing}")
     return tuple(inputs)
+
+
+def _router_sees_what_experts_do(architecture: Architecture, readers: Sequence[TensorName]) -> bool:
+    """Whether a balance row has both; also where a layer has no experts."""
+    routers = {n.module.name for n in readers if n.module.role == "router"}
+    of_experts = any(n.expert is not None for n in readers)
+    return not of_experts or any(
+        routers & set(row.into) and any("{expert}" in name for name in row.into)
+        for row in architecture.balances
+    )
 
 
 def head_input(hp: Hyperparameters) -> Input:

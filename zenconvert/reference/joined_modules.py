@@ -11,7 +11,8 @@ from typing import Final
 
 import torch
 
-from zenconvert.model.architecture import TensorName, in_rows
+from zenconvert.model.architecture import TensorName
+from zenconvert.model.tensor_names import in_rows
 
 IN_LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h)\.\d+\.(.+)")
 """A tensor's name inside of its layer."""
