@@ -13,6 +13,7 @@ from gguf import GGUFReader
 
 from tests.oracles.llama_activations import input_sums
 from tests.oracles.llama_quantize import load_imatrix, quantize
+from tests.test_llamacpp_parity import assert_same_file
 from zenconvert import calibrate, convert, open_checkpoint
 from zenconvert.calib.statistics_reader import load_importance, open_statistics
 from zenconvert.cli import cli
@@ -101,6 +102,19 @@ def test_llamacpp_quantizes_with_it_as_we_do(
     assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
     convert(source, tmp_path / "plain.gguf", f"gguf:{file_type}")
     assert (tmp_path / "ours.gguf").read_bytes() != (tmp_path / "plain.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["phi", "gemma4_moe"])
+def test_rows_of_one_tensor_have_one_entry(name: str, folder: Family, tmp_path: Path) -> None:
+    """q, k and v, or gate and up, of every expert where there are some."""
+    matrix = tmp_path / "imatrix.gguf"
+    calibrate(folder(name), matrix, languages=["en"], tokens_per_language=100, context=50)
+    convert(folder(name), tmp_path / "ours.gguf", "gguf:iq4_xs", importance=matrix)
+    convert(folder(name), tmp_path / "floats.gguf", "gguf:bf16")
+    theirs = tmp_path / "theirs.gguf"
+    importance = load_imatrix(matrix)
+    quantize(tmp_path / "floats.gguf", theirs, FILE_TYPES["iq4_xs"], importance=importance)
+    assert_same_file(tmp_path / "ours.gguf", theirs)
 
 
 def test_a_statistics_file_weighs_as_its_imatrix(model: Family, measured: Family) -> None:

@@ -30,8 +30,7 @@ WRITTEN = [
     ("mixtral", "awq:w4g128-gptqmodel"),
 ]
 APART = ("mixtral", "phi", "phi_longrope", "glm4", "gemma4_moe")
-"""Its modules have other names in memory than in files, experts and rows that files join, or it does
-not know them."""
+"""Its modules have other names in memory than in files (experts, joined rows), or it has none."""
 CALLED = [
     *((n, "gptq", "gptqmodel") for n in SHALLOW if n not in APART),
     *((n, "awq", "gptqmodel") for n in ("qwen3", "qwen2_moe", "gemma2", "cohere", "starcoder2")),

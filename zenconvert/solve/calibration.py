@@ -249,15 +249,16 @@ def _entries(
     loader: Callable[[list[str]], Callable[[], dict[str, Sums]]],
 ) -> list[ImatrixEntry]:
     """An entry for every weight whose input was measured."""
-    stacks: dict[str, list[str]] = {}
+    stacks: dict[str, dict[int | None, str]] = {}
     columns: dict[str, int] = {}
     for name in checkpoint.architecture.tensor_names(checkpoint.hyperparameters):
         module = name.name.rpartition(".")[0]
         if name.is_weight and module in modules:
-            stacks.setdefault(name.gguf, []).append(module)
+            # modules that are rows of one tensor read one input
+            stacks.setdefault(name.gguf, {}).setdefault(name.expert, module)
             columns[name.gguf] = name.shape[-1]
     return [
-        ImatrixEntry(name, len(stack), columns[name], loader(stack))
+        ImatrixEntry(name, len(stack), columns[name], loader(list(stack.values())))
         for name, stack in stacks.items()
     ]
 
