@@ -182,22 +182,7 @@ def from_config(
     given = {k: v for k, v in config.items() if v is not None or k in nullable}
     merged = {**defaults, **given}
     sizes = _Sizes(given, merged, names, where)
-    heads, hidden = sizes.count("heads"), sizes.count("hidden")
-    explicit = sizes.found("head_dim")[1] is not None
-    head_dim = sizes.count("head_dim", zero=True) if explicit else 0
-    if not head_dim:
-        if hidden % heads:
-            raise InvalidInput(
-                f"{where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads} "
-                "and there is no head_dim"
-            )
-        head_dim = hidden // heads
-    kv_heads = sizes.count("kv_heads", zero=True) or heads
-    if heads % kv_heads or head_dim % 2:
-        raise InvalidInput(
-            f"{where}: {heads} heads, {kv_heads} key-value heads and head size {head_dim} do not "
-            "fit together; heads must be a multiple of key-value heads and the size even"
-        )
+    heads, kv_heads, head_dim = _heads(sizes)
     theta, scaling = rotation(merged, where, by_kind="sliding_theta" in names)
     kinds = layers or {}
     mixture = "mixture" not in kinds or bool(merged.get(kinds["mixture"]))
@@ -213,14 +198,14 @@ def from_config(
         )
     return Hyperparameters(
         layers=sizes.count("layers"),
-        hidden=hidden,
+        hidden=sizes.count("hidden"),
         ffn=sizes.count("ffn"),
         heads=heads,
         kv_heads=kv_heads,
         vocab=sizes.count("vocab"),
         context=sizes.count("context"),
         head_dim=head_dim,
-        explicit_head_dim=explicit,
+        explicit_head_dim=sizes.found("head_dim")[1] is not None,
         rms_eps=real(*sizes.found("rms_eps"), where),
         rope_theta=theta,
         rope_scaling=scaling,
@@ -254,6 +239,27 @@ def from_config(
         input_vocab=sizes.count("input_vocab", optional=True),
         position_limit=sizes.count("position_limit", optional=True),
     )
+
+
+def _heads(sizes: _Sizes) -> tuple[int, int, int]:
+    """Heads, key-value heads and the size of a head. Raises InvalidInput."""
+    heads, hidden = sizes.count("heads"), sizes.count("hidden")
+    stated = sizes.found("head_dim")[1] is not None
+    head_dim = sizes.count("head_dim", zero=True) if stated else 0
+    if not head_dim:
+        if hidden % heads:
+            raise InvalidInput(
+                f"{sizes.where}: hidden_size {hidden} is not a multiple of num_attention_heads "
+                f"{heads} and there is no head_dim"
+            )
+        head_dim = hidden // heads
+    kv_heads = sizes.count("kv_heads", zero=True) or heads
+    if heads % kv_heads or head_dim % 2:
+        raise InvalidInput(
+            f"{sizes.where}: {heads} heads, {kv_heads} key-value heads and head size {head_dim} do "
+            "not fit together; heads must be a multiple of key-value heads and the size even"
+        )
+    return heads, kv_heads, head_dim
 
 
 @dataclass(frozen=True)
