@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from tests.safety.outputs import everything
-from zenconvert import calibrate
-from zenconvert.calib import statistics_file
-from zenconvert.calib.workspace import open_workspace
+from zenconvert import calibrate, convert
+from zenconvert.calib import statistics_file, workspace
 from zenconvert.errors import ZenError
 from zenconvert.publication.ledger import Ledger, Record
+from zenconvert.solve.calibration_texts import Calibrating
 
 Run = Callable[[Path, Path], object]
 
@@ -67,15 +67,25 @@ def _swap(path: Path) -> None:
     path.write_bytes(max(others, key=lambda p: p.stat().st_size).read_bytes())
 
 
+FEW = Calibrating(languages=("en",), tokens_per_language=64, context=32)
 DAMAGES = (_cut, _flip, _zeros, _empty, _deep, _link, _folder, _fifo, _swap)
-RUNS: dict[str, tuple[str, Run]] = {
+RUNS: dict[str, tuple[str, int, int, Run]] = {
     "statistics": (
-        ".out.partial",
+        ".out.partial", 14, 3,
         lambda source, out: calibrate(
             source, out, languages=["en"], tokens_per_language=64, context=32
         ),
     ),
-}
+    "awq": (
+        ".out.solving", 7, 9,
+        lambda source, out: convert(source, out, "awq:w4g64", calibrating=FEW),
+    ),
+    "importance": (
+        ".out.gathered", 6, 3,
+        lambda source, out: convert(source, out, "gguf:q4_0", calibrating=FEW),
+    ),
+}  # fmt: skip
+"""Where it works, at which of its files it stops, and how many files share every damage."""
 
 
 class Stopped(Exception):
@@ -100,21 +110,24 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save hidden states after every layer."""
     torch.set_num_threads(1)
-    monkeypatch.setattr(statistics_file, "open_workspace", partial(open_workspace, save_seconds=0))
+    hasty = partial(workspace.open_workspace, save_seconds=0)
+    for module in (workspace, statistics_file):
+        monkeypatch.setattr(module, "open_workspace", hasty)
     monkeypatch.setattr(statistics_file, "SAVE_SECONDS", 0)
 
 
 @pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize(("work", "run"), RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("kind", RUNS)
 def test_damaged_files_of_a_stopped_run(
-    work: str, run: Run, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    work, last, shared, run = RUNS[kind]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder in (whole, stopped):
         folder.mkdir()
     run(tiny, whole / "out")
     expected = everything(whole)
-    for number in range(14, 2, -1):
+    for number in range(last, 2, -1):
         with monkeypatch.context() as patch:
             stop_at(patch, number)
             try:
@@ -128,7 +141,7 @@ def test_damaged_files_of_a_stopped_run(
     assert len(kept) > 2, kept
     same = runs = 0
     for number, file in enumerate(kept):
-        for damage in DAMAGES[number % 3 :: 3]:  # each of them befalls a third of the files
+        for damage in DAMAGES[number % shared :: shared]:
             runs += 1
             place = tmp_path / "place"
             shutil.copytree(stopped, place, symlinks=True)

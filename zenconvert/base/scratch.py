@@ -193,8 +193,8 @@ def keep(path: Path) -> None:
 def is_kept(path: Path) -> bool:
     """Whether a file is there and holds what it held when it was finished."""
     try:
-        known = sum_of(path).read_bytes()
         state = path.lstat()
+        known = _read_plain(sum_of(path))
         if not stat.S_ISREG(state.st_mode) or known.split(b" ")[0] != b"%d" % state.st_size:
             return False
         return known == _digest(path, state.st_size, state.st_mtime_ns, state.st_ino).encode()
@@ -203,9 +203,22 @@ def is_kept(path: Path) -> bool:
 
 
 def forget(path: Path) -> None:
-    """Remove a kept file. Raises OSError."""
-    sum_of(path).unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    """Remove a kept file, or what stands in its place. Raises OSError."""
+    for one in (sum_of(path), path):
+        if os.path.lexists(one):
+            remove(one)
+
+
+def _read_plain(path: Path) -> bytes:
+    """The beginning of a small file; nothing of what is no plain file, and no waiting for it.
+
+    Raises OSError.
+    """
+    descriptor = os.open(path, _NO_LINK)
+    try:
+        return os.read(descriptor, 256) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    finally:
+        os.close(descriptor)
 
 
 def _summed(path: Path) -> str:

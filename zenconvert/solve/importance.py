@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zenconvert.base.atomic import hidden_name
+from zenconvert.base.atomic import hidden_name, system_errors
 from zenconvert.base.progress import Progress
-from zenconvert.base.scratch import held_scratch, is_kept, keep, remove_scratch
+from zenconvert.base.scratch import forget, held_scratch, is_kept, keep, remove_scratch
 from zenconvert.calib.methods import METHODS
 from zenconvert.errors import UsageError
 from zenconvert.formats.registry import format_named
@@ -103,11 +103,12 @@ class Knowledge:
         with held_scratch(out.with_name(hidden_name(out.name, "gathered"))) as folder:
             gathered = folder / f"{digest}.stats"
             if not is_kept(gathered):
+                with system_errors(gathered):
+                    forget(gathered)
                 calibrate(
                     source,
                     gathered,
                     **arguments,
-                    force=True,
                     progress=lambda at: stage("calibrating", at.layer, at.layers),
                 )
                 keep(gathered)
