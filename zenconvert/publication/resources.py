@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from zenconvert.calib.methods import METHODS
 from zenconvert.publication.preparation import Prepared
 from zenconvert.publication.recipe import VariantRecipe
+from zenconvert.reference.beside import numbers
 from zenconvert.reference.inputs import by_layer
 from zenconvert.solve.calibration import statistics_run
 from zenconvert.solve.importance import solver_for
@@ -106,7 +107,7 @@ def verifying(prepared: Prepared, variant: VariantRecipe) -> Need:
     layers = by_layer(prepared.checkpoint.architecture.tensor_names(hp)).values()
     block = _FLOAT * max(sum(prod(name.shape) for name in names) for names in layers)
     tokens = sum(len(window.ids) for window in prepared.windows)
-    states = _FLOAT * tokens * hp.hidden
+    states = _FLOAT * tokens * (hp.hidden + numbers(hp))
     heads = 2 * _FLOAT * hp.vocab * hp.hidden
     logits = _SCORING_COPIES * _FLOAT * hp.vocab * block_positions(hp.vocab)
     native = prepared.plans[variant.name].output_bytes if set(engines) - {TORCH} else 0

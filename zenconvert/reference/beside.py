@@ -8,14 +8,17 @@ earlier layer. Both are rows, one a token, of all windows.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.sliding import FULL, SLIDES
-from zenconvert.reference.padding import Padding
 
-KeysValues = dict[str, tuple[torch.Tensor, torch.Tensor]]
+if TYPE_CHECKING:
+    import torch
+
+    from zenconvert.reference.padding import Padding
+
+KeysValues = dict[str, "tuple[torch.Tensor, torch.Tensor]"]
 """Kind of layers → keys and values, [windows, heads, tokens, size], of those that have none."""
 
 
@@ -57,6 +60,11 @@ def columns(hp: Hyperparameters) -> int:
     return sum(one.columns for one in shared(hp))
 
 
+def numbers(hp: Hyperparameters) -> int:
+    """Numbers of a token that a walk keeps beside its hidden states."""
+    return columns(hp) + hp.all_inputs
+
+
 @dataclass(slots=True)
 class Beside:
     """What a layer is given of a batch beside hidden states, and what it gives to later ones."""
@@ -85,6 +93,8 @@ class Beside:
         """Keep what ``layer`` computed for later ones."""
         if self.handed is None:
             return
+        import torch
+
         for one in self.given:
             if one.layer == layer:
                 both = torch.stack(found[one.kind]).permute(1, 3, 0, 2, 4)

@@ -64,10 +64,9 @@ class Reference:
     @property
     def beside(self) -> int:
         """Numbers of a token that a walk keeps beside its hidden states."""
-        from zenconvert.reference.beside import columns
+        from zenconvert.reference.beside import numbers
 
-        hp = self.checkpoint.hyperparameters
-        return columns(hp) + hp.all_inputs
+        return numbers(self.checkpoint.hyperparameters)
 
     def load(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A whole tensor in its logical shape, on the device; float32 unless told otherwise."""
