@@ -6,12 +6,54 @@ CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.."  # and from there nothing of
 
 VENV="${ZENCONVERT_VENV:-$PWD/.venv}"
 PYTHON="$VENV/bin/python"
+LOGS="$VENV"
 LLAMACPP="llama-cpp-python==0.3.36"
 export ZENCONVERT_LLAMACPP_SOURCE="$VENV/llama.cpp"
 
 # nproc counts what OpenMP is told to use
 cores() {
     env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || sysctl -n hw.ncpu
+}
+
+# What needs the network, or one core, runs beside other work, each in a process group of its own: at
+# the end of the script, however it comes, none is left. `name=process`, one word each.
+BESIDE=""
+
+# $1: name, of the log in $LOGS as well; then a command
+beside() {
+    local name="$1"
+    shift
+    mkdir -p "$LOGS"
+    set -m
+    "$@" >"$LOGS/$name.log" 2>&1 </dev/null &
+    set +m
+    BESIDE="$BESIDE $name=$!"
+    trap end_beside EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+}
+
+# $1: name; waits for it, and shows how it ended where it failed
+join() {
+    local one rest="" process="" status=0
+    for one in $BESIDE; do
+        if [ "${one%=*}" = "$1" ]; then process="${one##*=}"; else rest="$rest $one"; fi
+    done
+    [ -n "$process" ] || return 0
+    wait "$process" || status=$?
+    BESIDE="$rest"
+    [ "$status" -ne 0 ] || return 0
+    tail -20 "$LOGS/$1.log" >&2
+    echo "$1 failed (the whole story: $LOGS/$1.log)" >&2
+    return 1
+}
+
+end_beside() {
+    local one
+    for one in $BESIDE; do
+        kill -TERM -- "-${one##*=}" 2>/dev/null || true
+        wait "${one##*=}" 2>/dev/null || true
+    done
 }
 
 find_python() {
@@ -115,6 +157,12 @@ build_llamacpp() {
     compgen -G "$folder/*.whl" >/dev/null
 }
 
+# $1: flavour
+prepare_llamacpp() {
+    get_llamacpp_source || return 1
+    build_llamacpp "$1"
+}
+
 # $1: flavour; puts the wheel into the environment where another one, or none, is there
 put_llamacpp() {
     local key
@@ -166,10 +214,16 @@ make_environment() {
     if [[ "$known" != "$stamp" && "$known" != "$pins [dev]" ]]; then
         echo "setting up $VENV (a few minutes the first time) …" >&2
         [ -x "$PYTHON" ] || "$(find_python)" -P -m venv "$VENV"
+        if [[ "$1" = *dev* ]]; then
+            echo "beside it llama.cpp is built where it is not yet: some minutes on two cores" >&2
+            beside llama.cpp-build prepare_llamacpp "$(choose_llamacpp)"
+        fi
         install_torch
-        # before pip would build one for this processor alone
-        [[ "$1" != *dev* ]] || put_llamacpp "$(choose_llamacpp)"
         pip_install -e ".$1"
+        # compiled once, not by each of the processes that start next
+        "$PYTHON" -P -c 'import torch, transformers'
+        join llama.cpp-build
+        [[ "$1" != *dev* ]] || put_llamacpp "$(choose_llamacpp)"
         echo "$stamp" >"$VENV/stamp"
     fi
 }
