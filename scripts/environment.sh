@@ -140,14 +140,15 @@ get_llamacpp_source() {
 # $1: flavour; builds the wheel into a folder of its own where it is not there yet. pip's own cache
 # is left out of it: it would give a wheel that was built on, and for, another processor.
 build_llamacpp() {
-    local folder work
+    local folder work less="-DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/scripts/llamacpp.cmake"
     folder="$WHEELS/$(llamacpp_key "$1")"
     compgen -G "$folder/*.whl" >/dev/null && return
     echo "building llama.cpp ($1), once: some minutes on two cores …" >&2
+    [[ "$PWD" != *[[:space:]]* ]] || less="" # CMAKE_ARGS knows no quotes; it takes longer then
     mkdir -p "$WHEELS"
     work="$(mktemp -d "$WHEELS/.building-XXXXXX")"
     if CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(cores)}" \
-        CMAKE_ARGS="$(llamacpp_flags "$1" | tr '\n' ' ')" \
+        CMAKE_ARGS="$(llamacpp_flags "$1" | tr '\n' ' ') $less" \
         "$PYTHON" -P -m pip wheel --quiet --disable-pip-version-check --no-cache-dir --no-deps \
         --no-binary llama-cpp-python -w "$work" "$LLAMACPP" >&2; then
         mkdir -p "$folder"

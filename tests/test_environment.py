@@ -82,6 +82,8 @@ def test_a_build_is_made_once_and_proved_once(machine: Machine) -> None:
     assert machine.run("install_llamacpp").returncode == 0
     [build] = machine.builds
     assert "-DGGML_NATIVE=OFF" in build
+    assert f"_INCLUDE={ROOT}/scripts/llamacpp.cmake" in build
+    assert (ROOT / "scripts/llamacpp.cmake").exists()
     assert "--no-cache-dir" in build
     assert "doctor --engine llamacpp" in machine.calls.read_text()
     assert machine.run("install_llamacpp").returncode == 0
