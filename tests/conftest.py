@@ -19,11 +19,12 @@ Family = Callable[[str], Path]
 
 LONGEST: Final = (
     "test_families.py", "test_release.py", "test_verify.py", "test_foreign_code.py",
-    "test_solving.py", "test_doctor.py", "test_native.py", "test_tasks.py", "test_retry.py",
-    "test_differential.py", "test_ray_cluster.py", "test_autoawq.py", "test_gptqmodel.py",
-    "test_auto_gptq.py", "test_llamacpp_parity.py", "test_surroundings.py", "test_progress.py",
-    "test_wrappers.py", "test_facts.py", "test_docs.py", "test_blocks_encode.py",
-    "test_iq_quants.py", "test_k_quants.py", "test_mixtures.py",
+    "test_solving.py", "test_doctor.py", "test_retry.py", "test_differential.py",
+    "test_native.py", "test_llamacpp_parity.py", "test_tasks.py", "test_surroundings.py",
+    "test_autoawq.py", "test_gptqmodel.py", "test_auto_gptq.py", "test_producing.py",
+    "test_progress.py", "test_wrappers.py", "test_facts.py", "test_named_config.py",
+    "test_docs.py", "test_ray_cluster.py", "test_blocks_encode.py", "test_iq_quants.py",
+    "test_k_quants.py", "test_mixtures.py",
 )  # fmt: skip
 """Files that take minutes. They are begun first: where several processes share the files, none has
 a long one left at the end."""
