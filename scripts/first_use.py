@@ -10,7 +10,7 @@ import importlib
 
 import torch
 
-from zenconvert.calib.solvers.host_kernels import search_rows, settle
+from zenconvert.calib.solvers.host_kernels import round_rows, search_rows, settle
 from zenconvert.calib.solvers.levels import Levels
 from zenconvert.ggml import blocks
 from zenconvert.ggml.types import BY_NAME
@@ -18,7 +18,8 @@ from zenconvert.ggml.types import BY_NAME
 if __name__ == "__main__":
     importlib.import_module("ray.dashboard.agent")
     importlib.import_module("ray._private.runtime_env.agent.main")
-    row, one = torch.ones(1, 2), torch.ones(1, 1)
-    search_rows(row, row[0], Levels(top=15, symmetric=True))
+    row, one, levels = torch.ones(1, 2), torch.ones(1, 1), Levels(top=15, symmetric=True)
+    search_rows(row, row[0], levels)
+    round_rows(row, row[0], 2, levels)
     settle(row, row, torch.eye(2), one, one, 15)
     blocks.warm_up(name for name in BY_NAME if blocks.can_decode(name))
