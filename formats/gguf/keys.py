@@ -131,7 +131,7 @@ def hf_config(
         "architectures": [architecture.hf_class],
         "model_type": architecture.model_type,
         **{key: v for k, v in sizes.items() if "." not in (key := architecture.key(k))},
-        **_sliding_rotations(architecture, sizes),
+        **_sliding_rotations(architecture, sizes.get("sliding_theta"), theta),
         architecture.block.activation_key: architecture.constants[
             architecture.block.activation_key
         ][0],
@@ -166,13 +166,20 @@ def _scaling(
     return None if scaling is None else {**scaling, **inside}
 
 
-def _sliding_rotations(architecture: Architecture, sizes: Mapping[str, float]) -> dict[str, Any]:
-    """Rotations of layers that slide, where configs have those of kinds of layers side by side."""
-    at = architecture.key("sliding_theta")
-    if at != f"rope_parameters.{SLIDES}.rope_theta" or "sliding_theta" not in sizes:
+def _sliding_rotations(
+    architecture: Architecture, theta: float | None, full: float
+) -> dict[str, Any]:
+    """Rotations of layers that slide, where configs have those of kinds of layers side by side.
+
+    Where ``rope_theta`` alone says both, transformers 5 takes its default for these layers.
+    """
+    if architecture.key("sliding_theta") != f"rope_parameters.{SLIDES}.rope_theta":
         return {}
-    plain = {"rope_type": "default", "rope_theta": sizes["sliding_theta"]}
-    return {"rope_parameters": {SLIDES: plain}}
+    if theta is None and architecture.older_key("sliding_theta") == "rope_theta":
+        theta = None if full == architecture.defaults.get("rope_theta") else full
+    if theta is None:
+        return {}
+    return {"rope_parameters": {SLIDES: {"rope_type": "default", "rope_theta": theta}}}
 
 
 def with_full_rotations(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,3 +111,7 @@ def test_rotations_of_kinds_of_layers_are_those_of_both(
     expected = None if full is PLAIN else scaling
     assert (found["rope_theta"], found["rope_scaling"]) == (full["rope_theta"], expected)
     assert name != "gemma3" or found["rope_local_base_freq"] == theta
+    convert(source, tmp_path / "model.gguf", "gguf:bf16")
+    convert(tmp_path / "model.gguf", tmp_path / "back", "hf:bf16")
+    assert kinds(tmp_path / "back") == kinds(tmp_path / "made")
+    assert transformers4("rotations", folder=tmp_path / "back") == found

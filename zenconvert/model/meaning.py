@@ -302,7 +302,7 @@ def _of_layer_kinds(checkpoint: Checkpoint, target: str) -> Iterator[Fact]:
         found = checkpoint.config.get(key)
         kinds = found.items() if isinstance(found, Mapping) else ()
         for kind, own in [item for item in kinds if isinstance(item[1], Mapping)]:
-            plain = rope_type(own) == "default" and set(own) <= {"rope_type", "rope_theta"}
+            plain = rope_type(own) == "default" and set(own) <= {"rope_type", "type", "rope_theta"}
             if not parted or kind not in (sliding.FULL, sliding.SLIDES):
                 why = f"{target} has no rotations of {checkpoint.architecture.id} models for them"
             elif kind == sliding.SLIDES and not plain:

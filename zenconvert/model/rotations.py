@@ -43,15 +43,19 @@ def rope_parameters(config: Mapping[str, Any], *, by_kind: bool = False) -> dict
     found = config.get("rope_scaling") or plain or {}
     if isinstance(found, Mapping) and isinstance(found.get(FULL), Mapping):
         found = found[FULL]
+    elif by_kind and _has_kinds(found):
+        found = {}
     return dict(found) if isinstance(found, Mapping) else {}
 
 
 def is_flat(config: Mapping[str, Any]) -> bool:
     """Whether there are ``rope_parameters``, and none of kinds of layers."""
     found = config.get("rope_parameters")
-    if not isinstance(found, Mapping) or not found:
-        return False
-    return not any(isinstance(value, Mapping) for value in found.values())
+    return isinstance(found, Mapping) and bool(found) and not _has_kinds(found)
+
+
+def _has_kinds(found: Any) -> bool:
+    return isinstance(found, Mapping) and any(isinstance(v, Mapping) for v in found.values())
 
 
 def rope_type(parameters: Mapping[str, Any]) -> str:
