@@ -2,7 +2,8 @@
 
 A checkpoint with random weights and a few layers of the true shapes (hidden 8192, ffn 49152, 64
 heads of which 8 hold keys and values) goes through the command line: one walk of the bundled texts
-of ten languages, solving, writing. What a layer takes is told by two models of different depth.
+of ten languages, solving, writing; "rounded" needs no texts. What a layer takes is told by two
+models of different depth.
 ``--divide`` makes every shape smaller, for a machine without a GPU.
 """
 
@@ -26,8 +27,11 @@ HIDDEN, FFN, HEADS, KV_HEADS, LAYERS = 8192, 49152, 64, 8, 80
 TARGETS = {
     "GPTQ w4g128": ("gptq:w4g128", "gptq"),
     "AWQ w4g128": ("awq:w4g128", "awq"),
-    "GGUF Q4_K_M": ("gguf:q4_k_m", "gguf"),
+    "GGUF Q4_K_M": ("gguf:q4_k_m", "q4_k_m.gguf"),
+    "GPTQ rounded": ("gptq:w4g128", "rounded"),
 }
+"""Label → target, and the end of the output's name."""
+CONVERT = [sys.executable, "-m", "zenconvert", "convert"]
 
 
 @dataclass
@@ -73,7 +77,9 @@ def convert(
 ) -> tuple[Measured, float, dict[str, Any]]:
     """One conversion: its run, GiB of GPU memory, and what became of every module."""
     report = out.with_suffix(".json")
-    command = [sys.executable, "-m", "zenconvert", "convert", str(source), str(out), "--to", target]
+    command = [*CONVERT, str(source), str(out), "--to", target]
+    if out.name.endswith("rounded"):
+        return measure(command), 0.0, {}
     command += ["--calibrate", "--device", device, "--report", str(report)]
     if device == "cpu":
         return measure(command), 0.0, _modules(report)
@@ -100,40 +106,42 @@ def summary(modules: dict[str, Any]) -> str:
     )
 
 
-def options(about: str | None) -> argparse.Namespace:
+def options(about: str | None) -> argparse.ArgumentParser:
     """The command line: two depths, what divides the shapes, the device, a folder for files."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--layers", type=int, nargs=2, default=(1, 3), help="of the two models")
     parser.add_argument("--divide", type=int, default=1)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--work", type=Path, help="where to put some tens of GB")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
     """Run the benchmark and print the table."""
-    given = options(__doc__)
-    shape, (few, more) = shape_of(given.divide), given.layers
+    parser = options(__doc__)
+    parser.add_argument("--only", choices=TARGETS, action="append", help="of the targets")
+    given = parser.parse_args()
+    shape, (few, more), labels = shape_of(given.divide), given.layers, given.only or list(TARGETS)
     print(f"{shape}, {few} and {more} layers, {given.device}")
     print(f"{'':14}{'layers':>7}{'seconds':>9}{'peak RSS':>11}{'GPU':>11}")
     with tempfile.TemporaryDirectory(dir=given.work) as name:
         work, taken = Path(name), dict[tuple[str, int], float]()
-        measure([sys.executable, "-m", "zenconvert", "convert", "builtin:zen-nano",
-                 str(work / "warm"), "--to", "gptq:w4g128"])  # fmt: skip
+        for label in labels:  # kernels are compiled before time is taken
+            target, end = TARGETS[label]
+            measure([*CONVERT, "builtin:zen-nano", str(work / f"warm-{end}"), "--to", target])
         for layers in (few, more):
             model = work / f"model-{layers}"
             synthetic_model(model, 0, shape, layers)
-            for label, (target, kind) in TARGETS.items():
-                end = ".gguf" if kind == "gguf" else ""
-                out = work / f"{kind}-{layers}{end}"
-                run, peak, modules = convert(model, out, target, given.device)
+            for label in labels:
+                target, end = TARGETS[label]
+                run, peak, modules = convert(model, work / f"{layers}-{end}", target, given.device)
                 taken[label, layers] = run.seconds
                 print(
                     f"{label:14}{layers:7}{run.seconds:9.1f}{run.peak_rss / 1e9:8.1f} GB"
                     f"{peak:7.1f} GiB  {summary(modules)}",
                     flush=True,
                 )
-    for label in ("GPTQ w4g128", "AWQ w4g128"):
+    for label in labels:
         each = (taken[label, more] - taken[label, few]) / (more - few)
         whole = taken[label, few] + (LAYERS - few) * each
         print(f"{label}: {each:.1f} s a layer, {LAYERS} layers {whole / 60:.1f} minutes")

@@ -32,7 +32,7 @@ def seconds_of(model: Path, artifact: Path, device: str, cache: Path) -> tuple[f
 
 def main() -> None:
     """Run the benchmark and print the table."""
-    given = options(__doc__)
+    given = options(__doc__).parse_args()
     few, more = given.layers
     print(f"{shape_of(given.divide)}, {few} and {more} layers, {given.device}")
     print(f"{'':14}{'layers':>7}{'nothing cached':>16}{'the candidate':>15}{'tokens':>9}")
