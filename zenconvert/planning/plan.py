@@ -118,8 +118,9 @@ class Plan:
         widest = max((s.shape[-1] for s in self.steps if s.shape), default=0)
         slab = max(SLAB_ELEMENTS, widest * 256)
         headers = sum(len(data) for file in self.layout.files for _, data in file.literals)
-        largest = max((c.nbytes for c in self.choices if _may_lie_in_columns(c)), default=0)
-        bands = _BANDS * min(BAND_BYTES, largest)
+        bands = 0
+        if any(map(_may_lie_in_columns, self.choices)):
+            bands = _BANDS * min(BAND_BYTES, max(step.bytes for step in self.steps))
         return _BASE_RAM + 4 * headers + bands + self.threads * slab * _SLAB_COPIES
 
     def as_dict(self) -> dict[str, Any]:
@@ -138,9 +139,10 @@ class Plan:
 
 def _may_lie_in_columns(choice: Choice) -> bool:
     """Whether rows are columns of a file, here or there."""
-    stored = (part.stored for part in choice.parts)
-    packed = any(isinstance(s, StoredPieces) or s.stride is not None for s in stored)
-    return packed or choice.codec is not None or choice.transposed
+    if choice.codec is not None or choice.transposed:
+        return True
+    stored = [part.stored for part in choice.parts]
+    return any(isinstance(one, StoredPieces) or one.stride is not None for one in stored)
 
 
 @seldom_collected()
