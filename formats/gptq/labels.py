@@ -47,7 +47,9 @@ def differences(table: Mapping[str, Any], said: Settings, modules: Modules) -> l
     """What the settings say of widths, groups and orders, and the data does not."""
     grids = {name: _grid(tensor) for name, tensor in modules.items()}
     found = list(said.warnings)
-    for key, actual in (("bits", _bits(grids)), ("group_size", _sizes(modules))):
+    bits = {name: grid.bits for name, grid in grids.items()}
+    sizes = {name: grid.group or modules[name].shape[1] for name, grid in grids.items()}
+    for key, actual in (("bits", bits), ("group_size", sizes)):
         wanted = table.get(key)
         if type(wanted) is not int or key in said.varied or not (wanted > 0 or key != "bits"):
             continue
@@ -70,14 +72,6 @@ def _grid(tensor: Tensor) -> Grouped:
     grid = tensor.encoding.grouped
     assert grid is not None
     return grid
-
-
-def _bits(grids: Mapping[str, Grouped]) -> dict[str, int]:
-    return {name: grid.bits for name, grid in grids.items()}
-
-
-def _sizes(modules: Modules) -> dict[str, int]:
-    return {name: _grid(tensor).group or tensor.shape[1] for name, tensor in modules.items()}
 
 
 def _fits(key: str, wanted: int, actual: int, tensor: Tensor) -> bool:

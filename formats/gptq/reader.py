@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zenconvert.errors import CorruptFile, InvalidInput, Unsupported
 from zenconvert.formats import int_packing, packed_folder, quantization
@@ -166,11 +167,7 @@ def _mean_level(tensor: Tensor) -> float:
         entry = Entry(place.name, piece.dtype, shape, place.path, place.offset, size)
         arrays[piece.name] = packed_folder.values_of(entry)
     codes = int_packing.unpack(arrays["qweight"], encoding.bits, count)
-    plain = replace(stored.codec, zeros="as_is")
-    try:
-        _, zeros = plain.unpack_groups(arrays, encoding, tensor.columns)
-    except InvalidInput as error:
-        raise InvalidInput(f"{stored.path}: {stored.name}: {error}") from error
+    zeros = _zeros_as_stored(tensor, arrays)
     groups = np.arange(tensor.columns) // (encoding.group or tensor.columns)
     index = arrays.get("g_idx", groups)[:count].clip(0, zeros.shape[1] - 1)
     return float((codes.astype(np.int16) - zeros.T[index]).mean())
@@ -188,14 +185,23 @@ def _stored_midpoint(tensor: Tensor) -> int | None:
         "qzeros": packed_folder.values_of(entry),
         "scales": np.zeros((piece.shape[0], tensor.rows), np.float16),
     }
+    zeros = _zeros_as_stored(tensor, arrays)
+    offset = int(zeros.flat[0]) - (1 << (encoding.bits - 1))
+    return offset if bool((zeros == zeros.flat[0]).all()) else None
+
+
+def _zeros_as_stored(tensor: Tensor, arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    """uint8[rows, groups], without what a version adds. Raises InvalidInput."""
+    stored, encoding = tensor.stored, tensor.encoding.grouped
+    assert isinstance(stored, StoredPieces)
     assert isinstance(stored.codec, GptqCodec)
+    assert encoding is not None
     plain = replace(stored.codec, zeros="as_is")
     try:
         _, zeros = plain.unpack_groups(arrays, encoding, tensor.columns)
     except InvalidInput as error:
         raise InvalidInput(f"{stored.path}: {stored.name}: {error}") from error
-    offset = int(zeros.flat[0]) - (1 << (encoding.bits - 1))
-    return offset if bool((zeros == zeros.flat[0]).all()) else None
+    return zeros
 
 
 def _with_rule(tensor: Tensor, rule: ZeroRule) -> Tensor:
