@@ -8,14 +8,13 @@ bands of columns come in long runs, and are kept until their last slab is taken.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zenconvert.base.turns import Shared
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
 from zenconvert.model.checkpoint import StoredPieces, StoredTensor, Tensor
 from zenconvert.model.encoding import Dense
@@ -53,7 +52,7 @@ class Slabs:
         largest = max(pieces, key=lambda piece: piece.nbytes, default=None)
         self.band = None if largest is None else band_rows(largest, tensor.rows, step)
         """Rows that are read together; None where a slab lies in one run anyway."""
-        self.bands: dict[int, _SharedBand] = {}
+        self.bands: dict[int, Shared[_Band]] = {}
 
     def __call__(self, begin: int, end: int) -> Rows:
         """One slab. Raises as :func:`read_rows`."""
@@ -61,34 +60,13 @@ class Slabs:
             return read_rows(self.tensor, begin, end)
         first = begin // self.band * self.band
         last = min(first + self.band, self.tensor.rows)
-        fresh = _SharedBand(slabs=-(-(last - first) // self.step))
+        fresh: Shared[_Band] = Shared(-(-(last - first) // self.step))
         shared = self.bands.setdefault(first, fresh)
-        rows = shared.read(self.tensor, first, last).rows(begin, end)
-        if shared.is_taken():
+        band = shared.get(lambda: _Band(self.tensor, *_units(self.tensor, first, last)))
+        rows = band.rows(begin, end)
+        if shared.is_last():
             del self.bands[first]
         return rows
-
-
-@dataclass
-class _SharedBand:
-    """A band for several threads: the first reads it."""
-
-    slabs: int
-    """Not taken yet."""
-    lock: Lock = field(default_factory=Lock)
-    band: _Band | None = None
-
-    def read(self, tensor: Tensor, first: int, last: int) -> _Band:
-        with self.lock:
-            if self.band is None:
-                self.band = _Band(tensor, *_units(tensor, first, last))
-            return self.band
-
-    def is_taken(self) -> bool:
-        """Counts a slab; whether it was the last."""
-        with self.lock:
-            self.slabs -= 1
-            return not self.slabs
 
 
 class _Band:

@@ -7,12 +7,12 @@ columns, and the band goes to the disk when it is whole, in runs of kilobytes to
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zenconvert.base.turns import Shared
 from zenconvert.model.pieces import Piece, band_rows
 
 
@@ -29,7 +29,7 @@ class Columns:
     """Rows of the tensor."""
     step: int
     """Rows of a slab."""
-    bands: dict[int, _Band] = field(default_factory=dict)
+    bands: dict[int, Shared[NDArray[Any]]] = field(default_factory=dict)
 
     def put(self, array: NDArray[Any], begin: int, end: int) -> tuple[int, NDArray[Any]] | None:
         """Take ``array[lines, items]`` of the rows ``[begin, end)``.
@@ -42,35 +42,15 @@ class Columns:
         first, last = self._span(low, high)
         if (begin, end) == (low, high):
             return first, array
-        fresh = _Band(slabs=-(-(high - low) // self.step))
+        fresh: Shared[NDArray[Any]] = Shared(-(-(high - low) // self.step))
         band = self.bands.setdefault(low, fresh)
-        lines = band.lines((len(array), last - first), array.dtype)
+        lines = band.get(lambda: np.empty((len(array), last - first), array.dtype))
         at, to = self._span(begin, end)
         lines[:, at - first : to - first] = array
-        if not band.is_whole():
+        if not band.is_last():
             return None
         del self.bands[low]
         return first, lines
 
     def _span(self, begin: int, end: int) -> tuple[int, int]:
         return self.piece.span(self.first + begin, self.first + end)
-
-
-@dataclass(slots=True)
-class _Band:
-    slabs: int
-    """That have not come yet."""
-    lock: Lock = field(default_factory=Lock)
-    array: NDArray[Any] | None = None
-
-    def lines(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
-        with self.lock:
-            if self.array is None:
-                self.array = np.empty(shape, dtype)
-            return self.array
-
-    def is_whole(self) -> bool:
-        """Counts a slab; whether it was the last."""
-        with self.lock:
-            self.slabs -= 1
-            return not self.slabs
