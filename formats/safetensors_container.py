@@ -62,6 +62,10 @@ class Entry:
     offset: int
     """From the start of the file."""
     nbytes: int
+    stride: int | None = None
+    """Bytes from line to line, where rows of ours are columns of the file."""
+    turn: tuple[int, int] = (0, 1)
+    """Which of how many columns of the file in turn are rows of ours."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def _made_of(changed: Callable[[Config], Config], place: pytest.TempPathFactory)
             config = changed(family.config)
             made[name] = raw_model(
                 out, config, vocab_size=vocab, bos_token_id=1, eos_token_id=2, biases=True,
-                queries=family.queries,
+                queries=family.queries, states=family.states,
             )  # fmt: skip
         return made[name]
 

@@ -28,6 +28,8 @@ class Family:
     queries: float = 1.0
     """What their norm multiplies queries by. Where a model does not scale scores itself, released
     norms do; otherwise the least change of a weight changes everything."""
+    states: float = 1.0
+    """What norms before feed-forward networks are multiplied by: clamps are of large numbers."""
     onnx: bool = True
     """A graph can be written."""
     refusal: str = "model_type is "
@@ -256,6 +258,22 @@ FAMILIES: dict[str, Family] = {
             use_qkv_bias=True, rope_theta=10000,
         ),
         "qwen2", "qwen2",
+    ),
+    "gpt_oss": Family(
+        _sizes(
+            "gpt_oss", "GptOssForCausalLM", num_hidden_layers=4, head_dim=64,
+            intermediate_size=128, num_local_experts=6, num_experts_per_tok=3,
+            experts_per_token=3, attention_bias=True, attention_dropout=0.0, sliding_window=16,
+            layer_types=["sliding_attention", "full_attention"] * 2, swiglu_limit=7.0,
+            rms_norm_eps=1e-5, rope_theta=150000, initial_context_length=64, pad_token_id=0,
+            output_router_logits=False, router_aux_loss_coef=0.9,
+            rope_scaling={
+                "beta_fast": 32.0, "beta_slow": 1.0, "factor": 8.0, "rope_type": "yarn",
+                "original_max_position_embeddings": 64,
+            },
+        ),
+        "o200k", "gpt-4o", states=6.0, onnx=False, refusal="no attn.sinks",
+        lost=("tokenizer.json",),
     ),
     "smollm3": Family(
         _sizes(

@@ -103,11 +103,12 @@ def raw_model(
     drop: tuple[str, ...] = (),
     biases: bool = False,
     queries: float = 1.0,
+    states: float = 1.0,
     **changes: Any,
 ) -> Path:
     """A checkpoint of random weights without a tokenizer, of a family or of a config; ``changes``
     go into the config. ``biases`` writes those that the config announces, too. ``queries`` are
-    multiplied by their norm."""
+    multiplied by their norm, ``states`` by that before feed-forward networks."""
     config = {**(CONFIGS[family] if isinstance(family, str) else family), **changes}
     if "vocab_size_per_layer_input" in config:
         config["vocab_size_per_layer_input"] = config["vocab_size"]
@@ -134,6 +135,8 @@ def raw_model(
                 values += 0.25 if architecture.block.norms_add_one else 1
             if name.module.name.endswith(".q_norm"):
                 values *= queries
+            if name.module.name.endswith(".ffn_norm"):
+                values *= states
             file.write(values.astype(encoding.numpy).tobytes())
     return folder
 

@@ -27,6 +27,16 @@ LLAMA3_EXPRESSION = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_LETTERS = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+)
+O200K_EXPRESSION = "|".join(
+    [
+        *(letters + r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?" for letters in _LETTERS),
+        r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    ]
+)
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 
 
@@ -92,11 +102,24 @@ def glm4(folder: Path, vocab: int = 1200) -> int:
     return _saved(folder, tokenizer, special, eos_token=special[0])
 
 
-def _byte_level(special: list[str], vocab: int) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+def o200k(folder: Path, vocab: int = 1200) -> int:
+    """Byte-level BPE as gpt-oss has it: o200k with the tokens of its channels, and a template of
+    its own file."""
+    special = ["<|startoftext|>", "<|return|>", "<|endoftext|>", "<|end|>", "<|call|>", "<|start|>"]
+    tokenizer = _byte_level(special, vocab, O200K_EXPRESSION)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    roles = {"bos_token": special[0], "eos_token": special[1], "pad_token": special[2]}
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}"
+    )
+    return _saved(folder, tokenizer, special, **roles)
+
+
+def _byte_level(special: list[str], vocab: int, expression: str = "") -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(ignore_merges=not expression))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(LLAMA3_EXPRESSION), "isolated"),
+            pre_tokenizers.Split(Regex(expression or LLAMA3_EXPRESSION), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -124,7 +147,7 @@ def _saved(folder: Path, tokenizer: Tokenizer, special: list[str], **roles: str)
             **roles,
             "clean_up_tokenization_spaces": True,
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "chat_template": TEMPLATE,
+            **({} if (folder / "chat_template.jinja").exists() else {"chat_template": TEMPLATE}),
         },
     )
     return int(tokenizer.get_vocab_size())
@@ -257,4 +280,5 @@ MAKERS = {
     "llama3": llama3,
     "mistral": sentencepiece_bpe,
     "mixtral": sentencepiece_bpe,
+    "o200k": o200k,
 }

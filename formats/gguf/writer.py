@@ -136,7 +136,10 @@ def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[TensorName, list[Tensor]]
 
 
 def _stack_group(name: TensorName) -> str:
-    """``blk.3`` for all experts of that layer, a name of its own for any other tensor."""
+    """``blk.3`` for all experts of that layer, or the tensor that files have them in; a name of its
+    own for any other."""
+    if name.module.hf_stacked and name.hf_stack is not None:
+        return name.hf_stack
     return name.gguf if name.expert is None else ".".join(name.gguf.split(".")[:2])
 
 

@@ -209,7 +209,7 @@ def name_tensors(
             continue
         tensor = known[name]
         _check_shape(entry, tensor)
-        stored = StoredTensor(entry.path, entry.offset, entry.name)
+        stored = StoredTensor(entry.path, entry.offset, entry.name, entry.stride, entry.turn)
         tensors[tensor.name] = Tensor(tensor.name, entry.shape, DENSE[entry.dtype], stored)
     missing = [t for t in known.values() if t.required and t.name not in tensors]
     if missing:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Final
 
 from zenconvert.errors import CorruptFile, InvalidInput, UnexpectedTensor
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.hyperparameters import Hyperparameters
-from zenconvert.model.tensor_names import in_rows, joined_shape
+from zenconvert.model.tensor_names import in_rows, joined_shape, stack_shape
 
 _BLOCK: Final = 1 << 24
 _FLOATS: Final = ("f32", "f16", "bf16", "f64")
@@ -124,7 +125,10 @@ class Renaming:
                     raise CorruptFile(f"{part.path}: {name.hf!r} is in {stored!r} and beside it")
                 self.entries[name.hf] = part
         if wanted:
-            self.entries = dict(sorted(self.entries.items()))
+            place = {n.hf: (n.hf_stack, n.expert or 0) for n in self.names if _is_stacked(n)}
+            self.entries = dict(
+                sorted(self.entries.items(), key=lambda e: (*place.get(e[0], (e[0], 0)), e[0]))
+            )
 
     def _take_first_names(self) -> None:
         """The first of the names that modules may have."""
@@ -176,6 +180,11 @@ class Renaming:
             )
 
 
+def _is_stacked(name: TensorName) -> bool:
+    """Whether files of the family have it in a tensor of all experts, at the place of that."""
+    return name.module.hf_stacked and name.hf_stack is not None
+
+
 def by_stack(names: Iterable[TensorName]) -> dict[str, list[TensorName]]:
     """HF name of every tensor that holds the experts of a layer → these."""
     found: dict[str, list[TensorName]] = {}
@@ -186,11 +195,11 @@ def by_stack(names: Iterable[TensorName]) -> dict[str, list[TensorName]]:
 
 
 def _slices(stack: Entry, names: Sequence[TensorName]) -> Iterator[tuple[TensorName, Entry]]:
-    """The experts of a stack ``[experts, parts · rows, columns]``."""
+    """The experts of a stack ``[experts, parts · rows, columns]``, or of one of biases."""
     _, parts = names[0].module.hf_stack_part
-    rows, columns = names[0].shape
-    experts = 1 + max(name.expert or 0 for name in names)
-    expected = (experts, parts * rows, columns)
+    turned = names[0].module.hf_turned
+    expected = stack_shape(names)
+    experts = expected[0]
     if stack.shape != expected:
         raise InvalidInput(
             f"{stack.path}: tensor {stack.name!r} has shape {list(stack.shape)}, the config calls "
@@ -199,8 +208,13 @@ def _slices(stack: Entry, names: Sequence[TensorName]) -> Iterator[tuple[TensorN
     size = stack.nbytes // (experts * parts)
     for name in names:
         part, _ = name.module.hf_stack_part
-        begin = stack.offset + ((name.expert or 0) * parts + part) * size
-        yield name, replace(stack, shape=name.shape, offset=begin, nbytes=size)
+        begin = stack.offset + (name.expert or 0) * parts * size
+        whole = replace(stack, shape=name.shape, nbytes=size)
+        if turned:
+            line = parts * size // prod(name.shape[1:])
+            yield name, replace(whole, offset=begin, stride=line, turn=(part, parts))
+        else:
+            yield name, replace(whole, offset=begin + part * size)
 
 
 def _rows(stored: Entry, names: Sequence[TensorName]) -> Iterator[tuple[TensorName, Entry]]:

@@ -51,7 +51,19 @@ def choose(
         encoding, why = _override(stored, options) or (dtype, f"{dtype} for every tensor")
         if override is not None:
             encoding, why = _dtype(override), f"{override} was asked for"
-        choices.append(Choice(stored, parts, joined_shape(names), encoding, why=why))
+        module = names[0].module
+        turned = module.hf_turned and stored == names[0].hf_stack
+        choices.append(
+            Choice(
+                stored,
+                parts,
+                joined_shape(names),
+                encoding,
+                why=why,
+                transposed=turned,
+                turns=module.hf_stack_part[1] if turned else 1,
+            )
+        )
     return [*choices, *zero_biases(checkpoint, dtype)]
 
 

@@ -51,7 +51,7 @@ _REQUIRED: Final = ("model_types", "class", "gguf", "module", "balance", *_SECTI
 _MODULE_KEYS: Final = (
     "name", "hf", "gguf", "role", "shape", "hf_also", "hf_stack", "hf_stack_part", "hf_rows",
     "gguf_rows", "after", "layers", "full_shape", "sharing_shape", "unshared",
-    "only_with", "hf_bare", "gguf_bare", "hf_stacked",
+    "only_with", "hf_bare", "gguf_bare", "hf_stacked", "hf_turned",
 )  # fmt: skip
 _WRAPPER: Final = ("model_type", "config", "text_type", "beside", "prefixes")
 _VARIANT_KEYS: Final = ("class", "gguf_without", *_SECTIONS)
@@ -293,7 +293,7 @@ class _Check:
 
     def _shapes(self, where: str, row: Mapping[str, Any], known: Collection[str]) -> None:
         """Sizes that there are, and flags."""
-        for flag in ("hf_bare", "gguf_bare", "hf_stacked", "unshared"):
+        for flag in ("hf_bare", "gguf_bare", "hf_stacked", "hf_turned", "unshared"):
             if row.get(flag, False) not in (True, False):
                 self.fail(where, f"{flag} should be true or false")
         shapes = [k for k in ("shape", "full_shape", "sharing_shape") if k in row]

@@ -36,6 +36,8 @@ class StoredTensor:
     stride: int | None = None
     """Bytes from one line of a matrix to the next, where rows of ours are columns of the file, or
     rows of other tensors lie in between."""
+    turn: tuple[int, int] = (0, 1)
+    """Which of how many columns in turn are rows of ours, where these are columns of the file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,8 @@ class Choice:
     """Zeros need not be stored where every one turns out to be the midpoint."""
     transposed: bool = False
     """A dense matrix whose logical rows are columns of the file; ``shape`` is that of the file."""
+    turns: int = 1
+    """As many parts, one after the other, have their columns in turn, where they are columns."""
     told: tuple[Recoding, ...] = ()
     """What becomes of every part, counted from the source; the planner fills it in."""
     done: tuple[Recoding, ...] = ()

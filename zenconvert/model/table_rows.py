@@ -43,7 +43,9 @@ class Module:
     gguf_bare: bool = False
     """So have GGUF files under ``gguf``."""
     hf_stacked: bool = False
-    """HF files have it in ``hf_stack``, and not by itself."""
+    """HF files have it in ``hf_stack``, and not by itself, and its bias in ``…_bias``."""
+    hf_turned: bool = False
+    """Experts of ``hf_stack`` are ``[in, parts · out]`` there, the outputs of its parts in turn."""
     hf_also: str | None = None
     """Another name that tools give it which keep transformers' names of today."""
     hf_stack: str | None = None

@@ -119,7 +119,8 @@ def _expand(
         if module.bias != "none":
             yield TensorName(
                 f"{name}.bias", f"{hf}.bias", f"{gguf}.bias", module, shape[:1],
-                module.bias == "required", expert, None, None,
+                module.bias == "required", expert, None,
+                f"{stacked}_bias" if stacked and module.hf_stacked else None,
                 f"{rows}.bias" if rows else None, f"{gguf_rows}.bias" if gguf_rows else None,
                 unread,
             )  # fmt: skip
@@ -154,6 +155,13 @@ def joined_shape(names: Sequence[TensorName]) -> tuple[int, ...]:
     """The shape of a tensor that holds the rows of all of these, or of all experts."""
     experts = len({name.expert for name in names})
     if experts > 1 or (names[0].expert is not None and len(names) > 1):
-        rows = sum(name.shape[0] for name in names) // experts
-        return (experts, rows, *names[0].shape[1:])
+        return stack_shape(names)
     return (sum(name.shape[0] for name in names), *names[0].shape[1:])
+
+
+def stack_shape(names: Sequence[TensorName]) -> tuple[int, ...]:
+    """The shape of a tensor that holds all experts of these, as files have it."""
+    experts = len({name.expert for name in names})
+    rows = sum(name.shape[0] for name in names) // experts
+    one = (rows, *names[0].shape[1:])
+    return (experts, *(one[::-1] if names[0].module.hf_turned else one))

@@ -80,8 +80,9 @@ class _Band:
         """Rows ``[begin, end)`` of them."""
         stored = self.tensor.stored
         if not isinstance(stored, StoredPieces):
-            ((_, lines),) = self.arrays
-            return np.ascontiguousarray(lines[:, begin - self.first : end - self.first].T)
+            ((_, lines),), (at, of) = self.arrays, stored.turn
+            columns = slice((begin - self.first) * of + at, (end - self.first) * of, of)
+            return np.ascontiguousarray(lines[:, columns].T)
         first, last = _units(self.tensor, begin, end)
         arrays = {piece.name: self._cut(piece, array, first, last) for piece, array in self.arrays}
         try:
@@ -114,7 +115,9 @@ def _arrays(tensor: Tensor) -> list[tuple[Piece, StoredTensor]]:
         return []
     numbers = tensor.encoding.dense
     assert numbers is not None  # nothing else lies in columns
-    return [(Piece("", numbers.dtype, (tensor.columns, tensor.rows), axis=1), stored)]
+    _, of = stored.turn
+    shape = (tensor.columns, tensor.rows * of)
+    return [(Piece("", numbers.dtype, shape, axis=1, items=ROW_UNIT * of), stored)]
 
 
 def _units(tensor: Tensor, begin: int, end: int) -> tuple[int, int]:

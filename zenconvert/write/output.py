@@ -25,10 +25,14 @@ import hashlib
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from zenconvert.base.atomic import NOT_SUPPORTED, hidden_name, sync_folder, system_errors
 from zenconvert.base.notes import Journal
@@ -65,6 +69,8 @@ class Output:
         """What the journal says is written → digest of its bytes."""
         self.lock: int | None = None
         self.descriptors: dict[str, int] = {}
+        self.in_turn = threading.Lock()
+        """Of who writes between what others have written."""
 
     def finals(self) -> list[Path]:
         """Final paths."""
@@ -79,6 +85,19 @@ class Output:
             while view:
                 written = os.pwrite(self.descriptors[file.name], view, offset)
                 view, offset = view[written:], offset + written
+
+    def write_in_turn(
+        self, file: OutputFile, offset: int, line: int, array: NDArray[Any], turn: tuple[int, int]
+    ) -> None:
+        """Write ``array[lines, items]`` into lines that are ``line`` bytes apart, among items of
+        others: ``turn`` is which of how many. Raises as :meth:`write`."""
+        (at, of), descriptor = turn, self.descriptors[file.name]
+        for number, items in enumerate(array):
+            place, size = offset + number * line, of * items.nbytes
+            with self.in_turn, system_errors(self.out):
+                whole = np.frombuffer(bytearray(os.pread(descriptor, size, place)), items.dtype)
+                whole[at::of] = items
+                self.write(file, place, whole.view(np.uint8).data)
 
     def open(self, *, force: bool) -> None:
         """Lock the output, undo what a killed run left, and create every file at its full size.

@@ -39,6 +39,8 @@ class Use:
     first: int
     """The row of the whole that its first row is."""
     importance: NDArray[np.float32] | None
+    turn: int = 0
+    """Which of ``choice.turns`` parts it is whose columns stand in turn."""
     columns: dict[str, Columns] = field(default_factory=dict, compare=False)
     """What of its arrays is on the way, by their names."""
 
@@ -72,7 +74,8 @@ class Use:
         """``(offset, size)`` of all that it fills in the file."""
         choice = self.choice
         if not choice.pieces:
-            yield self.offset, self.part.rows * choice.encoding.row_bytes(self.part.columns)
+            size = self.part.rows * choice.encoding.row_bytes(self.part.columns)
+            yield self.offset - self.turn * size, choice.turns * size
         strides = self.slot.strides or (0,) * len(choice.pieces)
         for piece, offset, stride in zip(choice.pieces, self.slot.offsets, strides, strict=True):
             if piece.axis is None and self.first:
@@ -114,7 +117,8 @@ class Use:
             shape = (self.part.columns, self.part.rows)
             piece = Piece("", self.choice.encoding.dense.dtype, shape, axis=1)
             lines = Columns(piece, 0, self.part.rows, self.part.rows, step)
-            self._write_columns(output, lines, self.offset, None, rows.T, slab)
+            offset = next(self.spans())[0]
+            self._write_columns(output, lines, offset, None, rows.T, slab)
         else:
             row_bytes = self.choice.encoding.row_bytes(self.part.columns)
             data = rows.reshape(-1).view(np.uint8).data
@@ -158,6 +162,10 @@ class Use:
         if ready is None:
             return
         column, lines = ready
+        if (turns := self.choice.turns) > 1:
+            line, at = turns * piece.nbytes // piece.shape[0], turns * column * lines.itemsize
+            output.write_in_turn(self.file, offset + at, line, lines, (self.turn, turns))
+            return
         line, at = stride or piece.nbytes // piece.shape[0], offset + column * lines.itemsize
         data = np.ascontiguousarray(lines).view(np.uint8)
         if data.shape[1] == line:
@@ -172,10 +180,12 @@ def uses_of(number: int, making: Making) -> Iterator[Use]:
     for file in making.plan.layout.files:
         for slot in file.slots:
             choice = slot.choice
-            for part, found, first in zip(choice.parts, choice.done, choice.starts, strict=True):
+            parts = zip(choice.parts, choice.done, choice.starts, strict=True)
+            for at, (part, found, first) in enumerate(parts):
                 order = _combined(part.order, choice.order)
                 weights = _weights(part, choice, making.importance)
-                yield Use(number, file, slot, part, found, order, first, weights)
+                turn = at % choice.turns
+                yield Use(number, file, slot, part, found, order, first, weights, turn)
 
 
 def _weights(part: Tensor, choice: Choice, given: Importance) -> NDArray[np.float32] | None:
