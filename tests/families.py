@@ -308,18 +308,18 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma4": Family(
         _gemma4(),
-        "gemma4", "default", llamacpp=1e-2, queries=0.25, onnx=False, refusal="'proportional'",
+        "gemma4", "default", llamacpp=1e-2, queries=0.25,
     ),
     "gemma4_e2b": Family(  # the last layers read keys and values of others; inputs of every layer
         _gemma4(
             attention_k_eq_v=False, num_global_key_value_heads=None, num_kv_shared_layers=3,
             use_double_wide_mlp=True, hidden_size_per_layer_input=128,
         ),
-        "gemma4", "default", llamacpp=1e-2, queries=0.25, onnx=False, refusal="'proportional'",
+        "gemma4", "default", llamacpp=1e-2, queries=0.25,
     ),
     "gemma4_moe": Family(  # experts beside the feed-forward network
         _gemma4(enable_moe_block=True, num_experts=6, top_k_experts=3, moe_intermediate_size=128),
-        "gemma4", "default", llamacpp=1e-2, queries=0.25, onnx=False, refusal="'proportional'",
+        "gemma4", "default", llamacpp=1e-2, queries=0.25,
     ),
 }  # fmt: skip
 

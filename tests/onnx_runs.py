@@ -73,15 +73,27 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "seed oss": ("seed_oss", {}),
+    "gemma 4": ("gemma4", {}),
+    "gemma 4, plain rotations": (
+        "gemma4",
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            },
+        },
+    ),
+    "gemma 4 e2b": ("gemma4_e2b", {}),
+    "gemma 4 moe": ("gemma4_moe", {}),
 }
 """Every family and what graphs treat in a way of its own. Texts are longer than the windows."""
 
 
-def variant(folder: Path, name: str) -> Path:
+def variant(folder: Path, name: str, **others: Any) -> Path:
     """A random model without tokenizer."""
     family, changes = VARIANTS[name]
     config = FAMILIES[family].config
-    return raw_model(folder, config, **SPECIAL, **changes)
+    return raw_model(folder, config, **SPECIAL, **changes, **others)
 
 
 def with_tokenizer(folder: Path, family: str, **changes: Any) -> Path:

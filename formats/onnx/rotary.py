@@ -28,6 +28,11 @@ SLIDING_TABLES: Final = ("cos_cache_sliding", "sin_cache_sliding")
 """Those of layers that slide, where they rotate in a way of their own."""
 KINDS: Final = ("default", "linear", "llama3", "yarn")
 """Scalings that tables can hold."""
+PROPORTIONAL: Final = "proportional"
+"""That which lets the last channels of both halves of a head stand still; of families whose kinds
+of layers have rotations of their own."""
+_BAND: Final = 4096
+"""Positions of a table that are computed at a time."""
 _LARGEST: Final = 2.0**128
 """Float32 ends below."""
 _PERIOD: Final = 4
@@ -51,6 +56,16 @@ def of_sliding(hp: Hyperparameters) -> Hyperparameters | None:
     return replace(hp, rope_theta=hp.sliding_theta, rope_scaling=None)
 
 
+def of_full(hp: Hyperparameters) -> Hyperparameters:
+    """Sizes with the rotations of layers that see everything."""
+    return replace(hp, head_dim=hp.full_head_dim) if hp.full_head_dim else hp
+
+
+def scalings(architecture: Architecture) -> tuple[str, ...]:
+    """Scalings that tables can hold for a family."""
+    return (*KINDS, PROPORTIONAL) if architecture.has_rotations_by_kind else KINDS
+
+
 def kinds(
     hp: Hyperparameters, windows: Sequence[int | None]
 ) -> list[tuple[tuple[str, str], Hyperparameters]]:
@@ -58,7 +73,7 @@ def kinds(
     sliding = of_sliding(hp)
     if sliding is None:
         return [(TABLES, hp)]
-    found = [(TABLES, hp)] if None in windows else []
+    found = [(TABLES, of_full(hp))] if None in windows else []
     return [*found, *([(SLIDING_TABLES, sliding)] if any(windows) else [])]
 
 
@@ -96,6 +111,10 @@ def _frequencies(
         plain = _llama3(plain, factor, scaling, hp.context)
     elif kind == "yarn":
         plain, amplitude = _yarn(hp, factor, scaling)
+    elif kind == PROPORTIONAL:
+        turning = int(float(scaling.get("partial_rotary_factor") or 1.0) * size // 2)
+        plain[turning:] = 0
+        plain = plain / factor
     elif kind != "default":
         raise Unsupported(
             f"rotary embeddings of type {kind!r} cannot be put into a graph; known are "
@@ -108,12 +127,13 @@ def _frequencies(
 def tables(hp: Hyperparameters, floats: Dense) -> tuple[NDArray[Any], NDArray[Any]]:
     """Cosines and sines of every position, ``floats[context, rotated channels / 2]``."""
     rates, amplitude = frequencies(hp)
-    angles = np.arange(hp.context, dtype=np.float32)[:, None] * rates
-    factor = np.float32(amplitude)
-    return (
-        (np.cos(angles) * factor).astype(floats.numpy),
-        (np.sin(angles) * factor).astype(floats.numpy),
-    )
+    factor, shape = np.float32(amplitude), (hp.context, len(rates))
+    cosines, sines = (np.empty(shape, floats.numpy) for _ in TABLES)
+    for begin in range(0, hp.context, _BAND):
+        here = slice(begin, min(begin + _BAND, hp.context))
+        angles = np.arange(here.start, here.stop, dtype=np.float32)[:, None] * rates
+        cosines[here], sines[here] = np.cos(angles) * factor, np.sin(angles) * factor
+    return cosines, sines
 
 
 def _original_context(scaling: Mapping[str, Any], context: int) -> float:

@@ -150,9 +150,13 @@ class Architecture:
         of_experts = sum(n.expert is not None for n in needed)
         return len(needed) - of_experts + of_experts * hp.experts
 
+    def modules_of(self, hp: Hyperparameters) -> tuple[Module, ...]:
+        """The modules that models of this size have."""
+        return tuple(m for m in self.modules if not m.only_with or getattr(hp, m.only_with))
+
     def tensor_names(self, hp: Hyperparameters) -> tuple[TensorName, ...]:
         """Every tensor that a model of this size may have, layer by layer."""
-        modules = tuple(m for m in self.modules if not m.only_with or getattr(hp, m.only_with))
+        modules = self.modules_of(hp)
         of_all = (s for m in modules for s in (*m.shape, *m.full_shape, *m.sharing_shape))
         sizes = {size: int(getattr(hp, size)) for size in of_all}
         full = frozenset(hp.full_layers if self.layers else ())

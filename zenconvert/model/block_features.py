@@ -9,6 +9,8 @@ from typing import Any, Final, Literal
 WINDOWS: Final = ("none", "every_layer", "every_layer_if_used", "upper_layers", "pattern")
 ROTATES: Final = ("every_layer", "three_of_four", "sliding", "sliding_or_all")
 HEAD_NORMS: Final = ("none", "heads", "whole")
+VALUE_NORMS: Final = ("none", "heads")
+SCORES: Final = ("scaled", "plain")
 
 RULES: Final[dict[str, Callable[[Any], bool]]] = {
     "genai_types": lambda value: isinstance(value, list),
@@ -18,6 +20,8 @@ RULES: Final[dict[str, Callable[[Any], bool]]] = {
     "embedding_scale": ("1", "sqrt(hidden)").__contains__,
     "activation": lambda value: isinstance(value, str),
     "head_norms": HEAD_NORMS.__contains__,
+    "value_norms": VALUE_NORMS.__contains__,
+    "scores": SCORES.__contains__,
     "rotary": ("halves", "pairs").__contains__,
     "rotates": ROTATES.__contains__,
     "norms": ("rms", "layer").__contains__,
@@ -40,6 +44,10 @@ class BlockFeatures:
     where none has."""
     head_norms: Literal["none", "heads", "whole"]
     """q and k are normed before they are rotated: head by head, or all heads as one."""
+    norms_values: bool
+    """Values are normed head by head, without a weight."""
+    scales_scores: bool
+    """Scores are divided by the root of the head size, where the config says nothing else."""
     rotary_pairs: bool
     """Neighbouring channels of a head are rotated together, and not those of two halves."""
     layer_norms: bool
@@ -63,6 +71,8 @@ def block_features(block: Mapping[str, Any]) -> BlockFeatures:
         window_period=block["window_period"],
         rotates=block["rotates"],
         head_norms=block["head_norms"],
+        norms_values=block["value_norms"] == "heads",
+        scales_scores=block["scores"] == "scaled",
         rotary_pairs=block["rotary"] == "pairs",
         layer_norms=block["norms"] == "layer",
         parallel=block["halves"] == "parallel",

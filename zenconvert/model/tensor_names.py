@@ -40,6 +40,12 @@ class TensorName:
         return self.hf_rows or self.hf
 
     @property
+    def hf_module(self) -> str:
+        """What HF files call the module."""
+        bare = self.module.hf_bare and self.is_weight
+        return self.hf if bare else self.hf.rpartition(".")[0]
+
+    @property
     def is_weight(self) -> bool:
         """True for the weight, False for the bias of the module."""
         return self.name.endswith(".weight")

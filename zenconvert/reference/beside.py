@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.layer_heads import layer_heads
 from zenconvert.model.sliding import FULL, SLIDES
 
 if TYPE_CHECKING:
@@ -43,15 +44,12 @@ class Shared:
 def shared(hp: Hyperparameters) -> tuple[Shared, ...]:
     """What layers read of others: of the last one of each kind that has keys of its own."""
     found: list[Shared] = []
-    own = range(hp.layers - hp.sharing)
-    for full in (False, True):
-        layers = [n for n in own if (n in hp.full_layers) == full]
-        late = [n for n in range(own.stop, hp.layers) if (n in hp.full_layers) == full]
-        if layers and late:
-            heads = (hp.full_kv_heads or hp.kv_heads) if full else hp.kv_heads
-            size = (hp.full_head_dim or hp.head_dim) if full else hp.head_dim
-            begin = sum(one.columns for one in found)
-            found.append(Shared(FULL if full else SLIDES, layers[-1], heads, size, begin))
+    heads = layer_heads(hp)
+    sources = {of.source for layer, of in enumerate(heads) if of.source != layer}
+    for layer in sorted(sources, key=lambda n: n in hp.full_layers):
+        kind = FULL if layer in hp.full_layers else SLIDES
+        begin = sum(one.columns for one in found)
+        found.append(Shared(kind, layer, heads[layer].kv_heads, heads[layer].size, begin))
     return tuple(found)
 
 

@@ -46,13 +46,13 @@ def name_tensors(
 
     Raises MissingTensor, UnexpectedTensor, and InvalidInput for shapes that the config contradicts.
     """
-    known = {n.hf: n for n in architecture.tensor_names(hp)}
+    known = {_key(n): n for n in architecture.tensor_names(hp)}
     names, tensors = Names(architecture, hp), dict[str, Tensor]()
     file, used = view.file, _rotations(view)
     for item in found:
         modules = _modules(item, names)
         suffix = "bias" if item.role == "bias" else "weight"
-        wanted = [known[hf] for m in modules if (hf := f"{m}.{suffix}") in known]
+        wanted = [known[key] for m in modules if (key := f"{m}.{suffix}") in known]
         if not wanted or len(wanted) < len(modules):
             used |= _without_effect(item, modules, file)
             continue
@@ -87,9 +87,13 @@ def _without_effect(item: Found, modules: Sequence[str], file: ModelFile) -> set
     return _arrays(item)
 
 
+def _key(name: TensorName) -> str:
+    return f"{name.hf_module}.{'weight' if name.is_weight else 'bias'}"
+
+
 def _modules(item: Found, names: Names) -> tuple[str, ...]:
     if item.role == "embed":
-        return (names.outside["embed"],)
+        return (names.table(item.texts),)
     return names.modules(item.texts)
 
 

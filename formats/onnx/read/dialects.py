@@ -36,14 +36,24 @@ class Names:
     """Finds the modules that a name in a graph speaks of."""
 
     def __init__(self, architecture: Architecture, hp: Hyperparameters) -> None:
-        self.outside = {m.name: m.hf for m in architecture.modules if "{layer}" not in m.name}
+        outside = [m for m in architecture.modules if "{layer}" not in m.name]
+        self.outside = {m.name: m.hf for m in outside}
+        self.own = {m.hf.rpartition(".")[2]: m.name for m in outside} | _OUTSIDE
+        """What modules outside layers are called → their neutral names."""
         self.inside: dict[tuple[str, str], str] = {}
         """Layer and path in it, by every name that the family's table has → module."""
         names = list(architecture.tensor_names(hp))
-        for text, hf in [(n.hf, n.hf) for n in names] + [(n.hf_also, n.hf) for n in names]:
-            match = _LAYER.search((text or "").rpartition(".")[0])
-            if match is not None:
-                self.inside.setdefault((match[1], match[2]), hf.rpartition(".")[0])
+        found = [(n.hf_module, n.hf_module) for n in names]
+        found += [((n.hf_also or "").rpartition(".")[0], n.hf_module) for n in names]
+        for text, module in found:
+            if (match := _LAYER.search(text)) is not None:
+                self.inside.setdefault((match[1], match[2]), module)
+
+    def table(self, texts: Iterable[str]) -> str:
+        """The module whose rows are looked up by token: the embedding, unless a text names
+        another one."""
+        own = self.outside.get("inputs.embed")
+        return own if own is not None and own in self.modules(texts) else self.outside["embed"]
 
     def modules(self, texts: Iterable[str]) -> tuple[str, ...]:
         """Modules of transformers that the first telling text names; several where it is fused."""
@@ -56,7 +66,7 @@ class Names:
         match = _LAYER.search(text)
         if match is None or match[2].startswith("final_norm"):
             parts = text.split(".")
-            return next(((self.outside[n],) for key, n in _OUTSIDE.items() if key in parts), ())
+            return next(((self.outside[n],) for key, n in self.own.items() if key in parts), ())
         rest = _canonical(match[2])
         for end in range(len(rest), 0, -1):
             part = ".".join(rest[:end])

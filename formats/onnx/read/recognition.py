@@ -83,7 +83,7 @@ def _beta(view: GraphView, node: onnx.NodeProto) -> Initializer | None:
 
 
 def _gamma(view: GraphView, node: onnx.NodeProto) -> Initializer | None:
-    """The weight of a norm; None for any other node."""
+    """The weight of a norm, or other factors; None for any other node."""
     fused = {
         "SimplifiedLayerNormalization": 1,
         "RMSNormalization": 1,
@@ -92,7 +92,7 @@ def _gamma(view: GraphView, node: onnx.NodeProto) -> Initializer | None:
     }
     if (place := fused.get(node.op_type)) is not None:
         return view.initializer(inputs(node, place + 1)[place])
-    if node.op_type != "Mul":
+    if node.op_type not in ("Mul", "Gather"):  # experts gather factors of their own
         return None
     found = [a for value in node.input if (a := view.initializer(value)) is not None]
     return found[0] if found and len(found[0].shape) == 1 and found[0].dtype in FLOATS else None

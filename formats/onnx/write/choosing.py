@@ -23,8 +23,8 @@ from zenconvert.model.sliding import windows
 from zenconvert.model.target import Options, Scheme, Target
 
 ORDER: Final = "input_order"
-_MOST_TABLES: Final = 512 * 1024 * 1024
-"""Bytes of the tables of cosines and sines: a million positions of heads of 128 in f32."""
+_MOST_TABLES: Final = 1024 * 1024 * 1024
+"""Bytes of the tables of cosines and sines: two million positions of heads of 128 in f32."""
 _FLOATS: Final = {"f32": F32, "f16": F16}
 
 
@@ -59,7 +59,8 @@ def _tables(checkpoint: Checkpoint, kind: TargetType) -> list[Choice]:
         return []
     hp = checkpoint.hyperparameters
     kinds = rotary.kinds(hp, windows(checkpoint.architecture, checkpoint.config, hp))
-    size = hp.context * hp.rotary_dim * kind.floats.numpy.itemsize * len(kinds)
+    channels = sum(sizes.rotary_dim for _, sizes in kinds)
+    size = hp.context * channels * kind.floats.numpy.itemsize
     if size > _MOST_TABLES:
         raise UsageError(
             f"{checkpoint.path}: the cosines and sines of {hp.context} positions "
@@ -90,6 +91,11 @@ def order_name(choice: Choice) -> str:
     return f"{choice.name.removesuffix('.weight')}.{ORDER}"
 
 
+def _is_looked_up(name: TensorName) -> bool:
+    """Whether rows of a matrix are looked up, and it is not multiplied with."""
+    return name.module.name in ("embed", "inputs.embed")
+
+
 @dataclass(frozen=True)
 class _Chooser:
     """Decides tensor by tensor."""
@@ -107,6 +113,8 @@ class _Chooser:
     def choice(self, name: TensorName) -> Choice | None:
         """The storage of one tensor; None where the model does not have it."""
         tensor = self.checkpoint.tensors.get(name.name)
+        if name.unread:
+            return None
         if tensor is None:
             if name.module.role != "head" or self.options.output_type is None:
                 return None
@@ -125,6 +133,7 @@ class _Chooser:
     def _wanted(self, tensor: Tensor, name: TensorName) -> tuple[Grouped | Dense, str]:
         """The grid or float type of one tensor, and what decided it."""
         role, floats = name.module.role, self.kind.floats
+        role = "embed" if _is_looked_up(name) else role
         if role == "norm" or not name.is_weight:
             return floats, "norms and biases have the type of the activations"
         for pattern, kind in self.options.tensor_types:
@@ -177,8 +186,8 @@ class _Chooser:
 
     def _can_keep(self, own: Grouped, name: TensorName) -> bool:
         """Embeddings in standard operators have bytes, and are not the head too."""
-        tied = self.checkpoint.hyperparameters.tied
-        return name.module.role != "embed" or not self.kind.standard or (own.bits == 8 and not tied)
+        tied = self.checkpoint.hyperparameters.tied and name.module.role == "embed"
+        return not _is_looked_up(name) or not self.kind.standard or (own.bits == 8 and not tied)
 
     def _following(self, own: Grouped | None) -> Grouped | None:
         """The target's bits with the groups and zeros that a tensor has, unless they are named."""
@@ -191,7 +200,7 @@ class _Chooser:
         return replace(own, bits=kind.bits, group=kind.group or own.group, symmetric=symmetric)
 
     def _grouped(self, tensor: Tensor, name: TensorName, grid: Grouped, why: str) -> Choice:
-        embed = name.module.role == "embed"
+        embed = _is_looked_up(name)
         columns = column_order(tensor) if grid.ordered else None
         if grid.group == tensor.columns:
             grid = replace(grid, group=None)
@@ -224,7 +233,8 @@ class _Chooser:
             return
         if grid.bits != 8:
             raise UsageError("an embedding in standard operators can have 8 bits, or be f32 or f16")
-        if self.checkpoint.hyperparameters.tied and self.options.output_type is None:
+        tied = self.checkpoint.hyperparameters.tied and tensor.name == "embed.weight"
+        if tied and self.options.output_type is None:
             raise UsageError(
                 "in standard operators an integer embedding cannot be the output head too; give "
                 "the head a type of its own with --output-type"

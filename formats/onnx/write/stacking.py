@@ -19,8 +19,9 @@ norm at accuracy levels 0 and 1, by 1e-2 at level 4 (integer activations), by 2e
 activations.
 
 8 and 2 bits are off by 1e-2 at every level: they have no kernels for float activations. These,
-float experts, act-order (the operator has one order of columns), minimums and layers of several
-grids keep a graph of single experts, as does everything in operators of the standard.
+float experts, act-order (the operator has one order of columns), minimums, layers of several
+grids and experts with factors of their own keep a graph of single experts, as does everything in
+operators of the standard.
 
 Runtimes before mid-2026 do not know ``weights_prepacked``, and refuse a graph with it.
 
@@ -71,7 +72,8 @@ def stacks_of(
     if kind.standard or not hp.experts:
         return {}
     sparse = (layer for layer in range(hp.layers) if layer not in hp.dense_layers)
-    names = (f"layers.{layer}.moe" for layer in sparse)
+    moe = (f"layers.{layer}.moe" for layer in sparse)
+    names = (name for name in moe if f"{name}.scales.weight" not in tensors)
     return {name: found for name in names if (found := _stacks(name, hp.experts, tensors))}
 
 

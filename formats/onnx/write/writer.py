@@ -13,10 +13,12 @@ or, for transformers.js, ``onnx/model_q4.onnx`` with ``onnx/model_q4.onnx_data``
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from zenconvert.errors import Unsupported
+import numpy as np
+
+from zenconvert.errors import Unsupported, first_names
 from zenconvert.formats.hf.writer import float_name, folder_config, json_bytes, side_files
 from zenconvert.formats.onnx import genai_config, rotary
 from zenconvert.formats.onnx.codecs import BlockCodec, NBitsCodec
@@ -27,6 +29,7 @@ from zenconvert.formats.onnx.write.stacking import stacks_of
 from zenconvert.formats.onnx.write.target_type import TYPES, TargetType, parse
 from zenconvert.model import meaning
 from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.layer_heads import layer_heads
 from zenconvert.model.layout import Choice, Layout, OutputFile
 from zenconvert.model.meaning import Fact
 from zenconvert.model.sliding import windows
@@ -37,11 +40,15 @@ __all__ = ["TYPES", "choose", "facts", "lay_out"]
 _HEAD_STEP: Final = 16
 _EXPERTS: Final = {"moe.router", "moe.{expert}.gate", "moe.{expert}.up", "moe.{expert}.down"}
 _SHARED: Final = {"moe.shared.gate", "moe.shared.up", "moe.shared.down", "moe.shared_gate"}
+_BESIDE: Final = {"ffn_own_norm", "moe.norm", "moe.post_norm", "moe.router_scale", "moe.scales"}
+"""Of experts beside a feed-forward network."""
+_GATED: Final = {"ffn.gate", "ffn.up", "ffn.down"}
 _FEED_FORWARD: Final = (
-    {"ffn.gate", "ffn.up", "ffn.down"},
+    _GATED,
     {"ffn.up", "ffn.down"},
     _EXPERTS,
     _EXPERTS | _SHARED,
+    _EXPERTS | _GATED | _BESIDE,
 )
 _EVERY: Final = {
     *("embed", "norm", "head"),
@@ -49,6 +56,10 @@ _EVERY: Final = {
 }
 _HEAD_NORMS: Final = {"attn.q_norm", "attn.k_norm"}
 _BEFORE, _AFTER = {"attn_norm", "ffn_norm"}, {"attn_post_norm", "ffn_post_norm"}
+_OWN_INPUTS: Final = {
+    *("inputs.embed", "inputs.proj", "inputs.norm"),
+    *("input.gate", "input.out", "input.norm"),
+}
 _NORMS: Final = (_BEFORE, _BEFORE | _AFTER, _AFTER)
 """Norms of a layer: before its halves, after them, or both."""
 
@@ -79,7 +90,8 @@ def lay_out(
 def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
     """Every fact of the config that the graph computes with, or is not written for."""
     found = meaning.described(checkpoint, options.ignored_keys, "the graph")
-    found += meaning.rotations(checkpoint, options.ignored_keys, rotary.KINDS, "the graph")
+    scalings = rotary.scalings(checkpoint.architecture)
+    found += meaning.rotations(checkpoint, options.ignored_keys, scalings, "the graph")
     found += [] if parse(target.type).standard else _odd_heads(checkpoint)
     model_type = str(checkpoint.config.get("model_type"))
     if (
@@ -88,6 +100,7 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
     ):
         why = "transformers.js has no such models; other runtimes take the files without --layout"
         found.append(Fact("model_type", model_type, "", exact=False, why=why, refused=True))
+    found += _unread(checkpoint)
     if any(fact.refused for fact in found):
         return found  # what is refused need not be chosen
     if options.layout != layouts.TRANSFORMERS_JS:  # which reads generation_config.json
@@ -98,7 +111,10 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
 def _odd_heads(checkpoint: Checkpoint) -> list[Fact]:
     """Sizes of heads, and of their rotated channels, that onnxruntime's attention does not take."""
     hp = checkpoint.hyperparameters
-    facts: list[tuple[str, float, int, str]] = [("head_dim", hp.head_dim, hp.head_dim, "others")]
+    facts: list[tuple[str, float, int, str]] = [
+        ("head_dim", size, size, "others")
+        for size in dict.fromkeys(heads.size for heads in layer_heads(hp))
+    ]
     if hp.rotary_dim != hp.head_dim:
         share, what = hp.rotary_share, f"of heads of {hp.head_dim} {hp.rotary_dim} rotated channels"
         facts.append(("partial_rotary_factor", share, hp.rotary_dim, what))
@@ -108,6 +124,15 @@ def _odd_heads(checkpoint: Checkpoint) -> list[Fact]:
         for name, value, size, what in facts
         if size % _HEAD_STEP
     ]
+
+
+def _unread(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """Keys and values of layers that read those of others."""
+    names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
+    if unread := [n.hf for n in names if n.unread and n.name in checkpoint.tensors]:
+        why = f"no layer reads {first_names(unread)}, which are left out"
+        key = checkpoint.architecture.key("sharing")
+        yield Fact(key, checkpoint.hyperparameters.sharing, "the graph", why=why, told=True)
 
 
 def _rounded_products(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
@@ -133,9 +158,12 @@ def _rounded_products(checkpoint: Checkpoint, target: Target, options: Options) 
 def check_family(checkpoint: Checkpoint) -> None:
     """Raise Unsupported for a model that the graph builder does not know."""
     architecture = checkpoint.architecture
-    in_all = [m for m in architecture.modules if m.layers != "dense"]
+    there = architecture.modules_of(checkpoint.hyperparameters)
+    in_all = [m for m in there if m.layers != "dense"]
     modules = {m.name.removeprefix("layers.{layer}.") for m in in_all}
     common = _EVERY | (_HEAD_NORMS if architecture.block.head_norms != "none" else set())
+    for whole in (_OWN_INPUTS, {"factor"}):
+        common |= whole if whole <= modules else set()
     placings = [{"attn_norm"}] if architecture.block.parallel else _NORMS
     known = [common | parts | norms for parts in _FEED_FORWARD for norms in placings]
     if modules in known:
@@ -173,7 +201,10 @@ def graph_bytes(
         hp=hp,
         windows=seen,
         rotating=rotary.rotated(architecture, seen),
+        heads=layer_heads(hp),
         norms_heads_whole=architecture.block.head_norms == "whole",
+        norms_values=architecture.block.norms_values,
+        score_scale=_score_scale(checkpoint),
         rotary_pairs=architecture.block.rotary_pairs,
         activation=_activation(checkpoint),
         layer_norms=architecture.block.layer_norms,
@@ -190,6 +221,13 @@ def graph_bytes(
     model = build_model(facts, kind, tensors, stacks, places, orders)
     model.metadata_props.update(_metadata(checkpoint, choices))
     return serialized(model)
+
+
+def _score_scale(checkpoint: Checkpoint) -> float:
+    """What scores are multiplied by, as a float32."""
+    hp, scales = checkpoint.hyperparameters, checkpoint.architecture.block.scales_scores
+    usual = hp.usual_score_scale if scales else 1.0
+    return float(np.float32(hp.score_scale or usual))
 
 
 def _by_neutral_name(checkpoint: Checkpoint, choices: list[Choice]) -> dict[str, Choice]:

@@ -375,7 +375,7 @@ def test_the_graph_interprets_every_feature_of_a_block() -> None:
     assert features == {
         *("windows", "window_period", "rotates", "head_norms"),
         *("norm_weights", "embedding_scale", "activation"),  # by modules beside them
-        *("rotary", "norms", "halves", "routing"),
+        *("rotary", "norms", "halves", "routing", "value_norms", "scores"),
     }
 
 

@@ -3,7 +3,7 @@
 ::
 
     input_ids i64[batch, sequence], attention_mask i64[batch, total],
-    past_key_values.N.key / .value [batch, kv_heads, past, head]
+    past_key_values.N.key / .value [batch, kv_heads, past, head], of layers that have keys
     → logits [batch, sequence, vocab], present.N.key / .value [batch, kv_heads, total, head]
 
 What a layer is follows from its modules: attention with or without biases and norms of heads, a
@@ -14,7 +14,7 @@ profile.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
@@ -22,9 +22,11 @@ import onnx_ir as ir
 
 from zenconvert.formats.onnx.write.graph.builder import GraphBuilder
 from zenconvert.formats.onnx.write.graph.feed_forward import experts, gated, plain
+from zenconvert.formats.onnx.write.graph.token_inputs import mixed_in, token_inputs
 from zenconvert.formats.onnx.write.graph.weights import Weights
 from zenconvert.model.encoding import DENSE_DTYPES
 from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.layer_heads import LayerHeads
 
 PRODUCER: Final = "zenconvert"
 
@@ -38,8 +40,14 @@ class Facts:
     """Tokens that every layer sees; None for all."""
     rotating: Sequence[bool]
     """Whether every layer rotates positions."""
+    heads: Sequence[LayerHeads]
+    """Of every layer."""
     norms_heads_whole: bool
     """Norms of q and k take all heads as one."""
+    norms_values: bool
+    """Values are normed head by head, without a weight."""
+    score_scale: float
+    """What scores are multiplied by."""
     rotary_pairs: bool
     """Neighbouring channels of a head are rotated together, and not those of two halves."""
     activation: str
@@ -65,8 +73,8 @@ class Profile(Protocol):
     def begin(self, ids: ir.Value, mask: ir.Value) -> None:
         """Compute what all layers share."""
 
-    def norm(self, x: ir.Value, gamma: ir.Value) -> ir.Value:
-        """The root mean square norm over the last dimension."""
+    def norm(self, x: ir.Value, gamma: ir.Value | None) -> ir.Value:
+        """The root mean square norm over the last dimension, which may have no weight."""
 
     def add_and_norm(
         self, x: ir.Value, update: ir.Value, gamma: ir.Value
@@ -93,6 +101,8 @@ class _Decoder:
     builder: GraphBuilder
     weights: Weights
     profile: Profile
+    kept: dict[int, list[ir.Value]] = field(default_factory=dict)
+    """Layer → its new keys and values, and those of the past: later layers may read them."""
 
     def model(self) -> ir.Model:
         """All of it."""
@@ -102,8 +112,10 @@ class _Decoder:
         self.profile.begin(ids, mask)
         growth = None if hp.score_growth is None else _growth(ids, mask, self.facts, builder)
         x, update = self._embedding(ids), None
+        inputs = token_inputs(builder, self.weights, self.profile.norm, hp, ids, x)
         for layer in range(hp.layers):
             x, update = self._layer(layer, x, update, growth)
+            x, update = self._ended(layer, x, update, inputs)
         hidden, _ = self._entered("norm", x, update)
         logits = self._logits(hidden)
         shape = ("batch_size", "sequence_length", hp.vocab)
@@ -145,42 +157,93 @@ class _Decoder:
         mixed = self._times(mixed, "residual.factor", self.facts.hp.residual_factor)
         if not self.facts.parallel:
             normed, x = self._entered(f"{name}.ffn_norm", x, mixed)
-        update = self._feed_forward(layer, normed)
+        update = self._feed_forward(layer, normed, x)
         update = self._normed(f"{name}.ffn_post_norm", update)
         update = self._times(update, "residual.factor", self.facts.hp.residual_factor)
         if self.facts.parallel:
             x = self.builder.op("Add", x, mixed)
         return x, update
 
+    def _ended(
+        self, layer: int, x: ir.Value, update: ir.Value, inputs: ir.Value | None
+    ) -> tuple[ir.Value, ir.Value | None]:
+        """What a layer makes of its own input of every token, and its factor."""
+        name, builder = f"layers.{layer}", self.builder
+        if inputs is not None:
+            x = builder.op("Add", x, update)
+            update = mixed_in(builder, self.weights, self.facts.activation, layer, x, inputs)
+            update = self._normed(f"{name}.input.norm", update)
+        if f"{name}.factor.weight" not in self.weights:
+            return x, update
+        factor = self.weights.plain(f"{name}.factor.weight")
+        return builder.op("Mul", builder.op("Add", x, update), factor), None
+
     def _attention(self, layer: int, normed: ir.Value, growth: ir.Value | None) -> ir.Value:
         name, builder, weights = f"layers.{layer}", self.builder, self.weights
-        qkv = [weights.linear(f"{name}.attn.{part}", normed) for part in "qkv"]
-        for at, heads in enumerate((self.facts.hp.heads, self.facts.hp.kv_heads)):
-            module = f"{name}.attn.{'qk'[at]}_norm"
-            if f"{module}.weight" not in weights:
-                continue
-            if self.facts.norms_heads_whole:
-                qkv[at] = self._normed(module, qkv[at])
-            else:
-                qkv[at] = self._normed_heads(module, heads, qkv[at])
+        source = self.facts.heads[layer].source
+        query, *fresh = self._projected(layer, normed, "qkv" if source == layer else "q")
         with builder.inside(weights.around(f"{name}.attn.q")):
             if growth is not None:
-                qkv[0] = builder.op("Mul", qkv[0], growth)
-            past = _past(layer, self.facts, builder)
-            mixed, *present = self.profile.attention(layer, qkv, past)
-            _present(layer, self.facts, builder, present)
+                query = builder.op("Mul", query, growth)
+            if source == layer:
+                self.kept[layer] = [*fresh, *_past(layer, self.facts, builder)]
+            key, value, *past = self.kept[source]
+            mixed, *present = self.profile.attention(layer, [query, key, value], past)
+            if source == layer:
+                _present(layer, self.facts, builder, present)
         return weights.linear(f"{name}.attn.o", mixed)
 
-    def _feed_forward(self, layer: int, x: ir.Value) -> ir.Value:
+    def _projected(self, layer: int, normed: ir.Value, parts: str) -> list[ir.Value]:
+        """Queries, and any keys and values of the new tokens, normed where the family norms them;
+        keys are values in layers that have no others."""
+        name, facts, weights = f"layers.{layer}.attn", self.facts, self.weights
+        there = [part for part in parts if f"{name}.{part}.weight" in weights]
+        found = [weights.linear(f"{name}.{part}", normed) for part in there]
+        found += found[-1:] * (len(parts) - len(there))
+        for at, heads in enumerate((facts.hp.heads, facts.heads[layer].kv_heads)[: len(parts)]):
+            module = f"{name}.{'qk'[at]}_norm"
+            if f"{module}.weight" not in weights:
+                continue
+            if facts.norms_heads_whole:
+                found[at] = self._normed(module, found[at])
+            else:
+                with self.builder.inside(weights.path(module)):
+                    found[at] = self._normed_heads(layer, module, heads, found[at])
+        if facts.norms_values and "v" in parts:
+            with self.builder.inside(f"{weights.around(f'{name}.q')}.v_norm"):
+                found[2] = self._normed_heads(layer, "", facts.heads[layer].kv_heads, found[2])
+        return found
+
+    def _feed_forward(self, layer: int, x: ir.Value, stream: ir.Value) -> ir.Value:
+        """``x`` is the stream normed, which experts beside a network norm for themselves."""
         facts, name = self.facts, f"layers.{layer}.ffn"
-        if facts.hp.experts and layer not in facts.hp.dense_layers:
-            return experts(
-                self.builder, self.weights, facts.hp, facts.activation, layer, x,
-                over_all=facts.routes_over_all,
-            )  # fmt: skip
+        sparse = facts.hp.experts and layer not in facts.hp.dense_layers
+        beside = sparse and f"{name}.gate.weight" in self.weights
+        if sparse and not beside:
+            return self._experts(layer, x, x)
         if f"{name}.gate.weight" not in self.weights:
             return plain(self.builder, self.weights, name, facts.activation, x)
-        return gated(self.builder, self.weights, name, facts.activation, x)
+        found = gated(self.builder, self.weights, name, facts.activation, x)
+        if not beside:
+            return found
+        found = self._normed(f"layers.{layer}.ffn_own_norm", found)
+        moe = f"layers.{layer}.moe"
+        total = self._experts(layer, self._normed(f"{moe}.norm", stream), self._routed(moe, stream))
+        return self.builder.op("Add", found, self._normed(f"{moe}.post_norm", total))
+
+    def _experts(self, layer: int, x: ir.Value, routed: ir.Value) -> ir.Value:
+        facts = self.facts
+        return experts(
+            self.builder, self.weights, facts.hp, facts.activation, layer, x, routed,
+            over_all=facts.routes_over_all,
+        )  # fmt: skip
+
+    def _routed(self, moe: str, stream: ir.Value) -> ir.Value:
+        """What a router reads that norms the stream for itself."""
+        with self.builder.inside(self.weights.around(f"{moe}.router")):
+            scale = self.weights.plain(f"{moe}.router_scale.weight")
+            normed = self.profile.norm(stream, scale)
+            return self._times(normed, "router.factor", self.facts.hp.hidden**-0.5)
 
     def _times(self, x: ir.Value, name: str, factor: float | None) -> ir.Value:
         """x times a number, if there is one."""
@@ -209,7 +272,9 @@ class _Decoder:
             return self.profile.add_and_norm(x, update, self.weights.plain(f"{module}.weight"))
 
     def _normed(self, module: str, x: ir.Value) -> ir.Value:
-        """x normed by a module, if the family has it."""
+        """x normed by a module, if the family has it; by none, without a weight."""
+        if not module:
+            return self.profile.norm(x, None)
         if f"{module}.weight" not in self.weights:
             return x
         with self.builder.inside(self.weights.path(module)):
@@ -221,13 +286,12 @@ class _Decoder:
             epsilon = self.facts.hp.rms_eps
             return self.builder.op("LayerNormalization", x, gamma, *beta, axis=-1, epsilon=epsilon)
 
-    def _normed_heads(self, module: str, heads: int, x: ir.Value) -> ir.Value:
-        """``[batch, sequence, heads · head_dim]`` with every head normed by itself."""
-        builder, size = self.builder, self.facts.hp.head_dim
-        with builder.inside(self.weights.path(module)):
-            parts = builder.op("Reshape", x, builder.integers(0, 0, heads, size))
-            normed = self._normed(module, parts)
-            return builder.op("Reshape", normed, builder.integers(0, 0, heads * size))
+    def _normed_heads(self, layer: int, module: str, heads: int, x: ir.Value) -> ir.Value:
+        """``[batch, sequence, heads · size]`` with every head normed by itself."""
+        builder, size = self.builder, self.facts.heads[layer].size
+        parts = builder.op("Reshape", x, builder.integers(0, 0, heads, size))
+        normed = self._normed(module, parts)
+        return builder.op("Reshape", normed, builder.integers(0, 0, heads * size))
 
 
 def _growth(ids: ir.Value, mask: ir.Value, facts: Facts, builder: GraphBuilder) -> ir.Value:
@@ -250,17 +314,17 @@ def _growth(ids: ir.Value, mask: ir.Value, facts: Facts, builder: GraphBuilder) 
         return wide if facts.floats == "f32" else builder.cast(wide, facts.floats)
 
 
-def _cache_shape(hp: Hyperparameters, length: str) -> tuple[str | int, ...]:
-    return ("batch_size", hp.kv_heads, length, hp.head_dim)
+def _cache_shape(heads: LayerHeads, length: str) -> tuple[str | int, ...]:
+    return ("batch_size", heads.kv_heads, length, heads.size)
 
 
 def _past(layer: int, facts: Facts, builder: GraphBuilder) -> list[ir.Value]:
-    shape = _cache_shape(facts.hp, "past_sequence_length")
+    shape = _cache_shape(facts.heads[layer], "past_sequence_length")
     names = (f"past_key_values.{layer}.{part}" for part in ("key", "value"))
     return [builder.input(name, facts.floats, shape) for name in names]
 
 
 def _present(layer: int, facts: Facts, builder: GraphBuilder, values: Sequence[ir.Value]) -> None:
-    shape = _cache_shape(facts.hp, "total_sequence_length")
+    shape = _cache_shape(facts.heads[layer], "total_sequence_length")
     for value, part in zip(values, ("key", "value"), strict=True):
         builder.output(value, f"present.{layer}.{part}", facts.floats, shape)

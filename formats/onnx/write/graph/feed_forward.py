@@ -34,7 +34,7 @@ def gated(
     """``down(activation(gate(x)) · up(x))``."""
     gate, up = (weights.linear(f"{name}.{part}", x, rank=rank) for part in ("gate", "up"))
     with builder.inside(weights.around(f"{name}.gate")):
-        product = builder.op("Mul", _active(builder, activation, gate), up)
+        product = builder.op("Mul", active(builder, activation, gate), up)
     return weights.linear(f"{name}.down", product, rank=rank)
 
 
@@ -44,11 +44,12 @@ def plain(
     """``down(activation(up(x)))``."""
     up = weights.linear(f"{name}.up", x)
     with builder.inside(weights.around(f"{name}.up")):
-        active = _active(builder, activation, up)
-    return weights.linear(f"{name}.down", active)
+        product = active(builder, activation, up)
+    return weights.linear(f"{name}.down", product)
 
 
-def _active(builder: GraphBuilder, activation: str, x: ir.Value) -> ir.Value:
+def active(builder: GraphBuilder, activation: str, x: ir.Value) -> ir.Value:
+    """What configs call an activation, of x. Raises Unsupported."""
     if activation in _TANH_GELU:
         return builder.op("Gelu", x, approximate="tanh")
     if activation not in _SILU:
@@ -63,11 +64,13 @@ def experts(
     activation: str,
     layer: int,
     x: ir.Value,
+    routed: ir.Value,
     *,
     over_all: bool,
 ) -> ir.Value:
-    """The best ``hp.experts_used`` experts of every token, weighed by the router and summed, and
-    the expert of every token where there is one.
+    """The best ``hp.experts_used`` experts of every token, weighed by the router, which reads
+    ``routed``, and by any factors of their own, and summed, and the expert of every token where
+    there is one.
 
     ``over_all``: the softmax that weighs them is over all experts, and not over those chosen. One
     operator computes a layer whose weights are stacked. Else every expert computes the tokens that
@@ -76,8 +79,11 @@ def experts(
     name = f"layers.{layer}.moe"
     path = weights.around(f"{name}.router")
     with builder.inside(path):
-        flat = builder.op("Reshape", x, builder.integers(-1, hp.hidden))
-    logits = weights.linear(f"{name}.router", flat, rank=2)
+        flat, read = (
+            builder.shared("Reshape", value, builder.integers(-1, hp.hidden))
+            for value in (x, routed)
+        )
+    logits = weights.linear(f"{name}.router", read, rank=2)
     if name in weights.stacks:
         with builder.inside(path):
             total = _fused(builder, weights, hp, weights.stacks[name], x, logits, over_all=over_all)
@@ -85,6 +91,9 @@ def experts(
         with builder.inside(weights.path(f"{name}.router")):
             logits = _as(builder, logits, weights.floats, "f32")
             shares, chosen = _shares(builder, logits, hp.experts_used, over_all=over_all)
+            if (factors := f"{name}.scales.weight") in weights:
+                own = _as(builder, weights.plain(factors), weights.floats, "f32")
+                shares = builder.op("Mul", shares, builder.op("Gather", own, chosen, axis=0))
         total = _one_by_one(builder, weights, hp, activation, name, x, flat, shares, chosen)
     if f"{name}.shared_gate.weight" in weights:
         shared = gated(builder, weights, f"{name}.shared", activation, x)

@@ -54,7 +54,7 @@ def build_model(
             (grid := c.encoding.grouped) is not None and grid.bits == 2 for c in tensors.values()
         )
         sliding = rotary.of_sliding(facts.hp)
-        kinds = [facts.hp, *([sliding] if sliding else [])]
+        kinds = [rotary.of_full(facts.hp), *([sliding] if sliding else [])]
         rotations = [rotary.frequencies(sizes) for sizes in kinds]
         profile = StandardProfile(facts, builder, rotations, two_bits=two_bits)
     else:

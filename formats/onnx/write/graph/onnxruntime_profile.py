@@ -37,8 +37,8 @@ class OnnxruntimeProfile:
             last = builder.cast(builder.op("Sub", ones, builder.integer(1)), "i32")
             length = builder.op("Gather", builder.op("Shape", mask), builder.integer(1))
             total = builder.cast(length, "i32")
-        shape = (hp.context, hp.rotary_dim // 2)
-        for names, _ in kinds(hp, self.facts.windows):
+        for names, sizes in kinds(hp, self.facts.windows):
+            shape = (hp.context, sizes.rotary_dim // 2)
             found = [self.weights.table(n, self.facts.floats, shape) for n in names]
             if names == TABLES:
                 self.tables = found
@@ -46,7 +46,7 @@ class OnnxruntimeProfile:
                 self.sliding_tables = found
         self.lengths = [last, total]
 
-    def norm(self, x: ir.Value, gamma: ir.Value) -> ir.Value:
+    def norm(self, x: ir.Value, gamma: ir.Value | None) -> ir.Value:
         """In standard operators: the fused one stands in a domain where it does not belong."""
         builder, floats = self.builder, self.facts.floats
         wide = x if floats == "f32" else builder.cast(x, "f32")
@@ -56,7 +56,7 @@ class OnnxruntimeProfile:
         root = builder.op("Sqrt", builder.op("Add", mean, epsilon))
         scaled = builder.op("Div", wide, root)
         scaled = scaled if floats == "f32" else builder.cast(scaled, floats)
-        return builder.op("Mul", scaled, gamma)
+        return scaled if gamma is None else builder.op("Mul", scaled, gamma)
 
     def add_and_norm(
         self, x: ir.Value, update: ir.Value, gamma: ir.Value
@@ -86,8 +86,8 @@ class OnnxruntimeProfile:
             [True, True, True],
             domain=CONTRIB,
             num_heads=hp.heads,
-            kv_num_heads=hp.kv_heads,
-            scale=float(np.float32(hp.score_scale or hp.usual_score_scale)),
+            kv_num_heads=self.facts.heads[layer].kv_heads,
+            scale=self.facts.score_scale,
             do_rotary=int(rotates),
             rotary_interleaved=int(self.facts.rotary_pairs),
             local_window_size=-1 if window is None else window,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from zenconvert.formats.onnx.write.graph.builder import GraphBuilder
 from zenconvert.formats.onnx.write.graph.decoder import Facts
+from zenconvert.model.encoding import DENSE_DTYPES
 
 RATES = "rotary.frequencies"
 
@@ -95,8 +96,11 @@ class StandardProfile:
             found.append(values if floats == "f32" else builder.cast(values, floats))
         return found
 
-    def norm(self, x: ir.Value, gamma: ir.Value) -> ir.Value:
+    def norm(self, x: ir.Value, gamma: ir.Value | None) -> ir.Value:
         """The norm over the last dimension."""
+        if gamma is None:
+            ones = np.ones(1, DENSE_DTYPES[self.facts.floats])
+            gamma = self.builder.constant("const.ones", ones)
         return self.builder.op("RMSNormalization", x, gamma, axis=-1, epsilon=self.facts.hp.rms_eps)
 
     def add_and_norm(
@@ -110,7 +114,7 @@ class StandardProfile:
         self, layer: int, qkv: Sequence[ir.Value], past: Sequence[ir.Value]
     ) -> list[ir.Value]:
         """Any rotation of queries and keys, then attention over the cache and the new tokens."""
-        builder, hp = self.builder, self.facts.hp
+        builder, hp, kv_heads = self.builder, self.facts.hp, self.facts.heads[layer].kv_heads
         query, key, value = qkv
         if self.facts.rotating[layer]:
             rotary = self.rotary[0 if self.facts.windows[layer] is None else -1]
@@ -118,14 +122,14 @@ class StandardProfile:
             if hp.rotary_dim != hp.head_dim:
                 how["rotary_embedding_dim"] = hp.rotary_dim
             query = builder.op("RotaryEmbedding", query, *rotary, num_heads=hp.heads, **how)
-            key = builder.op("RotaryEmbedding", key, *rotary, num_heads=hp.kv_heads, **how)
+            key = builder.shared("RotaryEmbedding", key, *rotary, num_heads=kv_heads, **how)
         softcap: dict[str, Any] = {} if hp.score_softcap is None else {"softcap": hp.score_softcap}
         return builder.ops(
             "Attention",
             [query, key, value, self.masks[self.facts.windows[layer]], *past],
             [True, True, True],
             q_num_heads=hp.heads,
-            kv_num_heads=hp.kv_heads,
-            scale=float(np.float32(hp.score_scale or hp.usual_score_scale)),
+            kv_num_heads=kv_heads,
+            scale=self.facts.score_scale,
             **softcap,
         )
