@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -36,6 +37,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: at.get(item.path.name, len(at)))
 
 
+ASKING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder of its own for the whole run."""
@@ -47,9 +51,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def surroundings() -> Iterator[None]:
-    """What the command's entry point says to interpreters that it starts ends with its test."""
+    """What the command's entry point says to interpreters that it starts, and its answers to
+    signals, end with the test."""
     before = os.environ.get("PYTHONSAFEPATH")
+    answers = {number: signal.getsignal(number) for number in ASKING}
     yield
+    for number, answer in answers.items():
+        signal.signal(number, answer)
     os.environ.pop("PYTHONSAFEPATH", None)
     if before is not None:
         os.environ["PYTHONSAFEPATH"] = before

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
+
+from zenconvert.cli.signals import Requests
+from zenconvert.cli.streams import give_up_on, prepare_streams
 
 TYPE_CHECKING = False  # as typing has it, which need not be loaded
 if TYPE_CHECKING:
-    from types import FrameType
-    from typing import Any, NoReturn, TextIO
+    from typing import Any, NoReturn
 
     import click
 
 EXIT_RESOURCES = 5
-EXIT_INTERRUPTED = 7
-_INTERRUPTED = "interrupted; nothing unfinished stands under the output's name"
 
 
 def __getattr__(name: str) -> Any:
@@ -32,27 +31,37 @@ def __getattr__(name: str) -> Any:
 
 def main() -> None:
     """Entry point. Ends with the exit code of the error's class."""
-    _open_what_is_closed()
+    prepare_streams()
     _forget_the_working_folder()
-    pressed = _Pressed()
-    signal.signal(signal.SIGINT, pressed.early)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # what an encoding lacks is written as an escape
-            stream.reconfigure(errors="backslashreplace")
+    asked = Requests()
+    asked.listen()
     try:
         from zenconvert.cli.commands import cli
 
-        signal.signal(signal.SIGINT, pressed.late)
-        cli(standalone_mode=False)
+        asked.end_in_order()
+        try:
+            cli(standalone_mode=False)
+        finally:
+            asked.over = True
         sys.stdout.flush()
-        _give_up_on(sys.stderr)
-    except KeyboardInterrupt:
-        _end(_INTERRUPTED, EXIT_INTERRUPTED)
+        give_up_on(sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        _interrupted(asked, interrupt)
     except Exception as error:
-        if pressed.count:  # libraries make errors of their own of an interrupt
-            _end(_INTERRUPTED, EXIT_INTERRUPTED)
+        if asked.first is not None or isinstance(error.__cause__, KeyboardInterrupt):
+            _interrupted(asked, error)  # libraries make errors of their own of an interrupt
         _told(error)
         raise
+
+
+def _interrupted(asked: Requests, error: BaseException) -> NoReturn:
+    """End as the signal has it, with what the work noted on its way out."""
+    said, code = asked.end
+    _end(said + _notes(error) + _notes(error.__cause__), code)  # click puts its own before it
+
+
+def _notes(error: BaseException | None) -> str:
+    return "".join(f"\nnote: {note}" for note in getattr(error, "__notes__", ()))
 
 
 def _forget_the_working_folder() -> None:
@@ -68,34 +77,6 @@ def _forget_the_working_folder() -> None:
                 sys.path[:] = [p for p in sys.path if p != here or p in places]
 
 
-def _open_what_is_closed() -> None:
-    """Give every standard stream that is closed to nobody: what is opened next would take its
-    place, and be written to by whoever prints."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
-            setattr(sys, name, open(number, "r+", closefd=False))  # noqa: SIM115
-
-
-class _Pressed:
-    """Counts Ctrl-C."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def early(self, number: int, frame: FrameType | None) -> None:
-        """Nothing has begun: end at once, whatever is being loaded."""
-        os.write(2, f"{_INTERRUPTED}\n".encode())
-        os._exit(EXIT_INTERRUPTED)
-
-    def late(self, number: int, frame: FrameType | None) -> None:
-        """End in order."""
-        self.count += 1
-        raise KeyboardInterrupt
-
-
 def _told(error: Exception) -> None:
     """End with the message and exit code of an error that is known; return from any other."""
     import click
@@ -103,27 +84,22 @@ def _told(error: Exception) -> None:
     from zenconvert.base.machine import out_of_memory
     from zenconvert.errors import NotEnoughResources, ZenError
 
-    if isinstance(error, click.exceptions.Abort):
-        _end(_INTERRUPTED, EXIT_INTERRUPTED)
     if isinstance(error, click.ClickException):
         _show(error)
     reason = None if isinstance(error, NotEnoughResources) else out_of_memory(error)
     if reason is not None:  # first: it may have been taken for something else
         _end(f"error: not enough memory: {reason}", EXIT_RESOURCES)
     if isinstance(error, ZenError):
-        notes = "".join(f"\nnote: {note}" for note in getattr(error, "__notes__", ()))
-        _end(f"error: {error}{notes}", error.exit_code)
+        _end(f"error: {error}{_notes(error)}", error.exit_code)
     if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):
         _end(  # tempfile's own error, which it has while libraries are loading as well
             f"error: there is no folder for temporary files ({error.strerror}); set TMPDIR to one "
             "that can be written and has room",
             EXIT_RESOURCES,
         )
-    if isinstance(error, OSError) and error.filename is None:
-        if error.errno == errno.EPIPE:
-            _end("", 1)
-        if error.errno in {errno.ENOSPC, errno.EIO, errno.EDQUOT}:
-            _end(f"error: the output cannot be printed: {error.strerror}", EXIT_RESOURCES)
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EIO, errno.EDQUOT}
+    if isinstance(error, OSError) and full and error.filename is None:
+        _end(f"error: the output cannot be printed: {error.strerror}", EXIT_RESOURCES)
 
 
 def _show(error: click.ClickException) -> NoReturn:
@@ -146,13 +122,5 @@ def _end(text: str, code: int) -> NoReturn:
     except OSError:
         pass
     for stream in (sys.stdout, sys.stderr):
-        _give_up_on(stream)
+        give_up_on(stream)
     sys.exit(code)
-
-
-def _give_up_on(stream: TextIO) -> None:
-    """Let go of what a stream cannot take: the interpreter would try again, and end with 120."""
-    try:
-        stream.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

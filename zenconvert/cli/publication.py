@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +103,6 @@ def run_release(
     if dry_run:
         _print_preview(plan_release(recipe, only=wanted), as_json=as_json)
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not as_json:
         _say_devices(recipe)
     with stages(quiet=as_json) as progress:

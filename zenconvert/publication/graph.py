@@ -84,6 +84,9 @@ def held(folder: Path) -> Iterator[None]:
             raise UsageError(f"{folder}: another run is working on this release") from error
         mark(state)
         yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(f"{folder} keeps what is done; the same command goes on from there")
+        raise
     finally:
         os.close(lock)
 

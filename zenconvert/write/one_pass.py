@@ -106,7 +106,7 @@ def write_outputs(
                 if making.is_finished(output):
                     output.tidy()
                     continue
-                stack.callback(output.leave)  # does nothing to an output that has its name
+                stack.enter_context(output.left())
                 output.open(force=force)
                 run.live.add(number)
         run.fill(done)

@@ -27,7 +27,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,9 +54,9 @@ _WEIGHTS: Final = (".safetensors", ".onnx")  # every model folder holds such a f
 class Output:
     """Files of one layout under hidden names, written at offsets from any thread.
 
-    :meth:`open`, write, :meth:`publish`, and in any case :meth:`discard` or :meth:`leave`, which do
-    nothing to what was published. Until then nothing is visible, and what ``force`` would replace
-    is still there; only where removing that fails, the new files already have their names.
+    Within :meth:`left`: :meth:`open`, write, :meth:`publish`. Until then nothing is visible, and
+    what ``force`` would replace is still there; only where removing that fails, the new files
+    already have their names.
     """
 
     def __init__(self, layout: Layout, out: Path, identity: Callable[[], str]) -> None:
@@ -179,12 +179,24 @@ class Output:
         clear(self.hidden)
         self._release()
 
-    def leave(self) -> None:
-        """Let the next run go on where this one is; without a journal, take back what was done."""
-        if not self.done:
-            self.discard()
-        self._close()
-        self._release()
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """After an error in the block, let the next run go on where this one is, which the error
+        then says; without a journal, take back what was done. Nothing happens to what is published.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self.done:
+                error.add_note(
+                    f"{self.hidden} keeps what is written; the same command goes on from there"
+                )
+            raise
+        finally:
+            if not self.done:
+                self.discard()
+            self._close()
+            self._release()
 
     def tidy(self) -> None:
         """Remove what a run left that was killed after this output had its name."""
