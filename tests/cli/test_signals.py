@@ -153,7 +153,7 @@ def test_what_the_next_run_can_use_is_kept_and_said(
         code, _, err = ended(*case.command(tmp_path)[3:], "--threads", "1")
     assert code == ENDS[signal.Signals(number)][1]
     hidden = tmp_path / ".out.gguf.partial"
-    assert f"note: {hidden} keeps what is written; the same command goes on from there" in err
+    assert f"note: {hidden} keeps what is done; the same command goes on there" in err
     assert (hidden / "journal").is_file()
     assert ended(*case.command(tmp_path)[3:])[0] == 0
     assert everything(tmp_path) == case.new

@@ -47,7 +47,7 @@ def _patient(stream: TextIO, *, buffered: bool) -> TextIO:
     stream.flush()
     raw = _Patient(stream.fileno(), "wb", closefd=False)
     return io.TextIOWrapper(
-        io.BufferedWriter(raw) if buffered else raw,  # type: ignore[arg-type]  # as -u has it
+        io.BufferedWriter(raw) if buffered else raw,  # as -u has it
         encoding=stream.encoding,
         errors="backslashreplace",
         line_buffering=getattr(stream, "line_buffering", False),

@@ -181,16 +181,12 @@ class Output:
 
     @contextmanager
     def left(self) -> Iterator[None]:
-        """After an error in the block, let the next run go on where this one is, which the error
-        then says; without a journal, take back what was done. Nothing happens to what is published.
-        """
+        """In the end, what has no name yet goes, or is for the next run, which an error says."""
         try:
             yield
         except BaseException as error:
             if self.done:
-                error.add_note(
-                    f"{self.hidden} keeps what is written; the same command goes on from there"
-                )
+                error.add_note(f"{self.hidden} keeps what is done; the same command goes on there")
             raise
         finally:
             if not self.done:
