@@ -2,15 +2,20 @@
 
 A file is written beside its place under a hidden random name, which is opened only if nothing has
 it, and takes its own name in a single step. A link in its place is replaced, never written through.
+The hidden name has a checksum, and its file is locked while it is written: so a later run knows
+what a killed one left (:func:`drop_stale`).
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
+import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,9 +88,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     What else fails in the block is not taken for a failed write. Raises as :func:`system_errors`.
     """
     with system_errors(path):
-        temporary = path.with_name(hidden_name(path.name, f"{secrets.token_hex(8)}.partial"))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        descriptor = os.open(temporary, flags, 0o666)
+        temporary, descriptor = _open_temporary(path)
     try:
         raw: io.FileIO = _Raw(descriptor, path)
         with io.BufferedWriter(raw) as file:
@@ -99,6 +102,57 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _open_temporary(path: Path) -> tuple[Path, int]:
+    """A locked file under a hidden name. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    while True:
+        temporary = path.with_name(_temporary_name(path.name, secrets.token_hex(4)))
+        descriptor = os.open(temporary, flags, 0o666)
+        with suppress(OSError):  # where nothing can be locked, nothing is taken for stale either
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if _is_at(temporary, descriptor):
+            return temporary, descriptor
+        os.close(descriptor)  # taken for stale before it was locked
+
+
+def _temporary_name(name: str, word: str) -> str:
+    checksum = hashlib.sha256(os.fsencode(name) + word.encode()).hexdigest()[:8]
+    return hidden_name(name, f"{word}{checksum}.partial")
+
+
+def drop_stale(path: Path) -> None:
+    """Remove what killed runs left of :func:`new_file` for this path.
+
+    That is files of the same user under one of its hidden names that no run has locked; whatever
+    else stands there, or cannot be looked at or removed, stays.
+    """
+    with suppress(OSError):
+        for found in path.parent.iterdir():
+            word = re.search(r"\.([0-9a-f]{8})[0-9a-f]{8}\.partial$", found.name)
+            if word is not None and found.name == _temporary_name(path.name, word[1]):
+                with suppress(OSError):
+                    _drop(found)
+
+
+def _drop(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        state = os.fstat(descriptor)
+        if stat.S_ISREG(state.st_mode) and state.st_nlink == 1 and state.st_uid == os.geteuid():
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, descriptor):
+                path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def write_whole(path: Path, data: bytes | str) -> None:

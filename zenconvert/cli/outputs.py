@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from zenconvert.base.atomic import append_whole, write_whole
+from zenconvert.base.atomic import append_whole, drop_stale, write_whole
 from zenconvert.base.places import check_files, check_places, check_side_file
 from zenconvert.errors import ZenError
 
@@ -75,10 +75,15 @@ class Written:
 
 
 def write_side_file(path: Path, text: str) -> None:
-    """Write a file; where a link stands, what it points to. Raises as ``write_whole``."""
+    """Write a file; where a link stands, what it points to. What killed runs left of it goes.
+
+    Raises as ``write_whole``.
+    """
+    drop_stale(path.resolve())
     write_whole(path.resolve(), text)
 
 
 def append_side_file(path: Path, text: str) -> None:
     """Put text at the end of a file, all of it or nothing. Raises as ``append_whole``."""
+    drop_stale(path.resolve())
     append_whole(path.resolve(), text)

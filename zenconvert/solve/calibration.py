@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.base.atomic import hidden_name, new_file
+from zenconvert.base.atomic import drop_stale, hidden_name, new_file
 from zenconvert.base.machine import AUTO, take_device
 from zenconvert.base.places import check_files, check_places
 from zenconvert.base.scratch import held_scratch, remove_scratch
@@ -231,6 +231,7 @@ def export_imatrix(statistics: Statistics, checkpoint: Checkpoint, out: Path) ->
     """
     entries = _entries(checkpoint, statistics.modules, partial(_Loader, statistics))
     facts = statistics.facts["samples"]
+    drop_stale(out)
     with new_file(out) as file:
         write_imatrix(file, entries, statistics.languages, _texts(facts))
 
