@@ -207,8 +207,7 @@ FAMILIES: dict[str, Family] = {
                 "short_factor": [round(1 + 0.01 * i, 2) for i in range(48)],
             },
         ),
-        "mixtral", "mixtral", onnx=False, refusal="rope_type is 'longrope'",
-        lost=("rope_scaling.rope_type",),
+        "mixtral", "mixtral", lost=("rope_scaling.rope_type",),
     ),
     "glm4": Family(
         _sizes(

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -28,6 +27,7 @@ from zenconvert.errors import InvalidInput, Unsupported
 from zenconvert.formats.gguf.container import KeyValue
 from zenconvert.model.gguf_family import GgufFamily
 from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.rotations import longrope_amplitude
 
 FREQS: Final = "rope_freqs.weight"
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -96,18 +96,12 @@ def scaling_keys(hp: Hyperparameters, family: GgufFamily) -> dict[str, KeyValue]
     return keys
 
 
-def _long_amplitude(hp: Hyperparameters) -> float:
-    """What transformers multiplies cosines and sines of longrope by."""
-    scaling = hp.rope_scaling or {}
-    if (given := scaling.get("attention_factor")) is not None:
-        return float(given)
-    factor = float(scaling.get("factor") or hp.context / hp.short_context)
-    return math.sqrt(1 + math.log(factor) / math.log(hp.short_context)) if factor > 1 else 1.0
-
-
 def first_keys(hp: Hyperparameters) -> dict[str, KeyValue]:
     """The key of longrope, which the converter writes before all that it has of a model."""
-    return {_FACTOR: ("f32", _long_amplitude(hp))} if long_factors(hp) else {}
+    if not long_factors(hp):
+        return {}
+    amplitude = longrope_amplitude(hp.rope_scaling or {}, hp.context, hp.short_context)
+    return {_FACTOR: ("f32", amplitude)}
 
 
 def long_factors(hp: Hyperparameters) -> dict[str, NDArray[np.float32]]:
@@ -131,8 +125,7 @@ def longrope_from_file(
         for key, name in (("long_factor", LONG), ("short_factor", SHORT))
     }
     scaling: dict[str, Any] = {"type": LONGROPE, **found}
-    named = {"rope_type": LONGROPE, **found}
-    usual = np.float32(_long_amplitude(replace(hp, rope_scaling=named)))
+    usual = np.float32(longrope_amplitude(found, hp.context, hp.short_context))
     given = keys.real(_FACTOR, 1.0)
     return scaling if np.float32(given) == usual else {**scaling, "attention_factor": given}
 

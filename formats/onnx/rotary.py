@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,12 +18,15 @@ from zenconvert.errors import InvalidInput, Unsupported
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.encoding import Dense
 from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.rotations import longrope_amplitude
 
 if TYPE_CHECKING:
     import torch
 
 TABLES: Final = ("cos_cache", "sin_cache")
 """Names of the tables in graphs that have them."""
+LONG_TABLES: Final = ("cos_cache_long", "sin_cache_long")
+"""Those of texts that are longer than the original context, where these rotate in another way."""
 SLIDING_TABLES: Final = ("cos_cache_sliding", "sin_cache_sliding")
 """Those of layers that slide, where they rotate in a way of their own."""
 KINDS: Final = ("default", "linear", "llama3", "yarn")
@@ -31,6 +34,8 @@ KINDS: Final = ("default", "linear", "llama3", "yarn")
 PROPORTIONAL: Final = "proportional"
 """That which lets the last channels of both halves of a head stand still; of families whose kinds
 of layers have rotations of their own."""
+LONGROPE: Final = "longrope"
+"""That with other frequencies for texts that are longer than the original context."""
 _BAND: Final = 4096
 """Positions of a table that are computed at a time."""
 _LARGEST: Final = 2.0**128
@@ -63,29 +68,51 @@ def of_full(hp: Hyperparameters) -> Hyperparameters:
 
 def scalings(architecture: Architecture) -> tuple[str, ...]:
     """Scalings that tables can hold for a family."""
-    return (*KINDS, PROPORTIONAL) if architecture.has_rotations_by_kind else KINDS
+    found = [*KINDS, *([PROPORTIONAL] if architecture.has_rotations_by_kind else [])]
+    return (*found, *([LONGROPE] if "short_context" in architecture.names else []))
 
 
-def kinds(
-    hp: Hyperparameters, windows: Sequence[int | None]
-) -> list[tuple[tuple[str, str], Hyperparameters]]:
-    """Names of tables that some layer reads, and the sizes that they are computed from."""
+def border(hp: Hyperparameters) -> int:
+    """Tokens up to which texts are rotated in one way, and longer ones in another; 0 for none."""
+    return hp.length_border if hp.length_border < hp.context else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The cosines and sines that some layers read."""
+
+    names: tuple[str, str]
+    hp: Hyperparameters
+    """Sizes that they are computed from."""
+    long: bool = False
+    """Of texts beyond the border."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Positions, and half of the channels that are rotated."""
+        rows = 0 if self.long else border(self.hp)
+        return (rows or self.hp.context, self.hp.rotary_dim // 2)
+
+
+def tables_of(hp: Hyperparameters, windows: Sequence[int | None]) -> list[Table]:
+    """Every table that some layer reads."""
     sliding = of_sliding(hp)
     if sliding is None:
-        return [(TABLES, hp)]
-    found = [(TABLES, of_full(hp))] if None in windows else []
-    return [*found, *([(SLIDING_TABLES, sliding)] if any(windows) else [])]
+        return [Table(TABLES, hp), *([Table(LONG_TABLES, hp, long=True)] if border(hp) else [])]
+    found = [Table(TABLES, of_full(hp))] if None in windows else []
+    return [*found, *([Table(SLIDING_TABLES, sliding)] if any(windows) else [])]
 
 
-def frequencies(hp: Hyperparameters) -> tuple[NDArray[np.float32], float]:
-    """Rotations per position float32[rotated channels / 2], and the factor of cosines and sines.
+def frequencies(hp: Hyperparameters, *, long: bool = False) -> tuple[NDArray[np.float32], float]:
+    """Rotations per position float32[rotated channels / 2], and the factor of cosines and sines;
+    ``long``: of texts beyond the border.
 
     Raises Unsupported for scalings whose frequencies depend on the length of the text, InvalidInput
     for numbers that make none.
     """
     scaling = hp.rope_scaling or {"rope_type": "default"}
     try:
-        values, amplitude = _frequencies(hp, scaling)
+        values, amplitude = _frequencies(hp, scaling, long=long)
     except (ArithmeticError, ValueError):
         values, amplitude = np.array([], dtype=np.float32), math.nan
     if not (np.isfinite(values).all() and abs(amplitude) < _LARGEST):
@@ -97,12 +124,13 @@ def frequencies(hp: Hyperparameters) -> tuple[NDArray[np.float32], float]:
 
 
 def _frequencies(
-    hp: Hyperparameters, scaling: Mapping[str, Any]
+    hp: Hyperparameters, scaling: Mapping[str, Any], *, long: bool
 ) -> tuple[NDArray[np.float32], float]:
     import torch
 
     size = hp.rotary_dim
-    plain = 1.0 / (hp.rope_theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
+    powers = hp.rope_theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+    plain = 1.0 / powers
     kind, factor = scaling["rope_type"], float(scaling.get("factor") or 1.0)
     amplitude = 1.0
     if kind == "linear":
@@ -115,6 +143,10 @@ def _frequencies(
         turning = int(float(scaling.get("partial_rotary_factor") or 1.0) * size // 2)
         plain[turning:] = 0
         plain = plain / factor
+    elif kind == LONGROPE:
+        factors = torch.tensor(scaling[f"{'long' if long else 'short'}_factor"])
+        plain = 1.0 / (factors.to(torch.float32) * powers)
+        amplitude = longrope_amplitude(scaling, hp.context, hp.short_context)
     elif kind != "default":
         raise Unsupported(
             f"rotary embeddings of type {kind!r} cannot be put into a graph; known are "
@@ -124,13 +156,13 @@ def _frequencies(
     return values, amplitude
 
 
-def tables(hp: Hyperparameters, floats: Dense) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Cosines and sines of every position, ``floats[context, rotated channels / 2]``."""
-    rates, amplitude = frequencies(hp)
-    factor, shape = np.float32(amplitude), (hp.context, len(rates))
-    cosines, sines = (np.empty(shape, floats.numpy) for _ in TABLES)
-    for begin in range(0, hp.context, _BAND):
-        here = slice(begin, min(begin + _BAND, hp.context))
+def values_of(table: Table, floats: Dense) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Cosines and sines of every position, in the shape of the table."""
+    rates, amplitude = frequencies(table.hp, long=table.long)
+    factor, rows = np.float32(amplitude), table.shape[0]
+    cosines, sines = (np.empty(table.shape, floats.numpy) for _ in TABLES)
+    for begin in range(0, rows, _BAND):
+        here = slice(begin, min(begin + _BAND, rows))
         angles = np.arange(here.start, here.stop, dtype=np.float32)[:, None] * rates
         cosines[here], sines[here] = np.cos(angles) * factor, np.sin(angles) * factor
     return cosines, sines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -138,3 +139,11 @@ def check_share(share: float, head_dim: int, scaling: Mapping[str, Any] | None, 
             )
         for factor in factors:
             real(f"rope_scaling.{key}", factor, where)
+
+
+def longrope_amplitude(scaling: Mapping[str, Any], context: int, original: int) -> float:
+    """What transformers multiplies cosines and sines of longrope by, in texts of any length."""
+    if (given := scaling.get("attention_factor")) is not None:
+        return float(given)
+    factor = float(scaling.get("factor") or context / original)
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0

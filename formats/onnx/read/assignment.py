@@ -184,10 +184,13 @@ def _add(tensors: dict[str, Tensor], name: TensorName, tensor: Tensor, file: Mod
 
 
 def _rotations(view: GraphView) -> set[str]:
-    """Tables of cosines and sines."""
+    """Tables of cosines and sines, where a graph chooses by the length of the text, too."""
     takers = (n for n in view.nodes if n.op_type in {"GroupQueryAttention", "RotaryEmbedding"})
-    values = (view.initializer(value) for node in takers for value in node.input)
-    return {array.name for array in values if array is not None}
+    values = {value for node in takers for value in node.input}
+    for value in tuple(values):
+        if (choice := view.producer(value, "If")) is not None:
+            values |= {v for a in choice.attribute for n in a.g.node for v in n.input}
+    return {array.name for v in values if (array := view.initializer(v)) is not None}
 
 
 def _is_tied(tensors: dict[str, Tensor], hp: Hyperparameters) -> bool:

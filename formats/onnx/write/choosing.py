@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -58,9 +59,8 @@ def _tables(checkpoint: Checkpoint, kind: TargetType) -> list[Choice]:
     if kind.standard:
         return []
     hp = checkpoint.hyperparameters
-    kinds = rotary.kinds(hp, windows(checkpoint.architecture, checkpoint.config, hp))
-    channels = sum(sizes.rotary_dim for _, sizes in kinds)
-    size = hp.context * channels * kind.floats.numpy.itemsize
+    tables = rotary.tables_of(hp, windows(checkpoint.architecture, checkpoint.config, hp))
+    size = 2 * sum(prod(table.shape) for table in tables) * kind.floats.numpy.itemsize
     if size > _MOST_TABLES:
         raise UsageError(
             f"{checkpoint.path}: the cosines and sines of {hp.context} positions "
@@ -70,8 +70,8 @@ def _tables(checkpoint: Checkpoint, kind: TargetType) -> list[Choice]:
     why = "computed from the config's rotary embedding"
     return [
         Choice(name, (), values.shape, kind.floats, why=why, derived=values.tobytes())
-        for names, sizes in kinds
-        for name, values in zip(names, rotary.tables(sizes, kind.floats), strict=True)
+        for table in tables
+        for name, values in zip(table.names, rotary.values_of(table, kind.floats), strict=True)
     ]
 
 

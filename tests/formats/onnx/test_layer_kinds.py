@@ -11,10 +11,12 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tests.families import FAMILIES
 from tests.onnx_runs import (
+    SPECIAL,
     decoded_logits,
     genai_tokens,
     onnx_logits,
@@ -25,6 +27,7 @@ from tests.onnx_runs import (
     transformers_tokens,
     variant,
 )
+from tests.tiny import raw_model
 from zenconvert import Options, convert, open_checkpoint, plan
 from zenconvert.errors import PlanError
 from zenconvert.formats.onnx import rotary
@@ -161,3 +164,28 @@ def test_factors_and_norms_of_routers_are_felt(tmp_path: Path) -> None:
         (tmp_path / "out" / "model.onnx.data").write_bytes(changed)
         found = onnx_logits(session(tmp_path / "out" / "model.onnx"), tokens())
         assert np.abs(found - expected).max() > 1e-3, name
+
+
+@pytest.mark.parametrize("kind", ["f32", "f32-standard"])
+def test_texts_past_the_original_context_rotate_as_in_transformers(
+    kind: str, tmp_path: Path
+) -> None:
+    """At once and token by token, on both sides of the border."""
+    source = raw_model(tmp_path / "model", FAMILIES["phi_longrope"].config, **SPECIAL)
+    convert(source, tmp_path / "out", f"onnx:{kind}")
+    onnx.checker.check_model(str(tmp_path / "out" / "model.onnx"), full_check=True)
+    running = session(tmp_path / "out" / "model.onnx")
+    theirs = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    ids, ones, cache = tokens(2, 258), np.ones_like(tokens(2, 258)), DynamicCache()
+    past = None
+    with torch.inference_mode():
+        for begin, end in ((0, 40), (40, 255), (255, 256), (256, 257), (257, 258)):
+            new = torch.from_numpy(ids[:1, begin:end])
+            found, past = step(running, ids[:1, begin:end], ones[:1, :end], past)
+            expected = theirs(new, past_key_values=cache).logits.numpy()
+            np.testing.assert_allclose(found, expected, atol=5e-5, rtol=0)
+        for length in (256, 257):
+            found, _ = step(running, ids[:, :length], ones[:, :length], None)
+            expected = theirs(torch.from_numpy(ids[:, :length])).logits.numpy()
+            np.testing.assert_allclose(found, expected, atol=5e-5, rtol=0)
+    assert np.abs(found[:, :256] - step(running, ids[:, :256], ones[:, :256], None)[0]).max() > 0.1

@@ -72,10 +72,11 @@ def test_frequencies_are_those_of_transformers(name: str) -> None:
 
 def test_tables_hold_every_position_in_the_type_of_the_graph() -> None:
     hp = sizes(CONFIGS["qwen2"])
-    cosines, sines = rotary.tables(hp, F32)
+    table = rotary.Table(rotary.TABLES, hp)
+    cosines, sines = rotary.values_of(table, F32)
     assert cosines.shape == sines.shape == (256, 32)
     np.testing.assert_allclose(cosines**2 + sines**2, 1, atol=1e-6)
-    np.testing.assert_array_equal(rotary.tables(hp, F16)[0], cosines.astype(np.float16))
+    np.testing.assert_array_equal(rotary.values_of(table, F16)[0], cosines.astype(np.float16))
 
 
 def test_rotations_that_depend_on_the_text_are_refused() -> None:

@@ -81,6 +81,24 @@ class GraphBuilder:
         """A node of one output."""
         return self.ops(op_type, inputs, [True], domain, **attributes)[0]
 
+    def either(
+        self, condition: ir.Value, yes: Sequence[ir.Value], no: Sequence[ir.Value]
+    ) -> list[ir.Value]:
+        """One or the other values of as many types, by a bool."""
+        then, other = (self._branch(values, taken) for values, taken in ((yes, 1), (no, 0)))
+        wanted = [True] * len(yes)
+        return self.ops("If", [condition], wanted, then_branch=then, else_branch=other)
+
+    def _branch(self, values: Sequence[ir.Value], taken: int) -> ir.Graph:
+        """A graph that gives values of the one around it."""
+        names = [f"{value.name}_branch_{taken}" for value in values]
+        given = [ir.Value(name=n, type=v.type) for n, v in zip(names, values, strict=True)]
+        nodes = [
+            ir.node("Identity", [value], outputs=[out], name=self._name("Identity"))
+            for value, out in zip(values, given, strict=True)
+        ]
+        return ir.Graph([], given, nodes=nodes, name=self._name(f"branch_{taken}"))
+
     def shared(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         """A node of one output, made once for the same inputs and attributes."""
         key = (op_type, *map(id, inputs), *sorted(attributes.items()))

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from zenconvert.formats.onnx import rotary
 from zenconvert.formats.onnx.write.graph.builder import GraphBuilder
 from zenconvert.formats.onnx.write.graph.decoder import Facts, Profile, build
 from zenconvert.formats.onnx.write.graph.onnxruntime_profile import OnnxruntimeProfile
@@ -53,10 +52,7 @@ def build_model(
         two_bits = any(
             (grid := c.encoding.grouped) is not None and grid.bits == 2 for c in tensors.values()
         )
-        sliding = rotary.of_sliding(facts.hp)
-        kinds = [rotary.of_full(facts.hp), *([sliding] if sliding else [])]
-        rotations = [rotary.frequencies(sizes) for sizes in kinds]
-        profile = StandardProfile(facts, builder, rotations, two_bits=two_bits)
+        profile = StandardProfile(facts, builder, two_bits=two_bits)
     else:
         profile = OnnxruntimeProfile(facts, builder, weights)
     return build(facts, builder, weights, profile)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from zenconvert.formats.onnx.rotary import TABLES, kinds
+from zenconvert.formats.onnx.rotary import LONG_TABLES, SLIDING_TABLES, TABLES, border, tables_of
 from zenconvert.formats.onnx.write.graph.builder import CONTRIB, GraphBuilder
 from zenconvert.formats.onnx.write.graph.decoder import Facts
 from zenconvert.formats.onnx.write.graph.weights import Weights
@@ -31,19 +31,21 @@ class OnnxruntimeProfile:
     def begin(self, ids: ir.Value, mask: ir.Value) -> None:
         """Lengths of the sequences and of the cache; rows are padded on the right."""
         del ids
-        builder, hp = self.builder, self.facts.hp
+        builder, facts = self.builder, self.facts
         with builder.inside("model.attn_mask"):
             ones = builder.op("ReduceSum", mask, builder.integers(1), keepdims=0)
             last = builder.cast(builder.op("Sub", ones, builder.integer(1)), "i32")
             length = builder.op("Gather", builder.op("Shape", mask), builder.integer(1))
             total = builder.cast(length, "i32")
-        for names, sizes in kinds(hp, self.facts.windows):
-            shape = (hp.context, sizes.rotary_dim // 2)
-            found = [self.weights.table(n, self.facts.floats, shape) for n in names]
-            if names == TABLES:
-                self.tables = found
-            else:
-                self.sliding_tables = found
+        found = {
+            table.names: [self.weights.table(n, facts.floats, table.shape) for n in table.names]
+            for table in tables_of(facts.hp, facts.windows)
+        }
+        self.tables, self.sliding_tables = found.get(TABLES, []), found.get(SLIDING_TABLES, [])
+        if LONG_TABLES in found:
+            with builder.inside("model.rotary_emb"):
+                long = builder.op("Greater", length, builder.integer(border(facts.hp)))
+                self.tables = builder.either(long, found[LONG_TABLES], self.tables)
         self.lengths = [last, total]
 
     def norm(self, x: ir.Value, gamma: ir.Value | None) -> ir.Value:

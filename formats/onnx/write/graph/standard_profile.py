@@ -6,36 +6,38 @@ Sources: ONNX operators Attention 24, RotaryEmbedding 23, RMSNormalization 23.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from zenconvert.formats.onnx.rotary import (
+    SLIDING_TABLES,
+    TABLES,
+    Table,
+    border,
+    frequencies,
+    tables_of,
+)
 from zenconvert.formats.onnx.write.graph.builder import GraphBuilder
 from zenconvert.formats.onnx.write.graph.decoder import Facts
 from zenconvert.model.encoding import DENSE_DTYPES
 
-RATES = "rotary.frequencies"
+RATES: Final = "rotary.frequencies"
+_NAMES: Final = {TABLES: RATES, SLIDING_TABLES: f"{RATES}.sliding"}
+"""Names of tables → of the frequencies that graphs without tables have."""
 
 
 class StandardProfile:
     """Opset 24, or 25 where there are integers of two bits."""
 
-    def __init__(
-        self,
-        facts: Facts,
-        builder: GraphBuilder,
-        rotations: Sequence[tuple[NDArray[np.float32], float]],
-        *,
-        two_bits: bool,
-    ) -> None:
-        self.facts, self.builder, self.rotations = facts, builder, rotations
+    def __init__(self, facts: Facts, builder: GraphBuilder, *, two_bits: bool) -> None:
+        self.facts, self.builder = facts, builder
         self.opsets = {"": 25 if two_bits else 24}
         self.ir_version = 13 if two_bits else 12
         self.masks: dict[int | None, ir.Value] = {}
-        self.rotary: list[list[ir.Value]] = []
-        """Cosines and sines; of layers that slide after those of all others, if they differ."""
+        self.rotary: dict[tuple[str, str], list[ir.Value]] = {}
+        """Cosines and sines of the new tokens, in the place of tables."""
 
     def begin(self, ids: ir.Value, mask: ir.Value) -> None:
         """Who sees whom, and the rotation of every token; padding may stand left or right."""
@@ -47,10 +49,9 @@ class StandardProfile:
             self._masks(mask, past, length)
         with builder.inside("model.rotary_emb"):
             places = self._places(mask, past, length)
-            self.rotary = [
-                self._angles(places, f"{RATES}.sliding" if i else RATES, *rotations)
-                for i, rotations in enumerate(self.rotations)
-            ]
+            for table in tables_of(self.facts.hp, self.facts.windows):
+                if not table.long:
+                    self.rotary[table.names] = self._angles(places, table)
 
     def _masks(self, mask: ir.Value, past: ir.Value, length: ir.Value) -> None:
         """bool[batch, 1, sequence, total] for every window: the keys that a query sees."""
@@ -82,12 +83,17 @@ class StandardProfile:
         places = builder.op("Max", builder.op("Sub", places, one), builder.integer(0))
         return builder.op("Unsqueeze", builder.cast(places, "f32"), builder.integers(2))
 
-    def _angles(
-        self, places: ir.Value, name: str, rates: NDArray[np.float32], amplitude: float
-    ) -> list[ir.Value]:
+    def _angles(self, places: ir.Value, table: Table) -> list[ir.Value]:
         """Cosines and sines [batch, sequence, rotated channels / 2] of positions."""
         builder, floats, found = self.builder, self.facts.floats, []
-        angles = builder.op("Mul", places, builder.constant(name, rates))
+        numbers, amplitude = frequencies(table.hp)
+        rates = builder.constant(_NAMES[table.names], numbers)
+        if last := border(table.hp):
+            long = builder.constant(f"{RATES}.long", frequencies(table.hp, long=True)[0])
+            end = builder.constant("rotary.border", np.array(last - 1, np.float32))
+            beyond = builder.op("Greater", builder.op("ReduceMax", places, keepdims=0), end)
+            rates = builder.op("Where", beyond, long, rates)
+        angles = builder.op("Mul", places, rates)
         for function in ("Cos", "Sin"):
             values = builder.op(function, angles)
             if amplitude != 1:
@@ -116,8 +122,10 @@ class StandardProfile:
         """Any rotation of queries and keys, then attention over the cache and the new tokens."""
         builder, hp, kv_heads = self.builder, self.facts.hp, self.facts.heads[layer].kv_heads
         query, key, value = qkv
+        window = self.facts.windows[layer]
         if self.facts.rotating[layer]:
-            rotary = self.rotary[0 if self.facts.windows[layer] is None else -1]
+            sliding = window is not None and SLIDING_TABLES in self.rotary
+            rotary = self.rotary[SLIDING_TABLES if sliding else TABLES]
             how: dict[str, Any] = {"interleaved": 1} if self.facts.rotary_pairs else {}
             if hp.rotary_dim != hp.head_dim:
                 how["rotary_embedding_dim"] = hp.rotary_dim
@@ -126,7 +134,7 @@ class StandardProfile:
         softcap: dict[str, Any] = {} if hp.score_softcap is None else {"softcap": hp.score_softcap}
         return builder.ops(
             "Attention",
-            [query, key, value, self.masks[self.facts.windows[layer]], *past],
+            [query, key, value, self.masks[window], *past],
             [True, True, True],
             q_num_heads=hp.heads,
             kv_num_heads=kv_heads,
