@@ -6,19 +6,24 @@ from __future__ import annotations
 import errno
 import io
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.conftest import Ended, ended
 from tests.fuzz import reports
 from tests.safety.outputs import everything, fail, names
+from zenconvert import conversion
 from zenconvert.base import atomic
 from zenconvert.base.places import check_side_file
-from zenconvert.cli import main
 from zenconvert.errors import UsageError
+from zenconvert.publication import release_run
+from zenconvert.publication.facts import ReleaseFacts, SourceFacts
+from zenconvert.verification.report import Report
+
+__all__ = ["ended"]
 
 POLICY = 'name = "p"\nmin_tokens = 1\nmin_blocks = 1\n[tier.any]\nbits = [1, 32]\n'
 FAULTS: dict[str, tuple[str, int, int]] = {
@@ -29,24 +34,6 @@ FAULTS: dict[str, tuple[str, int, int]] = {
     "a read-only disk": ("open", errno.EROFS, 2),
     "too many open files": ("open", errno.EMFILE, 5),
 }
-Ended = tuple[int, str, str]
-
-
-@pytest.fixture
-def ended(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Ended]:
-    def run(*words: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["zenconvert", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def break_disk(
@@ -112,13 +99,17 @@ def test_what_was_measured_is_not_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     report = reports.report(tiny)
-    monkeypatch.setattr("zenconvert.verification.measurement.verify", lambda *_, **more: report)
     (tmp_path / "summary").write_text("before\n")
     (tmp_path / "json").write_text("old")
     before = everything(tmp_path)
     options = [word for one in WRITTEN for word in (f"--{one}", tmp_path / one)]
     with monkeypatch.context() as patch:
-        break_disk(patch, function, number, name)
+
+        def measured(*given: object, **more: object) -> Report:
+            break_disk(patch, function, number, name)
+            return report
+
+        patch.setattr("zenconvert.verification.measurement.verify", measured)
         found, out, err = ended("verify", tiny, tiny, *options)
     assert found == code, err
     assert err.count("error:") == 1
@@ -151,6 +142,100 @@ def test_pages_of_a_report(
     assert found == code, err
     assert err.count("error:") == 1
     assert names(tmp_path) == {"r"}
+
+
+@pytest.mark.parametrize(("function", "number", "code"), FAULTS.values(), ids=FAULTS)
+def test_a_report_of_a_conversion(
+    function: str,
+    number: int,
+    code: int,
+    tiny: Path,
+    tmp_path: Path,
+    ended: Callable[..., Ended],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The model is there, and said to be."""
+    real, out = conversion.convert, tmp_path / "out.gguf"
+    with monkeypatch.context() as patch:
+
+        def convert(*given: Any, **more: Any) -> Any:
+            result = real(*given, **more)
+            break_disk(patch, function, number, "json")
+            return result
+
+        patch.setattr(conversion, "convert", convert)
+        words = ("--to", "gguf:f16", "--report", tmp_path / "json")
+        found, said, err = ended("convert", tiny, out, *words)
+    assert found == code, err
+    assert said.strip() == str(out)
+    assert err.count("error:") == 1
+    assert f"{tmp_path / 'json'}: cannot be written" in err
+    assert names(tmp_path) == {"out.gguf"}
+
+
+@pytest.mark.parametrize(("function", "number", "code"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("more", [(), ("--json",)], ids=" ".join)
+def test_a_summary_of_a_release(
+    more: tuple[str, ...],
+    function: str,
+    number: int,
+    code: int,
+    tiny: Path,
+    tmp_path: Path,
+    ended: Callable[..., Ended],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f"[source]\npath = {str(tiny)!r}\n[output]\nfolder = 'out'\n"
+        "[[variant]]\ntarget = 'gguf:f16'\n"
+    )
+    source = SourceFacts(
+        str(tiny), None, "0", "n", None, None, (), (), "llama", "llama", 1, 1, None
+    )
+    facts = ReleaseFacts("n", source, None, "p", "0", b"", "0", ())
+    result = release_run.ReleaseResult(tmp_path / "out", facts, {}, ())
+    with monkeypatch.context() as patch:
+
+        def release(*given: Any, **more: Any) -> release_run.ReleaseResult:
+            break_disk(patch, function, number, "summary")
+            return result
+
+        patch.setattr(release_run, "release", release)
+        found, said, err = ended("release", recipe, "--summary", tmp_path / "summary", *more)
+    assert found == code, err
+    assert str(tmp_path / "out") in said
+    assert err.count("error:") == 1
+    assert names(tmp_path) == {"recipe.toml"}
+
+
+@pytest.mark.parametrize(
+    ("function", "number", "code"), [fault for fault in FAULTS.values() if fault[0] == "open"]
+)
+def test_a_disk_that_is_broken_from_the_start(
+    function: str,
+    number: int,
+    code: int,
+    tiny: Path,
+    tmp_path: Path,
+    ended: Callable[..., Ended],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is computed for a file that cannot even be made."""
+    out = tmp_path / "out"
+    commands = (
+        ("verify", tiny, tiny, "--json"), ("verify", tiny, tiny, "--html"),
+        ("verify", tiny, tiny, "--summary"), ("calibrate", tiny, out, "--imatrix"),
+        ("convert", tiny, out, "--to", "hf:f16", "--report"),
+    )  # fmt: skip
+    break_disk(monkeypatch, function, number, None)
+    for command in commands:
+        path = tmp_path / ("summary" if command[-1] == "--summary" else "json")
+        found, said, err = ended(*command, path)
+        assert found == code, (command, err)
+        assert f"{path}: cannot be written" in err
+        assert not said
+        assert not names(tmp_path)
 
 
 def test_a_summary_that_cannot_be_written_to_is_found_before_the_work(

@@ -117,6 +117,17 @@ def _open_temporary(path: Path) -> tuple[Path, int]:
         os.close(descriptor)  # taken for stale before it was locked
 
 
+def try_place(path: Path) -> None:
+    """Make and remove a file where :func:`new_file` will make one. Raises as :func:`system_errors`.
+
+    A disk may be full, failing or read-only whatever its permissions say.
+    """
+    with system_errors(path):
+        temporary, descriptor = _open_temporary(path)
+        os.close(descriptor)
+        temporary.unlink()
+
+
 def _temporary_name(name: str, word: str) -> str:
     checksum = hashlib.sha256(os.fsencode(name) + word.encode()).hexdigest()[:8]
     return hidden_name(name, f"{word}{checksum}.partial")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from zenconvert.base.atomic import LONGEST_NAME
+from zenconvert.base.atomic import LONGEST_NAME, try_place
 from zenconvert.errors import UsageError
 
 _Identity = tuple[int, int]
@@ -65,7 +65,7 @@ def check_side_file(option: str, path: Path | None, *, appended: bool = False) -
 
     What is ``appended`` is written to the file that is there, and anything else put in its place.
 
-    Raises UsageError.
+    Raises UsageError, and as ``system_errors`` where none can be made.
     """
     if path is None:
         return
@@ -84,7 +84,9 @@ def check_side_file(option: str, path: Path | None, *, appended: bool = False) -
         raise UsageError(f"{option} {path}: the folder {place.parent} does not exist")
     if not os.access(place.parent, os.W_OK | os.X_OK):
         raise UsageError(f"{option} {path}: nothing can be written in {place.parent}")
-    if appended and os.path.lexists(place) and not os.access(place, os.W_OK):
+    if not appended or not os.path.lexists(place):
+        try_place(place)
+    elif not os.access(place, os.W_OK):
         raise UsageError(f"{option} {path}: it cannot be written to")
 
 

@@ -13,7 +13,7 @@ from zenconvert.base.escaping import json_text
 from zenconvert.calib.methods import METHODS
 from zenconvert.cli.config import config_option, ignore_key_option
 from zenconvert.cli.devices import taken, was_given
-from zenconvert.cli.outputs import check_models, check_outputs, write_side_file
+from zenconvert.cli.outputs import Written, check_models, check_outputs, write_side_file
 from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages
 from zenconvert.cli.sampling import sampling_options, take_sampling
 from zenconvert.errors import UsageError, several
@@ -222,10 +222,13 @@ def convert(
             progress=progress,
             **_options(given),
         )
+    side = Written()
     if report is not None:
         table = {name: module.as_dict() for name, module in result.modules.items()}
-        write_side_file(report, json_text(table, indent=2) + "\n")
+        with side.trying():
+            write_side_file(report, json_text(table, indent=2) + "\n")
     _print_result(result, as_json=as_json)
+    side.raise_first()
 
 
 def _print_result(result: Conversion, *, as_json: bool) -> None:

@@ -204,17 +204,20 @@ def compare(
     if policy is not None:
         names = paths_of(comparison.reports)
         verdicts = {n: judge(r, policy) for n, r in zip(names, comparison.reports, strict=True)}
+    side = Written()
     if html is not None:
         from zenconvert.verification.rendering import comparison_page
 
-        write_side_file(html, comparison_page(comparison, verdicts))
+        with side.trying():
+            write_side_file(html, comparison_page(comparison, verdicts))
     if as_json:
         judged = {path: verdict.as_dict() for path, verdict in verdicts.items()}
         echo_json({**comparison.as_dict(), **({"verdicts": judged} if judged else {})})
-        return
-    for path, verdict in verdicts.items():
-        echo(f"{verdict.outcome}  {path} (policy {verdict.policy}, tier {verdict.tier})")
-    _print_comparison(comparison)
+    else:
+        for path, verdict in verdicts.items():
+            echo(f"{verdict.outcome}  {path} (policy {verdict.policy}, tier {verdict.tier})")
+        _print_comparison(comparison)
+    side.raise_first()
 
 
 def _print(report: Report) -> None:

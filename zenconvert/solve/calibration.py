@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from zenconvert.base.atomic import drop_stale, hidden_name, new_file
 from zenconvert.base.machine import AUTO, take_device
-from zenconvert.base.places import check_files, check_places
+from zenconvert.base.places import check_files, check_places, check_side_file
 from zenconvert.base.scratch import held_scratch, remove_scratch
 from zenconvert.calib.methods import METHODS
 from zenconvert.calib.statistics import InputStatistics
@@ -214,6 +214,8 @@ class _Outputs:
                 raise OutputExists(f"{path}: --force replaces files only, and this is none")
             if os.path.lexists(path) and not force:
                 raise OutputExists(f"{path}: the output exists; remove it or use --force")
+        if not only:  # what stands beside OUT is tried by the folder that the run works in
+            check_side_file("--imatrix", matrix)
         return outputs
 
     @property
