@@ -146,7 +146,7 @@ FORMATS: Final[dict[str, Format]] = {
         hf_writer.choose,
         hf_writer.lay_out,
         hf_writer.facts,
-        tuple(hf_writer.DTYPES),
+        hf_writer.TYPES,
         is_weighed=False,
         engines=("transformers", "vllm"),
     ),

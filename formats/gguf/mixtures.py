@@ -71,6 +71,8 @@ class TensorFacts:
     shape: tuple[int, ...]
     type: str | None = None
     """The ggml type that it has already; None for encodings of other formats."""
+    stays: bool = False
+    """Files of floats have it in that type, too."""
 
 
 _IN_BLOCK: Final = re.compile(r"blk\.(\d+)\.(\w+?)(_exps|_shexp)?\.weight")
@@ -284,6 +286,8 @@ def _by_rule(
     place: int | None,
 ) -> TypeChoice:
     default = file_type.type
+    if default in _FLOAT_TYPES and tensor.stays and tensor.type is not None:
+        return TypeChoice(tensor.type, "the source's own blocks, bit for bit")
     if default in _FLOAT_TYPES or pure:
         return TypeChoice(default, f"{default} for every matrix")
     embeds = tensor.name in {_EMBEDDING, _INPUTS}

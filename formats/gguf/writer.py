@@ -59,7 +59,9 @@ def choose(
         file_type,
         _facts(checkpoint, stacks),
         [
-            mixtures.TensorFacts(name, _shape(*found, hp.experts), _type_of(found[1][0]))
+            mixtures.TensorFacts(
+                name, _shape(*found, hp.experts), _type_of(found[1][0]), _stays(checkpoint, found)
+            )
             for name, found in stacks.items()
         ],
         importance=importance,
@@ -82,12 +84,19 @@ def choose(
                 needs_importance=mixtures.requires_importance(file_type, name, chosen.type),
             )
         )
+    result.sort(key=lambda c: not _stays(checkpoint, stacks[c.name]))  # as the converter has it
     result = [*_derived(checkpoint), *result]
     if file_type not in FLOAT_TYPES:
         result.sort(key=lambda c: _quantizer_order(c.name))
     if file_type not in FLOAT_TYPES or checkpoint.format == "gguf":
         result = [replace(c, shape=_without_ones(c.shape)) for c in result]
     return result
+
+
+def _stays(checkpoint: Checkpoint, stack: tuple[TensorName, list[Tensor]]) -> bool:
+    """Whether files of floats keep it in blocks: the converter, where others' files have them."""
+    of_ggml = _type_of(stack[1][0]) is not None and stack[1][0].encoding.dense is None
+    return checkpoint.format != "gguf" and of_ggml
 
 
 def _type_of(tensor: Tensor) -> str | None:
@@ -254,6 +263,8 @@ def _metadata(
     checkpoint: Checkpoint, file_type: str, choices: list[Choice], options: Options
 ) -> dict[str, KeyValue]:
     code: KeyValue = ("u32", mixtures.FILE_TYPES[file_type])
+    if file_type in FLOAT_TYPES and (kept := _kept_blocks(choices)):
+        code = ("u32", mixtures.FILE_TYPES[kept])
     if checkpoint.format == "gguf":
         metadata = _source_metadata(checkpoint.path)
         if options.pre_tokenizer is not None:
@@ -268,6 +279,12 @@ def _metadata(
         metadata["general.quantization_version"] = QUANTIZATION_VERSION
         metadata["general.file_type"] = code
     return metadata
+
+
+def _kept_blocks(choices: list[Choice]) -> str | None:
+    """The file type that the converter names for files of floats whose experts are in blocks."""
+    kinds = {str(c.encoding) for c in choices if c.encoding.dense is None}
+    return next((t for kind in kinds if (t := mixtures.ALIASES.get(kind)) is not None), None)
 
 
 def _source_metadata(path: Path) -> dict[str, KeyValue]:

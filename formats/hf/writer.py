@@ -12,12 +12,14 @@ from typing import Any, Final
 
 from zenconvert.errors import CorruptFile, UsageError
 from zenconvert.formats import safetensors_container
+from zenconvert.formats.fp4_packing import ENCODING, METHOD, StackCodec
 from zenconvert.formats.hf.foreign import FILES, foreign_keys, without_foreign
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.reader import CARRIED
 from zenconvert.formats.hf.spare import what_is
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
 from zenconvert.formats.hf.weights import INDEX
+from zenconvert.formats.quantization import QUANTIZATION
 from zenconvert.model import meaning, sliding
 from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.checkpoint import Checkpoint, Tensor
@@ -26,9 +28,10 @@ from zenconvert.model.layout import Choice, Layout, OutputFile, Slot
 from zenconvert.model.meaning import Fact
 from zenconvert.model.rotations import is_flat, rope_type
 from zenconvert.model.target import Options, Target
-from zenconvert.model.tensor_names import in_one_tensor, joined_shape
+from zenconvert.model.tensor_names import in_one_tensor, joined_shape, stack_shape
 
 DTYPES: Final[dict[str, Dense]] = {"bf16": BF16, "f16": F16, "f32": F32}
+TYPES: Final = (*DTYPES, METHOD)
 TORCH_NAMES: Final = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 SHARD_SIZE: Final = 5_000_000_000
 """Default largest weight file, as transformers has it."""
@@ -42,7 +45,8 @@ def choose(
     """Every tensor in the target's dtype, in source order. Raises UsageError."""
     _refuse_foreign_options(options, importance)
     refuse_pre(checkpoint, options)
-    dtype = _dtype(target.type or "bf16")
+    in_blocks = target.type == METHOD
+    dtype = BF16 if in_blocks else _dtype(target.type or "bf16")
     choices = []
     for stored, names, parts in in_files(checkpoint, stacked=True):
         role = names[0].module.role
@@ -53,6 +57,9 @@ def choose(
             encoding, why = _dtype(override), f"{override} was asked for"
         module = names[0].module
         turned = module.hf_turned and stored == names[0].hf_stack
+        if in_blocks and turned and names[0].is_weight:
+            choices.append(_in_blocks(stored, names, parts))
+            continue
         choices.append(
             Choice(
                 stored,
@@ -64,7 +71,28 @@ def choose(
                 turns=module.hf_stack_part[1] if turned else 1,
             )
         )
+    if in_blocks and not any(choice.lines for choice in choices):
+        raise UsageError(
+            f"hf:{METHOD} is for families whose files have experts in it; choose from "
+            f"{', '.join(DTYPES)}"
+        )
     return [*choices, *zero_biases(checkpoint, dtype)]
+
+
+def _in_blocks(stored: str, names: Sequence[TensorName], parts: tuple[Tensor, ...]) -> Choice:
+    """A stack of experts in two arrays of blocks, whose lines are rows of the modules in turn."""
+    experts, columns, rows = stack_shape(names)
+    if columns % ENCODING.block_size:
+        raise UsageError(f"{stored}: rows of {columns} cannot be stored in blocks of {METHOD}")
+    return Choice(
+        stored,
+        parts,
+        (experts, rows, columns),
+        ENCODING,
+        why=f"experts are stored in {METHOD}",
+        turns=names[0].module.hf_stack_part[1],
+        lines=StackCodec(),
+    )
 
 
 def in_files(
@@ -139,8 +167,26 @@ def lay_out(
     checkpoint: Checkpoint, target: Target, choices: list[Choice], options: Options, name: str
 ) -> Layout:
     """All files of the folder ``name``; weights are split into shards by size."""
-    config = folder_config(checkpoint, target.type or "bf16")
+    if target.type == METHOD:
+        config = folder_config(checkpoint, "bf16")
+        config[QUANTIZATION] = _blocks_settings(checkpoint.architecture)
+    else:
+        config = folder_config(checkpoint, target.type or "bf16")
     return lay_out_folder(checkpoint, choices, options, {"config.json": config})
+
+
+def _blocks_settings(architecture: Architecture) -> dict[str, Any]:
+    """What a config says of experts in blocks: the method, and which modules are not in it."""
+    kept = []
+    for module in architecture.modules:
+        path = module.hf.replace("{layer}", "*")
+        if module.role in {"router", "embed", "head"}:
+            kept.append(path)
+        elif module.role == "linear" and not module.hf_stacked:
+            kept.append(path.rpartition(".")[0])
+    inside = [path for path in kept if "*" in path]
+    ordered = dict.fromkeys([*inside, *(path for path in kept if path not in inside)])
+    return {"modules_to_not_convert": list(ordered), "quant_method": METHOD}
 
 
 def lay_out_folder(
@@ -251,7 +297,7 @@ def _shard(file: str, rows: Sequence[_Stored]) -> OutputFile:
     slots, at = [], 0
     for choice, _, own in rows:
         places = tuple(offsets[at : at + len(own)])
-        slots.append(Slot(choice, places[0], places if choice.codec is not None else ()))
+        slots.append(Slot(choice, places[0], places if choice.pieces else ()))
         at += len(own)
     derived = [(s.offset, s.choice.derived) for s in slots if s.choice.derived is not None]
     size = len(header) + sum(size for _, size, _ in rows)
@@ -268,7 +314,8 @@ def _arrays(choice: Choice) -> list[_Array]:
     if (numbers := choice.encoding.dense) is not None:
         return [(choice.name, numbers, choice.shape)]
     module = choice.name.removesuffix(".weight")
-    return [(f"{module}.{p.name}", DENSE[p.dtype], p.shape) for p in choice.pieces]
+    module += "." if choice.lines is None else "_"
+    return [(module + p.name, DENSE[p.dtype], p.shape) for p in choice.pieces]
 
 
 def side_files(checkpoint: Checkpoint) -> list[OutputFile]:

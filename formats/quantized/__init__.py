@@ -9,9 +9,10 @@ from typing import Any, Final, TypeAlias
 
 from zenconvert.errors import Unsupported
 from zenconvert.formats import packed_folder, quantization
+from zenconvert.formats.fp4_packing import METHOD
 from zenconvert.formats.hf import reader
 from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder, without_spare_biases
-from zenconvert.formats.quantized import compressed_tensors, fp8
+from zenconvert.formats.quantized import compressed_tensors, fp8, mxfp4
 from zenconvert.formats.quantized.packed import Packed
 from zenconvert.model.checkpoint import Checkpoint
 
@@ -21,6 +22,7 @@ Reader: TypeAlias = Callable[[Folder, Mapping[str, Any]], Packed]
 METHODS: Final[dict[str, Reader]] = {
     "fp8": fp8.read,
     "compressed-tensors": compressed_tensors.read,
+    METHOD: mxfp4.read,
 }
 """``quant_method`` → what reads the tensors of such folders."""
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.base.arrays import Array, beside, on_host
 from zenconvert.ggml import block_grids, blocks, integer_grids
-from zenconvert.model.encoding import Encoding, Grouped
+from zenconvert.model.encoding import BF16, F16, Dense, Encoding, Grouped
 from zenconvert.model.grouped import GroupedRows
+
+_OF_BF16: Final = frozenset({"mxfp4"})
+"""Types whose numbers are all ones of bfloat16: few bits times a power of two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,15 @@ class Blocks(Encoding):
     def on_grid(self, rows: Array, columns: int) -> GroupedRows:
         """``u8[n, row_bytes]`` as grouped rows, bit for bit."""
         return block_grids.to_grouped(self.type, rows, columns)
+
+    def widens_to(self, other: Dense) -> bool:
+        """True for float32, and for bfloat16 where it has every exponent and mantissas fit."""
+        return super(Blocks, self).widens_to(other) or (self.type in _OF_BF16 and other == BF16)
+
+    @property
+    def floats(self) -> Dense:
+        """float16, whose range is too small for numbers of some types."""
+        return BF16 if self.type in _OF_BF16 else F16
 
     @property
     def can_be_written(self) -> bool:

@@ -17,7 +17,7 @@ from zenconvert.base.records import record
 from zenconvert.model.checkpoint import Tensor
 from zenconvert.model.encoding import Encoding, Grouped
 from zenconvert.model.grouped import GroupedCodec
-from zenconvert.model.pieces import Piece
+from zenconvert.model.pieces import LineCodec, Piece
 from zenconvert.model.row_order import RowOrder
 from zenconvert.model.target import Scheme
 
@@ -78,7 +78,10 @@ class Choice:
     transposed: bool = False
     """A dense matrix whose logical rows are columns of the file; ``shape`` is that of the file."""
     turns: int = 1
-    """As many parts, one after the other, have their columns in turn, where they are columns."""
+    """As many parts, one after the other, have their rows in turn, be they columns of the file or
+    lines."""
+    lines: LineCodec | None = None
+    """How rows that are neither numbers nor grouped are stored in several arrays."""
     told: tuple[Recoding, ...] = ()
     """What becomes of every part, counted from the source; the planner fills it in."""
     done: tuple[Recoding, ...] = ()
@@ -92,7 +95,9 @@ class Choice:
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
-        """The arrays of a grouped tensor; none for any other."""
+        """The arrays of a tensor that is stored in several; none for any other."""
+        if self.lines is not None:
+            return self.lines.pieces(self.encoding, self.shape)
         grid = self.encoding.grouped
         if self.codec is None or grid is None:
             return ()

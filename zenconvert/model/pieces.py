@@ -80,6 +80,13 @@ class PieceCodec(Hashable, Protocol):
         """Rows as they travel, of arrays of some rows. Raises InvalidInput or CorruptFile."""
 
 
+class LineCodec(PieceCodec, Protocol):
+    """Stores a tensor in several arrays of which every one has a line for every row."""
+
+    def pack(self, rows: Any) -> dict[str, NDArray[Any]]:
+        """The lines ``[rows, items]`` of every array."""
+
+
 def band_rows(piece: Piece, rows: int, step: int) -> int:
     """How many of a tensor's ``rows``, which are columns of this array, to move at a time.
 

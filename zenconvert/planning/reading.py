@@ -90,7 +90,10 @@ class _Band:
         except ZenError as error:
             raise InvalidInput(f"{stored.path}: {stored.name}: {error}") from error
         cut = (first, last) != (begin, end)
-        rows: Rows = whole.take(slice(begin - first, end - first)) if cut else whole
+        wanted = slice(begin - first, end - first)
+        if cut:
+            whole = whole[wanted] if isinstance(whole, np.ndarray) else whole.take(wanted)
+        rows: Rows = whole
         return rows
 
     def _cut(self, piece: Piece, array: NDArray[Any], first: int, last: int) -> NDArray[Any]:

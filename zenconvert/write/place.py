@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import lcm
+from math import lcm, prod
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,10 @@ class Use:
         if not choice.pieces:
             size = self.part.rows * choice.encoding.row_bytes(self.part.columns)
             yield self.offset - self.turn * size, choice.turns * size
+        if choice.lines is not None:
+            for _, offset, line in self._lines():
+                yield offset - self.turn * line, choice.turns * self.part.rows * line
+            return
         strides = self.slot.strides or (0,) * len(choice.pieces)
         for piece, offset, stride in zip(choice.pieces, self.slot.offsets, strides, strict=True):
             if piece.axis is None and self.first:
@@ -119,10 +123,28 @@ class Use:
             lines = Columns(piece, 0, self.part.rows, self.part.rows, step)
             offset = next(self.spans())[0]
             self._write_columns(output, lines, offset, None, rows.T, slab)
+        elif self.choice.lines is not None:
+            self._write_lines(output, self.choice.lines.pack(rows), begin)
         else:
             row_bytes = self.choice.encoding.row_bytes(self.part.columns)
             data = rows.reshape(-1).view(np.uint8).data
             output.write(self.file, self.offset + begin * row_bytes, data)
+
+    def _lines(self) -> Iterator[tuple[Piece, int, int]]:
+        """Every array of lines, where the first of the part begins, and the bytes of a line."""
+        choice = self.choice
+        before = self.first - self.turn * self.part.rows + self.turn
+        for piece, offset in zip(choice.pieces, self.slot.offsets, strict=True):
+            line = piece.nbytes // prod(choice.shape[:-1])
+            yield piece, offset + before * line, line
+
+    def _write_lines(self, output: Output, arrays: Mapping[str, NDArray[Any]], begin: int) -> None:
+        """Write the lines of some rows, which others may stand between."""
+        for piece, offset, line in self._lines():
+            turns, data = self.choice.turns, np.ascontiguousarray(arrays[piece.name])
+            at = offset + begin * turns * line
+            for number, run in enumerate([data.reshape(-1)] if turns == 1 else data):
+                output.write(self.file, at + number * turns * line, run.data)
 
     def _write_pieces(self, output: Output, rows: GroupedRows, slab: tuple[int, int, int]) -> None:
         """Write the packed arrays of some rows of a grouped tensor."""
