@@ -320,7 +320,7 @@ def _solve(
     between = (factors > 1) & (factors < factor)
     if between.sum() < 2:
         highs = (2.0, 4.0, 8.0, 16.0, 32.0)
-        return [(high, float(1 << power)) for high in highs for power in range(8, 21)]
+        return [(high, float(1 << power)) for high in highs for power in range(4, 21)]
     x = frequencies[between].astype(np.float64) / (2 * math.pi)
     smooth = (1 / factors[between].astype(np.float64) - 1 / factor) / (1 - 1 / factor)
     slope, intercept = np.polyfit(x, smooth, 1)

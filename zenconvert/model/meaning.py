@@ -20,6 +20,7 @@ from zenconvert.errors import Unsupported, UsageError
 from zenconvert.model import sliding
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.config_numbers import at_path
 from zenconvert.model.rotations import ROPE_KEYS, is_flat, rope_parameters, rope_type, rotation
 
 _SHARED: Final = Path(__file__).parent / "config_keys.toml"
@@ -268,6 +269,7 @@ def rotations(
     parameters = rope_parameters(config, by_kind=checkpoint.architecture.has_rotations_by_kind)
     yield from _of_layer_kinds(checkpoint, target)
     yield from _of_no_kind(checkpoint)
+    yield from _of_one_base(checkpoint, target)
     kind = rope_type(parameters)
     if kind not in kinds:
         why = f"{target} has no such scaling for {checkpoint.architecture.id} models; it has "
@@ -329,6 +331,31 @@ def _of_no_kind(checkpoint: Checkpoint) -> Iterator[Fact]:
             "there, or leave them out"
         )
         yield Fact("rope_parameters", config["rope_parameters"], "", False, why, refused=True)
+
+
+def _of_one_base(checkpoint: Checkpoint, target: str) -> Iterator[Fact]:
+    """A base at the top of a config that versions of transformers take for other layers.
+
+    Up to 4 it is every layer's; 5 takes its default for layers that slide, in families whose
+    configs have no older key for these.
+    """
+    architecture, config, hp = (
+        checkpoint.architecture,
+        checkpoint.config,
+        checkpoint.hyperparameters,
+    )
+    names, usual = architecture.names.get("sliding_theta"), architecture.defaults.get("rope_theta")
+    if not names or isinstance(names, str) or "rope_theta" not in names:
+        return
+    said = [at_path(config, name) for name in names if name != "rope_theta"]
+    theta, windows = config.get("rope_theta"), sliding.windows(architecture, config, hp)
+    if theta in (None, usual) or any(v is not None for v in said) or not any(windows):
+        return
+    why = (
+        f"{target} takes it for layers that slide, too, as transformers 4 does; transformers 5 "
+        f"takes {usual:g} for them: say which in rope_parameters.{sliding.SLIDES}.rope_theta"
+    )
+    yield Fact("rope_theta", theta, "", exact=False, why=why)
 
 
 def _contradictions(
