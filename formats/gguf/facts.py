@@ -5,11 +5,13 @@ A file that was GGUF before keeps its metadata whole, so nothing becomes of anyt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from zenconvert.errors import Unsupported, ZenError, several
 from zenconvert.formats.gguf import generation, rope
+from zenconvert.formats.gguf.general import name_of
+from zenconvert.formats.gguf.stripping import differences, stripping
 from zenconvert.formats.gguf.tokenizer import template_names, tokenizer_metadata
 from zenconvert.model import meaning
 from zenconvert.model.checkpoint import Checkpoint
@@ -56,7 +58,11 @@ def _tokenizer(checkpoint: Checkpoint, options: Options) -> Iterator[Fact]:
         return  # it stops the layout, which says so
     yield from generation.facts(checkpoint, keys)
     by_scores = () if family.model else tokenizer.score_losses
-    for text in (*tokenizer.losses, *by_scores, *(_lines(tokenizer) if family.model else ())):
+    lines = _lines(tokenizer) if family.model else ()
+    named = keys.get("tokenizer.ggml.pre", ("str", ""))[1]
+    stripped = stripping(name_of(checkpoint), str(named), tokenizer.tokens, tokenizer.types)
+    yield from _called(checkpoint, stripped.missing)
+    for text in (*tokenizer.losses, *differences(tokenizer, stripped), *by_scores, *lines):
         yield Fact("tokenizer.json", text, "", exact=False, why=f"so {_RUNTIME} has it")
     for name, other in template_names(tokenizer).items():
         if name != other:
@@ -64,6 +70,16 @@ def _tokenizer(checkpoint: Checkpoint, options: Options) -> Iterator[Fact]:
             yield Fact(f"chat template {name}", name, other, exact=False, why=why)
     for text in tokenizer.ignored:
         yield Fact("tokenizer.json", text, "")
+
+
+def _called(checkpoint: Checkpoint, missing: Sequence[str]) -> Iterator[Fact]:
+    """The name of a model that llama.cpp takes for another, and then loads no file."""
+    if missing:
+        why = (
+            f"llama.cpp takes a model of that name for Phi-3 and loads no file without the tokens "
+            f"{', '.join(missing)}; give another name in the front matter of README.md (name: …)"
+        )
+        yield Fact("general.name", name_of(checkpoint), "", exact=False, why=why, refused=True)
 
 
 def _lines(tokenizer: Tokenizer) -> Iterator[str]:

@@ -70,6 +70,13 @@ def general_metadata(checkpoint: Checkpoint, choices: Sequence[Choice]) -> dict[
     }
 
 
+def name_of(checkpoint: Checkpoint) -> str:
+    """``general.name`` of a file of the checkpoint; empty for none."""
+    carried = {k: v for k, v in checkpoint.metadata.carried.items() if k.startswith("general.")}
+    keys = carried or general_metadata(checkpoint, ())
+    return str(keys.get("general.name", ("str", ""))[1])
+
+
 def _parameters(choices: Sequence[Choice]) -> tuple[int, int, int, int]:
     """Total, shared, one expert's parameters and the number of experts, as stored."""
     total = shared = one_expert = experts = 0

@@ -323,8 +323,8 @@ def _split(info: TensorInfo, names: list[TensorName], hp: Hyperparameters) -> It
     expected = (rows, *names[0].shape[1:])
     if rows == 1 and len(info.shape) == 1:
         expected = expected[-1:]  # ggml does not tell a matrix of one row from a vector
-    if experts != {None}:
-        expected = (len(experts), *expected)
+    if experts != {None} and not (len(experts) == 1 and info.shape == expected):
+        expected = (len(experts), *expected)  # of one alone the same holds
     if info.shape != expected:
         raise InvalidInput(
             f"{info.path}: tensor {info.name!r} has shape {list(info.shape)}, "

@@ -15,6 +15,7 @@ import numpy as np
 
 from zenconvert.errors import CorruptFile, UnknownTokenizer, UsageError
 from zenconvert.formats.gguf.container import KeyValue
+from zenconvert.formats.gguf.stripping import stripping
 from zenconvert.model import pretokenizer
 from zenconvert.model.gguf_family import GgufFamily
 from zenconvert.model.tokenizer import Kind, Tokenizer, TokenType, piece_scores
@@ -193,11 +194,13 @@ def tokenizer_from_metadata(metadata: Mapping[str, KeyValue], *, where: str) -> 
     if any(merge.count(" ") != 1 for merge in merges):
         raise CorruptFile(f"{where}: every merge should be two texts with a space between them")
     rule, problem = _rule(reader) if kind == "bpe" else (None, "")
-    default, named = _read_templates(metadata)
+    default, further = _read_templates(metadata)
     special, adds = reader.special(), _adds(reader, kind, rule)
     usual = {r: i for r, i in _defaults(kind, adds).items() if r not in special and i < len(tokens)}
     special |= usual
     types = _types(reader, tokens)
+    named = metadata.get("general.name", ("str", ""))[1]
+    drops = stripping(str(named), reader.value("pre", "str", default=""), tokens, types)
     scores = _scores(reader, len(tokens)) if kind == "spm" else None
     if model in merging:
         scores = piece_scores(tokens, types, merges)
@@ -214,8 +217,10 @@ def tokenizer_from_metadata(metadata: Mapping[str, KeyValue], *, where: str) -> 
         add_space_prefix=reader.value(
             "add_space_prefix", "bool", default=False if model in merging else None
         ),
+        strips_before=drops.before,
+        strips_behind=drops.behind,
         chat_template=default,
-        named_templates=named,
+        named_templates=further,
         warnings=(
             *_usual_tokens(where, kind, usual, tokens),
             *_equal_scores(where, tokens, types, scores),

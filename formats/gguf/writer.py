@@ -154,11 +154,11 @@ def _stack_group(name: TensorName) -> str:
 
 def _shape(first: TensorName, parts: Sequence[Tensor], experts: int) -> tuple[int, ...]:
     """Stored shape of a tensor, of a stack of experts, or of the rows of several modules."""
-    if len(parts) == 1:
-        return parts[0].shape
     rows = sum(part.shape[0] for part in parts)
     if first.expert is not None:
         return (experts, rows // experts, *parts[0].shape[1:])
+    if len(parts) == 1:
+        return parts[0].shape
     return (rows, *parts[0].shape[1:])
 
 

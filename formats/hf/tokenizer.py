@@ -123,12 +123,15 @@ def _common(files: TokenizerFiles) -> dict[str, Any]:
     """The fields that every kind has: special tokens and templates."""
     roles = files.roles
     default, named = files.templates()
+    rows = {number: t for number, t in files.added.items() if number < files.vocab_size}
     return {
         "special": roles.special,
         "adds": roles.adds,
         "unsaid": roles.unsaid,
         "chat_template": default,
         "named_templates": named,
+        "strips_before": frozenset(number for number, t in rows.items() if t.lstrip),
+        "strips_behind": frozenset(number for number, t in rows.items() if t.rstrip),
         "definition": files.encoding,
     }
 

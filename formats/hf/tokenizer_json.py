@@ -128,7 +128,8 @@ def _pre_tokenizer(rule: Rule, byte_level: dict[str, Any]) -> dict[str, Any]:
 def _added_tokens(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     return [
         {
-            "id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
+            "id": i, "content": text, "single_word": False,
+            "lstrip": i in tokenizer.strips_before, "rstrip": i in tokenizer.strips_behind,
             "normalized": False, "special": kind != TokenType.USER_DEFINED,
         }
         for i, (text, kind) in enumerate(zip(tokenizer.tokens, tokenizer.types, strict=True))

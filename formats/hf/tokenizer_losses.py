@@ -73,13 +73,8 @@ def _flags(
     tokenizer: Tokenizer, added: Mapping[int, Added], definition: Mapping[str, Any]
 ) -> Iterator[str]:
     """Flags of added tokens that llama.cpp does not have."""
-    for flag, what in (
-        ("lstrip", "the space before {} is kept (lstrip)"),
-        ("rstrip", "the space after {} is kept (rstrip)"),
-        ("single_word", "{} is recognised inside words too (single_word)"),
-    ):
-        if texts := [t.text for t in added.values() if getattr(t, flag)]:
-            yield what.format(_shown(texts))
+    if texts := [t.text for t in added.values() if t.single_word]:
+        yield f"{_shown(texts)} is recognised inside words too (single_word)"
     changing = [
         part for part in parts_of(definition.get("normalizer"), "normalizers")
         if part.get("type") != "NFC"

@@ -13,6 +13,8 @@ import pytest
 from tests.differential import runs
 from tests.families import FAMILIES
 from zenconvert import convert, plan
+from zenconvert.errors import PlanError
+from zenconvert.formats.gguf import container
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
@@ -87,3 +89,49 @@ def test_keys_of_released_models_that_nothing_reads(made: Made) -> None:
     source = made({**LLAMA, **known})
     assert plan(source, "gguf:f32").exact
     assert plan(source, "onnx:f32").exact
+
+
+def test_a_name_that_llamacpp_takes_for_phi_3(made: Made, tmp_path: Path) -> None:
+    """It then loads no file without Phi-3's tokens."""
+    source = made(LLAMA)
+    (source / "README.md").write_text("---\nname: my phi3 tune\n---\n")
+    with pytest.raises(PlanError, match=r"general.name is 'my phi3 tune'.*</s>, <unk>, <s>"):
+        plan(source, "gguf:f32")
+    (source / "README.md").write_text("---\nname: my tune\n---\n")
+    convert(source, tmp_path / "m.gguf", "gguf:f32")
+    assert runs.in_llamacpp(tmp_path / "m.gguf", TEXT).shape == (len(TEXT), runs.VOCAB)
+
+
+@pytest.mark.parametrize("stored", ["as converted", "as quantized by llama.cpp"])
+def test_a_mixture_of_one_expert(stored: str, made: Made, tmp_path: Path) -> None:
+    """llama.cpp's converter writes its stack with a dimension of one, its quantizer without."""
+    own = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
+    source = made({**LLAMA, **own, "num_local_experts": 1, "num_experts_per_tok": 1})
+    expected = runs.in_transformers(source, TEXT)
+    file = tmp_path / "m.gguf"
+    convert(source, file, "gguf:f32")
+    shape = container.read(file).tensors["blk.0.ffn_up_exps.weight"].shape
+    assert shape == (1, 96, 64)
+    if stored != "as converted":
+        tensors = {
+            i.name: (i.shape[1:] if i.shape[0] == 1 else i.shape, i.type_id, i.offset, i.nbytes)
+            for i in container.read(file).tensors.values()
+        }
+        rewritten(file, tensors)
+    assert_same(runs.in_llamacpp(file, TEXT), expected)
+    convert(file, tmp_path / "back", "hf:f32")
+    assert_same(runs.in_transformers(tmp_path / "back", TEXT), expected)
+
+
+def assert_same(found: runs.Logits, expected: runs.Logits) -> None:
+    np.testing.assert_allclose(found, expected, atol=3e-4 * float(expected.std()), rtol=0)
+
+
+def rewritten(file: Path, tensors: dict[str, tuple[tuple[int, ...], int, int, int]]) -> None:
+    """A GGUF file with other shapes of its tensors: name → shape, type, offset and bytes."""
+    keys, data = container.read(file).metadata, file.read_bytes()
+    rows, body = [], b""
+    for name, (shape, kind, offset, size) in tensors.items():
+        rows.append((name, shape, kind, len(body)))
+        body += data[offset : offset + size] + bytes(-size % 32)
+    file.write_bytes(container.pack_header(keys, rows) + body)

@@ -73,6 +73,17 @@ def merges(change: Callable[[list[str]], list[str]]) -> Change:
     return changed
 
 
+def called(title: str, *tokens: str) -> Change:
+    """A model of that name, which has these control tokens at its end, too."""
+
+    def change(metadata: Metadata) -> None:
+        for i, text in enumerate(tokens):
+            at(1959 - i, tokens=text, token_type=3)(metadata)
+        metadata["general.name"] = ("str", title)
+
+    return change
+
+
 YES, NO = ("bool", True), ("bool", False)
 CASES: Final[dict[str, tuple[str, Change]]] = {
     "as it is": ("bpe", put()),
@@ -114,6 +125,9 @@ CASES: Final[dict[str, tuple[str, Change]]] = {
     "a byte of no number": ("spm", at(10, tokens="<0xZZ>")),
     "a byte less": ("spm", at(68, tokens="<gone>", token_type=1)),
     "an unknown token of GPT-2": ("bpe", put(unknown_token_id=("u32", 0))),
+    "pieces of Phi-3": ("spm", called("Phi3", "<|endoftext|>", "<|user|>")),
+    "a byte-level Phi-3": ("bpe", called("my phi-3 mini", "<|endoftext|>", "<|user|>")),
+    "a mask": ("bpe", called("Modern-BERT-like", "[MASK]")),
     "spaces to remove": ("bpe", put(remove_extra_whitespaces=YES)),
     "pieces with spaces to remove": ("spm", put(remove_extra_whitespaces=YES)),
 }  # fmt: skip

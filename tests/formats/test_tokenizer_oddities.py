@@ -16,6 +16,7 @@ from tests.formats.test_tokenizer_differential import LLAMA, vocabulary_file, wr
 from tests.tokenizer_oddities import ODDITIES, lone
 from tests.tokenizers_for_tests import evaluation_texts
 from zenconvert.errors import CorruptFile, ZenError
+from zenconvert.formats.gguf.stripping import Stripping, differences
 from zenconvert.formats.gguf.tokenizer import tokenizer_from_metadata, tokenizer_metadata
 from zenconvert.formats.hf.normal_table import NormalTable
 from zenconvert.formats.hf.tokenizer import TextEncoder, read_tokenizer
@@ -25,7 +26,8 @@ TEXTS = (
     " <l> a<r> b <r>  c", "word words sword the<<a>>b <a> <x <x>", "caféÉ ǅ ① ﬁ", "q r  xy ▁▁x",
     "going on   < x > <|im_end|> <|fim_prefix|>z<|fim_middle|>", "🚀漢字 नमस्ते", "",
     "<tool>xyz <ctl>", "<|nowhere|> <|e|> <S> <s >", "AAA", "\u3000wide \u00a0",
-    "   ", "e\u0301 ﷺ ㍿ 한국어 ｶﾞ ¼", "tab\tnew\n\n line \u200b\ufeff", "नि ก็ 🇩🇪 👩\u200d👧",
+    "   ", "go <|user|> \n on  [MASK] it",
+    "e\u0301 ﷺ ㍿ 한국어 ｶﾞ ¼", "tab\tnew\n\n line \u200b\ufeff", "नि ก็ 🇩🇪 👩\u200d👧",
 )  # fmt: skip
 
 
@@ -61,10 +63,11 @@ def test_ids_or_a_name_for_what_is_lost(what: str, tmp_path: Path) -> None:
     engine = vocabulary_file(ours, tmp_path / "vocab.gguf")
     read = tokenizer_from_metadata(metadata, where="test")
     back = written(read, folder, tmp_path / "back")
+    losses = (*ours.losses, *ours.score_losses, *differences(ours, Stripping()))
     composed = [
         t for t in texts if unicodedata.is_normalized("NFC", t)
     ]  # as GGUF takes texts to be
-    for text in composed if not (ours.losses or ours.score_losses) else ():
+    for text in composed if not losses else ():
         found = list(engine.tokenize(text.encode(), add_bos=False, special=True))
         assert found == encode(text), text
         assert back.encode(text, add_special_tokens=False) == found, text

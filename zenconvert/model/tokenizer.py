@@ -55,6 +55,10 @@ class Tokenizer:
     same need not state them."""
     add_space_prefix: bool | None = None
     """Whether a space is put before the text; None where the source is silent."""
+    strips_before: frozenset[int] = frozenset()
+    """Ids of special and added tokens before which white space is dropped."""
+    strips_behind: frozenset[int] = frozenset()
+    """… and after which."""
     chat_template: str | None = None
     named_templates: Mapping[str, str] = field(default_factory=dict)
     """Further chat templates, for tools for example."""
