@@ -55,6 +55,7 @@ _CONSTANTS: Final[dict[str, tuple[Any, ...]]] = {
     "logit_scale": (1.0,),
     "residual_scale": (1.0,),
     "embedding_scale": (1.0,),
+    "attention.sliding_window": (0,),
 }
 """Keys that change nothing as long as they have one of these values."""
 _REQUIRED: Final = frozenset({"layers", "context", "hidden", "ffn", "heads", "rms_eps"})
@@ -218,6 +219,8 @@ def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]
     for size, value in family.implied.items():
         if size not in found and not isinstance(value, str):
             found[size] = value
+    if not architecture.experts and not found.get("experts"):  # 0 of them, as some files say
+        found = {size: value for size, value in found.items() if not size.startswith("expert")}
     return {**found, "kv_heads": found.get("kv_heads", found["heads"])}
 
 

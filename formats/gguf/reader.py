@@ -31,6 +31,7 @@ from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
 from zenconvert.formats.gguf.generation import settings_of
 from zenconvert.formats.gguf.key_reader import KeyReader
 from zenconvert.formats.gguf.keys import hf_config, strange_keys, with_full_rotations
+from zenconvert.formats.gguf.settling import settled
 from zenconvert.formats.gguf.tokenizer import (
     carried_keys,
     special_ids,
@@ -119,6 +120,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     name = keys.text("general.architecture")
     keys.prefix = f"{name}."
     architecture = arch.for_gguf(name, metadata, experts=keys.integer("expert_count", 0) > 0)
+    rows = _embedding(path, infos).shape[0]
+    metadata, odd = settled(metadata, name, architecture.in_gguf, rows)
+    keys = KeyReader(str(path), metadata, f"{name}.")
+    odd += special_ids(metadata)[1]
     config, strange = _config(architecture, keys, infos, metadata)
     hp = architecture.sizes(config, where=str(path))
     tensors, warnings = name_tensors(path, architecture, hp, infos)
@@ -136,7 +141,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             carried=_carried(metadata, architecture),
         ),
         files=tuple(f.path for f in files),
-        warnings=(*warnings, *(f"{path}: {text}" for text in special_ids(metadata)[1])),
+        warnings=(*warnings, *(f"{path}: {text}" for text in odd)),
         unexplained={**strange, **strange_keys(architecture, keys, hp)},
     )
 
@@ -161,6 +166,13 @@ def _all_tensors(files: list[GgufFile]) -> dict[str, TensorInfo]:
     return infos
 
 
+def _embedding(path: Path, infos: Mapping[str, TensorInfo]) -> TensorInfo:
+    found = infos.get("token_embd.weight")
+    if found is None:
+        raise MissingTensor(f"{path}: there is no token_embd.weight; is this a vocabulary only?")
+    return found
+
+
 def _config(
     architecture: Architecture,
     keys: KeyReader,
@@ -168,11 +180,6 @@ def _config(
     metadata: Mapping[str, KeyValue],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config, and what no config can say."""
-    embedding = infos.get("token_embd.weight")
-    if embedding is None:
-        raise MissingTensor(
-            f"{keys.where}: there is no token_embd.weight; is this a vocabulary only?"
-        )
     scaling, strange = rope.scaling_from_keys(keys, architecture.in_gguf)
     factors = {n: infos[n] for n in (rope.LONG, rope.SHORT) if n in infos}
     if factors:
@@ -180,7 +187,7 @@ def _config(
     config = hf_config(
         architecture,
         keys,
-        vocab=embedding.shape[0],
+        vocab=infos["token_embd.weight"].shape[0],
         tied="output.weight" not in infos,
         bias_flags=_bias_flags(architecture, infos),
         rope_scaling=scaling,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 from zenconvert.errors import UsageError
@@ -20,6 +19,7 @@ from zenconvert.formats.gguf.endings import with_endings
 from zenconvert.formats.gguf.general import general_metadata
 from zenconvert.formats.gguf.keys import model_keys
 from zenconvert.formats.gguf.reader import encoding_of, read_files, stored_form
+from zenconvert.formats.gguf.settling import is_spare_role, settled
 from zenconvert.formats.gguf.tokenizer import known_pre, tokenizer_metadata
 from zenconvert.ggml.types import BY_NAME
 from zenconvert.model import pretokenizer
@@ -266,7 +266,7 @@ def _metadata(
     if file_type in FLOAT_TYPES and (kept := _kept_blocks(choices)):
         code = ("u32", mixtures.FILE_TYPES[kept])
     if checkpoint.format == "gguf":
-        metadata = _source_metadata(checkpoint.path)
+        metadata = _source_metadata(checkpoint)
         if options.pre_tokenizer is not None:
             metadata[_PRE] = ("str", known_pre(options.pre_tokenizer))
         quantized = True
@@ -287,11 +287,18 @@ def _kept_blocks(choices: list[Choice]) -> str | None:
     return next((t for kind in kinds if (t := mixtures.ALIASES.get(kind)) is not None), None)
 
 
-def _source_metadata(path: Path) -> dict[str, KeyValue]:
-    dropped = ("split.", "quantize.")
-    metadata = read_files(path)[0].metadata
+def _source_metadata(checkpoint: Checkpoint) -> dict[str, KeyValue]:
+    """As in the file, and in the types that llama.cpp reads."""
+    dropped, architecture = ("split.", "quantize."), checkpoint.architecture
+    metadata = read_files(checkpoint.path)[0].metadata
     metadata.pop("general.alignment", None)
-    return {k: v for k, v in metadata.items() if not k.startswith(dropped)}
+    rows = checkpoint.hyperparameters.vocab
+    found, _ = settled(metadata, architecture.gguf, architecture.in_gguf, rows)
+    return {
+        key: (kind, value)
+        for key, (kind, value) in found.items()
+        if not key.startswith(dropped) and not is_spare_role(key, kind)
+    }
 
 
 def _converted_metadata(

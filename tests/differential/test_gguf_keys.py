@@ -137,3 +137,73 @@ def one(source: Path, keys: dict[str, KeyValue | None], work: Path, seed: int) -
     gap = np.abs(runs.in_onnxruntime(work / "onnx", text) - expected).max() / expected.std()
     assert gap < TOLERANCE, gap
     return "exact"
+
+
+def _numbers(kind: str, *values: int) -> KeyValue:
+    return f"arr:{kind}", np.array(values, dtype={"i32": np.int32, "u8": np.uint8}[kind])
+
+
+OTHER_TYPES: dict[str, tuple[KeyValue, str]] = {
+    "llama.block_count": (("u64", 2), "u64"),
+    "llama.attention.head_count": (("u16", 2), "u16"),
+    "llama.attention.head_count_kv": (_numbers("i32", 2), "arr:i32"),
+    "llama.attention.layer_norm_rms_epsilon": (("f64", 1e-5), "f64"),
+    "llama.rope.freq_base": (("u32", 10000), "u32"),
+    "llama.attention.causal": (("u8", 1), "u8"),
+    "tokenizer.ggml.bos_token_id": (("u8", 3), "u8"),
+    "tokenizer.ggml.add_bos_token": (("u8", 1), "u8"),
+    "tokenizer.ggml.padding_token_id": (("i32", -1), "pad"),
+    "tokenizer.ggml.token_type": (_numbers("u8", *[1] * runs.VOCAB), "arr:u8"),
+    "llama.vocab_size": (("u32", 400), "embedding has 320 rows"),
+    "llama.expert_count": (("u32", 0), ""),
+    "llama.attention.sliding_window": (("u32", 0), ""),
+}
+
+
+@pytest.mark.parametrize("key", OTHER_TYPES)
+def test_numbers_of_other_types_are_read_and_written_as_llamacpp_reads_them(
+    key: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    value, told = OTHER_TYPES[key]
+    text = runs.ids(LENGTH, 1)
+    expected = runs.in_llamacpp(bases["llama"], text)
+    odd = changed(bases["llama"], tmp_path / "odd.gguf", {key: value})
+    planned = plan(odd, "hf:f32")
+    assert planned.exact
+    assert (told == "") == (not planned.warnings)
+    assert told in "".join(planned.warnings)
+    convert(odd, tmp_path / "same.gguf", "gguf:f32")
+    np.testing.assert_array_equal(runs.in_llamacpp(tmp_path / "same.gguf", text), expected)
+    convert(odd, tmp_path / "hf", "hf:f32")
+    found = runs.in_transformers(tmp_path / "hf", text)
+    assert np.abs(found - expected).max() / expected.std() < TOLERANCE
+    assert plan(odd, "onnx:f32").exact
+
+
+@pytest.mark.parametrize("count", [runs.VOCAB - 3, runs.VOCAB + 8])
+def test_a_vocabulary_of_another_size_than_the_embedding(
+    count: int, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """llama.cpp loads no such file; what is written from it has a token for every row."""
+    metadata = container.read(bases["llama"]).metadata
+    tokens, types = (metadata[f"tokenizer.ggml.{key}"][1] for key in ("tokens", "token_type"))
+    further = [f"<x{i}>" for i in range(count - runs.VOCAB)]
+    keys: dict[str, KeyValue | None] = {
+        "tokenizer.ggml.tokens": ("arr:str", [*tokens, *further][:count]),
+        "tokenizer.ggml.token_type": ("arr:i32", np.resize(types, count)),
+        "tokenizer.ggml.bos_token_id": None,
+        "tokenizer.ggml.eos_token_id": None,
+        "tokenizer.ggml.add_bos_token": None,
+    }
+    odd = changed(bases["llama"], tmp_path / "odd.gguf", keys)
+    with pytest.raises(ValueError, match="Failed to load"):
+        runs.in_llamacpp(odd, [1])
+    told = plan(odd, "hf:f32").warnings[0]
+    assert f"there are {count} tokens and the embedding has 320 rows" in told
+    convert(odd, tmp_path / "same.gguf", "gguf:f32")
+    text = runs.ids(LENGTH, 1)
+    expected = runs.in_llamacpp(bases["llama"], text)
+    np.testing.assert_array_equal(runs.in_llamacpp(tmp_path / "same.gguf", text), expected)
+    convert(odd, tmp_path / "hf", "hf:f32")
+    definition = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
+    assert max(definition["model"]["vocab"].values()) == runs.VOCAB - 1
