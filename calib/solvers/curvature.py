@@ -81,7 +81,7 @@ def adaptive_damping(inputs: int, tokens: int) -> float:
 def prepare(
     moments: torch.Tensor,
     tokens: int,
-    scheme: Scheme,
+    scheme: Scheme | None,
     damping: float | None,
     static: bool,
     scales: torch.Tensor | None = None,
@@ -92,7 +92,7 @@ def prepare(
         moments: float32[inputs, inputs], sum or mean over tokens of x·xᵀ. Copied, not changed;
             a caller that needs them no more can free them afterwards.
         tokens: how many tokens they hold.
-        scheme: decides the order of the columns.
+        scheme: decides the order of the columns; None keeps that of the weights.
         damping: share of a typical diagonal value to add; None for :func:`adaptive_damping`.
         static: groups are fixed before, and the columns may come in any order.
         scales: float32[inputs] that the inputs will be divided by.
@@ -113,7 +113,9 @@ def prepare(
         notes.append(f"{count} input channels with unusable moments are taken as uncorrelated")
     if dead := int((usable == 0).sum()):
         notes.append(f"{dead} input channels are never active")
-    order = column_order(usable, scheme, static)
+    order = torch.arange(len(usable), device=usable.device)
+    if scheme is not None:
+        order = column_order(usable, scheme, static)
     matrix = torch.empty_like(moments, dtype=torch.float32)
     for begin, end in _blocks(len(order)):
         rows = moments[order[begin:end]][:, order].float()

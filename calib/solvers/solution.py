@@ -6,7 +6,26 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # the solvers themselves need no more than torch
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from zenconvert.model.encoding import Encoding
     from zenconvert.model.grouped import GroupedRows
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedRows:
+    """Rows as an encoding stores them."""
+
+    encoding: Encoding
+    data: NDArray[np.uint8]
+    """[rows, row_bytes]."""
+    columns: int
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """float32[rows, columns]."""
+        values: NDArray[np.float32] = self.encoding.decode(self.data, self.columns)
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +83,7 @@ class ModuleReport:
 class Solved:
     """Quantized weights of one module; ``values`` is None where it stays at higher precision."""
 
-    values: GroupedRows | None
+    values: GroupedRows | EncodedRows | None
     report: ModuleReport
 
 

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.base.arrays import Array, beside, on_host
-from zenconvert.ggml import block_grids, blocks, integer_grids
+from zenconvert.ggml import block_grids, blocks, integer_grids, nested_grids
 from zenconvert.model.encoding import BF16, F16, Dense, Encoding, Grouped
 from zenconvert.model.grouped import GroupedRows
+from zenconvert.model.nested import NestedGrid, NestedRows
 
 _OF_BF16: Final = frozenset({"mxfp4"})
 """Types whose numbers are all ones of bfloat16: few bits times a power of two."""
@@ -87,6 +88,18 @@ class Blocks(Encoding):
     def of_grid(self, rows: GroupedRows) -> NDArray[np.uint8]:
         """Grouped rows as block bytes ``u8[n, row_bytes]``. Raises InvalidInput."""
         return integer_grids.from_grouped(self.type, rows)
+
+    def nested_grid(self) -> NestedGrid | None:
+        """That of the type, None for those with none."""
+        return nested_grids.GRIDS.get(self.type)
+
+    def on_nested(self, rows: NDArray[np.uint8], columns: int) -> NestedRows:
+        """``u8[n, row_bytes]`` with codes, scales and steps apart, bit for bit."""
+        return nested_grids.to_nested(self.type, rows, columns)
+
+    def of_nested(self, rows: NestedRows) -> NDArray[np.uint8]:
+        """The rows as block bytes ``u8[n, row_bytes]``."""
+        return nested_grids.from_nested(self.type, rows)
 
     def encode(
         self, values: NDArray[np.float32], importance: NDArray[np.float32] | None

@@ -23,6 +23,7 @@ import numpy as np
 
 from zenconvert.base.arrays import Array, reinterpreted
 from zenconvert.errors import UnsupportedEncoding
+from zenconvert.model.nested import NestedGrid, NestedRows
 
 DENSE_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "f64": np.dtype(np.float64),
@@ -88,6 +89,18 @@ class Encoding(ABC):
     def rounds_minimum(self, grid: Grouped) -> bool:
         """Whether :meth:`of_grid` turns the zeros of ``grid`` into a minimum, which rounds them."""
         return False
+
+    def nested_grid(self) -> NestedGrid | None:
+        """The grid whose scales are quantized themselves, None where there is none."""
+        return None
+
+    def on_nested(self, rows: Any, columns: int) -> NestedRows:
+        """Stored rows ``u8[n, row_bytes]`` of numpy on :meth:`nested_grid`, bit for bit."""
+        raise NotImplementedError(f"{self} is no nested grid")
+
+    def of_nested(self, rows: NestedRows) -> Any:
+        """Rows on :meth:`nested_grid` as they are stored."""
+        raise NotImplementedError(f"{self} is no nested grid")
 
     def encode(self, values: Any, importance: Any) -> Any:
         """float32[n, columns] rounded to it, ``importance`` f32[columns] or None. Raises
