@@ -16,11 +16,13 @@ from zenconvert.calib.solvers.smoothing import Heads, Inputs
 from zenconvert.calib.solvers.solution import Solved
 from zenconvert.errors import NotEnoughResources
 from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.layout import Grid
 from zenconvert.model.target import Scheme
-from zenconvert.reference.inputs import by_layer, layer_inputs
+from zenconvert.reference.inputs import Input, by_layer, head_input, layer_inputs
 
 if TYPE_CHECKING:
     from zenconvert.calib.solvers.awq import Balance
+    from zenconvert.calib.solvers.curvature import Curvature
     from zenconvert.calib.statistics import InputStatistics
     from zenconvert.calib.statistics_reader import Statistics
     from zenconvert.reference.reference import Reference
@@ -40,9 +42,13 @@ class Layer(Protocol):
 class FileLayer:
     """A layer whose statistics lie in a file."""
 
-    def __init__(self, layer: int, statistics: Statistics, reference: Reference) -> None:
+    def __init__(self, layer: int | None, statistics: Statistics, reference: Reference) -> None:
+        """``layer`` None is the output head."""
         self.statistics, self.reference = statistics, reference
-        self.inputs = layer_inputs(reference.checkpoint.architecture, reference.by_layer[layer])
+        checkpoint = reference.checkpoint
+        self.inputs: tuple[Input, ...] = (head_input(checkpoint.hyperparameters),)
+        if layer is not None:
+            self.inputs = layer_inputs(checkpoint.architecture, reference.by_layer[layer])
         self._last: InputStatistics | None = None
 
     @property
@@ -82,40 +88,67 @@ class LayerSolver(Protocol):
 class GptqLayer:
     """Every module by itself, from the second moments of what it reads."""
 
-    def __init__(self, checkpoint: Checkpoint, grids: Mapping[str, Scheme]) -> None:
+    def __init__(self, checkpoint: Checkpoint, grids: Mapping[str, Grid]) -> None:
         del checkpoint  # its weights are not changed
         self.grids = grids
 
     def add(self, layer: Layer) -> Found:
         """Those that read one input share its factors."""
-        from zenconvert.calib.solvers.gptq import curvature_of, gptq
-        from zenconvert.calib.solvers.solution import GptqSettings
-
         found = Found()
-        key, curvature = None, None
+        key: tuple[str, Scheme | None] | None = None
+        curvature: Curvature | str = ""
         for module in layer.modules:
             name = f"{module}.weight"
             if name not in self.grids:
                 continue
-            scheme, statistics, weight = self.grids[name], layer.of(module), layer.weight(name)
+            grid, statistics, weight = self.grids[name], layer.of(module), layer.weight(name)
             assert statistics.moments is not None  # whoever gives layers to solvers gathers them
-            moments = statistics.moments.to(weight.device)
-            if key != (statistics.name, scheme):
-                curvature = None  # one at a time: they are as large as the moments
-                key = (statistics.name, scheme)
-                if statistics.count:
-                    curvature = curvature_of(moments, statistics.count, scheme, GptqSettings())
-            # moments that cannot be factored go in as they are: gptq says what it did instead
-            given = moments if curvature is None or isinstance(curvature, str) else curvature
-            found.quantized[name] = gptq(weight, scheme, given, statistics.count)
+            order = grid if isinstance(grid, Scheme) else None
+            if key != (statistics.name, order):
+                curvature = ""  # one at a time: they are as large as the moments
+                key = (statistics.name, order)
+                curvature = _curvature(statistics, order, weight.device)
+            found.quantized[name] = _solved(weight, grid, statistics, curvature)
         return found
+
+
+def _curvature(
+    statistics: InputStatistics, scheme: Scheme | None, device: torch.device
+) -> Curvature | str:
+    """What modules with one input and one grid share, or why there is nothing to share."""
+    from zenconvert.calib.solvers.gptq import curvature_of
+    from zenconvert.calib.solvers.nested import nested_curvature
+    from zenconvert.calib.solvers.solution import GptqSettings
+
+    assert statistics.moments is not None  # as the caller saw
+    if not statistics.count:
+        return "no token reached it"
+    moments, count = statistics.moments.to(device), statistics.count
+    if scheme is None:
+        return nested_curvature(moments, count)
+    return curvature_of(moments, count, scheme, GptqSettings())
+
+
+def _solved(
+    weight: torch.Tensor, grid: Grid, statistics: InputStatistics, curvature: Curvature | str
+) -> Solved:
+    from zenconvert.calib.solvers.gptq import gptq
+    from zenconvert.calib.solvers.nested import nested_gptq
+
+    if not isinstance(grid, Scheme):
+        return nested_gptq(weight, grid, curvature, statistics.importance())
+    if isinstance(curvature, str):  # gptq says what it did instead
+        assert statistics.moments is not None  # as the caller saw
+        return gptq(weight, grid, statistics.moments.to(weight.device), statistics.count)
+    return gptq(weight, grid, curvature, statistics.count)
 
 
 class AwqLayer:
     """All modules of a layer together: scales folded from one into the next, then rounding."""
 
-    def __init__(self, checkpoint: Checkpoint, grids: Mapping[str, Scheme]) -> None:
-        self.checkpoint, self.grids = checkpoint, grids
+    def __init__(self, checkpoint: Checkpoint, grids: Mapping[str, Grid]) -> None:
+        self.checkpoint = checkpoint
+        self.grids = {name: grid for name, grid in grids.items() if isinstance(grid, Scheme)}
         names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
         self.by_layer = by_layer(names)
 

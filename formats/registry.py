@@ -61,9 +61,11 @@ class Format:
     """Of quantization that make a folder of safetensors one of this format."""
     suffix: str | None = None
     """Of the one file that it is; None for a folder."""
+    solvers: tuple[Solver, ...] = ()
+    """What can find its codes where there are statistics."""
     solver: Solver | None = None
-    """What finds its codes where there are statistics; None where its types have quantizers of
-    their own."""
+    """Which of them does unless another is asked for; None where its types have quantizers of their
+    own."""
     engines: tuple[str, ...] = ()
     """Native engines that run it."""
     kernels: tuple[str, ...] = ()
@@ -101,6 +103,7 @@ FORMATS: Final[dict[str, Format]] = {
         onnx_writer.facts,
         onnx_writer.TYPES,
         open_with=onnx_reader.open_checkpoint,
+        solvers=("gptq", "awq"),
         solver="gptq",
         engines=("onnxruntime",),
         near_type="int8",
@@ -115,6 +118,7 @@ FORMATS: Final[dict[str, Format]] = {
         gptq_writer.lay_out,
         gptq_writer.facts,
         gptq_writer.TYPES,
+        solvers=("gptq", "awq"),
         solver="gptq",
         engines=("transformers", "auto-gptq", "vllm"),
         methods=("gptq",),
@@ -131,6 +135,7 @@ FORMATS: Final[dict[str, Format]] = {
         awq_writer.lay_out,
         awq_writer.facts,
         awq_writer.TYPES,
+        solvers=("gptq", "awq"),
         solver="awq",
         engines=("transformers", "autoawq", "vllm"),
         methods=("awq",),
@@ -160,6 +165,7 @@ FORMATS: Final[dict[str, Format]] = {
         gguf_facts.facts,
         (gguf_writer.DEFAULT_TYPE, *(t for t in mixtures.FILE_TYPES if t != "bf16")),
         suffix=".gguf",
+        solvers=("gptq",),
         engines=("llamacpp",),
         serving_dtype="float16",
         near_type="q8_0",

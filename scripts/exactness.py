@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from zenconvert.formats.gguf.reader import encoding_of
 from zenconvert.formats.registry import format_named
+from zenconvert.ggml.encoding import encoding_of
 from zenconvert.ggml.types import BY_NAME
 from zenconvert.model.architecture import architectures
 from zenconvert.model.checkpoint import Checkpoint, StoredTensor, Tensor

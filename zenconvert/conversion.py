@@ -20,7 +20,7 @@ from zenconvert.model.target import Options, Solver, Target
 from zenconvert.opening.sources import open_checkpoint, with_pre
 from zenconvert.planning.plan import Importance, Plan
 from zenconvert.solve.calibration_texts import Calibrating
-from zenconvert.solve.importance import Knowledge
+from zenconvert.solve.importance import Knowledge, expected_importance
 from zenconvert.solve.solving import SolveJob, solved
 from zenconvert.solve.variants import Variant, grids_of
 from zenconvert.write.one_pass import write_outputs
@@ -159,9 +159,10 @@ def plan(
         exact=exact,
         allow_requantize=allow_requantize,
     )
-    weights = knowledge.from_files(checkpoint)
+    solves = METHODS[chosen].needs_statistics
+    weights = expected_importance(checkpoint) if solves else knowledge.from_files(checkpoint)
     planned = variant.plan(checkpoint, weights, threads or usable_cores())
-    if METHODS[chosen].needs_statistics and grids_of(planned):
+    if solves and grids_of(planned):
         knowledge.stored(checkpoint).check_moments()
     return planned
 

@@ -1,20 +1,22 @@
 """GPTQ on grids whose scales are themselves quantized, such as ggml's K-quants.
 
 The grid comes from the encoding's own search, weighted by the importance of the columns; its codes
-are found anew, with the feedback of GPTQ (Frantar et al. 2022, arXiv 2210.17323), and then passes of
-coordinate descent choose codes, scales, minimums, steps and offsets one after another, each as the
-file will hold it. Columns keep the order of the file. Rows are independent.
+are found anew, with the feedback of GPTQ (Frantar et al. 2022, arXiv 2210.17323), and then passes
+of coordinate descent choose codes, scales, minimums, steps and offsets one after another, each as
+the file will hold it. Columns keep the order of the file. Rows are independent.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from zenconvert.base.machine import usable_cores
 from zenconvert.calib.solvers.curvature import Curvature, prepare
 from zenconvert.calib.solvers.exact import CPU_ROWS, exact
 from zenconvert.calib.solvers.solution import EncodedRows, GptqSettings, ModuleReport, Solved
@@ -57,7 +59,7 @@ def nested_gptq(
     there, and the report says so. Raises InvalidInput for weights that the encoding cannot hold.
     """
     settings = settings or GptqSettings()
-    rounded = encoding.encode(weight.cpu().numpy(), importance)
+    rounded = _encoded(encoding, weight.float().cpu().numpy(), importance)
     if isinstance(curvature, str) or encoding.nested_grid() is None:
         why = curvature if isinstance(curvature, str) else f"{encoding} has no codes to choose"
         report = _rounding(weight, encoding, rounded, curvature, (f"rounded: {why}",))
@@ -81,6 +83,15 @@ def nested_gptq(
         notes=notes,
     )
     return Solved(EncodedRows(encoding, data, weight.shape[1]), report)
+
+
+def _encoded(
+    encoding: Encoding, weight: NDArray[np.float32], importance: NDArray[np.float32] | None
+) -> NDArray[np.uint8]:
+    """The encoding's own rounding, u8[rows, row_bytes]."""
+    parts = [weight[at : at + CPU_ROWS] for at in range(0, len(weight), CPU_ROWS)]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return np.concatenate(list(pool.map(lambda part: encoding.encode(part, importance), parts)))
 
 
 def _rounding(

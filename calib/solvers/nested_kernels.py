@@ -6,14 +6,13 @@ computed as they are decoded, in float32: ``(step · scale) · level - offset ·
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.base.compiling import njit
-from zenconvert.calib.solvers.host_kernels import over_rows
-from zenconvert.calib.solvers.host_kernels import round_half as _half
+from zenconvert.calib.solvers.host_kernels import over_rows, round_half
 from zenconvert.model.nested import NestedGrid, NestedRows
 
 _NONE: Final = np.float32(0.0)
@@ -36,7 +35,8 @@ def _nearest(level, levels, even):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _settle(target, start, feedback, factors, lows, levels, even, group, codes, errors):  # type: ignore[no-untyped-def]
+def _settle(target, start, feedback, factors, lows, shared, codes, errors):  # type: ignore[no-untyped-def]
+    levels, even, group = shared
     rows, columns = target.shape
     settled = np.empty(columns, np.float32)
     for r in range(rows):
@@ -54,16 +54,11 @@ def _settle(target, start, feedback, factors, lows, levels, even, group, codes, 
                 settled[k] += error * feedback[j, k]
 
 
-@njit(nogil=True, cache=True)
-def _push(gradient, moments, column, change):  # type: ignore[no-untyped-def]
-    """What a value that rises by ``change`` makes of the gradient of a row."""
-    for k in range(gradient.shape[0]):
-        gradient[k] -= change * moments[column, k]
-
-
 @njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})  # sums may run in several lanes
-def _along(direction, gradient, moments, begin, end):  # type: ignore[no-untyped-def]
-    """``gradient · direction`` and ``directionᵀ · moments · direction`` over some columns."""
+def _along(direction, row, shared, begin, end):  # type: ignore[no-untyped-def]
+    """The slope of the error along a direction, and twice its curve, over some columns."""
+    _, _, gradient = row
+    moments = shared[0]
     slope, curve = _NONE, _NONE
     for i in range(begin, end):
         if direction[i] != _NONE:
@@ -82,123 +77,134 @@ def _helps(change, slope, curve):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _revalue(values, codes, gradient, moments, factor, low, levels, begin, end):  # type: ignore[no-untyped-def]
-    """Give some columns their numbers on a changed grid."""
-    for k in range(begin, end):
+def _put(row, shared, k, value):  # type: ignore[no-untyped-def]
+    """Change the value of a column, and the gradient with it."""
+    values, _, gradient = row
+    moments, change = shared[0], value - values[k]
+    values[k] = value
+    for i in range(gradient.shape[0]):
+        gradient[i] -= change * moments[k, i]
+
+
+@njit(nogil=True, cache=True)
+def _revalue(row, shared, fields, g):  # type: ignore[no-untyped-def]
+    """Give the columns of a group their values on a grid that has changed."""
+    values, codes, _ = row
+    _, levels, _, group, block, _ = shared
+    steps, scales, offsets, minimums = fields
+    b = g * group // block
+    factor, low = steps[b] * scales[g], offsets[b] * minimums[g]
+    for k in range(g * group, (g + 1) * group):
         value = factor * levels[codes[k]] - low
         if value != values[k]:
-            _push(gradient, moments, k, value - values[k])
-            values[k] = value
+            _put(row, shared, k, value)
 
 
 @njit(nogil=True, cache=True)
-def _whole(value, low, high):  # type: ignore[no-untyped-def]
-    return min(max(np.rint(value), np.float32(low)), np.float32(high))
+def _fitted(place, unit, slope, curve, low, high):  # type: ignore[no-untyped-def]
+    """The best whole number in the place of another, which moves values by ``unit`` each; the
+    old one where nothing is gained."""
+    if not curve > _NONE:
+        return place
+    found = min(max(np.rint(place + slope / curve / unit), low), high)
+    return found if _helps((found - place) * unit, slope, curve) else place
 
 
 @njit(nogil=True, cache=True)
-def _refit_group(values, codes, gradient, moments, levels, step, offset, scale, minimum, limits, begin, end, direction):  # type: ignore[no-untyped-def]
-    """The best scale and the best minimum of a group, all else as it is."""
-    low = offset * minimum
-    if limits[0] < limits[1] and step != _NONE:
+def _refit_group(row, shared, fields, g, direction):  # type: ignore[no-untyped-def]
+    """The best scale of a group, then its best minimum, all else as it is."""
+    _, codes, _ = row
+    _, levels, _, group, block, limits = shared
+    steps, scales, offsets, minimums = fields
+    b, begin, end = g * group // block, g * group, (g + 1) * group
+    if limits[0] < limits[1] and steps[b] != _NONE:
         for k in range(begin, end):
             direction[k] = levels[codes[k]]
-        slope, curve = _along(direction, gradient, moments, begin, end)
-        if curve > _NONE:
-            fitted = _whole(scale + slope / curve / step, limits[0], limits[1])
-            if fitted != scale and _helps(step * fitted - step * scale, slope, curve):
-                scale = fitted
-                _revalue(
-                    values, codes, gradient, moments, step * scale, low, levels, begin, end
-                )
-    if limits[2] < limits[3] and offset != _NONE:
-        for k in range(begin, end):
-            direction[k] = -_ONE
-        slope, curve = _along(direction, gradient, moments, begin, end)
-        if curve > _NONE:
-            fitted = _whole(minimum + slope / curve / offset, limits[2], limits[3])
-            if fitted != minimum and _helps(offset * fitted - low, slope, curve):
-                minimum = fitted
-                _revalue(
-                    values, codes, gradient, moments, step * scale, offset * minimum, levels,
-                    begin, end,
-                )  # fmt: skip
-    return scale, minimum
+        slope, curve = _along(direction, row, shared, begin, end)
+        scale = _fitted(scales[g], steps[b], slope, curve, limits[0], limits[1])
+        if scale != scales[g]:
+            scales[g] = scale
+            _revalue(row, shared, fields, g)
+    if limits[2] < limits[3] and offsets[b] != _NONE:
+        direction[begin:end] = -_ONE
+        slope, curve = _along(direction, row, shared, begin, end)
+        minimum = _fitted(minimums[g], offsets[b], slope, curve, limits[2], limits[3])
+        if minimum != minimums[g]:
+            minimums[g] = minimum
+            _revalue(row, shared, fields, g)
 
 
 @njit(nogil=True, cache=True)
-def _recode(values, codes, gradient, moments, factor, low, levels, even, begin, end):  # type: ignore[no-untyped-def]
+def _recode(row, shared, fields, g):  # type: ignore[no-untyped-def]
     """Give every column of a group its best code, all others as they are."""
-    for k in range(begin, end):
+    values, codes, gradient = row
+    moments, levels, even, group, block, _ = shared
+    steps, scales, offsets, minimums = fields
+    b = g * group // block
+    factor, low = steps[b] * scales[g], offsets[b] * minimums[g]
+    if factor == _NONE:
+        return
+    for k in range(g * group, (g + 1) * group):
         goal = values[k] + gradient[k] / moments[k, k]
         code = _nearest((goal + low) / factor, levels, even)
         if code != codes[k]:
             value = factor * levels[code] - low
-            change = value - values[k]
-            if _helps(change, gradient[k], moments[k, k]):
+            if _helps(value - values[k], gradient[k], moments[k, k]):
                 codes[k] = code
-                _push(gradient, moments, k, change)
-                values[k] = value
+                _put(row, shared, k, value)
 
 
 @njit(nogil=True, cache=True)
-def _signed_half(value):  # type: ignore[no-untyped-def]
-    return _half(value) if value >= _NONE else -_half(-value)
+def _half_near(old, slope, curve):  # type: ignore[no-untyped-def]
+    """The best float16 in the place of another; the old one where nothing is gained."""
+    if not curve > _NONE:
+        return old
+    goal = old + slope / curve
+    found = round_half(goal) if goal >= _NONE else -round_half(-goal)
+    return found if _helps(found - old, slope, curve) else old
 
 
 @njit(nogil=True, cache=True)
-def _descend(moments, levels, even, group, block, limits, affine, gradient, values, codes, steps, scales, offsets, minimums):  # type: ignore[no-untyped-def]
-    rows, columns = values.shape
-    direction = np.zeros(columns, np.float32)
-    each = block // group
-    for r in range(rows):
-        a, v, c = gradient[r], values[r], codes[r]
-        for b in range(columns // block):
-            step, offset = steps[r, b], offsets[r, b] if affine else _NONE
-            for g in range(b * each, (b + 1) * each):
-                begin, end = g * group, (g + 1) * group
-                scale = np.float32(scales[r, g])
-                minimum = np.float32(minimums[r, g]) if affine else _NONE
-                scale, minimum = _refit_group(
-                    v, c, a, moments, levels, step, offset, scale, minimum, limits, begin, end,
-                    direction,
-                )  # fmt: skip
-                scales[r, g] = np.int16(scale)
-                if affine:
-                    minimums[r, g] = np.int16(minimum)
-                if step * scale != _NONE:
-                    _recode(
-                        v, c, a, moments, step * scale, offset * minimum, levels, even, begin, end
-                    )
-            first, last = b * block, (b + 1) * block
-            for k in range(first, last):
-                direction[k] = np.float32(scales[r, k // group]) * levels[c[k]]
-            slope, curve = _along(direction, a, moments, first, last)
-            if curve > _NONE:
-                fitted = _signed_half(step + slope / curve)
-                if fitted != step and _helps(fitted - step, slope, curve):
-                    step = fitted
-            new_offset = offset
-            if step != steps[r, b]:
-                steps[r, b] = step
-                for g in range(b * each, (b + 1) * each):
-                    low = offset * np.float32(minimums[r, g]) if affine else _NONE
-                    factor = step * np.float32(scales[r, g])
-                    _revalue(v, c, a, moments, factor, low, levels, g * group, (g + 1) * group)
-            if affine:
-                for k in range(first, last):
-                    direction[k] = -np.float32(minimums[r, k // group])
-                slope, curve = _along(direction, a, moments, first, last)
-                if curve > _NONE:
-                    fitted = _signed_half(offset + slope / curve)
-                    if fitted != offset and _helps(fitted - offset, slope, curve):
-                        new_offset = fitted
-                if new_offset != offset:
-                    offsets[r, b] = new_offset
-                    for g in range(b * each, (b + 1) * each):
-                        low = new_offset * np.float32(minimums[r, g])
-                        factor = step * np.float32(scales[r, g])
-                        _revalue(v, c, a, moments, factor, low, levels, g * group, (g + 1) * group)
+def _refit_block(row, shared, fields, b, direction):  # type: ignore[no-untyped-def]
+    """The best step of a block, then its best offset, all else as it is."""
+    _, codes, _ = row
+    _, levels, _, group, block, _ = shared
+    steps, scales, offsets, minimums = fields
+    begin, end = b * block, (b + 1) * block
+    if steps[b] == _NONE:
+        return
+    for k in range(begin, end):
+        direction[k] = scales[k // group] * levels[codes[k]]
+    slope, curve = _along(direction, row, shared, begin, end)
+    step = _half_near(steps[b], slope, curve)
+    if step != steps[b]:
+        steps[b] = step
+        for g in range(begin // group, end // group):
+            _revalue(row, shared, fields, g)
+    if offsets[b] == _NONE:
+        return
+    for k in range(begin, end):
+        direction[k] = -minimums[k // group]
+    slope, curve = _along(direction, row, shared, begin, end)
+    offset = _half_near(offsets[b], slope, curve)
+    if offset != offsets[b]:
+        offsets[b] = offset
+        for g in range(begin // group, end // group):
+            _revalue(row, shared, fields, g)
+
+
+@njit(nogil=True, cache=True)
+def _descend(shared, gradient, values, codes, steps, scales, offsets, minimums):  # type: ignore[no-untyped-def]
+    _, _, _, group, block, _ = shared
+    direction = np.zeros(values.shape[1], np.float32)
+    for r in range(values.shape[0]):
+        row = (values[r], codes[r], gradient[r])
+        fields = (steps[r], scales[r], offsets[r], minimums[r])
+        for b in range(values.shape[1] // block):
+            for g in range(b * block // group, (b + 1) * block // group):
+                _refit_group(row, shared, fields, g, direction)
+                _recode(row, shared, fields, g)
+            _refit_block(row, shared, fields, b, direction)
 
 
 def settle(
@@ -217,14 +223,13 @@ def settle(
         rows: the panel's grid; its codes are written.
         errors: float32[rows, columns] to write weights minus values to.
     """
-    levels, even, group = _levels(rows.grid)
-    factors, lows = rows.factors, rows.lows
+    shared = _levels(rows.grid)
+    arrays = (rows.factors, rows.lows)
 
     def work(part: slice) -> None:
-        _settle(
-            target[part], start[part], feedback, factors[part], lows[part], levels, even, group,
-            rows.codes[part], errors[part],
-        )  # fmt: skip
+        factors, lows = (array[part] for array in arrays)
+        outputs = rows.codes[part], errors[part]
+        _settle(target[part], start[part], feedback, factors, lows, shared, *outputs)
 
     over_rows(len(target), work)
 
@@ -244,21 +249,20 @@ def descend(
         rows: the panel; brought up to date.
     """
     levels, even, group = _levels(rows.grid)
-    grid = rows.grid
-    affine = rows.offsets is not None and rows.minimums is not None
-    limits = np.array((*grid.scales, *(grid.minimums or (1, 1))), np.int64)
-    offsets = rows.offsets if rows.offsets is not None else rows.steps
-    minimums = rows.minimums if rows.minimums is not None else rows.scales
-
-    def work(part: slice) -> None:
-        _descend(
-            moments, levels, even, group, grid.block, limits, affine, gradient[part], values[part],
-            rows.codes[part], rows.steps[part], rows.scales[part], offsets[part], minimums[part],
-        )  # fmt: skip
-
-    over_rows(len(values), work)
+    limits = np.array((*rows.grid.scales, *(rows.grid.minimums or (0, 0))), np.float32)
+    shared = (moments, levels, even, group, rows.grid.block, limits)
+    scales = rows.scales.astype(np.float32)
+    offsets, minimums = np.zeros_like(rows.steps), np.zeros_like(scales)
+    if rows.offsets is not None and rows.minimums is not None:
+        offsets, minimums = rows.offsets, rows.minimums.astype(np.float32)
+    arrays = (gradient, values, rows.codes, rows.steps, scales, offsets, minimums)
+    over_rows(len(values), lambda part: _descend(shared, *(array[part] for array in arrays)))
+    rows.scales[:] = scales
+    if rows.minimums is not None:
+        rows.minimums[:] = minimums
 
 
-def _levels(grid: NestedGrid) -> tuple[Any, ...]:
+def _levels(grid: NestedGrid) -> tuple[NDArray[np.float32], bool, int]:
+    """The levels, whether they are whole numbers in a row, and the columns of a group."""
     levels = np.array(grid.levels, np.float32)
     return levels, bool((np.diff(levels) == 1).all()), grid.group

@@ -37,12 +37,10 @@ from zenconvert.formats.gguf.tokenizer import (
     special_ids,
     tokenizer_from_metadata,
 )
-from zenconvert.ggml.encoding import Blocks
-from zenconvert.ggml.types import GgmlType
+from zenconvert.ggml.encoding import encoding_of
 from zenconvert.model import architecture as arch
 from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.checkpoint import Checkpoint, Metadata, StoredTensor, Tensor
-from zenconvert.model.encoding import Dense, Encoding
 from zenconvert.model.gguf_family import GgufFamily
 from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.operations import CHANGES, ROWS
@@ -68,13 +66,6 @@ def detect(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(4) == container.MAGIC or path.suffix == ".gguf"
-
-
-def encoding_of(ggml_type: GgmlType) -> Encoding:
-    """The neutral encoding of a ggml type."""
-    if ggml_type.is_plain:
-        return Dense(ggml_type.name)
-    return Blocks(ggml_type.name, ggml_type.block_size, ggml_type.type_size)
 
 
 def read_files(path: Path) -> list[GgufFile]:

@@ -18,9 +18,10 @@ from zenconvert.formats.gguf.container import KeyValue, TensorInfo
 from zenconvert.formats.gguf.endings import with_endings
 from zenconvert.formats.gguf.general import general_metadata
 from zenconvert.formats.gguf.keys import model_keys
-from zenconvert.formats.gguf.reader import encoding_of, read_files, stored_form
+from zenconvert.formats.gguf.reader import read_files, stored_form
 from zenconvert.formats.gguf.settling import is_spare_role, settled
 from zenconvert.formats.gguf.tokenizer import known_pre, tokenizer_metadata
+from zenconvert.ggml.encoding import encoding_of
 from zenconvert.ggml.types import BY_NAME
 from zenconvert.model import pretokenizer
 from zenconvert.model.architecture import TensorName

@@ -26,7 +26,6 @@ from zenconvert.conversion import Conversion
 from zenconvert.errors import ZenError
 from zenconvert.formats.registry import format_named
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.target import Solver
 from zenconvert.opening.sources import open_checkpoint
 from zenconvert.planning.plan import Importance, Plan
 from zenconvert.solve.importance import expected_importance, measured_importance, solver_for
@@ -58,8 +57,8 @@ def plan_variants(
     found: dict[str, Plan | ZenError] = {}
     for variant in variants:
         try:
-            solver = solver_for(variant.target.format, variant.solver, has_statistics=calibrated)
-            weights = _weights(variant, solver, importance)
+            solver_for(variant.target.format, variant.solver, has_statistics=calibrated)
+            weights = _weights(variant, importance)
             found[variant.name] = variant.plan(checkpoint, weights, threads or usable_cores())
         except ZenError as error:
             found[variant.name] = error
@@ -133,7 +132,7 @@ def _making(
 ) -> tuple[Making, Mapping[str, ModuleReport]]:
     """The output of a variant, and what a solver did for it. Raises what stands in its way."""
     solver = solver_for(variant.target.format, variant.solver, has_statistics=gathered is not None)
-    weights = _weights(variant, solver, importance)
+    weights = _weights(variant, importance)
     planned = variant.plan(checkpoint, weights, threads)
     if gathered is None or not METHODS[solver].needs_statistics or not grids_of(planned):
         return Making(planned, variant.out, weights or {}), {}
@@ -141,7 +140,6 @@ def _making(
     return Making(variant.plan_solved(over, planned, modules), variant.out), modules
 
 
-def _weights(variant: Variant, solver: Solver, importance: Importance | None) -> Importance | None:
+def _weights(variant: Variant, importance: Importance | None) -> Importance | None:
     """The importance weights for a variant that has a use for them."""
-    is_weighed = format_named(variant.target.format).is_weighed
-    return importance if is_weighed and not METHODS[solver].needs_statistics else None
+    return importance if format_named(variant.target.format).is_weighed else None

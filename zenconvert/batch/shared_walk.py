@@ -38,7 +38,7 @@ from zenconvert.solve.calibration import (
     statistics_run,
 )
 from zenconvert.solve.calibration_texts import Calibrating
-from zenconvert.solve.importance import solver_for
+from zenconvert.solve.importance import expected_importance, solver_for
 from zenconvert.solve.solving import (
     SolveJob,
     Solving,
@@ -76,6 +76,8 @@ class Gathered:
     """None for a model without experts."""
     solved: Mapping[str, Path] = field(default_factory=dict)
     """Name of a variant that was solved for → folder of its layers."""
+    parts: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    """The same name → the layers in it, and None where the head is."""
     modules: Mapping[str, Mapping[str, ModuleReport]] = field(default_factory=dict)
     """Name of such a variant → neutral weight name → how it was quantized."""
     failures: Mapping[str, ZenError] = field(default_factory=dict)
@@ -95,7 +97,7 @@ class Gathered:
             raise self.failures[name]
         if name not in self.solved:
             raise UsageError(f"{name}: the walk did not solve for this variant; gather again")
-        return SolvedStore(self.solved[name]).over(checkpoint)
+        return SolvedStore(self.solved[name]).over(checkpoint, self.parts[name])
 
 
 def gather(
@@ -156,9 +158,9 @@ class _Solve:
 
     @property
     def missing(self) -> bool:
-        """Whether some layer is not solved yet."""
+        """Whether some part is not solved yet."""
         store = SolvedStore(self.folder)
-        return not all(store.has(layer) for layer in range(self.job.layers))
+        return not all(store.has(part) for part in self.job.parts)
 
 
 class _Gathering:
@@ -194,7 +196,8 @@ class _Gathering:
         solver = solver_for(variant.target.format, variant.solver, has_statistics=True)
         if not METHODS[solver].needs_statistics:
             return
-        grids = grids_of(variant.plan(self.checkpoint, None, threads=1))
+        importance = expected_importance(self.checkpoint)
+        grids = grids_of(variant.plan(self.checkpoint, importance, threads=1))
         if not grids:
             return
         job = SolveJob(self.checkpoint, grids, solver, self.device)
@@ -269,6 +272,7 @@ class _Gathering:
     def result(self, imatrix: Path | None) -> Gathered:
         """What there is now."""
         solved: dict[str, Path] = {}
+        parts: dict[str, tuple[int | None, ...]] = {}
         modules: dict[str, Mapping[str, ModuleReport]] = {}
         for solve in self.solves.values():
             for variant in solve.variants:
@@ -277,6 +281,7 @@ class _Gathering:
                         job = replace(solve.job, largest_error=variant.largest_error)
                         _, reports = finished(job, SolvedStore(solve.folder))
                         solved[variant.name], modules[variant.name] = solve.folder, reports
+                        parts[variant.name] = job.parts
         statistics = open_statistics(self.statistics)
         if imatrix is not None:
             export_imatrix(statistics, self.checkpoint, imatrix)
@@ -290,6 +295,7 @@ class _Gathering:
             languages=self.selection.coverage,
             experts=experts_of(statistics, self.checkpoint),
             solved=solved,
+            parts=parts,
             modules=modules,
             failures=self.failures,
         )

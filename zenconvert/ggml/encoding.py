@@ -10,12 +10,25 @@ from numpy.typing import NDArray
 
 from zenconvert.base.arrays import Array, beside, on_host
 from zenconvert.ggml import block_grids, blocks, integer_grids, nested_grids
+from zenconvert.ggml.types import BY_NAME, GgmlType
 from zenconvert.model.encoding import BF16, F16, Dense, Encoding, Grouped
 from zenconvert.model.grouped import GroupedRows
 from zenconvert.model.nested import NestedGrid, NestedRows
 
 _OF_BF16: Final = frozenset({"mxfp4"})
 """Types whose numbers are all ones of bfloat16: few bits times a power of two."""
+
+
+def encoding_of(ggml_type: GgmlType) -> Encoding:
+    """The neutral encoding of a ggml type."""
+    if ggml_type.is_plain:
+        return Dense(ggml_type.name)
+    return Blocks(ggml_type.name, ggml_type.block_size, ggml_type.type_size)
+
+
+def encoding_named(name: str) -> Encoding:
+    """The same by name. Raises KeyError for one that ggml does not have."""
+    return encoding_of(BY_NAME[name])
 
 
 @dataclass(frozen=True, slots=True)

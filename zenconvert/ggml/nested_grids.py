@@ -15,7 +15,8 @@ from zenconvert.ggml.block_fields import FIELDS, IQ4_LEVELS
 from zenconvert.ggml.types import BY_NAME
 from zenconvert.model.nested import NestedGrid, NestedRows
 
-_Bytes = NDArray[np.uint8]
+_Bytes = NDArray[Any]
+"""u8."""
 _SIX: Final = (0, 63)
 _AROUND: Final = (-32, 31)
 _ONE: Final = (1, 1)
@@ -100,7 +101,8 @@ def _pairs(pairs: _Bytes) -> _Bytes:
     """Two bits of 256 codes as 64 bytes: 32 of each half of them, four to a byte."""
     places = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
     parts = pairs.reshape(len(pairs), 2, 4, 32)
-    return np.bitwise_or.reduce(parts << places, axis=-2).reshape(len(pairs), 64)
+    packed: _Bytes = np.bitwise_or.reduce(parts << places, axis=-2)
+    return packed.reshape(len(pairs), 64)
 
 
 def _legacy(*, fifth: bool) -> Callable[..., None]:

@@ -21,6 +21,9 @@ from zenconvert.model.pieces import LineCodec, Piece
 from zenconvert.model.row_order import RowOrder
 from zenconvert.model.target import Scheme
 
+Grid = Scheme | Encoding
+"""What a solver quantizes to: integers with a scale per group, or an encoding with its own grid."""
+
 Action = Literal["copy", "repack", "decode", "quantize"]
 
 

@@ -8,7 +8,7 @@ scale or a step may be is the grid's; what they are is free, so that a solver ma
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class NestedRows:
 
     @property
     def lows(self) -> NDArray[np.float32]:
-        """``offset · minimum`` of every group, float32[rows, groups]; zeros where there are none."""
+        """``offset · minimum`` of every group, float32[rows, groups]; 0 where there are none."""
         if self.offsets is None or self.minimums is None:
             return np.zeros(self.scales.shape, np.float32)
         return self._spread(self.offsets) * self.minimums.astype(np.float32)
@@ -96,13 +96,12 @@ class NestedRows:
         arrays = zip(*[part._arrays() for part in parts], strict=True)
         return parts[0]._with([np.concatenate(found) for found in arrays])
 
-    def _arrays(self) -> list[NDArray[np.generic]]:
+    def _arrays(self) -> list[NDArray[Any]]:
         found = (self.codes, self.steps, self.scales, self.offsets, self.minimums)
         return [array for array in found if array is not None]
 
-    def _with(self, arrays: list[NDArray[np.generic]]) -> NestedRows:
-        names = ("codes", "steps", "scales", "offsets", "minimums")
-        return replace(self, **dict(zip(names, arrays, strict=False)))
+    def _with(self, arrays: list[NDArray[Any]]) -> NestedRows:
+        return NestedRows(self.grid, *arrays)
 
     def _each(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> NestedRows:
         return self._with([change(array) for array in self._arrays()])

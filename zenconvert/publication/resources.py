@@ -85,7 +85,7 @@ def _solves(prepared: Prepared) -> dict[object, int]:
         steps = [
             step
             for step in prepared.plans[variant.name].steps
-            if step.action == "quantize" and step.to.grouped is not None
+            if step.action == "quantize" and step.to.is_quantized
         ]
         if variant.name in prepared.calibrated and METHODS[solver].needs_statistics and steps:
             grids = tuple((step.source, step.to) for step in steps)

@@ -33,15 +33,16 @@ def solver_for(format_name: str, asked: Solver | None, *, has_statistics: bool) 
     """The solver of a format's grids. Raises UsageError for one that cannot be had."""
     if asked is not None and asked not in METHODS:
         raise UsageError(f"there is no solver {asked!r}; known are {', '.join(METHODS)}")
-    own = format_named(format_name).solver
+    form = format_named(format_name)
     if asked is not None and METHODS[asked].needs_statistics:
-        if own is None:
-            raise UsageError(f"{format_name} targets have quantizers of their own, not {asked}")
+        if asked not in form.solvers:
+            known = " and ".join(("rtn", *form.solvers))
+            raise UsageError(f"{asked} cannot fill {format_name} targets; {known} can")
         if not has_statistics:
             raise UsageError(f"the solver {asked} needs --stats or --calibrate")
     if asked is not None or not has_statistics:
         return asked or "rtn"
-    return own or "rtn"
+    return form.solver or "rtn"
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,16 @@ class Knowledge:
         device: str,
         stage: Progress,
     ) -> Iterator[Importance | None]:
-        """Importance weights by neutral tensor name; None where there are none, or no need.
+        """Importance weights by neutral tensor name; None where there are none.
+
+        A solver has the statistics themselves: ones, to plan with.
 
         Statistics that are gathered in this run are kept beside the output until the block ends
         without an error, so that a killed run need not gather them again.
         """
         solves = METHODS[solver].needs_statistics
         if solves or self.calibrating is None:
-            yield None if solves else self.from_files(checkpoint)
+            yield expected_importance(checkpoint) if solves else self.from_files(checkpoint)
             return
         arguments = {**self.calibrating.arguments, "device": device}
         if checkpoint.named_config is not None:

@@ -20,9 +20,11 @@ from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.errors import ConversionFailed, several
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.encoding import F32
-from zenconvert.model.target import Scheme, Solver
+from zenconvert.model.layout import Grid
+from zenconvert.model.target import Solver
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.fingerprint import fingerprint
+from zenconvert.reference.inputs import HEAD
 from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.solve.store import LayerSolution, SolvedStore
 from zenconvert.version import __version__
@@ -42,7 +44,7 @@ class SolveJob:
     """What is to be solved for."""
 
     checkpoint: Checkpoint
-    grids: Mapping[str, Scheme]
+    grids: Mapping[str, Grid]
     """Neutral weight name → grid, of every weight that is quantized."""
     solver: Solver
     device: str = "cpu"
@@ -55,15 +57,24 @@ class SolveJob:
         return self.checkpoint.hyperparameters.layers
 
     @property
+    def parts(self) -> tuple[int | None, ...]:
+        """What is solved for: the number of every layer, and None for the output head."""
+        head = METHODS[self.solver].solves_head and f"{HEAD}.weight" in self.grids
+        return (*range(self.layers), *((None,) if head else ()))
+
+    @property
     def facts(self) -> dict[str, Any]:
         """All that decides what comes out, beside the statistics."""
         return {
             "version": __version__,
             "model": fingerprint(self.checkpoint, logical_rows),
-            "grids": {n: str(grid) for n, grid in self.grids.items() if n.startswith("layers.")},
+            "grids": {n: str(grid) for n, grid in self.grids.items() if self._is_solved(n)},
             "solver": self.solver,
             "device": self.device,
         }
+
+    def _is_solved(self, name: str) -> bool:
+        return name.startswith("layers.") or (name == f"{HEAD}.weight" and None in self.parts)
 
     def layer_solver(self) -> LayerSolver:
         """The solver of single layers."""
@@ -74,7 +85,8 @@ class SolveJob:
 def solved(
     job: SolveJob, source: Statistics | Calibrating, folder: Path, stage: Progress
 ) -> Iterator[tuple[Checkpoint, dict[str, ModuleReport]]]:
-    """Solve every layer; gives the source with the solved tensors over it, and every report.
+    """Solve every layer and, where the method can, the head; gives the source with the solved
+    tensors over it, and every report.
 
     ``folder`` keeps what is done while it lasts; it goes when the block ends without an error, and
     after one the next run of the same job goes on from it. Raises UsageError when the statistics do
@@ -132,11 +144,11 @@ def _read(
     """Solve with the statistics of a file."""
     from zenconvert.calib.layer_solver import FileLayer
 
-    for layer in range(job.layers):
+    for number, layer in enumerate(job.parts, 1):
         if not store.has(layer):
             found = job.layer_solver().add(FileLayer(layer, statistics, reference))
             store.put(layer, _solution(job, found))
-        stage(job.solver, layer + 1, job.layers)
+        stage(job.solver, number, len(job.parts))
 
 
 class Solving:
@@ -151,21 +163,22 @@ class Solving:
         self.solver, self.solution = job.layer_solver(), LayerSolution()
 
     def has(self, layer: int | None) -> bool:
-        """Whether a layer is solved; there is nothing to solve in the head."""
-        return layer is None or self.store.has(layer)
+        """Whether there is nothing to solve in a layer, or it is solved."""
+        return layer not in self.job.parts or self.store.has(layer)
 
     def take(self, part: LayerStatistics) -> None:
         """Solve for the modules of a part, and keep the layer when it is the last."""
-        if part.layer is None:
+        if part.layer not in self.job.parts:
             return
         found = self.solver.add(part)
         self.solution |= _solution(self.job, found)
-        if self.sequential:
+        if self.sequential and part.layer is not None:
             _replace(part, found)
         if part.last:
             self.store.put(part.layer, self.solution)
             self.solution = LayerSolution()
-            self.stage(self.job.solver, part.layer + 1, self.job.layers)
+            parts = self.job.parts
+            self.stage(self.job.solver, parts.index(part.layer) + 1, len(parts))
 
 
 def _solution(job: SolveJob, found: Found) -> LayerSolution:
@@ -193,7 +206,7 @@ def finished(job: SolveJob, store: SolvedStore) -> tuple[Checkpoint, dict[str, M
 
     Raises ConversionFailed where one is not.
     """
-    reports = store.reports(job.layers)
+    reports = store.reports(job.parts)
     bound = job.largest_error
     if bound is not None:
         failed = [n for n, r in reports.items() if r.method == "keep" or not r.error <= bound]
@@ -205,4 +218,4 @@ def finished(job: SolveJob, store: SolvedStore) -> tuple[Checkpoint, dict[str, M
                 f"({reports[worst].method}); use more bits or smaller groups, "
                 "or leave them in floats with --tensor-type"
             )
-    return store.over(job.checkpoint), reports
+    return store.over(job.checkpoint, job.parts), reports

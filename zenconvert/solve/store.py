@@ -5,14 +5,15 @@ within their bounds, and so where every byte of the output goes, is known only a
 layer is kept in a file of its own as soon as it is solved: a killed run goes on after the last one,
 and the finished set lies over the source as a checkpoint that any format can be written from.
 
-``layer-00012.safetensors`` holds the pieces of every grouped weight, packed as GPTQ version 2 does
-(which can hold any grid of ours), and the other tensors that the solver changed.
+``layer-00012.safetensors`` (``head.safetensors`` for the output head) holds the pieces of every
+grouped weight, packed as GPTQ version 2 does (which can hold any grid of ours), the rows of those
+that an encoding of its own stores, and the other tensors that the solver changed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,16 +24,18 @@ from numpy.typing import NDArray
 
 from zenconvert.base.atomic import new_file
 from zenconvert.base.scratch import is_kept, keep
-from zenconvert.calib.solvers.solution import ModuleReport, Solved
+from zenconvert.calib.solvers.solution import EncodedRows, ModuleReport, Solved
 from zenconvert.errors import CorruptFile
 from zenconvert.formats import safetensors_container
 from zenconvert.formats.gptq.codec import GptqCodec
 from zenconvert.formats.safetensors_container import SafetensorsFile
+from zenconvert.ggml.encoding import encoding_named
 from zenconvert.model.checkpoint import Checkpoint, StoredPieces, StoredTensor, Tensor
-from zenconvert.model.encoding import DENSE_DTYPES, Dense, Grouped
+from zenconvert.model.encoding import DENSE, DENSE_DTYPES, Dense, Grouped
 
 _CODEC: Final = GptqCodec("as_is")
 _FACTS: Final = "solved"
+_ROWS: Final = "rows"
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,12 @@ class SolvedStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def has(self, layer: int) -> bool:
-        """True when the layer is solved and on the disk, as it was written."""
+    def has(self, layer: int | None) -> bool:
+        """Whether a layer, or with None the output head, is solved and on the disk as it was
+        written."""
         return is_kept(self._path(layer))
 
-    def put(self, layer: int, solution: LayerSolution) -> None:
+    def put(self, layer: int | None, solution: LayerSolution) -> None:
         """Keep a layer. Raises as ``new_file``."""
         arrays: list[tuple[str, Dense, NDArray[Any]]] = []
         facts: dict[str, Any] = {}
@@ -71,7 +75,7 @@ class SolvedStore:
             facts[name] = {"report": solved.report.as_dict()}
             if parts is not None:
                 grid, pieces = parts
-                facts[name]["grid"] = [grid.bits, grid.group, grid.symmetric, grid.ordered]
+                facts[name]["grid"] = grid
                 arrays += [(f"{name}.{part}", dtype, array) for part, dtype, array in pieces]
         arrays += [(name, _dense(values), values) for name, values in solution.changed.items()]
         entries = [(name, dtype, array.shape) for name, dtype, array in arrays]
@@ -82,24 +86,24 @@ class SolvedStore:
                 file.write(np.ascontiguousarray(array, dtype=dtype.numpy).view(np.uint8).data)
         keep(self._path(layer))
 
-    def reports(self, layers: int) -> dict[str, ModuleReport]:
+    def reports(self, layers: Iterable[int | None]) -> dict[str, ModuleReport]:
         """Neutral weight name → how it was quantized, layer by layer."""
         return {
             name: ModuleReport(**{**fact["report"], "notes": tuple(fact["report"]["notes"])})
-            for layer in range(layers)
+            for layer in layers
             for name, fact in _facts(self._read(layer)).items()
         }
 
-    def over(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The checkpoint with solved tensors in place of its own."""
+    def over(self, checkpoint: Checkpoint, layers: Iterable[int | None]) -> Checkpoint:
+        """The checkpoint with the solved tensors in place of its own."""
         tensors, kept, files = dict(checkpoint.tensors), set(), list(checkpoint.files)
-        for layer in range(checkpoint.hyperparameters.layers):
+        for layer in layers:
             file = self._read(layer)
             files.append(file.path)
             facts = _facts(file)
             for name, fact in facts.items():
                 if "grid" in fact:
-                    tensors[name] = _grouped(file, tensors[name], fact["grid"])
+                    tensors[name] = _quantized(file, tensors[name], fact["grid"])
                 else:
                     kept.add(name)
             for name, entry in file.tensors.items():
@@ -108,21 +112,26 @@ class SolvedStore:
                     tensors[name] = Tensor(name, entry.shape, Dense(entry.dtype), stored)
         return replace(checkpoint, tensors=tensors, kept=frozenset(kept), files=tuple(files))
 
-    def _path(self, layer: int) -> Path:
-        return self.folder / f"layer-{layer:05d}.safetensors"
+    def _path(self, layer: int | None) -> Path:
+        name = "head" if layer is None else f"layer-{layer:05d}"
+        return self.folder / f"{name}.safetensors"
 
-    def _read(self, layer: int) -> SafetensorsFile:
+    def _read(self, layer: int | None) -> SafetensorsFile:
         return safetensors_container.read(self._path(layer))
 
 
-def _packed(solved: Solved) -> tuple[Grouped, list[tuple[str, Dense, NDArray[Any]]]] | None:
-    """The grid of a weight and its pieces, None where it stays in floats."""
-    if solved.values is None:
+def _packed(solved: Solved) -> tuple[Any, list[tuple[str, Dense, NDArray[Any]]]] | None:
+    """What says how a weight is quantized, and its pieces; None where it stays in floats."""
+    values = solved.values
+    if values is None:
         return None
-    rows = replace(solved.values, scales=solved.values.scales.astype(np.float16))
+    if isinstance(values, EncodedRows):
+        return str(values.encoding), [(_ROWS, DENSE["u8"], values.data)]
+    rows = replace(values, scales=values.scales.astype(np.float16))
     grid, arrays = rows.encoding, _CODEC.pack(rows)
     pieces = _CODEC.pieces(grid, rows.codes.shape)
-    return grid, [(p.name, Dense(p.dtype), np.ascontiguousarray(arrays[p.name])) for p in pieces]
+    found = [(p.name, Dense(p.dtype), np.ascontiguousarray(arrays[p.name])) for p in pieces]
+    return [grid.bits, grid.group, grid.symmetric, grid.ordered], found
 
 
 def _dense(values: NDArray[Any]) -> Dense:
@@ -137,7 +146,12 @@ def _facts(file: SafetensorsFile) -> dict[str, Any]:
     return facts
 
 
-def _grouped(file: SafetensorsFile, source: Tensor, grid: list[Any]) -> Tensor:
+def _quantized(file: SafetensorsFile, source: Tensor, grid: str | list[Any]) -> Tensor:
+    if isinstance(grid, str):
+        entry = file.tensors[f"{source.name}.{_ROWS}"]
+        stored = StoredTensor(file.path, entry.offset, source.stored.name)
+        encoding, origin = encoding_named(grid), source.source_encoding
+        return Tensor(source.name, source.shape, encoding, stored, origin=origin)
     bits, group, symmetric, ordered = grid
     encoding = Grouped(bits, group, symmetric, ordered=ordered)
     pieces = {

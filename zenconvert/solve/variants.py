@@ -16,8 +16,10 @@ from typing import Final
 from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.errors import UsageError
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.target import Options, Scheme, Solver, Target
+from zenconvert.model.layout import Grid
+from zenconvert.model.target import Options, Solver, Target
 from zenconvert.planning.plan import Importance, Plan, Step, make_plan
+from zenconvert.solve.importance import expected_importance
 
 _NAME: Final = re.compile(r"\w[\w.+\-]*")  # fits into the name of a file
 
@@ -65,7 +67,7 @@ class Variant:
         Its steps say what happened to the source's own tensors.
         """
         given = replace(self, exact=False, allow_requantize=True)
-        final = given.plan(checkpoint, None, planned.threads)
+        final = given.plan(checkpoint, expected_importance(checkpoint), planned.threads)
         return replace(final, steps=_told(final, modules))
 
 
@@ -83,12 +85,12 @@ def check_names(variants: Sequence[Variant]) -> None:
             raise UsageError(f"several variants {what} {twice[0]}; each needs its own")
 
 
-def grids_of(plan: Plan) -> dict[str, Scheme]:
+def grids_of(plan: Plan) -> dict[str, Grid]:
     """Neutral name → grid of every tensor that is not on its grid already."""
     return {
-        part.name: choice.scheme
+        part.name: choice.scheme or choice.encoding
         for choice in plan.choices
-        if choice.scheme is not None
+        if choice.scheme is not None or choice.encoding.is_quantized
         for part, found in zip(choice.parts, choice.done, strict=True)
         if found.action == "quantize"
     }
@@ -104,7 +106,7 @@ def _told(plan: Plan, modules: Mapping[str, ModuleReport]) -> tuple[Step, ...]:
     }
     return tuple(
         replace(step, why=f"{report.method}, weighted relative error {report.error:.3g}")
-        if (report := reports.get(step.target)) is not None and step.to.grouped is not None
+        if (report := reports.get(step.target)) is not None and step.to.is_quantized
         else step
         for step in plan.steps
     )
