@@ -2,7 +2,8 @@
 
 For every model: GPTQ beside GPTQModel, AWQ beside AutoAWQ, GGUF Q4_K_M beside llama.cpp's own
 quantizer, all from the same calibration windows, and ours once more from English windows alone,
-GPTQ and AWQ also with ``--sequential``.
+GPTQ and AWQ also with ``--sequential``; then GGUF types as llama.cpp rounds them and as
+``--solver gptq`` fills them.
 Every file is reopened and measured by the same verification on the same held-out text.
 
     scripts/bench fidelity --text FOLDER [--model SRC]... [--characters 20000] [--write FILE.md]
@@ -26,6 +27,7 @@ from pathlib import Path
 import zenconvert
 from tests.oracles.llama_quantize import quantize
 from zenconvert.calib.statistics_reader import load_importance
+from zenconvert.model.target import Solver
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.texts.samples import LANGUAGES
@@ -38,6 +40,7 @@ PEERS = ROOT / "scripts" / "peers"
 CONTEXT = 512
 GROUP = 128
 Q4_K_M = 15  # llama_ftype
+FILLED = ("gguf:q4_k_m", "gguf:q3_k_m", "gguf:q2_k", "gguf:q4_0", "gguf:iq4_xs")
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,20 @@ class Bench:
             zenconvert.convert(self.source, out, target, statistics=self.statistics[samples])
         return self.measured("zenconvert", kind, samples, out)
 
+    def filled(self, target: str) -> list[Row]:
+        """A GGUF type as llama.cpp rounds it, and as a solver fills it."""
+        kind, statistics = target.removeprefix("gguf:"), self.statistics["ten languages"]
+        rows = []
+        solvers: tuple[Solver, ...] = ("rtn", "gptq")
+        for solver in solvers:
+            out = self.folder / f"{kind}-{solver}.gguf"
+            if not out.exists():
+                zenconvert.convert(self.source, out, target, statistics=statistics, solver=solver)
+            rows.append(
+                self.measured(f"zenconvert, {solver}", f"GGUF {kind.upper()}", "ten languages", out)
+            )
+        return rows
+
     def sequential(self, kind: str, target: str) -> Row:
         """A file of ours whose modules see what the quantized ones before them put out."""
         out = self.folder / f"{kind.replace(' ', '-')}-sequential"
@@ -199,6 +216,8 @@ class Bench:
             if not target.startswith("gguf"):
                 rows.append(self.sequential(kind, target))
             rows.append(theirs())
+        for target in FILLED:
+            rows += self.filled(target)
         return rows
 
 

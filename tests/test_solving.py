@@ -22,6 +22,7 @@ from zenconvert import Options, calibrate, convert, open_checkpoint, plan
 from zenconvert.cli import cli
 from zenconvert.errors import ConversionFailed, OutputExists, UsageError
 from zenconvert.model.encoding import Dense, Grouped
+from zenconvert.model.target import Solver
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.solve.calibration_texts import Calibrating
 
@@ -257,9 +258,12 @@ def test_what_does_not_go_together_is_refused(case: str, source: Path, tmp_path:
     assert left_in(tmp_path) == set()
 
 
-def test_gguf_has_no_use_for_other_solvers(source: Path, statistics: Path) -> None:
-    with pytest.raises(UsageError, match="quantizers of their own"):
-        plan(source, "gguf:q4_k_m", statistics=statistics, solver="gptq")
+@pytest.mark.parametrize(("target", "solver"), [("gguf:q4_k_m", "awq"), ("hf:bf16", "gptq")])
+def test_a_solver_that_cannot_fill_a_format_is_refused(
+    target: str, solver: Solver, source: Path, statistics: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"{solver} cannot fill .* targets; rtn.* can"):
+        plan(source, target, statistics=statistics, solver=solver)
 
 
 def test_an_output_that_is_taken_is_refused_before_any_work(

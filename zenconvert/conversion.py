@@ -68,7 +68,8 @@ def convert(
         statistics: statistics file of :func:`zenconvert.calibrate`.
         calibrating: gather the statistics in this run.
         solver: ``rtn``, ``gptq`` or ``awq``; by default the target format's own where there are
-            statistics, else ``rtn``.
+            statistics, else ``rtn``. GGUF types are rounded as llama.cpp does by default, and
+            filled by ``gptq`` where it is asked for.
         device: torch device of the solver and of calibrating; ``auto`` is the GPU where torch has
             one.
         largest_error: fail when a module's weighted relative error is larger.

@@ -42,6 +42,7 @@ _OWN_KEYS: Final = frozenset(
 )  # fmt: skip
 """Keys that are never carried from another file."""
 _PRE: Final = "tokenizer.ggml.pre"
+_SOLVER: Final = "quantize.zenconvert.solver"
 QUANTIZATION_VERSION: Final[KeyValue] = ("u32", 2)
 
 
@@ -279,6 +280,8 @@ def _metadata(
             metadata.pop(key, None)
         metadata["general.quantization_version"] = QUANTIZATION_VERSION
         metadata["general.file_type"] = code
+    if checkpoint.solver is not None:
+        metadata[_SOLVER] = ("str", checkpoint.solver)
     return metadata
 
 

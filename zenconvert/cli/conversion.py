@@ -47,7 +47,7 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--solver",
             type=click.Choice(list(METHODS)),
-            help="How integer grids are found; the format's own where there are statistics.",
+            help="How codes are found; the format's own way by default. gptq fills GGUF types, too.",
         ),
         click.option(
             "--tensor-type",

@@ -156,6 +156,8 @@ class Checkpoint:
     """The ``config.json`` that was named to open files without one."""
     kept: frozenset[str] = frozenset()
     """Weights that a solver could not quantize within its bounds: they stay as they are."""
+    solver: str | None = None
+    """What found the codes of weights, where it was not rounding."""
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -97,10 +97,12 @@ class SolvedStore:
     def over(self, checkpoint: Checkpoint, layers: Iterable[int | None]) -> Checkpoint:
         """The checkpoint with the solved tensors in place of its own."""
         tensors, kept, files = dict(checkpoint.tensors), set(), list(checkpoint.files)
+        methods: set[str] = set()
         for layer in layers:
             file = self._read(layer)
             files.append(file.path)
             facts = _facts(file)
+            methods |= {fact["report"]["method"] for fact in facts.values()}
             for name, fact in facts.items():
                 if "grid" in fact:
                     tensors[name] = _quantized(file, tensors[name], fact["grid"])
@@ -110,7 +112,10 @@ class SolvedStore:
                 if name in tensors:
                     stored = StoredTensor(entry.path, entry.offset, tensors[name].stored.name)
                     tensors[name] = Tensor(name, entry.shape, Dense(entry.dtype), stored)
-        return replace(checkpoint, tensors=tensors, kept=frozenset(kept), files=tuple(files))
+        solver = max(methods - {"rtn", "keep"}, default=None)
+        return replace(
+            checkpoint, tensors=tensors, kept=frozenset(kept), files=tuple(files), solver=solver
+        )
 
     def _path(self, layer: int | None) -> Path:
         name = "head" if layer is None else f"layer-{layer:05d}"
