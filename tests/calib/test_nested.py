@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -33,7 +34,8 @@ def inputs(columns: int = COLUMNS, tokens: int = TOKENS, seed: int = 0) -> torch
     mixing = torch.randn(columns, columns, generator=generator)
     strengths = torch.logspace(0, -1.5, columns)
     plain = torch.randn(tokens, columns, generator=generator)
-    return torch.mm(plain * strengths, mixing) / columns**0.5
+    mixed = (plain * strengths) @ mixing
+    return mixed / math.sqrt(columns)
 
 
 def weights(rows: int = ROWS, columns: int = COLUMNS) -> torch.Tensor:

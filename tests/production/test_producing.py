@@ -178,7 +178,7 @@ def test_an_error_that_is_not_ours_gives_nothing_its_name(
 
 def test_planning_stops_at_no_refusal(source: Path, tmp_path: Path) -> None:
     wanted = [*variants(tmp_path), *variants(tmp_path, "gguf:nonsense", "onnx:f16")]
-    wanted.append(Variant("solved", tmp_path / "x", Target.parse("gguf:q4_0"), solver="gptq"))
+    wanted.append(Variant("solved", tmp_path / "x", Target.parse("gguf:q4_0"), solver="awq"))
     plans = plan_variants(source, wanted, calibrated=True)
     assert list(plans) == [variant.name for variant in wanted]
     refused = {name for name, one in plans.items() if not isinstance(one, Plan)}

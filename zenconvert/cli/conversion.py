@@ -47,7 +47,7 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--solver",
             type=click.Choice(list(METHODS)),
-            help="How codes are found; the format's own way by default. gptq fills GGUF types, too.",
+            help="How codes are found; the format's own by default. gptq fills GGUF types, too.",
         ),
         click.option(
             "--tensor-type",
