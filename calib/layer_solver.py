@@ -13,7 +13,7 @@ import torch
 
 from zenconvert.calib.layer import DTYPES
 from zenconvert.calib.solvers.smoothing import Heads, Inputs
-from zenconvert.calib.solvers.solution import Solved
+from zenconvert.calib.solvers.solution import Filled, Solved
 from zenconvert.errors import NotEnoughResources
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.layout import Grid
@@ -72,7 +72,7 @@ class FileLayer:
 class Found:
     """What a solver made of a layer or of a part of it."""
 
-    quantized: dict[str, Solved] = field(default_factory=dict)
+    quantized: dict[str, Solved | Filled] = field(default_factory=dict)
     """Weight name → codes and report."""
     changed: dict[str, torch.Tensor] = field(default_factory=dict)
     """Tensor name → float32 numbers of the source's dtype, of tensors that are not quantized."""
@@ -131,7 +131,7 @@ def _curvature(
 
 def _solved(
     weight: torch.Tensor, grid: Grid, statistics: InputStatistics, curvature: Curvature | str
-) -> Solved:
+) -> Solved | Filled:
     from zenconvert.calib.solvers.gptq import gptq
     from zenconvert.calib.solvers.nested import nested_gptq
 
@@ -180,7 +180,9 @@ class AwqLayer:
             name if name.endswith(".bias") else f"{name}.weight": values
             for name, values in result.dense.items()
         }
-        solved = {f"{module}.weight": one for module, one in result.solved.items()}
+        solved: dict[str, Solved | Filled] = {
+            f"{module}.weight": one for module, one in result.solved.items()
+        }
         return Found(solved, changed)
 
     def _balances(self, layer: Layer) -> list[Balance]:

@@ -86,7 +86,10 @@ def test_what_is_folded_computes_the_same(
                 assert not torch.equal(changed[smooth], reference.load(smooth)), smooth
     windows = [Window("a", "en", tuple(TEXT))]
     engine = TorchEngine(
-        store.over(checkpoint), windows, device="cpu", progress=lambda done, total: None
+        store.over(checkpoint, range(reference.layers)),
+        windows,
+        device="cpu",
+        progress=lambda done, total: None,
     )
     expected = runs.in_transformers(source, TEXT)
     gap = np.abs(engine.logits(0, 0, len(TEXT)).numpy() - expected).max()

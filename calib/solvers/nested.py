@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zenconvert.base.machine import usable_cores
 from zenconvert.calib.solvers.curvature import Curvature, prepare
 from zenconvert.calib.solvers.exact import CPU_ROWS, exact
-from zenconvert.calib.solvers.solution import EncodedRows, GptqSettings, ModuleReport, Solved
+from zenconvert.calib.solvers.solution import EncodedRows, Filled, GptqSettings, ModuleReport
 from zenconvert.model.nested import NestedRows
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def nested_gptq(
     importance: NDArray[np.float32] | None,
     *,
     settings: GptqSettings | None = None,
-) -> Solved:
+) -> Filled:
     """Quantize one linear to the least error on its inputs.
 
     Args:
@@ -63,7 +63,7 @@ def nested_gptq(
     if isinstance(curvature, str) or encoding.nested_grid() is None:
         why = curvature if isinstance(curvature, str) else f"{encoding} has no codes to choose"
         report = _rounding(weight, encoding, rounded, curvature, (f"rounded: {why}",))
-        return Solved(EncodedRows(encoding, rounded, weight.shape[1]), report)
+        return Filled(EncodedRows(encoding, rounded, weight.shape[1]), report)
     work = _Work(encoding, curvature, settings)
     count = CPU_ROWS if weight.device.type == "cpu" else _DEVICE_ROWS
     slices = [slice(at, at + count) for at in range(0, len(weight), count)]
@@ -82,7 +82,7 @@ def nested_gptq(
         rank=curvature.rank,
         notes=notes,
     )
-    return Solved(EncodedRows(encoding, data, weight.shape[1]), report)
+    return Filled(EncodedRows(encoding, data, weight.shape[1]), report)
 
 
 def _encoded(

@@ -83,7 +83,15 @@ class ModuleReport:
 class Solved:
     """Quantized weights of one module; ``values`` is None where it stays at higher precision."""
 
-    values: GroupedRows | EncodedRows | None
+    values: GroupedRows | None
+    report: ModuleReport
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Weights of one module as an encoding stores them."""
+
+    values: EncodedRows
     report: ModuleReport
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from zenconvert.base.atomic import new_file
 from zenconvert.base.scratch import is_kept, keep
-from zenconvert.calib.solvers.solution import EncodedRows, ModuleReport, Solved
+from zenconvert.calib.solvers.solution import EncodedRows, Filled, ModuleReport, Solved
 from zenconvert.errors import CorruptFile
 from zenconvert.formats import safetensors_container
 from zenconvert.formats.gptq.codec import GptqCodec
@@ -42,7 +42,7 @@ _ROWS: Final = "rows"
 class LayerSolution:
     """What a solver made of one layer."""
 
-    quantized: Mapping[str, Solved] = field(default_factory=dict)
+    quantized: Mapping[str, Solved | Filled] = field(default_factory=dict)
     """Neutral weight name → codes and report."""
     changed: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Neutral name → values in the logical shape and the source's dtype, of other tensors."""
@@ -125,7 +125,7 @@ class SolvedStore:
         return safetensors_container.read(self._path(layer))
 
 
-def _packed(solved: Solved) -> tuple[Any, list[tuple[str, Dense, NDArray[Any]]]] | None:
+def _packed(solved: Solved | Filled) -> tuple[Any, list[tuple[str, Dense, NDArray[Any]]]] | None:
     """What says how a weight is quantized, and its pieces; None where it stays in floats."""
     values = solved.values
     if values is None:
