@@ -2,8 +2,8 @@
 
 A checkpoint with random weights and a few layers of the true shapes (hidden 8192, ffn 49152, 64
 heads of which 8 hold keys and values) goes through the command line: one walk of the bundled texts
-of ten languages, solving, writing; "rounded" needs no texts. What a layer takes is told by two
-models of different depth.
+of ten languages, solving, writing; "rounded" needs no texts, "filled" has ``--solver gptq``. What a
+layer takes is told by two models of different depth.
 ``--divide`` makes every shape smaller, for a machine without a GPU.
 """
 
@@ -28,6 +28,7 @@ TARGETS = {
     "GPTQ w4g128": ("gptq:w4g128", "gptq"),
     "AWQ w4g128": ("awq:w4g128", "awq"),
     "GGUF Q4_K_M": ("gguf:q4_k_m", "q4_k_m.gguf"),
+    "GGUF filled": ("gguf:q4_k_m", "filled.gguf"),
     "GPTQ rounded": ("gptq:w4g128", "rounded"),
 }
 """Label → target, and the end of the output's name."""
@@ -80,6 +81,8 @@ def convert(
     command = [*CONVERT, str(source), str(out), "--to", target]
     if out.name.endswith("rounded"):
         return measure(command), 0.0, {}
+    if out.name.endswith("filled.gguf"):
+        command += ["--solver", "gptq"]
     command += ["--calibrate", "--device", device, "--report", str(report)]
     if device == "cpu":
         return measure(command), 0.0, _modules(report)
