@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, Final
 
@@ -270,9 +270,19 @@ class _Rules:
     head: bool
     own: Mapping[str, Scheme]
     """Grids of the source, by tensor, where it is followed; what it has in floats stays so."""
+    found: dict[tuple[str, bool], tuple[Scheme | Dense | None, str]] = field(default_factory=dict)
+    """What tensors of a role become, where nothing else decides."""
 
     def wanted(self, tensor: Tensor, name: TensorName) -> tuple[Scheme | Dense | None, str]:
         """The grid or float type of a tensor, and why; None leaves it as it is."""
+        if self.own or self.options.tensor_types:
+            return self._looked_at(tensor, name)
+        key = (name.module.role, name.is_weight)
+        if key not in self.found:
+            self.found[key] = self._looked_at(tensor, name)
+        return self.found[key]
+
+    def _looked_at(self, tensor: Tensor, name: TensorName) -> tuple[Scheme | Dense | None, str]:
         role, own, options = name.module.role, self.own.get(tensor.name), self.options
         on_grid = name.is_weight and (role == "linear" or (role == "head" and self.head))
         for pattern, kind in options.tensor_types:

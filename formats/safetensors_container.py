@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring
 from math import prod
@@ -44,6 +44,8 @@ _DTYPES: Final = {
     "U8": "u8",
     "BOOL": "bool",
 }
+_SIZES: Final = {theirs: DENSE_DTYPES[ours].itemsize for theirs, ours in _DTYPES.items()}
+"""Bytes of an element."""
 _NAMES: Final = {ours: theirs for theirs, ours in _DTYPES.items()}
 _KEYS: Final = {"dtype", "shape", "data_offsets"}
 _MAX_DIMENSIONS: Final = 16
@@ -134,32 +136,35 @@ def _are_counts(values: object, most: int) -> bool:
     """Whether it is a list of that many numbers at most that can be sizes or offsets."""
     if type(values) is not list or len(values) > most:
         return False
-    return all(type(value) is int and 0 <= value < _MAX_SIZE for value in values)
+    for value in values:  # noqa: SIM110  (a model has hundreds of thousands of these)
+        if type(value) is not int or not 0 <= value < _MAX_SIZE:
+            return False
+    return True
 
 
 def _entry(path: Path, name: str, row: Any, start: int, size: int) -> Entry:
-    where = f"{path}: tensor {name!r}"
     if not isinstance(row, dict) or row.keys() != _KEYS:
-        raise CorruptFile(f"{where}: expected dtype, shape and data_offsets, found {row!r:.200}")
+        raise _corrupt(path, name, f"expected dtype, shape and data_offsets, found {row!r:.200}")
     dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise UnsupportedEncoding(f"{where}: dtype {dtype!r} is not known")
+        raise UnsupportedEncoding(f"{path}: tensor {name!r}: dtype {dtype!r} is not known")
     if not _are_counts(shape, _MAX_DIMENSIONS):
-        raise CorruptFile(f"{where}: shape {shape!r:.200} is no list of sizes")
+        raise _corrupt(path, name, f"shape {shape!r:.200} is no list of sizes")
     if not _are_counts(offsets, 2) or len(offsets) != 2:
-        raise CorruptFile(f"{where}: data_offsets {offsets!r:.200} is no pair of offsets")
+        raise _corrupt(path, name, f"data_offsets {offsets!r:.200} is no pair of offsets")
     begin, end = offsets
-    expected = prod(shape) * DENSE_DTYPES[_DTYPES[dtype]].itemsize
+    expected = prod(shape) * _SIZES[dtype]
     if end - begin != expected:
-        raise CorruptFile(
-            f"{where}: shape {shape} of {dtype} takes {expected} bytes, the offsets span "
-            f"{end - begin}"
-        )
+        span = f"takes {expected} bytes, the offsets span {end - begin}"
+        raise _corrupt(path, name, f"shape {shape} of {dtype} {span}")
     if start + end > size:
-        raise CorruptFile(
-            f"{where}: ends at byte {start + end} and the file has {size}; it is truncated"
-        )
+        lack = f"ends at byte {start + end} and the file has {size}; it is truncated"
+        raise _corrupt(path, name, lack)
     return Entry(name, _DTYPES[dtype], tuple(shape), path, start + begin, expected)
+
+
+def _corrupt(path: Path, name: str, what: str) -> CorruptFile:
+    return CorruptFile(f"{path}: tensor {name!r}: {what}")
 
 
 def _check_cover(path: Path, entries: Sequence[Entry], start: int, size: int) -> None:
@@ -177,27 +182,44 @@ def _check_cover(path: Path, entries: Sequence[Entry], start: int, size: int) ->
         raise CorruptFile(f"{path}: {size - at} bytes after the last tensor belong to no tensor")
 
 
-def pack_header(
-    tensors: Sequence[tuple[str, Dense, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> tuple[bytes, list[int]]:
+Kind = tuple[str, Dense, tuple[int, ...]]
+"""What the name of an array ends with, its dtype and its shape."""
+
+
+def pack_header(tensors: Iterable[Kind], metadata: Mapping[str, str]) -> tuple[bytes, list[int]]:
     """Header bytes for ``(name, encoding, shape)`` in data order, and each tensor's file offset."""
+    return pack_groups([("", tuple(tensors))], metadata)
+
+
+def pack_groups(
+    groups: Iterable[tuple[str, tuple[Kind, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, list[int]]:
+    """The same for arrays whose names begin with that of a group; groups of one kind are told
+    apart fastest where their arrays are one tuple."""
     # put together by hand, as a model of experts has hundreds of thousands of arrays
-    kinds: dict[tuple[str, tuple[int, ...]], tuple[str, int]] = {}
+    told: dict[int, tuple[tuple[Kind, ...], list[tuple[str, int]]]] = {}
     rows = [f'"__metadata__":{_json(dict(metadata))}']
     at, begins = 0, []
-    for name, encoding, shape in tensors:
-        if (kind := kinds.get((encoding.dtype, shape))) is None:
-            told = {"dtype": _NAMES[encoding.dtype], "shape": list(shape)}
-            size = prod(shape) * encoding.numpy.itemsize
-            kind = kinds[encoding.dtype, shape] = _json(told).removesuffix("}"), size
-        end = at + kind[1]
-        rows.append(f'{encode_basestring(name)}:{kind[0]},"data_offsets":[{at},{end}]}}')
-        begins.append(at)
-        at = end
+    for name, arrays in groups:
+        known = told.get(id(arrays))
+        if known is None:
+            known = told[id(arrays)] = arrays, [_told(*one) for one in arrays]
+        begin = encode_basestring(name)[:-1]
+        for kind, size in known[1]:
+            end = at + size
+            rows.append(f'{begin}{kind}"data_offsets":[{at},{end}]}}')
+            begins.append(at)
+            at = end
     text = f"{{{','.join(rows)}}}".encode()
     text += b" " * (-len(text) % 8)
     data = len(text).to_bytes(8, "little") + text
     return data, [len(data) + begin for begin in begins]
+
+
+def _told(end: str, encoding: Dense, shape: tuple[int, ...]) -> tuple[str, int]:
+    """What a header says of an array after the beginning of its name, and its bytes."""
+    table = _json({"dtype": _NAMES[encoding.dtype], "shape": list(shape)}).removesuffix("}")
+    return f"{encode_basestring(end)[1:]}:{table},", prod(shape) * encoding.numpy.itemsize
 
 
 def _json(value: object) -> str:

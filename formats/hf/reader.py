@@ -79,6 +79,7 @@ _OPTIONAL: Final = (CARD, GENERATION)
 _UNNAMED: Final = re.compile(r"[0-9a-f]{40}|snapshots|")
 """What a commit is called, and the folder of the Hub cache that has them."""
 # buffers that old checkpoints stored and that are computed from the config
+_FLOATS: Final = frozenset({"f32", "f16", "bf16", "f64"})
 _IGNORED: Final = (
     ".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached",
     ".attention.masked_bias", ".attention.bias",
@@ -208,7 +209,8 @@ def name_tensors(
                     raise CorruptFile(f"{entry.path}: {name} is there beside another of its rows")
             continue
         tensor = known[name]
-        _check_shape(entry, tensor)
+        if entry.shape != tensor.shape or entry.dtype not in _FLOATS:
+            _check_shape(entry, tensor)
         stored = StoredTensor(entry.path, entry.offset, entry.name, entry.stride, entry.turn)
         tensors[tensor.name] = Tensor(tensor.name, entry.shape, DENSE[entry.dtype], stored)
     missing = [t for t in known.values() if t.required and t.name not in tensors]
@@ -235,7 +237,7 @@ def _check_shape(entry: Entry, tensor: TensorName) -> None:
             f"{entry.path}: tensor {entry.name!r} has shape {list(entry.shape)}, "
             f"the config calls for {list(tensor.shape)}"
         )
-    if entry.dtype not in {"f32", "f16", "bf16", "f64"}:
+    if entry.dtype not in _FLOATS:
         raise Unsupported(
             f"{entry.path}: tensor {entry.name!r} is stored as {entry.dtype}, and weights are read "
             "as floats of 16 to 64 bits where config.json has no quantization_config that says more"

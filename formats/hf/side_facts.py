@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from zenconvert.base.source_files import is_there, read_text
 from zenconvert.errors import InvalidInput, SourceNotFound
 from zenconvert.formats.hf.json_file import read_json
@@ -64,6 +62,8 @@ def _parsed(text: str) -> Any:
 
     Raises YAMLError. libyaml reads it where PyYAML has it: in a tenth of the time.
     """
+    import yaml
+
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
     for event in yaml.parse(text, Loader=loader):
@@ -84,6 +84,8 @@ def read_card(folder: Path) -> tuple[dict[str, Any], list[str]]:
     path = folder / CARD
     if not is_there(path):
         return {}, []
+    import yaml  # slow to load
+
     try:
         card = _front_matter(read_text(path, _MOST_README))
         facts = {key: value for key, value in card.items() if _is_right(key, value)}

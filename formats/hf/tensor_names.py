@@ -84,9 +84,6 @@ class Renaming:
         self.untied = False
         """The config ties two matrices that differ."""
         self.names = list(architecture.tensor_names(hyperparameters))
-        texts = (text for n in self.names for text in (n.hf, n.hf_also, n.hf_stack, n.hf_rows))
-        written = (text for text in texts if text)
-        self.modules = {_module(name) for name in written}
         self.warnings: list[str] = []
 
     def run(self) -> dict[str, Entry]:
@@ -133,6 +130,8 @@ class Renaming:
     def _take_first_names(self) -> None:
         """The first of the names that modules may have."""
         first = {_module(n.hf_also): _module(n.hf) for n in self.names if n.hf_also}
+        if not first:
+            return
         self._rename(
             {
                 name: first[module] + name.removeprefix(module)
@@ -145,12 +144,16 @@ class Renaming:
         """A base model saved alone lacks the prefix that it has inside of a language model."""
         embed = next(n.hf for n in self.names if n.module.role == "embed")
         prefix = f"{embed.partition('.')[0]}."
+        if self.entries.keys() <= {n.hf for n in self.names}:
+            return  # they have their names
+        texts = (text for n in self.names for text in (n.hf, n.hf_also, n.hf_stack, n.hf_rows))
+        modules = {_module(text) for text in texts if text}
         fresh = {}
         for name in self.entries:
             module = _module(name)
-            if module.startswith(prefix) and module.removeprefix(prefix) in self.modules:
+            if module.startswith(prefix) and module.removeprefix(prefix) in modules:
                 fresh[name] = name.removeprefix(prefix)
-            elif prefix + module in self.modules:
+            elif prefix + module in modules:
                 fresh[name] = prefix + name
         self._rename(fresh)
 

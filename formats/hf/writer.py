@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from json.encoder import encode_basestring
 from math import prod
 from pathlib import Path
@@ -20,12 +21,15 @@ from zenconvert.formats.hf.spare import what_is
 from zenconvert.formats.hf.tokenizer_json import write_tokenizer
 from zenconvert.formats.hf.weights import INDEX
 from zenconvert.formats.quantization import QUANTIZATION
+from zenconvert.formats.safetensors_container import Kind
 from zenconvert.model import meaning, sliding
 from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.checkpoint import Checkpoint, Tensor
-from zenconvert.model.encoding import BF16, DENSE, F16, F32, Dense
+from zenconvert.model.encoding import BF16, DENSE, F16, F32, Dense, Grouped
+from zenconvert.model.grouped import GroupedCodec
 from zenconvert.model.layout import Choice, Layout, OutputFile, Slot
 from zenconvert.model.meaning import Fact
+from zenconvert.model.pieces import Piece
 from zenconvert.model.rotations import is_flat, rope_type
 from zenconvert.model.target import Options, Target
 from zenconvert.model.tensor_names import in_one_tensor, joined_shape, stack_shape
@@ -105,6 +109,12 @@ def in_files(
     """
     names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
     joined, done = in_one_tensor(names, stacked=stacked), set[str]()
+    if not joined:
+        alone = {n.name: n for n in names}
+        for tensor in checkpoint.tensors.values():
+            name = alone[tensor.name]
+            yield name.hf, [name], (tensor,)
+        return
     known = {n.name: (n.hf, [n]) for n in names}
     known |= {part.name: (stored, parts) for stored, parts in joined.items() for part in parts}
     for tensor in checkpoint.tensors.values():
@@ -270,7 +280,7 @@ def _weights(choices: list[Choice], limit: int) -> list[OutputFile]:
         if shards[-1] and filled + size > limit:
             shards.append([])
             filled = 0
-        shards[-1].append((choice, size, _arrays(choice)))
+        shards[-1].append((choice, size, *_arrays(choice)))
         filled += size
         total += size
     if len(shards) == 1:
@@ -283,39 +293,59 @@ def _weights(choices: list[Choice], limit: int) -> list[OutputFile]:
 def _index(total: int, shards: Iterable[tuple[str, Sequence[_Stored]]]) -> bytes:
     """The index file, as :func:`json_bytes` would have it in ten times the time."""
     empty = json_bytes({"metadata": {"total_size": total}, "weight_map": {}}).decode()
-    rows = []
+    rows, ends = [], dict[int, list[str]]()  # arrays of one kind are one tuple
     for file, shard in shards:
         place = encode_basestring(file)
-        rows += [f"{encode_basestring(n)}: {place}" for _, _, own in shard for n, _, _ in own]
+        for _, _, name, arrays in shard:
+            begin, kind = encode_basestring(name)[:-1], id(arrays)
+            if kind not in ends:
+                ends[kind] = [encode_basestring(end)[1:] for end, _, _ in arrays]
+            rows += [f"{begin}{end}: {place}" for end in ends[kind]]
     table = ",\n    ".join(rows)
     return empty.replace("{}", f"{{\n    {table}\n  }}").encode()
 
 
 def _shard(file: str, rows: Sequence[_Stored]) -> OutputFile:
-    arrays = [array for _, _, arrays in rows for array in arrays]
-    header, offsets = safetensors_container.pack_header(arrays, {"format": "pt"})
+    groups = [(name, arrays) for _, _, name, arrays in rows]
+    header, offsets = safetensors_container.pack_groups(groups, {"format": "pt"})
     slots, at = [], 0
-    for choice, _, own in rows:
+    for choice, _, _, own in rows:
         places = tuple(offsets[at : at + len(own)])
         slots.append(Slot(choice, places[0], places if choice.pieces else ()))
         at += len(own)
     derived = [(s.offset, s.choice.derived) for s in slots if s.choice.derived is not None]
-    size = len(header) + sum(size for _, size, _ in rows)
+    size = len(header) + sum(size for _, size, _, _ in rows)
     return OutputFile(file, size, ((0, header), *derived), tuple(slots))
 
 
-_Array = tuple[str, Dense, tuple[int, ...]]
-_Stored = tuple[Choice, int, list[_Array]]
-"""A choice, its bytes, and the arrays that hold it."""
+_Stored = tuple[Choice, int, str, tuple[Kind, ...]]
+"""A choice, its bytes, and the arrays that hold it: what their names begin with, and they."""
 
 
-def _arrays(choice: Choice) -> list[_Array]:
-    """Name, dtype and shape of what a choice puts into the file."""
-    if (numbers := choice.encoding.dense) is not None:
-        return [(choice.name, numbers, choice.shape)]
-    module = choice.name.removesuffix(".weight")
-    module += "." if choice.lines is None else "_"
-    return [(module + p.name, DENSE[p.dtype], p.shape) for p in choice.pieces]
+def _arrays(choice: Choice) -> tuple[str, tuple[Kind, ...]]:
+    """What a choice puts into the file: the beginning of names, and what they end with."""
+    if choice.lines is not None:
+        return choice.name.removesuffix(".weight"), tuple(_kinds(choice.pieces, "_"))
+    if choice.encoding.dense is not None:
+        return choice.name, _alone(choice.encoding.dense, choice.shape)
+    grid, codec = choice.encoding.grouped, choice.codec
+    assert grid is not None  # what is neither has lines
+    assert codec is not None
+    return choice.name.removesuffix(".weight"), _of_grid(codec, grid, choice.shape)
+
+
+@lru_cache(maxsize=256)  # a model has few kinds of tensors, and as many as it likes of each
+def _alone(numbers: Dense, shape: tuple[int, ...]) -> tuple[Kind, ...]:
+    return (("", numbers, shape),)
+
+
+@lru_cache(maxsize=256)
+def _of_grid(codec: GroupedCodec, grid: Grouped, shape: tuple[int, ...]) -> tuple[Kind, ...]:
+    return tuple(_kinds(codec.pieces(grid, shape), "."))
+
+
+def _kinds(pieces: Iterable[Piece], mark: str) -> Iterator[Kind]:
+    return ((mark + piece.name, DENSE[piece.dtype], piece.shape) for piece in pieces)
 
 
 def side_files(checkpoint: Checkpoint) -> list[OutputFile]:

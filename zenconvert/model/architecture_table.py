@@ -13,6 +13,7 @@ import re
 import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -121,7 +122,7 @@ def read_table(path: Path, operations: Collection[str]) -> Table:
 
 def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = _parsed(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InvalidInput(f"{path}: the table cannot be read: {error}") from error
     check = _Check(path)
@@ -139,6 +140,12 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     if parent in (path, *children) or not parent.is_file():
         check.fail("like", f"{like!r} is no other table of {path.parent}")
     return _like(check, _read(parent, (path, *children)), values)
+
+
+@lru_cache(maxsize=32)
+def _parsed(text: str) -> dict[str, Any]:
+    """A table's values, which nobody changes: many tables are like one."""
+    return tomllib.loads(text)
 
 
 def _like(check: _Check, parent: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

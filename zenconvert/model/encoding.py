@@ -238,6 +238,9 @@ class Grouped(Encoding):
     offset: Dense | None = None
     """A float minimum for every group in the place of a zero; such a grid is not symmetric."""
 
+    def __hash__(self) -> int:
+        return hash((self.bits, self.group, self.symmetric))  # of the few that a model has
+
     def __str__(self) -> str:
         group = -1 if self.group is None else self.group
         kind = "-min" if self.offset is not None else "" if self.symmetric else "-asym"

@@ -159,6 +159,8 @@ def in_one_tensor(names: Iterable[TensorName], *, stacked: bool) -> dict[str, li
 
 def joined_shape(names: Sequence[TensorName]) -> tuple[int, ...]:
     """The shape of a tensor that holds the rows of all of these, or of all experts."""
+    if len(names) == 1:
+        return names[0].shape
     experts = len({name.expert for name in names})
     if experts > 1 or (names[0].expert is not None and len(names) > 1):
         return stack_shape(names)

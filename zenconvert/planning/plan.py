@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +23,12 @@ from zenconvert.formats.registry import format_named
 from zenconvert.model import meaning
 from zenconvert.model.checkpoint import Checkpoint, StoredPieces
 from zenconvert.model.encoding import Encoding, Grouped
+from zenconvert.model.grouped import GroupedCodec
 from zenconvert.model.layout import Action, Choice, Layout
 from zenconvert.model.meaning import Fact
 from zenconvert.model.pieces import BAND_BYTES, ROW_UNIT
 from zenconvert.model.target import Options, Target
-from zenconvert.planning.recoding import recoding, refined, unchanged
+from zenconvert.planning.recoding import recoding, recoding_of_floats, refined, unchanged
 
 Importance = Mapping[str, NDArray[np.float32]]
 """Neutral tensor name → weight of every input channel, f32[columns]."""
@@ -172,7 +174,7 @@ def make_plan(
     choices = writer.choose(checkpoint, target, options, importance=importance is not None)
     _check_patterns(options, choices)
     choices = [_judged(choice) for choice in choices]
-    steps = tuple(step for choice in choices for step in _steps(choice))
+    steps = tuple([step for choice in choices for step in _steps(choice)])
     found = _problems(choices, importance, exact=exact, allow_requantize=allow_requantize)
     lost = [_lost(fact, checkpoint) for fact in facts if exact and not fact.exact]
     if problems := [*lost, *_gathered(found)]:
@@ -209,6 +211,8 @@ def _judged(choice: Choice) -> Choice:
     """A choice whose parts are looked at as closely as it takes to say what becomes of them."""
     if choice.sheds_zeros and (grid := choice.encoding.grouped) is not None:
         choice = _without_zeros(choice, grid)
+    if (plainly := recoding_of_floats(choice)) is not None:
+        return choice.judged(plainly, plainly)
     parts = tuple([refined(part, choice) for part in choice.parts])
     done = tuple([recoding(*unchanged(part, choice)) for part in parts])
     told = tuple(
@@ -233,28 +237,30 @@ def _without_zeros(choice: Choice, encoding: Grouped) -> Choice:
     return plain if all(recoding(part, plain).exact for part in parts) else choice
 
 
-def _steps(choice: Choice) -> Iterator[Step]:
+def _steps(choice: Choice) -> list[Step]:
     if choice.derived is not None:
         size = len(choice.derived)
-        yield Step(
-            "config.json", choice.name, None, choice.encoding, choice.shape, size, "repack", True,
-            choice.why,
-        )  # fmt: skip
-        return
+        return [
+            Step(
+                "config.json", choice.name, None, choice.encoding, choice.shape, size, "repack",
+                True, choice.why,
+            )
+        ]  # fmt: skip
     size, alone = choice.nbytes, len(choice.parts) == 1
     whole = 0 if alone else sum(part.elements for part in choice.parts)
-    for part, found in zip(choice.parts, choice.told, strict=True):
-        yield Step(
-            source=part.stored.name,
-            target=choice.name,
-            from_=part.source_encoding,
-            to=choice.encoding,
-            shape=part.shape,
-            bytes=size if alone else size * part.elements // whole,
-            action=found.action,
-            exact=found.exact,
-            why="; ".join(filter(None, (found.why, choice.why))),
+    return [
+        Step(
+            part.stored.name, choice.name, part.source_encoding, choice.encoding, part.shape,
+            size if alone else size * part.elements // whole,
+            found.action, found.exact, _joined(found.why, choice.why),
         )
+        for part, found in zip(choice.parts, choice.told, strict=True)
+    ]  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _joined(*reasons: str) -> str:
+    return "; ".join(filter(None, reasons))
 
 
 def _gathered(found: Iterator[tuple[str, str]]) -> list[str]:
@@ -281,12 +287,13 @@ def _problems(
     hint = _fitting_group(choices)
     for choice in choices:
         target = choice.encoding
+        grid = target.grouped
         if not target.can_be_written and any(p.encoding != target for p in choice.parts):
             yield choice.name, f"{target} can be read and not yet written"
-        if target.is_quantized and target.grouped is None:
+        if grid is None and target.is_quantized:
             yield from _importance_problems(choice, importance)
-        if (grid := target.grouped) is not None and choice.codec is not None:
-            reason = choice.codec.refuses(grid, choice.shape)
+        if grid is not None and choice.codec is not None:
+            reason = _refusal(choice.codec, grid, choice.shape)
             if reason is not None:
                 name = choice.codec.name
                 yield choice.name, f"{target} cannot be stored as {name}: {reason}{hint}"
@@ -297,17 +304,22 @@ def _problems(
             elif any(start % ROW_UNIT for start in choice.starts):
                 rows = " + ".join(str(part.rows) for part in choice.parts)
                 yield choice.name, f"{rows} rows of several modules do not begin at whole words"
+        again = target.is_quantized and not allow_requantize
         for part, found in zip(choice.parts, choice.told, strict=True):
             if exact and not found.exact:
                 yield choice.name, f"not exact: {found.why}"
-            quantized = part.encoding.is_quantized and target.is_quantized
-            if found.action == "quantize" and quantized and not allow_requantize:
+            if again and found.action == "quantize" and part.encoding.is_quantized:
                 yield (
                     choice.name,
                     f"{part.encoding} → {target} quantizes a second time "
                     f"({found.why}); start from the original weights, or allow it with "
                     "--allow-requantize",
                 )
+
+
+@lru_cache(maxsize=256)  # a model has few kinds of tensors, and as many as it likes of each
+def _refusal(codec: GroupedCodec, grid: Grouped, shape: tuple[int, ...]) -> str | None:
+    return codec.refuses(grid, shape)
 
 
 def _fitting_group(choices: list[Choice]) -> str:

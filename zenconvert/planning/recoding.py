@@ -42,6 +42,30 @@ def recoding(source: Tensor, choice: Choice) -> Recoding:
     )  # fmt: skip
 
 
+def recoding_of_floats(choice: Choice) -> tuple[Recoding] | None:
+    """How the one part of a choice becomes it, where that is floats as they were found, and
+    nothing changes its numbers on their way; None for any other choice, which takes a closer look.
+    """
+    if len(choice.parts) != 1 or choice.change is not None:
+        return None
+    (part,) = choice.parts
+    if part.encoding.dense is None or part.change is not None or part.origin is not None:
+        return None
+    if isinstance(part.stored, StoredPieces):
+        return None
+    return _alone(
+        part.encoding, choice.encoding, part.columns, choice.scheme,
+        keeps_order=choice.columns is None,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _alone(
+    old: Encoding, new: Encoding, columns: int, scheme: Scheme | None, *, keeps_order: bool
+) -> tuple[Recoding]:
+    return (_between(old, new, columns, scheme, keeps_order=keeps_order),)
+
+
 @lru_cache(maxsize=256)  # a model has few kinds of tensors, and as many as it likes of each
 def _between(
     old: Encoding, new: Encoding, columns: int, scheme: Scheme | None, *, keeps_order: bool
