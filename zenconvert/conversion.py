@@ -100,8 +100,12 @@ def convert(
     chosen = knowledge.solver_for(target.format, solver)
     if calibrating is not None or METHODS[chosen].needs_statistics:
         device = take_device(device)
+    cores = threads or usable_cores()
+    if calibrating is not None and not METHODS[chosen].needs_statistics:
+        expected = variant.plan(checkpoint, expected_importance(checkpoint), cores)
+        refuse_taken(expected.layout, out, force=force)
     with knowledge.weights(source, checkpoint, chosen, out, device, stage) as weights:
-        planned = variant.plan(checkpoint, weights, threads or usable_cores())
+        planned = variant.plan(checkpoint, weights, cores)
         refuse_source(planned.layout, out, checkpoint.stamps)
         grids = grids_of(planned)
         if not METHODS[chosen].needs_statistics or not grids:

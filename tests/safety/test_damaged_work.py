@@ -80,6 +80,10 @@ RUNS: dict[str, tuple[str, int, int, Run]] = {
         ".out.solving", 7, 9,
         lambda source, out: convert(source, out, "awq:w4g64", calibrating=FEW),
     ),
+    "gptq": (
+        ".out.solving", 7, 9,
+        lambda source, out: convert(source, out, "gptq:w4g32", calibrating=FEW),
+    ),
     "importance": (
         ".out.gathered", 6, 3,
         lambda source, out: convert(source, out, "gguf:q4_0", calibrating=FEW),

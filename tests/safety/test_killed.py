@@ -162,7 +162,7 @@ class Disturbance(NamedTuple):
             unsupported = PermissionError(errno.EPERM, os.strerror(errno.EPERM))
             patches.enter_context(mock.patch("os.link", side_effect=unsupported))
             patches.enter_context(
-                mock.patch("zenconvert.write.output._exchange", return_value=False)
+                mock.patch("zenconvert.write.naming.exchange", return_value=False)
             )
         return patches
 

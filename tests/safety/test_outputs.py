@@ -24,7 +24,7 @@ from zenconvert.errors import (
     UsageError,
     ZenError,
 )
-from zenconvert.write import output
+from zenconvert.write import naming, output
 
 Cases = dict[str, Case]
 
@@ -115,14 +115,14 @@ def test_an_output_that_appears_at_the_last_moment_is_kept(
 ) -> None:
     """After the check, while the files are getting their names."""
     appearing = tmp_path / min(case.new).split("/")[0]
-    give_name = output._give_name
+    give_name = naming.give_name
 
     def late(path: Path, final: Path) -> None:
         if final == appearing:
             appearing.write_bytes(b"mine")
         give_name(path, final)
 
-    monkeypatch.setattr(output, "_give_name", late)
+    monkeypatch.setattr(output, "give_name", late)
     with pytest.raises(OutputExists):
         case.write(tmp_path)
     assert appearing.read_bytes() == b"mine"
@@ -244,7 +244,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
         fsync(descriptor)
         synced.add(os.fstat(descriptor).st_ino)
 
-    def naming(real: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
         def give(source: Path, final: Path, **given: Any) -> Any:
             if Path(final).parent == tmp_path:
                 whole = [Path(source), *Path(source).rglob("*")]
@@ -256,8 +256,8 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(
         return give
 
     monkeypatch.setattr(os, "fsync", sync)
-    for module, function in ((os, "rename"), (os, "replace"), (os, "link"), (output, "_exchange")):
-        monkeypatch.setattr(module, function, naming(getattr(module, function)))
+    for module, function in ((os, "rename"), (os, "replace"), (os, "link"), (naming, "exchange")):
+        monkeypatch.setattr(module, function, watched(getattr(module, function)))
     case.write(tmp_path, force=replacing)
     assert named == names(tmp_path)
     assert tmp_path.stat().st_ino in synced

@@ -18,13 +18,10 @@ files come back. A run for the same bytes goes on with what the journal says is 
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import fcntl
 import hashlib
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,7 +31,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.base.atomic import NOT_SUPPORTED, hidden_name, sync_folder, system_errors
+from zenconvert.base.atomic import hidden_name, sync_folder, system_errors
 from zenconvert.base.notes import Journal
 from zenconvert.base.places import check_files
 from zenconvert.base.scratch import LOCK, children, clear, is_mark, mark, open_scratch
@@ -46,6 +43,7 @@ from zenconvert.errors import (
     UsageError,
 )
 from zenconvert.model.layout import Layout, OutputFile
+from zenconvert.write.naming import give_name, replace
 
 _CHUNK: Final = 1 << 22
 _WEIGHTS: Final = (".safetensors", ".onnx")  # every model folder holds such a file
@@ -201,6 +199,16 @@ class Output:
                 self._acquire()
             self.discard()
 
+    def undo(self) -> None:
+        """Undo the names that a killed run gave; what it wrote stays. Raises as :meth:`open`."""
+        if os.path.lexists(self.hidden):
+            try:
+                with system_errors(self.out):
+                    self._acquire()
+                    self._undo()
+            finally:
+                self._release()
+
     def discard(self) -> None:
         """Take back what was done; what cannot be taken back now is left to the next run."""
         self._close()
@@ -279,14 +287,14 @@ class Output:
     def _give_names(self, *, force: bool) -> None:
         first, *others = self.finals()
         replaced = [final for final in (first, *others) if force and os.path.lexists(final)]
-        if replaced and not others and _replace(self.new / first.name, first):
+        if replaced and not others and replace(self.new / first.name, first):
             return
         for final in replaced:
             final.rename(self.old / final.name)
         for final in reversed(others):
-            _give_name(self.new / final.name, final)
+            give_name(self.new / final.name, final)
         sync_folder(self.parent)
-        _give_name(self.new / first.name, first)
+        give_name(self.new / first.name, first)
 
     def _undo(self) -> None:
         """Unless all new files have their names, take these away and bring the old files back.
@@ -342,43 +350,6 @@ def _slabs_of(path: Path, size: int) -> Iterator[tuple[int, bytes]]:
         )
 
 
-def _give_name(path: Path, final: Path) -> None:
-    """Give a file or folder its final name. Raises FileExistsError where that is taken."""
-    try:
-        # the second name lets ``_undo`` know the file again
-        os.link(path, final)
-    except OSError as error:
-        if error.errno not in {errno.EPERM, *NOT_SUPPORTED}:
-            raise
-        # a folder, or a file system without hard links
-        if os.path.lexists(final):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from None
-        path.rename(final)
-
-
-def _replace(path: Path, final: Path) -> bool:
-    """Put a file or folder in the place of another in one step; False where that cannot be."""
-    if path.is_dir():
-        return _exchange(path, final)
-    path.replace(final)
-    return True
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step; False where the system or the file system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
-        return False
-    sys.audit("os.rename", str(one), str(other), -1, -1)  # as os.rename itself does
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in NOT_SUPPORTED:
-        return False
-    raise OSError(number, os.strerror(number), str(one), None, str(other))
-
-
 def _is_same(one: Path, other: Path) -> bool:
     """True for two names of one file."""
     try:
@@ -393,5 +364,10 @@ def refuse_source(layout: Layout, out: Path, read: Iterable[Path]) -> None:
 
 
 def refuse_taken(layout: Layout, out: Path, *, force: bool) -> None:
-    """Refuse names that are taken, before hours of work. Raises OutputExists."""
-    Output(layout, out, str).refuse(force=force)
+    """Refuse names that are taken, before hours of work, and undo what a killed run left of them.
+
+    Raises as :meth:`Output.open`.
+    """
+    output = Output(layout, out, str)
+    output.undo()
+    output.refuse(force=force)
