@@ -19,7 +19,7 @@ from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.scaled import Scaled
 from zenconvert.model.target import Options, Target
 from zenconvert.model.tokenizer import Tokenizer
-from zenconvert.planning.recoding import recoding
+from zenconvert.planning.judging import recoding
 
 GRIDS: Final[dict[str, tuple[str, Encoding]]] = {
     "HF": ("hf:bf16", BF16),

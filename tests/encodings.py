@@ -17,7 +17,8 @@ from zenconvert.model.encoding import BF16, F32, Encoding, Grouped
 from zenconvert.model.grouped import GroupedRows
 from zenconvert.model.layout import Choice
 from zenconvert.model.target import Scheme
-from zenconvert.planning.recoding import recode, recoding, round_to_nearest
+from zenconvert.planning.judging import recoding
+from zenconvert.planning.recoding import recode, round_to_nearest
 
 ROWS, COLUMNS = 6, 512
 

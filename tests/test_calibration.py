@@ -17,10 +17,12 @@ from tests.test_llamacpp_parity import assert_same_file
 from zenconvert import calibrate, convert, open_checkpoint
 from zenconvert.calib.statistics_reader import load_importance, open_statistics
 from zenconvert.cli import cli
+from zenconvert.cli.calibration import calibrate as command
 from zenconvert.errors import NotEnoughResources, OutputExists, UsageError, ZenError
 from zenconvert.formats.gguf.imatrix import read_importance
 from zenconvert.formats.gguf.mixtures import FILE_TYPES
 from zenconvert.planning.recoding import logical_rows
+from zenconvert.solve.calibration import PURPOSES
 from zenconvert.solve.calibration_texts import text_cutter
 from zenconvert.texts.samples import load_bundled
 from zenconvert.texts.selection import Selection, select
@@ -226,3 +228,9 @@ def test_outputs_are_not_overwritten(tmp_path: Path) -> None:
     assert isinstance(run("builtin:zen-nano", nowhere, *FEW).exception, UsageError)
     done = run("builtin:zen-nano", tmp_path / "y.stats", *FEW, "--imatrix", out)
     assert isinstance(done.exception, OutputExists)
+
+
+def test_the_command_line_names_every_purpose() -> None:
+    (purposes,) = (option for option in command.params if option.name == "purposes")
+    assert purposes.metavar == ",".join(PURPOSES) == "gguf,gptq,awq"
+    assert purposes.default == PURPOSES[0]

@@ -28,7 +28,8 @@ from zenconvert.model.layout import Action, Choice, Layout
 from zenconvert.model.meaning import Fact
 from zenconvert.model.pieces import BAND_BYTES, ROW_UNIT
 from zenconvert.model.target import Options, Target
-from zenconvert.planning.recoding import recoding, recoding_of_floats, refined, unchanged
+from zenconvert.planning.judging import recoding, recoding_of_floats, refined
+from zenconvert.planning.recoding import unchanged
 
 Importance = Mapping[str, NDArray[np.float32]]
 """Neutral tensor name → weight of every input channel, f32[columns]."""

@@ -27,6 +27,7 @@ from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.statistics_reader import Statistics, open_statistics
 from zenconvert.errors import OutputExists, UsageError
 from zenconvert.formats.gguf.imatrix import ImatrixEntry, Sums, Texts, imatrix_size, write_imatrix
+from zenconvert.formats.registry import FORMATS
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.meaning import check_explained
 from zenconvert.opening.sources import open_checkpoint
@@ -40,7 +41,12 @@ if TYPE_CHECKING:
     from zenconvert.calib.statistics_file import StatisticsRun
     from zenconvert.calib.walk import LayerProgress, WalkSettings
 
-PURPOSES: Final = ("gguf", *(name for name, one in METHODS.items() if one.needs_statistics))
+PURPOSES: Final = (
+    *(one.name for one in FORMATS.values() if one.is_weighed and one.solver is None),
+    *(name for name, one in METHODS.items() if one.needs_statistics),
+)
+"""What statistics can be for: formats that round with importance weights by themselves, and methods
+that solve from them."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def calibrate(
     source: str | Path,
     out: str | Path,
     *,
-    purposes: Sequence[str] = ("gguf",),
+    purposes: Sequence[str] = PURPOSES[:1],
     samples: str | Path | None = None,
     languages: Sequence[str] | None = None,
     language_weights: Mapping[str, float] | None = None,
