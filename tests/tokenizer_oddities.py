@@ -167,6 +167,10 @@ ODDITIES: Final[dict[str, Callable[[], Draw]]] = {
     "a prefix space said in the config": lambda: changed(
         byte_level(), nothing, add_prefix_space=True
     ),
+    "an added token that is a word": lambda: changed(byte_level(), added(token(1950, "Ġxq"))),
+    "added words with holes before": lambda: changed(
+        byte_level(), added(token(1950, "Ġxq"), token(1957, "Ġzz"))
+    ),
     "ignore_merges the other way": lambda: changed(
         byte_level(), put("model", "ignore_merges", value=False)
     ),

@@ -41,15 +41,17 @@ _USUAL: Final = {"_commit_hash", "_from_model_config", "_name_or_path"}
 """What every folder has that transformers saved; nobody needs to be told."""
 
 
-def is_foreign(key: object) -> bool:
+def is_foreign(key: object, value: object = None) -> bool:
     """Whether a key is none of a model's."""
+    if key == "__type" and value == "AddedToken":  # how transformers 4 writes a token with flags
+        return False
     return isinstance(key, str) and (key.startswith("_") or key in _NAMED)
 
 
 def without_foreign(value: Any) -> Any:
     """JSON without such keys, at any depth."""
     if isinstance(value, Mapping):
-        return {k: without_foreign(v) for k, v in value.items() if not is_foreign(k)}
+        return {k: without_foreign(v) for k, v in value.items() if not is_foreign(k, v)}
     if isinstance(value, list):
         return [without_foreign(item) for item in value]
     return value
@@ -59,7 +61,7 @@ def foreign_keys(value: Any) -> list[str]:
     """Such keys at any depth, sorted."""
     if isinstance(value, Mapping):
         inner = [name for v in value.values() for name in foreign_keys(v)]
-        return sorted({*inner, *(key for key in value if is_foreign(key))})
+        return sorted({*inner, *(key for key, v in value.items() if is_foreign(key, v))})
     if isinstance(value, list):
         return sorted({name for item in value for name in foreign_keys(item)})
     return []

@@ -82,7 +82,7 @@ _UNNAMED: Final = re.compile(r"[0-9a-f]{40}|snapshots|")
 _FLOATS: Final = frozenset({"f32", "f16", "bf16", "f64"})
 _IGNORED: Final = (
     ".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached",
-    ".attention.masked_bias", ".attention.bias",
+    ".attention.masked_bias", ".attention.bias", ".self_attn.masked_bias", ".self_attn.bias",
 )  # fmt: skip
 
 

@@ -47,6 +47,13 @@ _PACKED: Final = (
     "the settings of the tool (or its quantize_config.json or quant_config.json), too"
 )
 _SCALED: Final = "it is of a quantization that is not read; take the original weights"
+_JOINED: Final = (
+    "modules are joined in one tensor, as other families have them; model_type of config.json is "
+    "that of another family, or a tool joined them: save the model with transformers"
+)
+_OLD_NORM: Final = (
+    "it is a norm's name of TensorFlow, or of an own code; save the model with transformers"
+)
 _PIECES: Final = {
     ".lora_": "it belongs to an adapter (LoRA); merge that into its model and save again",
     ".base_layer.": _ADAPTER,
@@ -60,6 +67,12 @@ _PIECES: Final = {
     ".g_idx": _PACKED,
     ".k_scale": "it is a scale of an 8-bit cache, which is not read; take the weights without it",
     ".v_scale": "it is a scale of an 8-bit cache, which is not read; take the weights without it",
+    ".qkv_proj.": _JOINED,
+    ".gate_up_proj.": _JOINED,
+    ".W_pack.": _JOINED,
+    ".query_key_value.": _JOINED,
+    ".gamma": _OLD_NORM,
+    ".beta": _OLD_NORM,
     "mtp.": "it predicts further tokens (MTP), which is not read; leave it out",
 }
 _LAYER: Final = re.compile(r"\blayers\.(\d+)\.")

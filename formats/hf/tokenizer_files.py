@@ -12,7 +12,7 @@ transformers 5.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from zenconvert.formats.hf.rebuilt import rebuilt
 from zenconvert.formats.hf.sentencepiece_model import SentencePieceModel
 from zenconvert.formats.hf.spare import MODEL, usable
 from zenconvert.formats.hf.special_tokens import ROLES, find
+from zenconvert.model.tokenizer import gpt2_alphabet
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -120,10 +121,17 @@ class TokenizerFiles:
         if library is None:
             return None
         definition = json.loads(library.to_str())
-        vocab = definition["model"]["vocab"]
-        if isinstance(vocab, dict):  # the library would number added tokens anew
-            vocab |= {token.text: number for number, token in self.added.items()}
-        return json.dumps(definition, ensure_ascii=False).encode("utf-8")
+        model, texts = definition["model"], {t.text: number for number, t in self.added.items()}
+        if not isinstance(model["vocab"], dict):
+            return _json(definition)
+        words = also_words(model["vocab"], texts) if model.get("ignore_merges") else {}
+        own, vocab = model["vocab"], library.get_vocab(with_added_tokens=True)
+        # the library would number added tokens anew
+        model["vocab"] = own | {text: n for text, n in texts.items() if text not in words}
+        if words:  # in the vocabulary they would be made of those words, too
+            found = fast.load(_json(definition), str(self.path)).get_vocab(with_added_tokens=True)
+            model["vocab"] |= {} if found == vocab else texts
+        return _json(definition)
 
     @cached_property
     def added(self) -> dict[int, Added]:
@@ -257,6 +265,19 @@ class TokenizerFiles:
             named = {n: _text(t, where) for n, t in value.items()}
             return named.pop("default", None), named
         return (None if value is None else _text(value, where)), {}
+
+
+def also_words(vocab: Mapping[str, int], texts: Iterable[str]) -> dict[str, bytes]:
+    """Added tokens that a word in GPT-2's alphabet would become, if they were in the vocabulary of
+    a model that does not merge such words, and these words."""
+    raw = gpt2_alphabet()
+    spelt = (t for t in texts if t not in vocab and all(char in raw for char in t))
+    words = {text: bytes(raw[char] for char in text) for text in spelt}
+    return {text: word for text, word in words.items() if word != text.encode()}
+
+
+def _json(definition: Mapping[str, Any]) -> bytes:
+    return json.dumps(definition, ensure_ascii=False).encode("utf-8")
 
 
 def text_of(path: Path) -> str:

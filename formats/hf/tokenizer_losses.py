@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 from zenconvert.formats.hf import fast
 from zenconvert.formats.hf.frame import Frame, frame_of
 from zenconvert.formats.hf.sentencepiece_model import BYTE, SentencePieceModel
-from zenconvert.formats.hf.tokenizer_files import Added
+from zenconvert.formats.hf.tokenizer_files import Added, also_words
 from zenconvert.formats.hf.tokenizer_structure import SPACE, parts_of
 from zenconvert.model import pretokenizer
-from zenconvert.model.tokenizer import Tokenizer, TokenType, gpt2_alphabet
+from zenconvert.model.tokenizer import Tokenizer, TokenType
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -108,12 +108,9 @@ def _words(
     rule = pretokenizer.by_name(tokenizer.rule) if tokenizer.rule else None
     if rule is None or not rule.ignore_merges:
         return
-    raw, vocab = gpt2_alphabet(), definition["model"]["vocab"]
-    for t in added.values():
-        if t.text not in vocab and all(char in raw for char in t.text):
-            word = bytes(raw[char] for char in t.text)
-            if word != t.text.encode():
-                yield f"{t.text!r:.60} is also the word {word.decode(errors='replace')!r:.60}"
+    found = also_words(definition["model"]["vocab"], [t.text for t in added.values()])
+    for text, word in found.items():
+        yield f"{text!r:.60} is also the word {word.decode(errors='replace')!r:.60}"
 
 
 def _frame(

@@ -42,6 +42,7 @@ PLACES: dict[str, dict[str, Any]] = {
         "chat_template.jinja": PLAIN,
         "additional_chat_templates/default.jinja": TOOLS,
     },
+    "an empty file": {"chat_template.jinja": "", "config": "older"},
     "none": {},
 }
 

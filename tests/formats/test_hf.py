@@ -145,7 +145,14 @@ def test_missing_extra_and_misshapen_tensors_are_named(model: Path, tmp_path: Pa
     save_file({**tensors, name: tensors[name][:-1]}, file)
     with pytest.raises(InvalidInput, match="the config calls for"):
         open_checkpoint(model)
-    save_file({**tensors, "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4)}, file)
+    save_file(
+        {
+            **tensors,
+            "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4),
+            "model.layers.0.self_attn.masked_bias": np.ones(1),
+        },
+        file,
+    )
     assert len(open_checkpoint(model).tensors) == len(tensors)
 
 

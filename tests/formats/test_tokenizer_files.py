@@ -298,7 +298,7 @@ def each(names: list[str], content: bytes) -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [*each(SPARE, POINTER), *each([*SPARE, "tokenizer.model"], b"")]
+    ("name", "content"), [*each(SPARE, POINTER), *each([*SPARE[2:], "tokenizer.model"], b"")]
 )
 def test_a_side_file_that_is_none_does_not_travel(
     name: str, content: bytes, model: Family, tmp_path: Path
@@ -378,3 +378,28 @@ def test_what_transformers_builds_by_the_model_s_type(kind: str, name: str, tmp_
         ]
         told = [text for text in ours.warnings if "transformers 5 builds" in text]
         assert bool(told) == bool(other), (drawn.kind, other, ours.warnings)
+
+
+@pytest.mark.parametrize("key", ["image_token", "bos_token", "additional_special_tokens"])
+def test_tokens_as_objects_stay_what_they_are(
+    key: str, model: Family, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """transformers 4 marks them, and 5 takes an unmarked one for no token."""
+    shutil.copytree(model("llama3"), tmp_path / "m")
+    file = tmp_path / "m" / "tokenizer_config.json"
+    table = json.loads(file.read_text())
+    text = table["bos_token"] if key == "bos_token" else "<image>"
+    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    token = {"__type": "AddedToken", "content": text, **flags}
+    table[key] = [token] if key.endswith("s") else token
+    file.write_text(json.dumps(table))
+    convert(tmp_path / "m", tmp_path / "out", "hf:bf16")
+    assert not [w for w in recwarn if "__type" in str(w.message)]
+    found, expected = (AutoTokenizer.from_pretrained(tmp_path / p) for p in ("out", "m"))
+    for words in ("<image> some words", f"a{text} b"):
+        assert found.encode(words) == expected.encode(words)
+    (tmp_path / "m" / "config.json").write_text(
+        json.dumps(json.loads((tmp_path / "m" / "config.json").read_text()) | {"__type": "other"})
+    )
+    convert(tmp_path / "m", tmp_path / "again", "hf:bf16")
+    assert "__type" not in json.loads((tmp_path / "again" / "config.json").read_text())

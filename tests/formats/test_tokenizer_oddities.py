@@ -26,7 +26,7 @@ TEXTS = (
     " <l> a<r> b <r>  c", "word words sword the<<a>>b <a> <x <x>", "caféÉ ǅ ① ﬁ", "q r  xy ▁▁x",
     "going on   < x > <|im_end|> <|fim_prefix|>z<|fim_middle|>", "🚀漢字 नमस्ते", "",
     "<tool>xyz <ctl>", "<|nowhere|> <|e|> <S> <s >", "AAA", "\u3000wide \u00a0",
-    "   ", "go <|user|> \n on  [MASK] it",
+    "   ", "Ġxq it  xq zz Ġzz", "go <|user|> \n on  [MASK] it",
     "e\u0301 ﷺ ㍿ 한국어 ｶﾞ ¼", "tab\tnew\n\n line \u200b\ufeff", "नि ก็ 🇩🇪 👩\u200d👧",
 )  # fmt: skip
 

@@ -314,6 +314,8 @@ def test_prefixes_of_trainers_are_named(prefix: str, advice: str, tmp_path: Path
         ("model.layers.0.self_attn.k_scale", "8-bit cache"),
         ("model.layers.7.mlp.up_proj.weight", "of layer 7, counted from 0"),
         ("mtp.fc.weight", "predicts further tokens"),
+        ("model.layers.0.self_attn.qkv_proj.weight", "joined in one tensor"),
+        ("model.layers.0.input_layernorm.gamma", "norm's name"),
     ],
 )
 def test_foreign_tensors_are_explained(name: str, advice: str, tmp_path: Path) -> None:
