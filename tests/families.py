@@ -271,7 +271,7 @@ FAMILIES: dict[str, Family] = {
                 "original_max_position_embeddings": 64,
             },
         ),
-        "o200k", "gpt-4o", states=6.0, onnx=False, refusal="no attn.sinks",
+        "o200k", "gpt-4o", states=4.0,
         lost=("tokenizer.json",),
     ),
     "smollm3": Family(

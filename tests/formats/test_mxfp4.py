@@ -19,7 +19,7 @@ from tests.mxfp4_folders import SETTINGS, in_blocks
 from tests.oracles import converter
 from tests.test_llamacpp_parity import assert_same_file
 from zenconvert import convert, open_checkpoint, plan
-from zenconvert.errors import CorruptFile, InvalidInput, MissingTensor, UsageError
+from zenconvert.errors import CorruptFile, InvalidInput, MissingTensor, Unsupported, UsageError
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.write import one_pass
 
@@ -82,6 +82,20 @@ def test_llamacpp_computes_what_transformers_does_and_the_way_back_loses_nothing
     np.testing.assert_array_equal(runs.in_transformers(tmp_path / "back", TEXT), expected)
     convert(tmp_path / "back", tmp_path / "second.gguf", "gguf:f32")
     assert (tmp_path / "second.gguf").read_bytes() == (tmp_path / "first.gguf").read_bytes()
+
+
+def test_graphs_have_the_blocks_on_a_grid_of_eight_bits(blocks: Path, tmp_path: Path) -> None:
+    done = convert(blocks, tmp_path / "graph", "onnx:own-acc0")
+    steps = [step for step in done.plan.steps if ".experts." in step.target and step.shape[1:]]
+    assert {(step.action, step.exact) for step in steps} == {("repack", True)}
+    expected = runs.in_transformers(blocks, TEXT)
+    gap = np.abs(runs.in_onnxruntime(tmp_path / "graph", TEXT) - expected).max()
+    assert gap < 1e-3 * expected.std()
+
+
+def test_standard_operators_take_no_sinks(folder: Made) -> None:
+    with pytest.raises(Unsupported, match="choose a type without -standard"):
+        plan(folder("gpt_oss"), "onnx:f32-standard")
 
 
 def test_small_slabs_give_the_same_bytes(

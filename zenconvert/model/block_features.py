@@ -27,6 +27,7 @@ RULES: Final[dict[str, Callable[[Any], bool]]] = {
     "norms": ("rms", "layer").__contains__,
     "halves": ("in_turn", "parallel").__contains__,
     "routing": ("chosen", "all").__contains__,
+    "clamped": lambda value: isinstance(value, list) and len(value) in (0, 2),
 }
 """Key of ``[block]`` → whether a value is understood."""
 
@@ -60,6 +61,9 @@ class BlockFeatures:
     """Embeddings are multiplied by the root of the hidden size."""
     routes_over_all: bool
     """Experts are weighed by the softmax over all of them, and not over those that were chosen."""
+    clamped: tuple[float, ...]
+    """Slope and limit of gated networks that compute ``(up + 1) · gate · sigmoid(slope · gate)``,
+    with both within the limit; none of others."""
     activation_key: str
     """Config key of the function in the feed-forward network."""
 
@@ -79,5 +83,6 @@ def block_features(block: Mapping[str, Any]) -> BlockFeatures:
         norms_add_one=block["norm_weights"] == "1+w",
         scales_embedding=block["embedding_scale"] != "1",
         routes_over_all=block["routing"] == "all",
+        clamped=tuple(map(float, block["clamped"])),
         activation_key=block["activation"],
     )

@@ -67,9 +67,9 @@ class Names:
         if match is None or match[2].startswith("final_norm"):
             parts = text.split(".")
             return next(((self.outside[n],) for key, n in self.own.items() if key in parts), ())
-        rest = _canonical(match[2])
-        for end in range(len(rest), 0, -1):
-            part = ".".join(rest[:end])
+        own, rest = match[2].split("."), _canonical(match[2])
+        ends = [parts[:end] for parts in (own, rest) for end in range(len(parts), 0, -1)]
+        for part in map(".".join, ends):
             found = [self.inside.get((match[1], one)) for one in _FUSED.get(part) or (part,)]
             if known := tuple(module for module in found if module is not None):
                 return known if len(known) == len(found) else ()

@@ -89,6 +89,7 @@ def _gamma(view: GraphView, node: onnx.NodeProto) -> Initializer | None:
         "RMSNormalization": 1,
         "LayerNormalization": 1,
         "SkipSimplifiedLayerNormalization": 2,
+        "GroupQueryAttention": 11,  # what stands beside its scores
     }
     if (place := fused.get(node.op_type)) is not None:
         return view.initializer(inputs(node, place + 1)[place])

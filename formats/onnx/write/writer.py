@@ -39,7 +39,8 @@ __all__ = ["TYPES", "choose", "facts", "lay_out"]
 
 _HEAD_STEP: Final = 16
 _EXPERTS: Final = {"moe.router", "moe.{expert}.gate", "moe.{expert}.up", "moe.{expert}.down"}
-_SHARED: Final = {"moe.shared.gate", "moe.shared.up", "moe.shared.down", "moe.shared_gate"}
+_SHARED: Final = {"moe.shared.gate", "moe.shared.up", "moe.shared.down"}
+_SINKS: Final = {"attn.sinks"}
 _BESIDE: Final = {"ffn_own_norm", "moe.norm", "moe.post_norm", "moe.router_scale", "moe.scales"}
 """Of experts beside a feed-forward network."""
 _GATED: Final = {"ffn.gate", "ffn.up", "ffn.down"}
@@ -48,6 +49,7 @@ _FEED_FORWARD: Final = (
     {"ffn.up", "ffn.down"},
     _EXPERTS,
     _EXPERTS | _SHARED,
+    _EXPERTS | _SHARED | {"moe.shared_gate"},
     _EXPERTS | _GATED | _BESIDE,
 )
 _EVERY: Final = {
@@ -68,8 +70,8 @@ def lay_out(
     checkpoint: Checkpoint, target: Target, choices: list[Choice], options: Options, name: str
 ) -> Layout:
     """The graph as literal bytes, the weights at their places, and the small files."""
-    check_family(checkpoint)
     kind = parse(target.type)
+    check_family(checkpoint, sinks=not kind.standard)
     found = layouts.names(options.layout, kind, choices)
     limits = [size for size in (options.split_max_size, found.limit) if size is not None]
     tensors = _by_neutral_name(checkpoint, choices)
@@ -155,14 +157,20 @@ def _rounded_products(checkpoint: Checkpoint, target: Target, options: Options) 
     return [Fact("accuracy_level", kind.level, "the graph", exact=False, why=why)]
 
 
-def check_family(checkpoint: Checkpoint) -> None:
-    """Raise Unsupported for a model that the graph builder does not know."""
+def check_family(checkpoint: Checkpoint, *, sinks: bool) -> None:
+    """Raise Unsupported for a model that the graph builder does not know; ``sinks``: the operator
+    of attention takes them, as that of the standard does not."""
     architecture = checkpoint.architecture
     there = architecture.modules_of(checkpoint.hyperparameters)
     in_all = [m for m in there if m.layers != "dense"]
     modules = {m.name.removeprefix("layers.{layer}.") for m in in_all}
     common = _EVERY | (_HEAD_NORMS if architecture.block.head_norms != "none" else set())
-    for whole in (_OWN_INPUTS, {"factor"}):
+    if not sinks and modules >= _SINKS:
+        raise Unsupported(
+            f"{architecture.id} models have sinks beside the scores of attention, which the "
+            "standard's operator does not take; choose a type without -standard"
+        )
+    for whole in (_OWN_INPUTS, {"factor"}, _SINKS):
         common |= whole if whole <= modules else set()
     placings = [{"attn_norm"}] if architecture.block.parallel else _NORMS
     known = [common | parts | norms for parts in _FEED_FORWARD for norms in placings]
@@ -207,6 +215,7 @@ def graph_bytes(
         score_scale=_score_scale(checkpoint),
         rotary_pairs=architecture.block.rotary_pairs,
         activation=_activation(checkpoint),
+        clamped=architecture.block.clamped,
         layer_norms=architecture.block.layer_norms,
         parallel=architecture.block.parallel,
         routes_over_all=architecture.block.routes_over_all,

@@ -375,14 +375,14 @@ def test_the_graph_interprets_every_feature_of_a_block() -> None:
     assert features == {
         *("windows", "window_period", "rotates", "head_norms"),
         *("norm_weights", "embedding_scale", "activation"),  # by modules beside them
-        *("rotary", "norms", "halves", "routing", "value_norms", "scores"),
+        *("rotary", "norms", "halves", "routing", "value_norms", "scores", "clamped"),
     }
 
 
 def test_families_with_other_modules_are_refused_by_name(model: Model) -> None:
     checkpoint = open_checkpoint(model("qwen2"))
-    module = replace(checkpoint.architecture.modules[3], name="layers.{layer}.attn.sinks")
+    module = replace(checkpoint.architecture.modules[3], name="layers.{layer}.attn.gate")
     modules = (*checkpoint.architecture.modules, module)
     odd = replace(checkpoint, architecture=replace(checkpoint.architecture, modules=modules))
-    with pytest.raises(Unsupported, match=r"no attn\.sinks in its layers"):
-        check_family(odd)
+    with pytest.raises(Unsupported, match=r"no attn\.gate in its layers"):
+        check_family(odd, sinks=True)

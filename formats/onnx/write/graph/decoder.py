@@ -52,6 +52,8 @@ class Facts:
     """Neighbouring channels of a head are rotated together, and not those of two halves."""
     activation: str
     """Of the feed-forward network, as configs call it."""
+    clamped: Sequence[float]
+    """Slope and limit of gated networks that are clamped; none of others."""
     layer_norms: bool
     """Norms take the mean away, and are not root mean square norms."""
     parallel: bool
@@ -82,10 +84,15 @@ class Profile(Protocol):
         """``x + update``, and its norm first."""
 
     def attention(
-        self, layer: int, qkv: Sequence[ir.Value], past: Sequence[ir.Value]
+        self,
+        layer: int,
+        qkv: Sequence[ir.Value],
+        past: Sequence[ir.Value],
+        sinks: ir.Value | None,
     ) -> list[ir.Value]:
         """Attention of one layer, with its rotation if there is one: its output
-        ``[batch, sequence, q_width]``, keys and values."""
+        ``[batch, sequence, q_width]``, keys and values. ``sinks`` [heads] stand beside the scores
+        that softmax takes."""
 
 
 def build(facts: Facts, builder: GraphBuilder, weights: Weights, profile: Profile) -> ir.Model:
@@ -188,7 +195,9 @@ class _Decoder:
             if source == layer:
                 self.kept[layer] = [*fresh, *_past(layer, self.facts, builder)]
             key, value, *past = self.kept[source]
-            mixed, *present = self.profile.attention(layer, [query, key, value], past)
+            sinks = f"{name}.attn.sinks.weight"
+            beside = weights.plain(sinks) if sinks in weights else None
+            mixed, *present = self.profile.attention(layer, [query, key, value], past, beside)
             if source == layer:
                 _present(layer, self.facts, builder, present)
         return weights.linear(f"{name}.attn.o", mixed)
@@ -235,7 +244,7 @@ class _Decoder:
         facts = self.facts
         return experts(
             self.builder, self.weights, facts.hp, facts.activation, layer, x, routed,
-            over_all=facts.routes_over_all,
+            over_all=facts.routes_over_all, clamped=facts.clamped,
         )  # fmt: skip
 
     def _routed(self, moe: str, stream: ir.Value) -> ir.Value:

@@ -3,6 +3,7 @@ chooses some."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -13,6 +14,7 @@ from zenconvert.formats.onnx.write.graph.builder import CONTRIB, GraphBuilder
 from zenconvert.formats.onnx.write.graph.weights import Weights
 from zenconvert.formats.onnx.write.placing import Stack
 from zenconvert.formats.onnx.write.stacking import attributes_of
+from zenconvert.model.encoding import DENSE_DTYPES
 from zenconvert.model.hyperparameters import Hyperparameters
 
 _SILU: Final = frozenset({"silu", "swish"})
@@ -30,11 +32,15 @@ def gated(
     x: ir.Value,
     *,
     rank: int = 3,
+    clamped: Sequence[float] = (),
 ) -> ir.Value:
-    """``down(activation(gate(x)) · up(x))``."""
+    """``down(activation(gate(x)) · up(x))``, or what clamped networks make of both."""
     gate, up = (weights.linear(f"{name}.{part}", x, rank=rank) for part in ("gate", "up"))
     with builder.inside(weights.around(f"{name}.gate")):
-        product = builder.op("Mul", active(builder, activation, gate), up)
+        if clamped:
+            product = _clamped(builder, weights.floats, gate, up, *clamped)
+        else:
+            product = builder.op("Mul", active(builder, activation, gate), up)
     return weights.linear(f"{name}.down", product, rank=rank)
 
 
@@ -46,6 +52,19 @@ def plain(
     with builder.inside(weights.around(f"{name}.up")):
         product = active(builder, activation, up)
     return weights.linear(f"{name}.down", product)
+
+
+def _clamped(
+    builder: GraphBuilder, floats: str, gate: ir.Value, up: ir.Value, slope: float, limit: float
+) -> ir.Value:
+    """``(up + 1) · gate · sigmoid(slope · gate)``, both within the limit."""
+    one, low, high, steep = (
+        builder.constant(f"clamped.{name}", np.array(value, DENSE_DTYPES[floats]))
+        for name, value in {"one": 1, "low": -limit, "high": limit, "slope": slope}.items()
+    )
+    gate, up = builder.op("Min", gate, high), builder.op("Clip", up, low, high)
+    share = builder.op("Sigmoid", builder.op("Mul", gate, steep))
+    return builder.op("Mul", builder.op("Add", up, one), builder.op("Mul", gate, share))
 
 
 def active(builder: GraphBuilder, activation: str, x: ir.Value) -> ir.Value:
@@ -67,6 +86,7 @@ def experts(
     routed: ir.Value,
     *,
     over_all: bool,
+    clamped: Sequence[float],
 ) -> ir.Value:
     """The best ``hp.experts_used`` experts of every token, weighed by the router, which reads
     ``routed``, and by any factors of their own, and summed, and the expert of every token where
@@ -94,12 +114,17 @@ def experts(
             if (factors := f"{name}.scales.weight") in weights:
                 own = _as(builder, weights.plain(factors), weights.floats, "f32")
                 shares = builder.op("Mul", shares, builder.op("Gather", own, chosen, axis=0))
-        total = _one_by_one(builder, weights, hp, activation, name, x, flat, shares, chosen)
-    if f"{name}.shared_gate.weight" in weights:
+        total = _one_by_one(
+            builder, weights, hp, activation, name, x, flat, shares, chosen, clamped=clamped
+        )
+    if f"{name}.shared.up.weight" in weights:
         shared = gated(builder, weights, f"{name}.shared", activation, x)
-        gate = weights.linear(f"{name}.shared_gate", x)
+        if f"{name}.shared_gate.weight" in weights:
+            gate = weights.linear(f"{name}.shared_gate", x)
+            with builder.inside(path):
+                shared = builder.op("Mul", builder.op("Sigmoid", gate), shared)
         with builder.inside(path):
-            total = builder.op("Add", total, builder.op("Mul", builder.op("Sigmoid", gate), shared))
+            total = builder.op("Add", total, shared)
     return total
 
 
@@ -124,6 +149,8 @@ def _one_by_one(
     flat: ir.Value,
     shares: ir.Value,
     chosen: ir.Value,
+    *,
+    clamped: Sequence[float],
 ) -> ir.Value:
     """Every expert by itself, for its own rows of ``flat``; the sum has the shape of x."""
     path = weights.around(f"{name}.router")
@@ -137,7 +164,9 @@ def _one_by_one(
             share = builder.op("GatherND", shares, builder.op("Transpose", hits, perm=[1, 0]))
             tokens = builder.op("Gather", hits, builder.integer(0), axis=0)
             rows = builder.op("Gather", flat, tokens, axis=0)
-        result = gated(builder, weights, f"{name}.{expert}", activation, rows, rank=2)
+        result = gated(
+            builder, weights, f"{name}.{expert}", activation, rows, rank=2, clamped=clamped
+        )
         with builder.inside(inner):
             result = _as(builder, result, weights.floats, "f32")
             last = builder.integers(-1)

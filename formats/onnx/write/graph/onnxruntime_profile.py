@@ -74,7 +74,11 @@ class OnnxruntimeProfile:
         return normed, total
 
     def attention(
-        self, layer: int, qkv: Sequence[ir.Value], past: Sequence[ir.Value]
+        self,
+        layer: int,
+        qkv: Sequence[ir.Value],
+        past: Sequence[ir.Value],
+        sinks: ir.Value | None,
     ) -> list[ir.Value]:
         """Rotation, cache, window and attention in one operator."""
         hp, window = self.facts.hp, self.facts.windows[layer]
@@ -82,9 +86,13 @@ class OnnxruntimeProfile:
         if window is not None and self.sliding_tables:
             tables = self.sliding_tables
         softcap: dict[str, Any] = {} if hp.score_softcap is None else {"softcap": hp.score_softcap}
+        inputs = [*qkv, *past, *self.lengths, *(tables if rotates else (None, None))]
+        inputs += [] if sinks is None else [None, None, sinks]
+        while inputs[-1] is None:
+            inputs.pop()
         return self.builder.ops(
             "GroupQueryAttention",
-            [*qkv, *past, *self.lengths, *(tables if rotates else ())],
+            inputs,
             [True, True, True],
             domain=CONTRIB,
             num_heads=hp.heads,

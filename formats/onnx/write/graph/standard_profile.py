@@ -117,9 +117,14 @@ class StandardProfile:
         return self.norm(total, gamma), total
 
     def attention(
-        self, layer: int, qkv: Sequence[ir.Value], past: Sequence[ir.Value]
+        self,
+        layer: int,
+        qkv: Sequence[ir.Value],
+        past: Sequence[ir.Value],
+        sinks: ir.Value | None,
     ) -> list[ir.Value]:
         """Any rotation of queries and keys, then attention over the cache and the new tokens."""
+        assert sinks is None  # who asks for a graph is told before
         builder, hp, kv_heads = self.builder, self.facts.hp, self.facts.heads[layer].kv_heads
         query, key, value = qkv
         window = self.facts.windows[layer]
