@@ -6,6 +6,7 @@ names the method; auto-round packs as others do, and says so.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,8 @@ GPTQ_FILE: Final = "quantize_config.json"
 AWQ_FILE: Final = "quant_config.json"
 _BESIDE: Final = {GPTQ_FILE: ("desc_act", "gptq"), AWQ_FILE: ("w_bit", "awq")}
 """File beside config.json → a key that tells whose it is, and whose."""
+_NUMBERS: Final = ("bits", "w_bit", "group_size", "q_group_size")
+_NUMBER: Final = re.compile(r"-?[0-9]{1,4}")
 AUTO_ROUND_GPTQ: Final = {
     "auto_round:auto_gptq": "gptq",
     "auto_round:gptq": "gptq",
@@ -50,11 +53,17 @@ def of_folder(path: Path) -> Quantization | None:
     if table is not None:
         if not isinstance(table, dict):
             raise CorruptFile(f"{config}: {QUANTIZATION} should be an object")
-        return Quantization(_method(table), table)
+        return Quantization(_method(table), _with_numbers(table))
     for name in _BESIDE:
         if (path / name).is_file() and (method := _method(found := read_json(path / name))):
-            return Quantization(method, found)
+            return Quantization(method, _with_numbers(found))
     return None
+
+
+def _with_numbers(table: dict[str, Any]) -> dict[str, Any]:
+    """With numbers where some tools have written texts of digits."""
+    read = {k: table[k] for k in _NUMBERS if isinstance(table.get(k), str)}
+    return {**table, **{k: int(v) for k, v in read.items() if _NUMBER.fullmatch(v)}}
 
 
 def _method(table: dict[str, Any]) -> str:

@@ -50,6 +50,10 @@ def _stored_version(folder: Folder, modules: Mapping[str, TensorName]) -> Versio
         shape, (rows, columns) = packed_folder.entry_of(folder, module, "qweight").shape, name.shape
         fits["gemm"] &= shape == (columns, rows // PER_WORD)
         fits["gemv"] &= shape == (rows, columns // PER_WORD)
+        if not any(fits.values()) and shape == (columns // PER_WORD, rows):
+            raise InvalidInput(
+                f"{folder.path}: {module}.qweight lies as GPTQ has it: quant_method should be gptq"
+            )
     if fits["gemm"] == fits["gemv"]:
         return None
     return "gemm" if fits["gemm"] else "gemv"

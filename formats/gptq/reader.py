@@ -72,7 +72,10 @@ def _tensor(folder: Folder, module: str, name: TensorName, said: Settings) -> Te
         )
     bits, groups = codes.shape[0] * 32 // columns, scales.shape[0]
     if not 2 <= bits <= 8 or not groups:
-        raise Unsupported(f"{codes.path}: {codes.name} has {bits} bits a code; known are 2 to 8")
+        hint = "; its codes lie as AWQ's do: quant_method should be awq" if bits == 32 else ""
+        raise Unsupported(
+            f"{codes.path}: {codes.name} has {bits} bits a code; known are 2 to 8{hint}"
+        )
     index = folder.entries.get(f"{module}.g_idx")
     encoding = Grouped(
         bits,

@@ -325,7 +325,8 @@ def test_broken_folders_are_told_apart(
         ({"version": "marlin"}, Unsupported, "marlin"),
         ({"bits": 3}, Unsupported, "3 bits"),
         ({"group_size": 0}, CorruptFile, "group_size should be"),
-        ({"group_size": "128"}, CorruptFile, "group_size should be"),
+        ({"group_size": "many"}, CorruptFile, "group_size should be"),
+        ({"quant_method": "gptq"}, Unsupported, "quant_method should be awq"),
     ],
 )
 def test_settings_that_make_no_sense_are_told_apart(
@@ -349,6 +350,7 @@ def test_settings_that_make_no_sense_are_told_apart(
         ({"group_size": None}, ""),
         ({"version": "gemv"}, "labelled gemv, and the data is gemm"),
         ({"quant_method": "AWQ"}, ""),
+        ({"bits": "4", "group_size": "64"}, ""),
     ],
 )
 def test_labels_yield_to_shapes(

@@ -435,6 +435,7 @@ def test_broken_folders_are_told_apart(
         ({"checkpoint_format": "marlin"}, Unsupported, "'marlin' is not read"),
         ({"checkpoint_format": ["gptq"]}, Unsupported, "is not read"),
         ({"pack_dtype": "int64"}, Unsupported, "int64"),
+        ({"quant_method": "awq"}, InvalidInput, "quant_method should be gptq"),
         ({"sym": "yes"}, CorruptFile, "sym should be true or false"),
         ({"desc_act": 1}, CorruptFile, "desc_act should be true or false"),
         ({"dynamic": ["lm_head"]}, CorruptFile, "dynamic should map"),
