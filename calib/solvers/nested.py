@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from zenconvert.base.machine import usable_cores
 from zenconvert.calib.solvers.curvature import Curvature, prepare
 from zenconvert.calib.solvers.exact import CPU_ROWS, exact
+from zenconvert.calib.solvers.nested_blocks import refit_blocks
 from zenconvert.calib.solvers.solution import EncodedRows, Filled, GptqSettings, ModuleReport
 from zenconvert.model.nested import NestedRows
 
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from zenconvert.model.encoding import Encoding
 
 _PANEL: Final = 256
-_DEVICE_ROWS: Final = 4096
+_DEVICE_ROWS: Final = 2048
+_DEVICE_WORKERS: Final = 4
+"""Pieces of work at a time: while the device computes for one, the host does for the others."""
 
 
 def nested_curvature(
@@ -67,8 +70,9 @@ def nested_gptq(
     work = _Work(encoding, curvature, settings)
     count = CPU_ROWS if weight.device.type == "cpu" else _DEVICE_ROWS
     slices = [slice(at, at + count) for at in range(0, len(weight), count)]
-    with exact(weight.device) as run:
-        parts = run(lambda here: work.rows(weight[here], rounded[here]), slices)
+    with exact(weight.device) as run, ThreadPoolExecutor(_DEVICE_WORKERS) as pool:
+        each = run if weight.device.type == "cpu" else pool.map
+        parts = list(each(lambda here: work.rows(weight[here], rounded[here]), slices))
     data = np.concatenate([part[0] for part in parts])
     ours, theirs, energy = np.sum([part[1] for part in parts], axis=0).tolist()
     notes, replaced = curvature.notes, sum(part[2] for part in parts)
@@ -159,12 +163,15 @@ class _Work:
         from zenconvert.calib.solvers.nested_kernels import descend
 
         for begin, end in _panels(weight.shape[1]):
-            gradient = self.curvature.gradient(errors, begin, end)
+            gradient = _host(self.curvature.gradient(errors, begin, end))
+            moments = self.curvature.block(begin, end)
             panel = found.columns(begin, end)
             values = panel.dequantize()
-            descend(_host(gradient), _host(self.curvature.block(begin, end)), values, panel)
+            descend(gradient, _host(moments), values, panel)
+            left, now = (torch.from_numpy(a).to(weight.device) for a in (gradient, values))
+            refit_blocks(panel, left, now, moments)
             found.put_columns(begin, end, panel)
-            errors[:, begin:end] = weight[:, begin:end] - torch.from_numpy(values).to(errors.device)
+            errors[:, begin:end] = weight[:, begin:end] - now
 
 
 def _panels(columns: int) -> list[tuple[int, int]]:

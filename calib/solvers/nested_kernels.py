@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.base.compiling import njit
-from zenconvert.calib.solvers.host_kernels import over_rows, round_half
+from zenconvert.calib.solvers.host_kernels import over_rows
 from zenconvert.model.nested import NestedGrid, NestedRows
 
 _NONE: Final = np.float32(0.0)
@@ -155,56 +155,15 @@ def _recode(row, shared, fields, g):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _half_near(old, slope, curve):  # type: ignore[no-untyped-def]
-    """The best float16 in the place of another; the old one where nothing is gained."""
-    if not curve > _NONE:
-        return old
-    goal = old + slope / curve
-    found = round_half(goal) if goal >= _NONE else -round_half(-goal)
-    return found if _helps(found - old, slope, curve) else old
-
-
-@njit(nogil=True, cache=True)
-def _refit_block(row, shared, fields, b, direction):  # type: ignore[no-untyped-def]
-    """The best step of a block, then its best offset, all else as it is."""
-    _, codes, _ = row
-    _, levels, _, group, block, _ = shared
-    steps, scales, offsets, minimums = fields
-    begin, end = b * block, (b + 1) * block
-    if steps[b] == _NONE:
-        return
-    for k in range(begin, end):
-        direction[k] = scales[k // group] * levels[codes[k]]
-    slope, curve = _along(direction, row, shared, begin, end)
-    step = _half_near(steps[b], slope, curve)
-    if step != steps[b]:
-        steps[b] = step
-        for g in range(begin // group, end // group):
-            _revalue(row, shared, fields, g)
-    if offsets[b] == _NONE:
-        return
-    for k in range(begin, end):
-        direction[k] = -minimums[k // group]
-    slope, curve = _along(direction, row, shared, begin, end)
-    offset = _half_near(offsets[b], slope, curve)
-    if offset != offsets[b]:
-        offsets[b] = offset
-        for g in range(begin // group, end // group):
-            _revalue(row, shared, fields, g)
-
-
-@njit(nogil=True, cache=True)
 def _descend(shared, gradient, values, codes, steps, scales, offsets, minimums):  # type: ignore[no-untyped-def]
-    _, _, _, group, block, _ = shared
+    group = shared[3]
     direction = np.zeros(values.shape[1], np.float32)
     for r in range(values.shape[0]):
         row = (values[r], codes[r], gradient[r])
         fields = (steps[r], scales[r], offsets[r], minimums[r])
-        for b in range(values.shape[1] // block):
-            for g in range(b * block // group, (b + 1) * block // group):
-                _refit_group(row, shared, fields, g, direction)
-                _recode(row, shared, fields, g)
-            _refit_block(row, shared, fields, b, direction)
+        for g in range(values.shape[1] // group):
+            _refit_group(row, shared, fields, g, direction)
+            _recode(row, shared, fields, g)
 
 
 def settle(
@@ -240,10 +199,10 @@ def descend(
     values: NDArray[np.float32],
     rows: NestedRows,
 ) -> None:
-    """Lower the error of a panel by its scales, minimums, codes, steps and offsets, in that order.
+    """Lower the error of a panel by its scales, minimums and codes, group by group.
 
     Args:
-        gradient: float32[rows, columns], ``errors @ moments`` over all columns; spoiled.
+        gradient: float32[rows, columns], ``errors @ moments`` over all columns; brought up to date.
         moments: float32[columns, columns] among these.
         values: float32[rows, columns], the numbers on the grid; brought up to date.
         rows: the panel; brought up to date.

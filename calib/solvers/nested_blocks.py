@@ -1,0 +1,101 @@
+"""The float16 steps and offsets of blocks, fitted to codes, scales and minimums as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from zenconvert.calib.solvers.grid import round_scale
+from zenconvert.model.nested import NestedRows
+
+
+def refit_blocks(
+    rows: NestedRows, gradient: torch.Tensor, values: torch.Tensor, moments: torch.Tensor
+) -> None:
+    """Give every block of a panel its best step and then its best offset.
+
+    A new one is taken where it lowers the error as the float16 that it is.
+
+    Args:
+        rows: the panel; its steps and offsets are brought up to date.
+        gradient: float32[rows, columns], ``errors @ moments`` over all columns; spoiled.
+        values: float32[rows, columns], the numbers on the grid; brought up to date.
+        moments: float32[columns, columns] among these.
+    """
+    grid, device = rows.grid, values.device
+    levels = torch.tensor(grid.levels, dtype=torch.float32, device=device)
+    steps = torch.from_numpy(rows.steps).to(device)
+    offsets = None if rows.offsets is None else torch.from_numpy(rows.offsets).to(device)
+    for number in range(steps.shape[1]):
+        columns = slice(number * grid.block, (number + 1) * grid.block)
+        groups = slice(columns.start // grid.group, columns.stop // grid.group)
+        scales = torch.from_numpy(rows.scales[:, groups]).to(device)
+        codes = torch.from_numpy(rows.codes[:, columns]).to(device)
+        block = _Block(
+            levels[codes.int()].reshape(len(codes), -1, grid.group),
+            scales.float()[..., None],
+            None,
+            steps[:, number],
+        )
+        if offsets is not None and rows.minimums is not None:
+            block.minimums = (
+                torch.from_numpy(rows.minimums[:, groups]).to(device).float()[..., None]
+            )
+            block.offsets = offsets[:, number]
+        panel = _Panel(gradient, values, moments, columns)
+        block.steps.copy_(panel.fitted(block.steps, block.levels * block.scales))
+        panel.put(block.values())
+        if block.offsets is not None and block.minimums is not None:
+            along = -block.minimums.expand_as(block.levels)
+            block.offsets.copy_(panel.fitted(block.offsets, along))
+            panel.put(block.values())
+    rows.steps[:] = steps.cpu().numpy()
+    if offsets is not None and rows.offsets is not None:
+        rows.offsets[:] = offsets.cpu().numpy()
+
+
+@dataclass
+class _Block:
+    """One block of every row; the last dimensions are groups and columns."""
+
+    levels: torch.Tensor
+    scales: torch.Tensor
+    minimums: torch.Tensor | None
+    steps: torch.Tensor
+    offsets: torch.Tensor | None = None
+
+    def values(self) -> torch.Tensor:
+        """The numbers as they are decoded, float32[rows, columns]."""
+        found = (self.steps[:, None, None] * self.scales) * self.levels
+        if self.offsets is not None and self.minimums is not None:
+            found = found - self.offsets[:, None, None] * self.minimums
+        return found.flatten(1)
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """The columns of a block within a panel."""
+
+    gradient: torch.Tensor
+    all_values: torch.Tensor
+    moments: torch.Tensor
+    columns: slice
+
+    def fitted(self, old: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+        """The best factors float32[rows] of a direction in the place of old ones, which stay where
+        nothing is gained and where they are 0."""
+        along = direction.flatten(1)
+        slope = (self.gradient[:, self.columns] * along).sum(1)
+        curve = ((along @ self.moments[self.columns, self.columns]) * along).sum(1)
+        goal = old + slope / curve.clamp(min=torch.finfo(torch.float32).tiny)
+        found = torch.where(goal < 0, -round_scale(-goal), round_scale(goal))
+        change = found - old
+        helps = (old != 0) & (curve > 0) & (change * (change * curve - 2 * slope) < 0)
+        return torch.where(helps, found, old)
+
+    def put(self, values: torch.Tensor) -> None:
+        """Let the block have these values, and the gradient follow."""
+        change = values - self.all_values[:, self.columns]
+        self.gradient.addmm_(change, self.moments[self.columns], alpha=-1)
+        self.all_values[:, self.columns] = values
