@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from zenconvert.errors import CorruptFile, InvalidInput, Unsupported
 from zenconvert.formats import packed_folder, quantization
+from zenconvert.formats.awq.activation import without_ones
 from zenconvert.formats.awq.codec import BITS, PER_WORD, AwqCodec, Version
 from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder, without_spare_biases
 from zenconvert.model.architecture import TensorName
@@ -28,7 +29,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     said_by = quantization.of_folder(path)
     settings = said_by.table if said_by is not None else {}
     named = _version(path, settings)
-    folder = without_spare_biases(open_folder(path))
+    folder = without_ones(without_spare_biases(open_folder(path)))
     modules = packed_folder.modules(folder)
     if not modules:
         raise InvalidInput(f"{path}: the config speaks of AWQ and no weight is quantized")

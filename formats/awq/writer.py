@@ -8,15 +8,17 @@ from typing import Any, Final
 
 from zenconvert.errors import UsageError
 from zenconvert.formats import packed_folder
+from zenconvert.formats.awq.activation import ones
 from zenconvert.formats.awq.codec import BITS, AwqCodec
-from zenconvert.formats.hf import writer as hf_writer
-from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_folder
+from zenconvert.formats.hf.writer import facts, float_name, folder_config, lay_out_folder
 from zenconvert.formats.packed_folder import choose_modules, refuse_foreign
 from zenconvert.formats.quantization import QUANTIZATION
 from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.encoding import DENSE
 from zenconvert.model.layout import Choice, Layout
-from zenconvert.model.meaning import Fact
 from zenconvert.model.target import Options, Scheme, Target
+
+__all__ = ["TYPES", "choose", "facts", "lay_out"]
 
 DEFAULT: Final = "w4g128"
 TYPES: Final = (DEFAULT, "w4g64", "w4g32", "w4g128-gemv")
@@ -47,7 +49,7 @@ def choose(
             f"an AWQ file has one grid for all its modules, and these have {found}; name the grid "
             "of all of them (awq:w4g128), or keep some in floats with --tensor-type"
         )
-    return choices
+    return [*choices, *ones(checkpoint, DENSE[float_name(choices)])]
 
 
 def parse(text: str) -> Scheme:
@@ -80,20 +82,6 @@ def lay_out(
     settings = _settings(choices)
     tables = {"config.json": {**config, QUANTIZATION: settings}}
     return lay_out_folder(checkpoint, choices, options, tables)
-
-
-def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
-    """Facts of the config, and the function whose scales some runtimes look for."""
-    found = hf_writer.facts(checkpoint, target, options)
-    architecture = checkpoint.architecture
-    if not any(module.name.endswith(".gate") for module in architecture.modules):
-        key = architecture.block.activation_key
-        why = (
-            "AutoAWQ and transformers want scales of this function where no gate multiplies it, "
-            "which these files do not have; GPTQModel runs them, and gptq has no such scales"
-        )
-        found.append(Fact(key, checkpoint.config.get(key), "", exact=False, why=why))
-    return found
 
 
 def _settings(choices: list[Choice]) -> dict[str, Any]:

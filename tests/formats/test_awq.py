@@ -384,3 +384,21 @@ def test_words_for_kernels_are_the_gemm_layout(
 ) -> None:
     folder = changed(awq("w4g32"), tmp_path / "m", settings=lambda own: {**own, "version": word})
     assert_same(folder, awq("w4g32"))
+
+
+def test_scales_of_an_activation_are_ones_and_nothing_else_is_read(
+    folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Consumers divide by them; see the oracles for what these compute."""
+    done = convert(folder("starcoder2"), tmp_path / "awq", "awq:w4g32")
+    assert not done.plan.lost
+    names = {f"model.layers.{layer}.mlp.act.scales" for layer in range(2)}
+    assert names <= {step.target for step in done.plan.steps}
+    assert "act.scales" not in "".join(open_checkpoint(tmp_path / "awq").tensors)
+    assert plan(tmp_path / "awq", "awq", exact=True).exact
+
+    def doubled(tensors: Tensors) -> Tensors:
+        return {n: v * 2 if n in names else v for n, v in tensors.items()}
+
+    with pytest.raises(Unsupported, match=r"mlp\.act\.scales holds 512 numbers"):
+        open_checkpoint(changed(tmp_path / "awq", tmp_path / "other", tensors=doubled))

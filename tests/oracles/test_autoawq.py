@@ -22,7 +22,7 @@ KNOWN = (
     "starcoder2", "gemma2", "stablelm",
 )  # fmt: skip
 """Families of ``tests.families`` that it has; it ended in 2025."""
-WRONG_THERE = ("gemma2", "starcoder2")
+WRONG_THERE = ("gemma2",)
 UNTRIED = ("stablelm",)
 WRITTEN = [
     ("builtin:zen-nano", "awq:w4g128"),
@@ -121,14 +121,6 @@ def test_it_leaves_out_the_softcap_of_scores(
     without = json.dumps({**config, "attn_logit_softcapping": None})
     (tmp_path / "without" / "config.json").write_text(without)
     ours.assert_close(ours.logits(tmp_path / "without"), np.load(out), 1e-4)
-
-
-def test_it_wants_scales_of_an_activation(packed: Written, autoawq: Tool) -> None:
-    """Its StarCoder 2 has a module of its own in the place of GELU, and no folder but its own has
-    the weight of that."""
-    said = autoawq("refusal", folder=packed("starcoder2", "awq:w4g32"))
-    assert said.startswith("InvalidInput")
-    assert "meta tensor" in said
 
 
 def test_it_knows_no_others(autoawq: Tool) -> None:

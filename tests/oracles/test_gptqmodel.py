@@ -34,8 +34,8 @@ APART = ("mixtral", "phi", "phi_longrope", "glm4", "gemma4_moe")
 CALLED = [
     *((n, "gptq", "gptqmodel") for n in SHALLOW if n not in APART),
     *((n, "awq", "gptqmodel") for n in ("qwen3", "qwen2_moe", "gemma2", "cohere", "starcoder2")),
-    *((name, "gptq", "transformers") for name in ("qwen3", "phi", "gemma2")),
-    *((name, "awq", "transformers") for name in ("qwen3", "phi")),
+    *((name, "gptq", "transformers") for name in ("qwen3", "phi", "gemma2", "glm4")),
+    *((name, "awq", "transformers") for name in ("qwen3", "phi", "starcoder2")),
 ]
 
 
@@ -150,11 +150,3 @@ def test_every_family_is_called_as_it_expects(
     found = gptqmodel("in_floats", folder=folder, ids=ours.IDS, out=out, loader=loader)
     assert set(found) == ours.modules(folder)
     ours.assert_close(ours.logits(folder), np.load(out), 1e-4)
-
-
-def test_scales_of_an_activation_are_missed(packed: Written, gptqmodel: Tool) -> None:
-    """transformers puts a module with a weight in the place of this function, for AWQ alone."""
-    said = gptqmodel("refusal", folder=packed("starcoder2", "awq:w4g32"))
-    assert said.startswith("InvalidInput")
-    assert "mlp.act.scales" in said
-    assert "with noise" in said

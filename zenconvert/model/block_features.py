@@ -19,6 +19,7 @@ RULES: Final[dict[str, Callable[[Any], bool]]] = {
     "norm_weights": ("w", "1+w").__contains__,
     "embedding_scale": ("1", "sqrt(hidden)").__contains__,
     "activation": lambda value: isinstance(value, str),
+    "activation_module": lambda value: isinstance(value, str),
     "head_norms": HEAD_NORMS.__contains__,
     "value_norms": VALUE_NORMS.__contains__,
     "scores": SCORES.__contains__,
@@ -66,6 +67,8 @@ class BlockFeatures:
     with both within the limit; none of others."""
     activation_key: str
     """Config key of the function in the feed-forward network."""
+    activation_module: str
+    """What transformers calls that function in the network."""
 
 
 def block_features(block: Mapping[str, Any]) -> BlockFeatures:
@@ -85,4 +88,5 @@ def block_features(block: Mapping[str, Any]) -> BlockFeatures:
         routes_over_all=block["routing"] == "all",
         clamped=tuple(map(float, block["clamped"])),
         activation_key=block["activation"],
+        activation_module=block["activation_module"],
     )

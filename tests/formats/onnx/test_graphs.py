@@ -374,7 +374,7 @@ def test_the_graph_interprets_every_feature_of_a_block() -> None:
     features = {key for key in BLOCK_KEYS if not key.startswith(("gguf_", "genai_"))}
     assert features == {
         *("windows", "window_period", "rotates", "head_norms"),
-        *("norm_weights", "embedding_scale", "activation"),  # by modules beside them
+        *("norm_weights", "embedding_scale", "activation", "activation_module"),  # by modules
         *("rotary", "norms", "halves", "routing", "value_norms", "scores", "clamped"),
     }
 
