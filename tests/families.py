@@ -224,6 +224,24 @@ FAMILIES: dict[str, Family] = {
             tie_word_embeddings=True,
         ),
     ),
+    "granitemoe": Family(
+        _sizes(
+            "granitemoe", "GraniteMoeForCausalLM", attention_bias=False, rope_scaling=None,
+            attention_multiplier=0.2, embedding_multiplier=12.0, residual_multiplier=0.22,
+            logits_scaling=8.0, pad_token_id=0, num_local_experts=6, num_experts_per_tok=3,
+            intermediate_size=128, output_router_logits=False, router_aux_loss_coef=0.001,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "granitemoeshared": Family(
+        _sizes(
+            "granitemoeshared", "GraniteMoeSharedForCausalLM", attention_bias=False,
+            rope_scaling=None, attention_multiplier=0.2, embedding_multiplier=12.0,
+            residual_multiplier=0.22, logits_scaling=8.0, pad_token_id=0, num_local_experts=6,
+            num_experts_per_tok=3, intermediate_size=128, shared_intermediate_size=256,
+            output_router_logits=False, router_aux_loss_coef=0.001, tie_word_embeddings=True,
+        ),
+    ),
     "cohere": Family(
         _layer_norms(
             "cohere", "CohereForCausalLM", layer_norm_eps=1e-5, logit_scale=0.5,

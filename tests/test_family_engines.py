@@ -126,6 +126,7 @@ def test_the_transformers_engine_scales_and_caps_logits_as_the_model(
 WALKED = (
     "olmo3", "exaone4", "granite", "cohere2", "starcoder2", "ministral3", "phi", "qwen2_moe",
     "gemma4", "gemma4_e2b", "gemma4_moe", "glm4", "gpt_oss",
+    "granitemoeshared",
 )  # fmt: skip
 """Families whose layers are built otherwise than those that other tests walk through."""
 
@@ -138,6 +139,8 @@ def readers(checkpoint: Checkpoint) -> dict[str, list[str]]:
         if name.is_weight and not name.unread and name.module.role in {"linear", "router"}:
             module = name.hf_file.removesuffix(".weight").removeprefix("model.")
             module = re.sub(r"\.experts\.(\d+\.\w+)_proj$", r".\1", module)
+            if name.hf_also is not None:  # what transformers has in memory
+                module = name.hf_also.removesuffix(".weight").removeprefix("model.")
             found.setdefault(module, []).append(name.name.removesuffix(".weight"))
     return found
 

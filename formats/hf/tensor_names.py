@@ -135,7 +135,9 @@ class Renaming:
                     raise CorruptFile(f"{part.path}: {name.hf!r} is in {stored!r} and beside it")
                 self.entries[name.hf] = part
         if wanted:
-            place = {n.hf: (n.hf_stack, n.expert or 0) for n in self.names if _is_stacked(n)}
+            place = {n.hf: (n.hf_rows, 0) for n in self.names if n.hf_rows is not None}
+            stacked = (n for n in self.names if _is_stacked(n))
+            place |= {n.hf: (n.hf_stack or "", n.expert or 0) for n in stacked}
             self.entries = dict(
                 sorted(self.entries.items(), key=lambda e: (*place.get(e[0], (e[0], 0)), e[0]))
             )

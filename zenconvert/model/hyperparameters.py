@@ -213,7 +213,7 @@ def from_config(
         experts=experts,
         experts_used=sizes.count("experts_used", zero=True, optional=True) if experts else 0,
         expert_ffn=sizes.count("expert_ffn", optional=True) if experts else 0,
-        shared_ffn=sizes.count("shared_ffn", optional=True),
+        shared_ffn=sizes.count("shared_ffn", zero=True, optional=True),
         sliding_window=_sliding_window(merged, where, told="use_sliding_window" in defaults),
         window_period=sizes.period(),
         score_width=sizes.real("score_width") or float(head_dim),

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from zenconvert.model.architecture import Architecture
+from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.hyperparameters import Hyperparameters
 
 _LAYER: Final = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)")
@@ -45,6 +45,7 @@ class Names:
         names = list(architecture.tensor_names(hp))
         found = [(n.hf_module, n.hf_module) for n in names]
         found += [((n.hf_also or "").rpartition(".")[0], n.hf_module) for n in names]
+        found += [(_in_stacks(n), n.hf_module) for n in names if n.expert is not None]
         for text, module in found:
             if (match := _LAYER.search(text)) is not None:
                 self.inside.setdefault((match[1], match[2]), module)
@@ -74,6 +75,12 @@ class Names:
             if known := tuple(module for module in found if module is not None):
                 return known if len(known) == len(found) else ()
         return ()
+
+
+def _in_stacks(name: TensorName) -> str:
+    """What nodes of all experts of a layer call one of their modules, whatever the family does."""
+    layer, part = name.name.split(".")[1], name.name.split(".")[-2]
+    return f"layers.{layer}.mlp.experts.{name.expert}.{part}_proj"
 
 
 def _canonical(path: str) -> list[str]:
