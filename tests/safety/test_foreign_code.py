@@ -1,4 +1,5 @@
-"""Nothing in the folder that a user stands in is ever imported, by us or by a process of ours."""
+"""Nothing in the folder that a user stands in, of a source or beside an output is ever imported or
+decides what is, by us or by a process of ours."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Final
@@ -16,8 +17,13 @@ import pytest
 
 from tests.tiny import raw_model
 from tests.tokenizers_for_tests import MAKERS
+from zenconvert import open_checkpoint
 from zenconvert.base.processes import child_environment, module_command
 from zenconvert.cli.commands import cli
+from zenconvert.errors import InvalidInput
+from zenconvert.texts import templates
+from zenconvert.verification import native, probing
+from zenconvert.verification.engines.llamacpp import LlamaCppEngine
 
 NAMES: Final = sorted(
     {*sys.stdlib_module_names, *packages_distributions(), "sitecustomize", "usercustomize"}
@@ -49,19 +55,45 @@ target = "hf:f16"
 """
 
 
+SETTINGS: Final = {
+    ".numba_config.yaml": "cache_dir: TRAP/settings\n",  # compiled kernels come from there
+    ".env": "PLANTED=1\n",
+    "evil.pth": "import os; open('TRAP/executed', 'a').write('pth')\n",
+    ".pydistutils.cfg": "[install]\ninstall-lib = TRAP/settings\n",
+    "setup.cfg": "[global]\ncommand-packages = sitecustomize\n",
+    "pyproject.toml": "[build-system]\nrequires = []\nbuild-backend = 'sitecustomize'\n"
+    "backend-path = ['.']\n",
+    "matplotlibrc": "backend: module://sitecustomize\n",
+    "ray_bootstrap_config.yaml": "x: 1\n",
+    "pip.conf": "[global]\nindex-url = file:///TRAP\n",
+    "libggml-blas.so": "no library",
+    "libggml-cpu.so": "no library",
+}
+"""What libraries and tools read where they are started, or beside what they are given."""
+
+
+def _plant(folder: Path, trap: Path) -> None:
+    """Modules that say so when they are executed, and settings that lead to them."""
+    for name in NAMES:
+        module = folder / f"{name}.py"
+        module.parent.mkdir(exist_ok=True)  # a name may have a slash, as some wheels would have it
+        module.write_text(
+            f"open({str(trap / 'executed')!r}, 'a').write({name!r} + '\\n')\n"
+            f"raise SystemExit({f'{name} of {folder.name} was executed'!r})\n"
+        )
+    for name, text in SETTINGS.items():
+        (folder / name).write_text(text.replace("TRAP", str(trap)))
+
+
 @pytest.fixture(scope="module")
 def trap(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder full of modules that say so when they are executed, with a model to work on."""
+    """A folder full of such things, with a model to work on and a folder for outputs that are full
+    of them as well."""
     folder = tmp_path_factory.mktemp("trap")
-    for name in NAMES:
-        trap = folder / f"{name}.py"
-        trap.parent.mkdir(exist_ok=True)  # a name may have a slash, as some wheels would have it
-        trap.write_text(
-            f"open({str(folder / 'executed')!r}, 'a').write({name!r} + '\\n')\n"
-            f"raise SystemExit({f'{name} of the working folder was executed'!r})\n"
-        )
-    source = folder / "model"
-    source.mkdir()
+    source, outputs = folder / "model", folder / "outputs"
+    for place in (folder, source, outputs):
+        place.mkdir(exist_ok=True)
+        _plant(place, folder)
     raw_model(
         source, "llama3", vocab_size=MAKERS["llama3"](source), bos_token_id=1, eos_token_id=2,
         hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2,
@@ -84,15 +116,16 @@ COMMANDS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("doctor", "--engine", "torch"),
     ),
     "writing": (
-        ("convert", "model", "out.gguf", "--to", "gguf:q4_0", "--threads", "1"),
-        ("convert", "model", "onnx", "--to", "onnx:int4", "--threads", "1"),
-        ("calibrate", "model", "out.stats", *_SAMPLES),
-        ("convert", "model", "awq", "--to", "awq:w4g64", "--calibrate", *_SAMPLES),
-        ("verify", "model", "out.gguf", "--engine", "llamacpp", *_TEXTS),
+        ("convert", "model", "outputs/out.gguf", "--to", "gguf:q4_0", "--threads", "1"),
+        ("convert", "model", "outputs/onnx", "--to", "onnx:int4", "--threads", "1"),
+        ("calibrate", "model", "outputs/out.stats", *_SAMPLES),
+        ("convert", "model", "outputs/awq", "--to", "awq:w4g64", "--calibrate", *_SAMPLES),
+        ("verify", "model", "outputs/out.gguf", "--engine", "llamacpp", *_TEXTS),
     ),
     "measuring": (
-        ("verify", "model", "model", "--engine", "transformers", *_TEXTS, "--json", "report.json"),
-        ("gate", "report.json"), ("compare", "report.json"),
+        ("verify", "model", "model", "--engine", "transformers", *_TEXTS,
+         "--json", "outputs/report.json"),
+        ("gate", "outputs/report.json"), ("compare", "outputs/report.json"),
         ("tasks", "builtin:zen-nano", "builtin:zen-nano", "--tasks", "zen_continuations",
          "--include", "tasks", "--limit", "1"),
     ),
@@ -114,6 +147,8 @@ for command in commands:
         code = end.code
     print("ended:", *command[:2], code, flush=True)
     sys.stderr.flush()
+import os
+print("planted:", os.environ.get("PLANTED"))
 """
 
 
@@ -127,6 +162,8 @@ def test_no_command_runs_what_lies_in_the_working_folder(
         check=False,
     )  # fmt: skip
     assert not (trap / "executed").exists(), (trap / "executed").read_text()
+    assert not (trap / "settings").exists()
+    assert "planted: None" in done.stdout
     assert "Traceback" not in done.stderr
     ends = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("ended:")]
     assert len(ends) == len(commands), done.stderr
@@ -193,6 +230,44 @@ def test_no_program_of_the_working_folder_is_started(trap: Path) -> None:
     )  # fmt: skip
     assert "ended: inspect model 0" in done.stdout, done.stderr
     assert not (trap / "executed").exists(), (trap / "executed").read_text()
+
+
+@pytest.mark.parametrize("start", [native._spawn, probing._run, templates._start])
+def test_where_children_stand(
+    start: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries look for settings and for more of themselves where a process stands."""
+    stand: list[str] = []
+
+    def popen(*given: object, cwd: str, **more: object) -> None:
+        stand.append(cwd)
+        raise InterruptedError
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(InterruptedError):
+        start(*{native._spawn: (tmp_path, print), probing._run: ("torch",)}.get(start, ()))
+    assert stand == ["/"]
+
+
+def test_llamacpp_is_loaded_away_from_the_user(
+    gguf: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build with backends of its own looks for them in the working folder, and executes them."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    path = gguf("builtin:zen-nano", "q8_0")
+    stood: list[str] = []
+    monkeypatch.chdir(path.parent)
+
+    def seen(*given: object, model_path: str, **more: object) -> None:
+        stood.append(os.getcwd())  # noqa: PTH109
+        assert Path(model_path).is_file()
+        raise ValueError
+
+    monkeypatch.setattr(llama_cpp, "Llama", seen)
+    with pytest.raises(InvalidInput):
+        LlamaCppEngine(open_checkpoint(path.name), [], threads=1)
+    assert stood == ["/"]
+    assert Path.cwd() == path.parent
 
 
 RECORDER: Final = """#!/usr/bin/env bash

@@ -2,18 +2,26 @@
 
 Without one (package, home and temporary folder read-only) numba refuses to compile at all; here it
 compiles anew in every run, after one warning.
+
+What is kept is executed when it is read, so its place is nothing that the folder of whoever runs a
+command may decide: numba heeds the environment alone, and no ``.numba_config.yaml``.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numba
+from numba.core import config
 
 Function = Callable[..., Any]
+
+config._config_fname = os.devnull  # numba reads it anew before it compiles
+config.reload_config()
 
 
 def njit(**options: Any) -> Callable[[Function], Any]:

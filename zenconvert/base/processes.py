@@ -2,7 +2,8 @@
 
 Nothing is imported from the folder that a user happens to stand in: not by the interpreter's own
 rule (``-P``), and not through an entry of ``PYTHONPATH`` that means the current folder. Nor are
-programs looked for there, whatever ``PATH`` says.
+programs looked for there, whatever ``PATH`` says. Libraries that look for more of themselves where
+the process stands, as llama.cpp does for its backends, are loaded away from there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +45,23 @@ def child_environment(**more: str) -> dict[str, str]:
 def _absolute(places: str) -> list[str]:
     """The entries of a search path that do not depend on where somebody stands."""
     return [place for place in places.split(os.pathsep) if Path(place).is_absolute()]
+
+
+NEUTRAL: Final = os.sep
+"""A folder that no stranger writes to."""
+
+
+@contextmanager
+def away() -> Iterator[None]:
+    """Stand in :data:`NEUTRAL` meanwhile, and then again where the process stood: in main threads
+    only, and with absolute paths."""
+    before = os.open(os.curdir, getattr(os, "O_PATH", os.O_RDONLY))  # it may have been removed
+    try:
+        os.chdir(NEUTRAL)
+        yield
+    finally:
+        os.fchdir(before)
+        os.close(before)
 
 
 def signal_name(number: int) -> str:

@@ -19,6 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from zenconvert.base.processes import NEUTRAL
+
 CHILD: Final = Path(__file__).with_name("template_child.py")
 SECONDS: Final = 1.5
 """Processor time that a text may take."""
@@ -105,4 +107,5 @@ def _start() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        cwd=NEUTRAL,
     )

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert import errors
-from zenconvert.base.processes import child_environment, module_command, signal_name
+from zenconvert.base.processes import NEUTRAL, child_environment, module_command, signal_name
 from zenconvert.base.progress import Count
 from zenconvert.base.scratch import temporary_folder
 from zenconvert.errors import ConversionFailed, EngineFailed, InvalidInput, NotEnoughResources
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.texts.windows import Window
+from zenconvert.verification.cache import cache_folder
 from zenconvert.verification.engine_check import Proof, Text
 from zenconvert.verification.engines import ENGINES
 from zenconvert.verification.metrics import TokenScores, split
@@ -66,7 +67,7 @@ class NativeJob:
             "candidate": str(self.candidate.path.resolve()),
             "config": str(named.resolve()) if named is not None else None,
             "reference": str(self.reference.path.resolve()),
-            "states": str(self.states.path),
+            "states": str(self.states.path.resolve()),
             "windows": [asdict(w) for w in self.windows],
             "texts": [asdict(t) for t in self.texts],
             "prefix": list(self.prefix),
@@ -109,7 +110,7 @@ def _spawn(folder: Path, progress: Count) -> int:
             process = subprocess.Popen(
                 module_command(_MODULE, str(folder), str(write)),
                 stdin=subprocess.DEVNULL, stdout=out, stderr=log, pass_fds=(write,),
-                env=child_environment(),
+                cwd=NEUTRAL, env=child_environment(ZENCONVERT_CACHE=str(cache_folder().resolve())),
             )  # fmt: skip
         finally:
             os.close(write)

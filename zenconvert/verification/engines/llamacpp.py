@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zenconvert.base.processes import away
 from zenconvert.errors import InvalidInput
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.texts.windows import Window
@@ -33,16 +35,25 @@ class LlamaCppEngine:
     ) -> None:
         """``room`` is the length of the longest sequence that will be generated."""
         check("llamacpp", checkpoint)
-        import llama_cpp
-
         self.windows = windows
-        self.api: Any = llama_cpp
         longest = max(room, *(len(w.ids) for w in windows), 1)
         self.batch_size = min(_BATCH, longest)
-        self.gpu = device != "cpu" and bool(llama_cpp.llama_supports_gpu_offload())
+        path = checkpoint.files[0].absolute()
+        with away():  # it looks for backends where the process stands, and executes them
+            import llama_cpp
+
+            self.api: Any = llama_cpp
+            self.gpu = device != "cpu" and bool(llama_cpp.llama_supports_gpu_offload())
+            self.model = self._model(path, longest, threads)
+        self.vocab = self.model.n_vocab()
+        self.batch = self.api.llama_batch_init(self.batch_size, 0, 1)
+        self.current, self.first = -1, 0
+        self.held: NDArray[np.float32] = np.empty((0, self.vocab), dtype=np.float32)
+
+    def _model(self, path: Path, longest: int, threads: int) -> Any:
         try:
-            self.model = llama_cpp.Llama(
-                model_path=str(checkpoint.files[0]),
+            return self.api.Llama(
+                model_path=str(path),
                 n_ctx=longest,
                 n_batch=self.batch_size,
                 n_ubatch=self.batch_size,
@@ -50,8 +61,8 @@ class LlamaCppEngine:
                 n_threads_batch=threads,
                 n_gpu_layers=-1 if self.gpu else 0,
                 # a cache in float16 would add its own drift to that of the file
-                type_k=llama_cpp.GGML_TYPE_F32,
-                type_v=llama_cpp.GGML_TYPE_F32,
+                type_k=self.api.GGML_TYPE_F32,
+                type_v=self.api.GGML_TYPE_F32,
                 # what the file says of YaRN; the binding's own defaults would go before it
                 yarn_attn_factor=-1.0,
                 yarn_beta_fast=-1.0,
@@ -59,11 +70,7 @@ class LlamaCppEngine:
                 verbose=False,
             )
         except (ValueError, RuntimeError) as error:
-            raise InvalidInput(f"{checkpoint.path}: llama.cpp cannot load it: {error}") from error
-        self.vocab = self.model.n_vocab()
-        self.batch = llama_cpp.llama_batch_init(self.batch_size, 0, 1)
-        self.current, self.first = -1, 0
-        self.held: NDArray[np.float32] = np.empty((0, self.vocab), dtype=np.float32)
+            raise InvalidInput(f"{path}: llama.cpp cannot load it: {error}") from error
 
     def logits(self, window: int, begin: int, end: int) -> torch.Tensor:
         """Logits float32[end - begin, vocab] of positions of one window, on the CPU."""
