@@ -6,6 +6,7 @@ Names, patterns and ids come from files of strangers: all text goes through
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import warnings
@@ -42,11 +43,11 @@ _heard: dict[str, None] = {}
 
 @contextmanager
 def hearing_warnings() -> Iterator[None]:
-    """Print every warning about an input once, as it comes, and keep it for JSON."""
+    """Print every warning about an input once, as it comes, and keep it for JSON. What else warns
+    or logs meanwhile is safe on a terminal as well."""
     _heard.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("always", InputWarning)
-        usual = warnings.showwarning
 
         def show(
             message: Warning | str,
@@ -56,14 +57,27 @@ def hearing_warnings() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if not issubclass(category, InputWarning):
-                usual(message, category, filename, lineno, file, line)
+            if not issubclass(category, InputWarning):  # libraries show names, too
+                shown = warnings.formatwarning(message, category, filename, lineno, line)
+                echo(shown.rstrip("\n"), err=True)
             elif (text := str(message)) not in _heard:
                 _heard[text] = None
                 echo(f"warning: {text}", err=True)
 
         warnings.showwarning = show
-        yield
+        usual = logging.getLogRecordFactory()
+        logging.setLogRecordFactory(_PlainRecord)
+        try:
+            yield
+        finally:
+            logging.setLogRecordFactory(usual)
+
+
+class _PlainRecord(logging.LogRecord):
+    """What a library logs, safe on a terminal."""
+
+    def getMessage(self) -> str:
+        return plain(super().getMessage())
 
 
 def echo_json(value: Any) -> None:
