@@ -22,7 +22,6 @@ from zenconvert.reference.inputs import Input, by_layer, head_input, layer_input
 
 if TYPE_CHECKING:
     from zenconvert.calib.solvers.awq import Balance
-    from zenconvert.calib.solvers.curvature import Curvature
     from zenconvert.calib.statistics import InputStatistics
     from zenconvert.calib.statistics_reader import Statistics
     from zenconvert.reference.reference import Reference
@@ -95,52 +94,49 @@ class GptqLayer:
     def add(self, layer: Layer) -> Found:
         """Those that read one input share its factors."""
         found = Found()
-        key: tuple[str, Scheme | None] | None = None
-        curvature: Curvature | str = ""
+        shared: _Shared | None = None
         for module in layer.modules:
             name = f"{module}.weight"
             if name not in self.grids:
                 continue
             grid, statistics, weight = self.grids[name], layer.of(module), layer.weight(name)
-            assert statistics.moments is not None  # whoever gives layers to solvers gathers them
-            order = grid if isinstance(grid, Scheme) else None
-            if key != (statistics.name, order):
-                curvature = ""  # one at a time: they are as large as the moments
-                key = (statistics.name, order)
-                curvature = _curvature(statistics, order, weight.device)
-            found.quantized[name] = _solved(weight, grid, statistics, curvature)
+            scheme = grid if isinstance(grid, Scheme) else None
+            if shared is None or shared.key != (statistics.name, scheme):
+                shared = None  # one at a time: they are as large as the moments
+                shared = _Shared(statistics, scheme, weight.device)
+            found.quantized[name] = shared.solved(weight, grid)
         return found
 
 
-def _curvature(
-    statistics: InputStatistics, scheme: Scheme | None, device: torch.device
-) -> Curvature | str:
-    """What modules with one input and one grid share, or why there is nothing to share."""
-    from zenconvert.calib.solvers.gptq import curvature_of
-    from zenconvert.calib.solvers.nested import nested_curvature
-    from zenconvert.calib.solvers.solution import GptqSettings
+class _Shared:
+    """What modules with one input and one kind of grid share."""
 
-    assert statistics.moments is not None  # as the caller saw
-    if not statistics.count:
-        return "no token reached it"
-    moments, count = statistics.moments.to(device), statistics.count
-    if scheme is None:
-        return nested_curvature(moments, count)
-    return curvature_of(moments, count, scheme, GptqSettings())
+    def __init__(
+        self, statistics: InputStatistics, scheme: Scheme | None, device: torch.device
+    ) -> None:
+        """``scheme`` is None for encodings with grids of their own."""
+        from zenconvert.calib.solvers.gptq import curvature_of
+        from zenconvert.calib.solvers.nested import nested_curvature
+        from zenconvert.calib.solvers.solution import GptqSettings
 
+        assert statistics.moments is not None  # whoever gives layers to solvers gathers them
+        self.key, self.statistics = (statistics.name, scheme), statistics
+        moments, count = statistics.moments.to(device), statistics.count
+        if scheme is None:
+            self.nested = nested_curvature(moments, count)
+            return
+        curvature = curvature_of(moments, count, scheme, GptqSettings()) if count else ""
+        # moments that cannot be factored go in as they are: gptq says what it did instead
+        self.given = moments if isinstance(curvature, str) else curvature
 
-def _solved(
-    weight: torch.Tensor, grid: Grid, statistics: InputStatistics, curvature: Curvature | str
-) -> Solved | Filled:
-    from zenconvert.calib.solvers.gptq import gptq
-    from zenconvert.calib.solvers.nested import nested_gptq
+    def solved(self, weight: torch.Tensor, grid: Grid) -> Solved | Filled:
+        """One of the modules."""
+        from zenconvert.calib.solvers.gptq import gptq
+        from zenconvert.calib.solvers.nested import nested_gptq
 
-    if not isinstance(grid, Scheme):
-        return nested_gptq(weight, grid, curvature, statistics.importance())
-    if isinstance(curvature, str):  # gptq says what it did instead
-        assert statistics.moments is not None  # as the caller saw
-        return gptq(weight, grid, statistics.moments.to(weight.device), statistics.count)
-    return gptq(weight, grid, curvature, statistics.count)
+        if isinstance(grid, Scheme):
+            return gptq(weight, grid, self.given, self.statistics.count)
+        return nested_gptq(weight, grid, self.nested, self.statistics.importance())
 
 
 class AwqLayer:

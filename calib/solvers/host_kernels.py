@@ -32,7 +32,7 @@ _SUBNORMAL: Final = np.float32(0.75)  # adding and subtracting it rounds to mult
 
 
 @njit(nogil=True, cache=True)
-def round_half(value):  # type: ignore[no-untyped-def]
+def _half(value):  # type: ignore[no-untyped-def]
     """The nearest positive finite float16, as ``round_scale``."""
     value = min(max(value, _SMALLEST), _LARGEST)
     if value < _NORMAL:
@@ -79,7 +79,7 @@ def _best(row, importance, shrinks, top, midpoint, lowest, refits):  # type: ign
     least = np.float32(np.inf)
     best, origin = _SMALLEST, centre
     for shrink in shrinks:
-        scale = round_half(full * shrink)
+        scale = _half(full * shrink)
         for shift in range(shifts):
             zero = centre
             if not symmetric:
@@ -88,7 +88,7 @@ def _best(row, importance, shrinks, top, midpoint, lowest, refits):  # type: ign
             if cost < least:
                 least, best, origin = cost, scale, zero
     for _ in range(refits):
-        scale = round_half(_fitted(row, importance, best, origin, top))
+        scale = _half(_fitted(row, importance, best, origin, top))
         cost = _cost(row, importance, scale, origin, top)
         if cost < least:
             least, best = cost, scale
@@ -144,7 +144,7 @@ def search_rows(
             out = [array[part] for array in outputs]
             _search(rows[part], weight, *given, *out)
 
-        over_rows(len(rows), work)
+        _over_rows(len(rows), work)
     return scales, zeros
 
 
@@ -215,7 +215,7 @@ def settle(
         goal, from_, grid, origin = (array[rows] for array in given)
         _settle(goal, from_, back, grid, origin, ceiling, *(array[rows] for array in outputs))
 
-    over_rows(len(target), work)
+    _over_rows(len(target), work)
     return values, settled
 
 
@@ -225,7 +225,7 @@ def _array(tensor: torch.Tensor) -> NDArray[Any]:
     return array
 
 
-def over_rows(count: int, work: Callable[[slice], None]) -> None:
+def _over_rows(count: int, work: Callable[[slice], None]) -> None:
     threads = len(os.sched_getaffinity(0))
     size = max(_FEWEST_ROWS, -(-count // threads))
     if size >= count:

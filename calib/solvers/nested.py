@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -18,33 +19,54 @@ from numpy.typing import NDArray
 
 from zenconvert.base.machine import usable_cores
 from zenconvert.calib.solvers.curvature import Curvature, prepare
-from zenconvert.calib.solvers.exact import CPU_ROWS, exact
-from zenconvert.calib.solvers.nested_blocks import refit_blocks
+from zenconvert.calib.solvers.exact import exact
+from zenconvert.calib.solvers.nested_rows import Panel, descend, panels_of, round_columns
 from zenconvert.calib.solvers.solution import EncodedRows, Filled, GptqSettings, ModuleReport
-from zenconvert.model.nested import NestedRows
 
 if TYPE_CHECKING:
     from zenconvert.model.encoding import Encoding
 
-_PANEL: Final = 256
-_DEVICE_ROWS: Final = 2048
-_DEVICE_WORKERS: Final = 4
-"""Pieces of work at a time: while the device computes for one, the host does for the others."""
+_ROWS: Final = 256
+"""Rows of a piece of work."""
+
+
+@dataclass(frozen=True)
+class NestedCurvature:
+    """What all linears with the same input share."""
+
+    curvature: Curvature | None
+    """None where there is nothing to solve with."""
+    why: str = ""
+    """Why there is none."""
+
+    @cached_property
+    def panels(self) -> tuple[Panel, ...]:
+        """The columns in pieces."""
+        return () if self.curvature is None else panels_of(self.curvature)
+
+    def lost(self, errors: torch.Tensor) -> torch.Tensor:
+        """What errors float32[rows, in] cost, float64[rows]; plain squares without moments."""
+        if self.curvature is None:
+            return errors.double().square().sum(1)
+        return self.curvature.quadratic(errors)
 
 
 def nested_curvature(
-    moments: torch.Tensor, tokens: int, settings: GptqSettings | None = None
-) -> Curvature | str:
-    """Moments made ready for :func:`nested_gptq`, or why they cannot be."""
+    moments: torch.Tensor | None, tokens: int, settings: GptqSettings | None = None
+) -> NestedCurvature:
+    """Second moments float32[in, in] of so many tokens made ready for :func:`nested_gptq`."""
+    if moments is None or not tokens:
+        return NestedCurvature(None, "no token reached it")
     settings = settings or GptqSettings()
     with exact(moments.device):
-        return prepare(moments, tokens, None, settings.damping, static=False)
+        found = prepare(moments, tokens, None, settings.damping, static=False)
+    return NestedCurvature(None, found) if isinstance(found, str) else NestedCurvature(found)
 
 
 def nested_gptq(
     weight: torch.Tensor,
     encoding: Encoding,
-    curvature: Curvature | str,
+    curvature: NestedCurvature,
     importance: NDArray[np.float32] | None,
     *,
     settings: GptqSettings | None = None,
@@ -61,59 +83,28 @@ def nested_gptq(
     Rows that rounding with the encoding's own search would give a smaller error are taken from
     there, and the report says so. Raises InvalidInput for weights that the encoding cannot hold.
     """
-    settings = settings or GptqSettings()
-    rounded = _encoded(encoding, weight.float().cpu().numpy(), importance)
-    if isinstance(curvature, str) or encoding.nested_grid() is None:
-        why = curvature if isinstance(curvature, str) else f"{encoding} has no codes to choose"
-        report = _rounding(weight, encoding, rounded, curvature, (f"rounded: {why}",))
-        return Filled(EncodedRows(encoding, rounded, weight.shape[1]), report)
-    work = _Work(encoding, curvature, settings)
-    count = CPU_ROWS if weight.device.type == "cpu" else _DEVICE_ROWS
-    slices = [slice(at, at + count) for at in range(0, len(weight), count)]
-    with exact(weight.device) as run, ThreadPoolExecutor(_DEVICE_WORKERS) as pool:
+    work = _Work(encoding, importance, curvature, (settings or GptqSettings()).passes)
+    slices = [slice(at, at + _ROWS) for at in range(0, len(weight), _ROWS)]
+    assert curvature.panels or not work.is_solved  # made before threads share them
+    with exact(weight.device) as run, ThreadPoolExecutor(usable_cores()) as pool:
+        # what the device does is half of the work, and the host does the other for other rows
         each = run if weight.device.type == "cpu" else pool.map
-        parts = list(each(lambda here: work.rows(weight[here], rounded[here]), slices))
+        parts = list(each(lambda here: work.rows(weight[here].float()), slices))
     data = np.concatenate([part[0] for part in parts])
-    ours, theirs, energy = np.sum([part[1] for part in parts], axis=0).tolist()
-    notes, replaced = curvature.notes, sum(part[2] for part in parts)
-    if replaced:
+    ours, theirs, whole = np.sum([part[1] for part in parts], axis=0).tolist()
+    replaced, found = sum(part[2] for part in parts), curvature.curvature
+    notes = work.notes
+    if work.is_solved and replaced:
         notes += (f"{replaced} of {len(weight)} rows are rounded, which is better there",)
     report = ModuleReport(
         "gptq" if replaced < len(weight) else "rtn",
-        ours / energy if energy else 0.0,
-        theirs / energy if energy else 0.0,
-        damping=curvature.damping,
-        rank=curvature.rank,
+        ours / whole if whole else 0.0,
+        theirs / whole if whole else 0.0,
+        damping=found.damping if found is not None else 0.0,
+        rank=found.rank if found is not None else None,
         notes=notes,
     )
     return Filled(EncodedRows(encoding, data, weight.shape[1]), report)
-
-
-def _encoded(
-    encoding: Encoding, weight: NDArray[np.float32], importance: NDArray[np.float32] | None
-) -> NDArray[np.uint8]:
-    """The encoding's own rounding, u8[rows, row_bytes]."""
-    parts = [weight[at : at + CPU_ROWS] for at in range(0, len(weight), CPU_ROWS)]
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        return np.concatenate(list(pool.map(lambda part: encoding.encode(part, importance), parts)))
-
-
-def _rounding(
-    weight: torch.Tensor,
-    encoding: Encoding,
-    rounded: NDArray[np.uint8],
-    curvature: Curvature | str,
-    notes: tuple[str, ...],
-) -> ModuleReport:
-    """How well rounding does; by the plain error where there are no second moments."""
-    values = torch.from_numpy(encoding.decode(rounded, weight.shape[1])).to(weight.device)
-    errors = weight - values
-    if isinstance(curvature, str):
-        lost, energy = (float(t.double().square().sum()) for t in (errors, weight))
-    else:
-        lost, energy = (float(curvature.quadratic(t).sum()) for t in (errors, weight))
-    share = lost / energy if energy else 0.0
-    return ModuleReport("rtn", share, share, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -121,63 +112,46 @@ class _Work:
     """What all rows of a weight share."""
 
     encoding: Encoding
-    curvature: Curvature
-    settings: GptqSettings
+    importance: NDArray[np.float32] | None
+    shared: NestedCurvature
+    passes: int
 
-    def rows(
-        self, weight: torch.Tensor, rounded: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.float64], int]:
-        """Bytes of some rows; errors of them, of rounding and of zeros; how many were replaced."""
-        weight = weight.float()
-        found = self.encoding.on_nested(rounded, weight.shape[1])
-        errors = self._round(weight, found)
-        for _ in range(self.settings.passes):
-            self._descend(weight, found, errors)
+    @property
+    def is_solved(self) -> bool:
+        """Whether there are codes to choose, and something to choose them by."""
+        return self.shared.curvature is not None and self.encoding.nested_grid() is not None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is odd about it."""
+        if self.shared.curvature is None:
+            return (f"rounded: {self.shared.why}",)
+        if not self.is_solved:
+            return (f"rounded: {self.encoding} has no codes to choose",)
+        return self.shared.curvature.notes
+
+    def rows(self, weight: torch.Tensor) -> tuple[NDArray[np.uint8], NDArray[np.float64], int]:
+        """Bytes of some rows; errors of them, of rounding and of zeros; how many are rounded."""
+        rounded = self.encoding.encode(weight.cpu().numpy(), self.importance)
         nearest = torch.from_numpy(self.encoding.decode(rounded, weight.shape[1]))
-        lost = weight - nearest.to(weight.device)
-        ours, theirs = self.curvature.quadratic(errors), self.curvature.quadratic(lost)
-        data: NDArray[np.uint8] = self.encoding.of_nested(found)
-        worse = ~(ours < theirs).cpu().numpy()
-        data[worse] = rounded[worse]
-        sums = (torch.minimum(ours, theirs), theirs, self.curvature.quadratic(weight))
+        theirs = self.shared.lost(weight - nearest.to(weight.device))
+        data, ours = self._solved(weight, rounded)
+        worse = ~(ours <= theirs) if self.is_solved else torch.ones_like(theirs, dtype=torch.bool)
+        taken = worse.cpu().numpy()
+        data[taken] = rounded[taken]
+        sums = (torch.where(worse, theirs, ours), theirs, self.shared.lost(weight))
         return data, np.array([float(s.sum()) for s in sums]), int(worse.sum())
 
-    def _round(self, weight: torch.Tensor, found: NestedRows) -> torch.Tensor:
-        """GPTQ itself; returns weight minus values."""
-        from zenconvert.calib.solvers.nested_kernels import settle
-
-        errors, feedback = torch.zeros_like(weight), self.curvature.matrix
-        for begin, end in _panels(weight.shape[1]):
-            start = weight[:, begin:end]
-            target = start.addmm(errors[:, :begin], feedback[:begin, begin:end])
-            panel = found.columns(begin, end)
-            lost = np.empty(start.shape, np.float32)
-            back = feedback[begin:end, begin:end].triu(1)
-            settle(_host(target), _host(start), _host(back), panel, lost)
-            found.put_columns(begin, end, panel)
-            errors[:, begin:end] = torch.from_numpy(lost).to(weight.device)
-        return errors
-
-    def _descend(self, weight: torch.Tensor, found: NestedRows, errors: torch.Tensor) -> None:
-        """One pass over all that can be chosen."""
-        from zenconvert.calib.solvers.nested_kernels import descend
-
-        for begin, end in _panels(weight.shape[1]):
-            gradient = _host(self.curvature.gradient(errors, begin, end))
-            moments = self.curvature.block(begin, end)
-            panel = found.columns(begin, end)
-            values = panel.dequantize()
-            descend(gradient, _host(moments), values, panel)
-            left, now = (torch.from_numpy(a).to(weight.device) for a in (gradient, values))
-            refit_blocks(panel, left, now, moments)
-            found.put_columns(begin, end, panel)
-            errors[:, begin:end] = weight[:, begin:end] - now
-
-
-def _panels(columns: int) -> list[tuple[int, int]]:
-    return [(at, min(at + _PANEL, columns)) for at in range(0, columns, _PANEL)]
-
-
-def _host(tensor: torch.Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.contiguous().cpu().numpy()
-    return array
+    def _solved(
+        self, weight: torch.Tensor, rounded: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], torch.Tensor]:
+        """Bytes, and what every row loses."""
+        curvature = self.shared.curvature
+        if curvature is None or not self.is_solved:
+            return rounded.copy(), torch.zeros(len(weight), dtype=torch.float64)
+        found = self.encoding.on_nested(rounded, weight.shape[1])
+        panels = self.shared.panels
+        errors = round_columns(weight, found, curvature, panels)
+        for _ in range(self.passes):
+            descend(weight, found, errors, curvature, panels)
+        return self.encoding.of_nested(found), self.shared.lost(errors)

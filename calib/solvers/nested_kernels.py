@@ -1,6 +1,6 @@
 """Kernels in Numba for grids whose scales are themselves quantized: a row at a time.
 
-Rows are independent, so the threads that share them change no result. Numbers on the grid are
+They run in the caller's thread and let others run meanwhile. Numbers on the grid are
 computed as they are decoded, in float32: ``(step · scale) · level - offset · minimum``.
 """
 
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.base.compiling import njit
-from zenconvert.calib.solvers.host_kernels import over_rows
 from zenconvert.model.nested import NestedGrid, NestedRows
 
 _NONE: Final = np.float32(0.0)
@@ -183,14 +182,7 @@ def settle(
         errors: float32[rows, columns] to write weights minus values to.
     """
     shared = _levels(rows.grid)
-    arrays = (rows.factors, rows.lows)
-
-    def work(part: slice) -> None:
-        factors, lows = (array[part] for array in arrays)
-        outputs = rows.codes[part], errors[part]
-        _settle(target[part], start[part], feedback, factors, lows, shared, *outputs)
-
-    over_rows(len(target), work)
+    _settle(target, start, feedback, rows.factors, rows.lows, shared, rows.codes, errors)
 
 
 def descend(
@@ -214,8 +206,7 @@ def descend(
     offsets, minimums = np.zeros_like(rows.steps), np.zeros_like(scales)
     if rows.offsets is not None and rows.minimums is not None:
         offsets, minimums = rows.offsets, rows.minimums.astype(np.float32)
-    arrays = (gradient, values, rows.codes, rows.steps, scales, offsets, minimums)
-    over_rows(len(values), lambda part: _descend(shared, *(array[part] for array in arrays)))
+    _descend(shared, gradient, values, rows.codes, rows.steps, scales, offsets, minimums)
     rows.scales[:] = scales
     if rows.minimums is not None:
         rows.minimums[:] = minimums

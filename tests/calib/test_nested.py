@@ -80,7 +80,7 @@ def test_outputs_are_nearer_than_after_rounding(name: str) -> None:
 def test_descent_goes_on_where_feedback_ends(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, x = weights(), inputs()
     whole = solve(weight, name, x).report.error
-    monkeypatch.setattr("zenconvert.calib.solvers.nested._Work._descend", lambda *_: None)
+    monkeypatch.setattr("zenconvert.calib.solvers.nested.descend", lambda *_: None)
     assert whole < 0.97 * solve(weight, name, x).report.error
 
 
@@ -126,7 +126,7 @@ def test_types_without_codes_to_choose_are_rounded(name: str, why: str) -> None:
 
 def test_what_no_token_reached_is_rounded() -> None:
     weight, encoding = weights(16), encoding_named("q4_k")
-    solved = nested_gptq(weight, encoding, "no token reached it", None)
+    solved = nested_gptq(weight, encoding, nested_curvature(None, 0), None)
     assert np.array_equal(solved.values.data, encoding.encode(weight.numpy(), None))
     assert solved.report.notes == ("rounded: no token reached it",)
 
