@@ -37,6 +37,9 @@ _READ: Final = {
     "penalty_repeat": "repetition_penalty",
 }  # fmt: skip
 """Keys that transformers has a setting for."""
+SUPPRESSED: Final = "tokenizer.ggml.suppress_tokens"
+"""Tokens that llama.cpp's programs never draw."""
+_SUPPRESS: Final = "suppress_tokens"
 _WINDOW: Final = 64
 """Tokens that llama.cpp's penalty looks back at where nobody says how many."""
 
@@ -50,6 +53,15 @@ def sampling_keys(settings: Mapping[str, Any]) -> dict[str, KeyValue]:
             convert = {"str": str, "i32": int, "f32": float}[kind]
             keys[f"{_PLACE}{name}"] = (kind, convert(value))
     return keys
+
+
+def suppressed_keys(checkpoint: Checkpoint) -> dict[str, KeyValue]:
+    """The key of tokens that are never drawn; none where the settings name none."""
+    given = checkpoint.metadata.generation.get(_SUPPRESS)
+    if not isinstance(given, list) or not given or any(type(one) is not int for one in given):
+        return {}
+    ids = [one for one in given if 0 <= one < checkpoint.hyperparameters.vocab]
+    return {SUPPRESSED: ("arr:i32", np.array(ids, dtype=np.int32))} if ids else {}
 
 
 def settings_of(metadata: Mapping[str, KeyValue]) -> dict[str, Any]:
@@ -67,6 +79,9 @@ def settings_of(metadata: Mapping[str, KeyValue]) -> dict[str, Any]:
             found = {k: v for k, v in found.items() if k in {"do_sample", "repetition_penalty"}}
         if "top_k" in found:
             found["top_k"] = max(0, found["top_k"])
+    kind, ids = metadata.get(SUPPRESSED, ("", ()))
+    if kind == "arr:i32" and len(ids):
+        found[_SUPPRESS] = [int(one) for one in ids]
     ends = endings(metadata)
     return {**found, **({generation.EOS: ends if len(ends) > 1 else ends[0]} if ends else {})}
 
@@ -85,6 +100,8 @@ def facts(checkpoint: Checkpoint, tokenizer_keys: Mapping[str, KeyValue]) -> Ite
             yield Fact(name, value, places[key], why=_window(key, value, settings))
         elif key in generation.TOKEN_IDS:
             yield _token(name, key, value, tokenizer_keys)
+        elif key == _SUPPRESS and suppressed_keys(checkpoint):
+            yield Fact(name, value, SUPPRESSED)
         elif generation.is_idle(key, value):
             yield Fact(name, value, "", why="changes nothing that is drawn")
         elif key == "do_sample":

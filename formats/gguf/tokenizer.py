@@ -15,6 +15,7 @@ import numpy as np
 
 from zenconvert.errors import CorruptFile, UnknownTokenizer, UsageError
 from zenconvert.formats.gguf.container import KeyValue
+from zenconvert.formats.gguf.generation import SUPPRESSED
 from zenconvert.formats.gguf.stripping import stripping
 from zenconvert.model import pretokenizer
 from zenconvert.model.gguf_family import GgufFamily
@@ -289,7 +290,7 @@ def carried_keys(metadata: Mapping[str, KeyValue]) -> dict[str, KeyValue]:
     """``tokenizer.*`` key/values that a neutral tokenizer does not hold."""
     modelled = {f"{_PREFIX}{key}" for key in _OTHER_KEYS}
     modelled |= {f"{_PREFIX}{name}_token_id" for name in _ROLES.values()}
-    modelled |= {f"{_PREFIX}add_{role}_token" for role in _ADDED}
+    modelled |= {f"{_PREFIX}add_{role}_token" for role in _ADDED} | {SUPPRESSED}
     pre = metadata.get(f"{_PREFIX}pre")
     if pre is not None and all(pre[1] != r.name for r in pretokenizer.rules()):
         modelled.remove(f"{_PREFIX}pre")  # an alias, or a name that only llama.cpp knows

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from zenconvert.errors import UsageError
-from zenconvert.formats.gguf import container, mixtures, rope
+from zenconvert.formats.gguf import container, generation, mixtures, rope
 from zenconvert.formats.gguf.container import KeyValue, TensorInfo
 from zenconvert.formats.gguf.endings import with_endings
 from zenconvert.formats.gguf.general import general_metadata
@@ -319,6 +319,7 @@ def _converted_metadata(
     )
     if is_said(checkpoint):
         tokenizer, _ = with_endings(tokenizer, end_ids(checkpoint))
+    tokenizer |= generation.suppressed_keys(checkpoint)
     own = {
         "general.architecture": ("str", architecture.gguf),
         **{f"{architecture.gguf}.{k}": v for k, v in rope.first_keys(hp).items()},

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 import reprlib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from zenconvert.base.source_files import is_there, read_text
 from zenconvert.errors import InvalidInput, SourceNotFound
@@ -51,10 +53,26 @@ _NUMBERS: Final = (
     "penalty_repeat", "repetition_penalty", "mirostat_tau", "mirostat_eta", "length_penalty",
     "diversity_penalty",
 )  # fmt: skip
+_TRUTH: Final = "tag:yaml.org,2002:bool"
 _WORD_BITS: Final = 64
 _FLAGS: Final = ("do_sample", "early_stopping")
 _INT32: Final = 1 << 31
 _FLOAT32: Final = 3.4028234663852886e38
+
+
+@cache
+def _loader() -> Any:
+    """YAML's loader, for which ``no`` is Norwegian and no truth value."""
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        yaml_implicit_resolvers: ClassVar = {
+            first: [row for row in rows if row[0] != _TRUTH]
+            for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    Loader.add_implicit_resolver(_TRUTH, re.compile("true|True|TRUE|false|False|FALSE"), "tTfF")
+    return Loader
 
 
 def _parsed(text: str) -> Any:
@@ -64,7 +82,7 @@ def _parsed(text: str) -> Any:
     """
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loader = _loader()
     depth = 0
     for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.events.AliasEvent):

@@ -3,12 +3,16 @@ every version does, and what a file says comes back."""
 
 from __future__ import annotations
 
+import ctypes
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
+from transformers import GenerationConfig
 
 from tests.differential import runs
 from tests.families import FAMILIES
@@ -135,3 +139,28 @@ def rewritten(file: Path, tensors: dict[str, tuple[tuple[int, ...], int, int, in
         rows.append((name, shape, kind, len(body)))
         body += data[offset : offset + size] + bytes(-size % 32)
     file.write_bytes(container.pack_header(keys, rows) + body)
+
+
+def test_tokens_that_are_never_drawn_are_those_of_llamacpp(made: Made, tmp_path: Path) -> None:
+    source = made(LLAMA)
+    settings = {"suppress_tokens": [5, 17, 9999], "begin_suppress_tokens": [3]}
+    (source / "generation_config.json").write_text(json.dumps(settings))
+    planned = convert(source, tmp_path / "m.gguf", "gguf:f32").plan
+    assert [fact.name for fact in planned.lost] == ["generation_config.begin_suppress_tokens"]
+    assert never_drawn(tmp_path / "m.gguf") == [5, 17]
+    convert(tmp_path / "m.gguf", tmp_path / "back", "hf:f32")
+    assert GenerationConfig.from_pretrained(tmp_path / "back").suppress_tokens == [5, 17]
+    convert(tmp_path / "back", tmp_path / "again.gguf", "gguf:f32")
+    assert never_drawn(tmp_path / "again.gguf") == [5, 17]
+
+
+def never_drawn(file: Path) -> list[int]:
+    """What llama.cpp's sampling asks its vocabulary for."""
+    model = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
+    ask = llama_cpp.llama_cpp._lib.llama_vocab_get_suppress_tokens
+    ask.restype, count = ctypes.POINTER(ctypes.c_int32), ctypes.c_int32()
+    ask.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_int32)]
+    found = ask(model._model.vocab, ctypes.byref(count))
+    ids = [found[i] for i in range(count.value)]
+    model.close()
+    return ids

@@ -73,7 +73,10 @@ def test_a_card_stops_nothing(name: str, model: Path, tmp_path: Path) -> None:
 
 
 def test_right_facts_of_a_card_stay_beside_wrong_ones(model: Path, tmp_path: Path) -> None:
-    card = "---\nlicense: [mit, apache-2.0]\nauthor: {a: b}\ntags: [1, x]\nversion: 3\n---\n"
+    card = (
+        "---\nlicense: [mit, apache-2.0]\nauthor: {a: b}\ntags: [1, x]\nversion: 3\n"
+        "language: [no, en]\n---\n"
+    )
     (model / "README.md").write_text(card)
     with pytest.warns(UserWarning, match=r"make no sense there: 'author': \{'a': 'b'\}"):
         convert(model, tmp_path / "out.gguf", "gguf:f16")
@@ -81,6 +84,7 @@ def test_right_facts_of_a_card_stay_beside_wrong_ones(model: Path, tmp_path: Pat
     assert facts["general.license"] == "mit,apache-2.0"
     assert facts["general.tags"] == ["1", "x"]
     assert facts["general.version"] == "3"
+    assert facts["general.languages"] == ["no", "en"]  # Norwegian, and no truth value
     assert "general.author" not in facts
 
 
