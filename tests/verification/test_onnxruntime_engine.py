@@ -10,8 +10,10 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.families import FAMILIES
 from tests.fuzz.models import tokenizer_json
-from tests.onnx_runs import tokens, transformers_logits, variant, with_tokenizer
+from tests.onnx_runs import SPECIAL, tokens, transformers_logits, variant, with_tokenizer
+from tests.tiny import raw_model
 from zenconvert import convert, open_checkpoint
 from zenconvert.errors import InvalidInput, Unsupported, UsageError
 from zenconvert.texts.windows import Window
@@ -42,6 +44,26 @@ def test_logits_are_those_of_transformers_in_any_order(kind: str, tmp_path: Path
     short = engine.logits(1, 0, 7).numpy()
     np.testing.assert_allclose(short, expected[:7], atol=5e-5, rtol=0)
     engine.close()
+
+
+def test_caches_of_layers_of_several_kinds_are_begun(tmp_path: Path) -> None:
+    source, spans = variant(tmp_path / "source", "gemma 4 e2b"), windows(40)
+    convert(source, tmp_path / "out", "onnx:f32")
+    engine = OnnxruntimeEngine(open_checkpoint(tmp_path / "out"), spans, threads=1)
+    expected = transformers_logits(source, np.array([spans[0].ids]))[0]
+    np.testing.assert_allclose(engine.logits(0, 0, 40).numpy(), expected, atol=5e-5, rtol=0)
+
+
+def test_long_texts_are_rotated_alike_from_their_beginning(tmp_path: Path) -> None:
+    """Past the original context, where a chunk by itself would be rotated as a short text."""
+    source = raw_model(tmp_path / "source", FAMILIES["phi_longrope"].config, **SPECIAL)
+    spans = windows(300, 257, 256)
+    convert(source, tmp_path / "out", "onnx:f32")
+    engine = OnnxruntimeEngine(open_checkpoint(tmp_path / "out"), spans, threads=1)
+    for number, span in enumerate(spans):
+        expected = transformers_logits(source, np.array([span.ids]))[0]
+        found = engine.logits(number, 0, len(span.ids)).numpy()
+        np.testing.assert_allclose(found, expected, atol=5e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama 3", "mixtral"])

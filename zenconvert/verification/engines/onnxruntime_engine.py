@@ -65,6 +65,7 @@ class OnnxruntimeEngine:
         self.checkpoint, self.windows = checkpoint, windows
         self.threads, self.device = threads, device
         self.session = OnnxSession(checkpoint, threads=threads, device=device)
+        self.border = checkpoint.hyperparameters.length_border
         self.current, self.first = -1, 0
         self.held: NDArray[np.float32] = np.empty((0, 0), dtype=np.float32)
 
@@ -78,6 +79,8 @@ class OnnxruntimeEngine:
         while begin < end:
             while (last := self.first + len(self.held)) <= begin:
                 count = min(CHUNK, max(1, len(ids) - SINGLE - last))
+                if not last and 0 < self.border < len(ids):  # all of a long text is rotated alike
+                    count = max(count, self.border + 1)
                 self.held, self.first = self.session.step(ids[last : last + count]), last
             part = self.held[begin - self.first : end - self.first]
             parts.append(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 
 from zenconvert.errors import InvalidInput
 from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.layer_heads import layer_heads
 from zenconvert.verification.engines.onnxruntime_probe import failures
 
+_PAST: Final = re.compile(r"past_key_values\.(\d+)\.")
 SINGLE: Final = 4
 """Tokens at the end of a window that are decoded one by one."""
 _QDQ_LEVEL: Final = "session.qdq_matmulnbits_accuracy_level"
@@ -77,8 +80,9 @@ class OnnxSession:
 
 
 def _empty_cache(session: Any, checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[Any]]]:
-    hp = checkpoint.hyperparameters
+    heads = layer_heads(checkpoint.hyperparameters)
     for value in session.get_inputs():
-        if value.name.startswith("past_key_values."):
+        if (match := _PAST.match(value.name)) is not None and int(match[1]) < len(heads):
+            of = heads[int(match[1])]
             dtype = np.float16 if "float16" in value.type else np.float32
-            yield value.name, np.zeros((1, hp.kv_heads, 0, hp.head_dim), dtype)
+            yield value.name, np.zeros((1, of.kv_heads, 0, of.size), dtype)
