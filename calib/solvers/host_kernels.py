@@ -144,7 +144,7 @@ def search_rows(
             out = [array[part] for array in outputs]
             _search(rows[part], weight, *given, *out)
 
-        _over_rows(len(rows), work)
+        over_rows(len(rows), work)
     return scales, zeros
 
 
@@ -215,7 +215,7 @@ def settle(
         goal, from_, grid, origin = (array[rows] for array in given)
         _settle(goal, from_, back, grid, origin, ceiling, *(array[rows] for array in outputs))
 
-    _over_rows(len(target), work)
+    over_rows(len(target), work)
     return values, settled
 
 
@@ -225,7 +225,8 @@ def _array(tensor: torch.Tensor) -> NDArray[Any]:
     return array
 
 
-def _over_rows(count: int, work: Callable[[slice], None]) -> None:
+def over_rows(count: int, work: Callable[[slice], None]) -> None:
+    """Give so many rows to as many threads as there are cores, some to each."""
     threads = len(os.sched_getaffinity(0))
     size = max(_FEWEST_ROWS, -(-count // threads))
     if size >= count:

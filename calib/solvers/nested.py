@@ -17,17 +17,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zenconvert.base.machine import usable_cores
 from zenconvert.calib.solvers.curvature import Curvature, prepare
 from zenconvert.calib.solvers.exact import exact
-from zenconvert.calib.solvers.nested_rows import Panel, descend, panels_of, round_columns
+from zenconvert.calib.solvers.nested_rows import (
+    Panel,
+    descend,
+    panels_of,
+    round_columns,
+    threads_for,
+)
 from zenconvert.calib.solvers.solution import EncodedRows, Filled, GptqSettings, ModuleReport
 
 if TYPE_CHECKING:
     from zenconvert.model.encoding import Encoding
 
-_ROWS: Final = 256
+_CPU_ROWS: Final = 256
+_DEVICE_ROWS: Final = 4096
 """Rows of a piece of work."""
+_DEVICE_PIECES: Final = 4
+"""Pieces at a time: the device computes for some while the host does for others."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +92,10 @@ def nested_gptq(
     there, and the report says so. Raises InvalidInput for weights that the encoding cannot hold.
     """
     work = _Work(encoding, importance, curvature, (settings or GptqSettings()).passes)
-    slices = [slice(at, at + _ROWS) for at in range(0, len(weight), _ROWS)]
+    count = _CPU_ROWS if weight.device.type == "cpu" else _DEVICE_ROWS
+    slices = [slice(at, at + count) for at in range(0, len(weight), count)]
     assert curvature.panels or not work.is_solved  # made before threads share them
-    with exact(weight.device) as run, ThreadPoolExecutor(usable_cores()) as pool:
-        # what the device does is half of the work, and the host does the other for other rows
+    with exact(weight.device) as run, ThreadPoolExecutor(_DEVICE_PIECES) as pool:
         each = run if weight.device.type == "cpu" else pool.map
         parts = list(each(lambda here: work.rows(weight[here].float()), slices))
     data = np.concatenate([part[0] for part in parts])
@@ -132,7 +140,7 @@ class _Work:
 
     def rows(self, weight: torch.Tensor) -> tuple[NDArray[np.uint8], NDArray[np.float64], int]:
         """Bytes of some rows; errors of them, of rounding and of zeros; how many are rounded."""
-        rounded = self.encoding.encode(weight.cpu().numpy(), self.importance)
+        rounded = self._rounded(weight)
         nearest = torch.from_numpy(self.encoding.decode(rounded, weight.shape[1]))
         theirs = self.shared.lost(weight - nearest.to(weight.device))
         data, ours = self._solved(weight, rounded)
@@ -141,6 +149,17 @@ class _Work:
         data[taken] = rounded[taken]
         sums = (torch.where(worse, theirs, ours), theirs, self.shared.lost(weight))
         return data, np.array([float(s.sum()) for s in sums]), int(worse.sum())
+
+    def _rounded(self, weight: torch.Tensor) -> NDArray[np.uint8]:
+        """The encoding's own rounding, u8[rows, row_bytes]."""
+        values, columns = weight.cpu().numpy(), weight.shape[1]
+        data = np.empty((len(weight), self.encoding.row_bytes(columns)), np.uint8)
+
+        def work(part: slice) -> None:
+            data[part] = self.encoding.encode(values[part], self.importance)
+
+        threads_for(weight)(len(weight), work)
+        return data
 
     def _solved(
         self, weight: torch.Tensor, rounded: NDArray[np.uint8]

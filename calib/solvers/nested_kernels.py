@@ -1,11 +1,12 @@
 """Kernels in Numba for grids whose scales are themselves quantized: a row at a time.
 
-They run in the caller's thread and let others run meanwhile. Numbers on the grid are
+They let other threads run meanwhile. Numbers on the grid are
 computed as they are decoded, in float32: ``(step · scale) · level - offset · minimum``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from zenconvert.base.compiling import njit
 from zenconvert.model.nested import NestedGrid, NestedRows
 
+OverRows = Callable[[int, Callable[[slice], None]], None]
+"""Calls a function on slices of so many rows, all of them together."""
 _NONE: Final = np.float32(0.0)
 _TWO: Final = np.float32(2.0)
 _ONE: Final = np.float32(1.0)
@@ -171,6 +174,7 @@ def settle(
     feedback: NDArray[np.float32],
     rows: NestedRows,
     errors: NDArray[np.float32],
+    each: OverRows,
 ) -> None:
     """Round the columns of a panel in turn, each error moving the targets of those that follow.
 
@@ -180,9 +184,16 @@ def settle(
         feedback: float32[columns, columns], zero on and below the diagonal.
         rows: the panel's grid; its codes are written.
         errors: float32[rows, columns] to write weights minus values to.
+        each: gives the rows to one thread or to many.
     """
     shared = _levels(rows.grid)
-    _settle(target, start, feedback, rows.factors, rows.lows, shared, rows.codes, errors)
+    factors, lows = rows.factors, rows.lows
+
+    def work(part: slice) -> None:
+        given = target[part], start[part], feedback, factors[part], lows[part], shared
+        _settle(*given, rows.codes[part], errors[part])
+
+    each(len(target), work)
 
 
 def descend(
@@ -190,6 +201,7 @@ def descend(
     moments: NDArray[np.float32],
     values: NDArray[np.float32],
     rows: NestedRows,
+    each: OverRows,
 ) -> None:
     """Lower the error of a panel by its scales, minimums and codes, group by group.
 
@@ -198,6 +210,7 @@ def descend(
         moments: float32[columns, columns] among these.
         values: float32[rows, columns], the numbers on the grid; brought up to date.
         rows: the panel; brought up to date.
+        each: gives the rows to one thread or to many.
     """
     levels, even, group = _levels(rows.grid)
     limits = np.array((*rows.grid.scales, *(rows.grid.minimums or (0, 0))), np.float32)
@@ -206,7 +219,8 @@ def descend(
     offsets, minimums = np.zeros_like(rows.steps), np.zeros_like(scales)
     if rows.offsets is not None and rows.minimums is not None:
         offsets, minimums = rows.offsets, rows.minimums.astype(np.float32)
-    _descend(shared, gradient, values, rows.codes, rows.steps, scales, offsets, minimums)
+    arrays = (gradient, values, rows.codes, rows.steps, scales, offsets, minimums)
+    each(len(values), lambda part: _descend(shared, *(array[part] for array in arrays)))
     rows.scales[:] = scales
     if rows.minimums is not None:
         rows.minimums[:] = minimums
