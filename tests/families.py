@@ -216,6 +216,17 @@ FAMILIES: dict[str, Family] = {
         ),
         "glm4", "glm4",
     ),
+    "glm4_moe": Family(
+        _sizes(
+            "glm4_moe", "Glm4MoeForCausalLM", head_dim=64, attention_bias=True,
+            attention_dropout=0.0, partial_rotary_factor=0.5, rope_theta=1000000, rope_scaling=None,
+            rms_norm_eps=1e-5, pad_token_id=0, num_hidden_layers=3, first_k_dense_replace=1,
+            n_routed_experts=6, num_experts_per_tok=3, n_shared_experts=1, n_group=1,
+            topk_group=1, moe_intermediate_size=128, norm_topk_prob=True, use_qk_norm=False,
+            routed_scaling_factor=1.5, num_nextn_predict_layers=0,
+        ),
+        "glm4", "glm4", onnx=False, refusal="no moe.choice",
+    ),
     "granite": Family(
         _sizes(
             "granite", "GraniteForCausalLM", attention_bias=False, mlp_bias=False,

@@ -12,6 +12,7 @@ ELSEWHERE = {
     # words of others that are spelled like a family, and what they are
     ("formats.gguf.tokenizer", "llama"): "GGUF's word for SentencePiece tokenizers",
     ("formats.gguf.endings", "llama"): "GGUF's word for SentencePiece tokenizers",
+    ("formats.gguf.stripping", "phi3"): "what llama.cpp looks for in a model's name",
     ("formats.hf.rebuilt", "qwen2"): "llama.cpp's name of a pre-tokenizer",
     ("formats.hf.tokenizer", "qwen2"): "llama.cpp's name of a pre-tokenizer",
 }

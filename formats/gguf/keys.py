@@ -318,7 +318,7 @@ def strange_keys(
         if key == full or key in rows or key in _READ or key in _HARMLESS:
             continue
         value = given.tolist() if hasattr(given, "tolist") else given
-        if key in _CONSTANTS and value in _CONSTANTS[key]:
+        if key not in same and key in _CONSTANTS and value in _CONSTANTS[key]:
             continue
         if key not in same or value != same[key]:
             strange[full] = value

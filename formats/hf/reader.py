@@ -101,6 +101,8 @@ class Folder:
     """What the folder holds beside the language model."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """Tensors that the index names and no file has → the file that it names."""
+    further: int = 0
+    """Tensors that are left out, of layers that predict further tokens."""
 
     def checkpoint(
         self, format_name: str, tensors: dict[str, Tensor], warnings: Sequence[str] = ()
@@ -122,6 +124,7 @@ class Folder:
             side_files=carried,
             files=self.files,
             beside=self.beside,
+            further=self.further,
             warnings=(
                 *self.warnings,
                 *warnings,
@@ -183,10 +186,14 @@ def open_folder(path: Path, stems: Sequence[str] = ("model",)) -> Folder:
     entries = renaming.run()
     if renaming.untied:
         config, hp = {**config, "tie_word_embeddings": False}, replace(hp, tied=False)
+    if renaming.further:
+        keys = architecture.keys("further_layers")
+        config = {k: 0 if k in keys else v for k, v in config.items()}
     warnings = (*weights.warnings, *(f"{path}: {text}" for text in renaming.warnings))
     return Folder(
-        path, config, architecture, hp, weights.files, entries, warnings, beside, weights.absent
-    )
+        path, config, architecture, hp, weights.files, entries, warnings, beside, weights.absent,
+        renaming.further,
+    )  # fmt: skip
 
 
 def name_tensors(

@@ -94,6 +94,8 @@ class Renaming:
     ) -> None:
         self.entries = dict(entries)
         self.hp = hyperparameters
+        self.further = 0
+        """Tensors of layers that predict further tokens."""
         self.untied = False
         """The config ties two matrices that differ."""
         self.names = list(architecture.tensor_names(hyperparameters))
@@ -105,6 +107,7 @@ class Renaming:
         self._split()
         self._take_first_names()
         self._leave_heads()
+        self._leave_further()
         self._look_at_pair()
         return self.entries
 
@@ -171,6 +174,14 @@ class Renaming:
             elif prefix + module in modules:
                 fresh[name] = prefix + name
         self._rename(fresh)
+
+    def _leave_further(self) -> None:
+        """Layers behind the last that predict further tokens, as many as the config says."""
+        last = range(self.hp.layers, self.hp.layers + self.hp.further_layers)
+        for name in list(self.entries) if last else ():
+            if (found := _LAYER.search(name)) is not None and int(found[1]) in last:
+                del self.entries[name]
+                self.further += 1
 
     def _leave_heads(self) -> None:
         """Value heads that training added."""

@@ -19,8 +19,9 @@ from zenconvert.errors import InvalidInput, MissingTensor, UnknownArchitecture, 
 from zenconvert.model import operations
 from zenconvert.model.architecture_table import ALWAYS, IGNORED, Table, read_table
 from zenconvert.model.block_features import BlockFeatures, block_features
+from zenconvert.model.config_sizes import Names
 from zenconvert.model.gguf_family import GgufFamily, in_gguf
-from zenconvert.model.hyperparameters import Hyperparameters, Names, from_config
+from zenconvert.model.hyperparameters import Hyperparameters, from_config
 from zenconvert.model.table_rows import Balance, BiasRule, Module, Wrapper
 from zenconvert.model.tensor_names import Kinds, tensor_names
 from zenconvert.model.tensor_names import TensorName as TensorName
@@ -92,6 +93,11 @@ class Architecture:
         """The key under which a config that is written has a size."""
         names = self.names.get(size, size)
         return names if isinstance(names, str) else names[0]
+
+    def keys(self, size: str) -> tuple[str, ...]:
+        """All keys under which configs may have a size."""
+        names = self.names.get(size, ())
+        return (names,) if isinstance(names, str) else tuple(names)
 
     def older_key(self, size: str) -> str | None:
         """The key at the top of a config under which older configs have a size."""

@@ -25,13 +25,14 @@ from zenconvert.model.size_names import COMPUTED_SIZES, SIZES
 ROLES: Final = ("embed", "linear", "norm", "router", "head", "kept")
 LAYERS: Final = {
     ("dense", "sparse_step"): ("sparse", "dense"),
+    ("first",): ("sparse", "dense"),
     ("types", "own", "keyed", "wide", "mixture"): ("sliding", "full", "values"),
 }
 """Keys of ``[layers]`` → the kinds of layers that they tell apart: the config's list of layers
-without experts, and the period of those with experts, the last of which has them; or its list of
-kinds, what it has of single layers that see everything, whether values are keys there, whether
-layers that read keys and values of others have feed-forward networks of twice the size, and whether
-layers have experts."""
+without experts, and the period of those with experts, the last of which has them; how many have
+none, before all others; or its list of kinds, what it has of single layers that see everything,
+whether values are keys there, whether layers that read keys and values of others have feed-forward
+networks of twice the size, and whether layers have experts."""
 IGNORED: Final = "ignored"
 LIST_RULES: Final = frozenset({"all", "zero_every"})
 """What a list with an entry for every layer may be held to: ``all`` entries have one value, or they

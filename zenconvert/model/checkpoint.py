@@ -150,6 +150,8 @@ class Checkpoint:
     """Facts of the files that may change what is computed and that no config can say."""
     beside: tuple[str, ...] = ()
     """What the files hold beside the language model, and nobody here reads."""
+    further: int = 0
+    """Tensors of the files that are left out, of layers that predict further tokens."""
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     """Every file that was read, and the state that it was in."""
     named_config: Path | None = None

@@ -23,7 +23,7 @@ GRAPH: Final[dict[str, Callable[[Any], bool]]] = {
     "hidden_over_heads_layers": lambda value: type(value) is int,
 }
 """Key of ``[gguf_graph]`` → whether a value is understood."""
-TOKEN_ROLES: Final = ("bos", "eos", "unk", "eot")
+TOKEN_ROLES: Final = ("bos", "eos", "unk", "eot", "eom")
 """Roles of tokens that ``special`` of ``[gguf_tokenizer]`` may fill."""
 TOKENIZER: Final[dict[str, Callable[[Any], bool]]] = {
     "space_prefix": ("first", "last", "silent").__contains__,

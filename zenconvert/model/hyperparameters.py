@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from zenconvert.errors import InvalidInput
-from zenconvert.model.config_numbers import at_path, count, real
-from zenconvert.model.rotations import FULL, check_share, rotation
-
-Names = Mapping[str, str | Sequence[str]]
-"""Size → the key that a config has it under, or several of which the first that is there counts;
-dots lead into objects."""
-_MOST_LISTED: Final = 1 << 16
-"""Layers that are told apart one by one, before anybody has counted tensors."""
+from zenconvert.model.config_numbers import count, real
+from zenconvert.model.config_sizes import Names, Sizes, dense_layers, full_layers, sharing_layers
+from zenconvert.model.rotations import check_share, rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +92,19 @@ class Hyperparameters:
     """Tokens of which there is such an input."""
     position_limit: int = 0
     """What a config gives as the longest text beside ``context``, which counts."""
+    shared_count: int = 0
+    """Experts that every token reaches, side by side in one of their widths together."""
+    leading_dense: int = 0
+    """First layers of a mixture that have one network in place of experts."""
+    routed_factor: float | None = None
+    """What the weights of experts that were chosen are multiplied by."""
+    further_layers: int = 0
+    """Layers behind the last that predict further tokens, and that nobody here computes."""
+
+    @property
+    def shared_width(self) -> int:
+        """Inner size of all experts that every token reaches."""
+        return self.shared_ffn or self.shared_count * self.expert_ffn
 
     @property
     def usual_score_scale(self) -> float:
@@ -181,7 +189,7 @@ def from_config(
     nullable |= {str(names[size]) for size in ("score_softcap", "logit_softcap") if size in names}
     given = {k: v for k, v in config.items() if v is not None or k in nullable}
     merged = {**defaults, **given}
-    sizes = _Sizes(given, merged, names, where)
+    sizes = Sizes(given, merged, names, where)
     heads, kv_heads, head_dim = _heads(sizes)
     theta, scaling = rotation(merged, where, by_kind="sliding_theta" in names)
     kinds = layers or {}
@@ -219,7 +227,7 @@ def from_config(
         score_width=sizes.real("score_width") or float(head_dim),
         score_softcap=sizes.real("score_softcap"),
         logit_softcap=sizes.real("logit_softcap"),
-        dense_layers=_dense_layers(merged, kinds, sizes, where),
+        dense_layers=dense_layers(merged, kinds, sizes, where),
         rotary_share=share,
         short_context=sizes.count("short_context", optional=True),
         sliding_theta=sizes.real("sliding_theta"),
@@ -231,17 +239,21 @@ def from_config(
         logit_divisor=sizes.real("logit_divisor"),
         full_head_dim=sizes.count("full_head_dim", optional=True),
         full_kv_heads=full_kv_heads,
-        full_layers=_full_layers(merged, kinds, sizes, where),
+        full_layers=full_layers(merged, kinds, sizes, where),
         keyed=keyed,
-        sharing=_sharing(merged, kinds, sizes, where),
+        sharing=sharing_layers(merged, kinds, sizes, where),
         wide_ffn=2 * sizes.count("ffn") if merged.get(kinds.get("wide", "")) else 0,
         input_width=sizes.count("input_width", zero=True, optional=True),
         input_vocab=sizes.count("input_vocab", optional=True),
         position_limit=sizes.count("position_limit", optional=True),
+        shared_count=sizes.count("shared_count", zero=True, optional=True),
+        leading_dense=sizes.count("leading_dense", zero=True, optional=True),
+        routed_factor=sizes.real("routed_factor"),
+        further_layers=sizes.count("further_layers", zero=True, optional=True, silent=True),
     )
 
 
-def _heads(sizes: _Sizes) -> tuple[int, int, int]:
+def _heads(sizes: Sizes) -> tuple[int, int, int]:
     """Heads, key-value heads and the size of a head. Raises InvalidInput."""
     heads, hidden = sizes.count("heads"), sizes.count("hidden")
     stated = sizes.found("head_dim")[1] is not None
@@ -260,137 +272,6 @@ def _heads(sizes: _Sizes) -> tuple[int, int, int]:
             "not fit together; heads must be a multiple of key-value heads and the size even"
         )
     return heads, kv_heads, head_dim
-
-
-@dataclass(frozen=True)
-class _Sizes:
-    """Sizes of a config by the names that a family's table gives."""
-
-    given: Mapping[str, Any]
-    """What the config itself says."""
-    config: Mapping[str, Any]
-    """With defaults."""
-    names: Names
-    where: str
-
-    def found(self, size: str) -> tuple[str, Any]:
-        """The key that a size is under, and its value or None."""
-        names = self.names.get(size, size)
-        keys = (names,) if isinstance(names, str) else tuple(names)
-        for config in (self.given, self.config):
-            for key in keys:
-                if (value := at_path(config, key)) is not None:
-                    return key, value
-        return keys[0], None
-
-    def real(self, size: str, *, zero: bool = False) -> float | None:
-        """A positive number; None where the config or the family has none, or where it has a
-        ``zero`` that says so. Raises InvalidInput."""
-        if size not in self.names:
-            return None
-        key, value = self.found(size)
-        if value is None or (zero and value == 0):
-            return None
-        return real(key, value, self.where)
-
-    def count(
-        self, size: str, *, zero: bool = False, optional: bool = False, silent: bool = False
-    ) -> int:
-        """A whole number. Raises InvalidInput.
-
-        0 where the size is ``optional`` and the family has none, or where a config may be
-        ``silent`` on it and is.
-        """
-        if optional and size not in self.names:
-            return 0
-        key, value = self.found(size)
-        if silent and value is None:
-            return 0
-        if zero and value is None and key in self.config:
-            return 0
-        return count({key: value}, key, self.where, zero=zero)
-
-    def full_kv_heads(self, *, keyed: bool) -> int:
-        """Key-value heads of layers that see everything, 0 where a config has none of their own:
-        transformers reads the plain key of it only where their values are keys."""
-        names = self.names.get("full_kv_heads", ())
-        listed = (names,) if isinstance(names, str) else tuple(names)
-        inside = tuple(n for n in listed if keyed or "." in n)
-        if not inside:
-            return 0
-        own = replace(self, names={**self.names, "full_kv_heads": inside})
-        return own.count("full_kv_heads", silent=True)
-
-    def period(self) -> int:
-        """Layers of which the last sees everything, a number or L for every other and then G; 0
-        where the config has none. Raises InvalidInput."""
-        value = self.found("window_period")[1]
-        if isinstance(value, str) and value == "L" * (len(value) - 1) + "G":
-            return len(value)
-        return self.count("window_period", optional=True, silent=True, zero=True)
-
-
-def _dense_layers(
-    config: Mapping[str, Any], keys: Mapping[str, str], sizes: _Sizes, where: str
-) -> tuple[int, ...]:
-    """Layers that a list names, and all but every so many-th one; all without experts."""
-    if "dense" not in keys:
-        return ()
-    layers = sizes.count("layers")
-    if layers > _MOST_LISTED:
-        raise InvalidInput(f"{where}: {layers} layers; at most {_MOST_LISTED} can be told apart")
-    if not sizes.count("experts", zero=True):
-        return tuple(range(layers))
-    listed, step = config.get(keys["dense"]) or [], keys["sparse_step"]
-    if not isinstance(listed, list) or not all(type(n) is int for n in listed):
-        raise InvalidInput(f"{where}: {keys['dense']} should be a list of layers, found {listed!r}")
-    period, named = count(config, step, where), set(listed)
-    return tuple(i for i in range(layers) if i in named or (i + 1) % period)
-
-
-def _sharing(config: Mapping[str, Any], keys: Mapping[str, str], sizes: _Sizes, where: str) -> int:
-    """Last layers that read keys and values of earlier ones; there has to be one of each kind."""
-    count = sizes.count("sharing", zero=True, optional=True)
-    if not count:
-        return 0
-    types = config[keys["types"]]
-    first = len(types) - count
-    if first < 1 or not set(types[first:]) <= set(types[:first]):
-        raise InvalidInput(
-            f"{where}: {sizes.found('sharing')[0]} {count} of {len(types)} layers leaves none "
-            f"whose keys and values {sorted(set(types[max(first, 0) :]))} could read"
-        )
-    return count
-
-
-def _full_layers(
-    config: Mapping[str, Any], keys: Mapping[str, str], sizes: _Sizes, where: str
-) -> tuple[int, ...]:
-    """Layers that see everything, where tables tell them from those with a window.
-
-    What a config has of single layers has to be of these, and of all of them.
-    """
-    if "types" not in keys:
-        return ()
-    types, layers = config.get(keys["types"]), sizes.count("layers")
-    if not isinstance(types, list) or len(types) != layers:
-        raise InvalidInput(
-            f"{where}: {keys['types']} should name the kinds of {layers} layers, found "
-            f"{types!r:.100}"
-        )
-    found = tuple(i for i, kind in enumerate(types) if kind == FULL)
-    if (own := config.get(keys["own"])) is not None:
-        start = f"{keys['own']}.*."
-        names = (n for of in sizes.names.values() for n in ([of] if isinstance(of, str) else of))
-        known = {n.removeprefix(start) for n in names if n.startswith(start)}
-        rows = list(own.values()) if isinstance(own, Mapping) else [None]
-        alike = all(isinstance(r, Mapping) and set(r) <= known and r == rows[0] for r in rows)
-        if not alike or {str(layer) for layer in own} != {str(layer) for layer in found}:
-            raise InvalidInput(
-                f"{where}: {keys['own']} should say one thing of {sorted(known)} in every layer "
-                f"that sees everything and in no other, found {own!r:.200}"
-            )
-    return found
 
 
 def _sliding_window(config: Mapping[str, Any], where: str, *, told: bool) -> int | None:

@@ -257,6 +257,16 @@ def towers(checkpoint: Checkpoint, *, text_only: bool) -> list[Fact]:
     ]
 
 
+def further(checkpoint: Checkpoint) -> list[Fact]:
+    """Layers that predict further tokens, which are left out."""
+    if not checkpoint.further:
+        return []
+    key, count = checkpoint.architecture.key("further_layers"), checkpoint.further
+    layers = checkpoint.hyperparameters.further_layers
+    why = f"{count} tensors of layers that predict further tokens (MTP) are left out"
+    return [Fact(key, layers, "", exact=False, why=why, told=True)]
+
+
 def rotations(
     checkpoint: Checkpoint, ignored: Sequence[str], kinds: Sequence[str], target: str
 ) -> Iterator[Fact]:

@@ -11,7 +11,8 @@ SIZES: Final = frozenset(
         "score_softcap", "logit_softcap", "sliding_theta", "score_growth", "rotary_share",
         "short_context", "score_scale", "embedding_factor", "residual_factor", "logit_factor",
         "logit_divisor", "full_head_dim", "full_kv_heads", "position_limit", "sharing",
-        "input_width", "input_vocab",
+        "input_width", "input_vocab", "shared_count", "leading_dense", "routed_factor",
+        "further_layers",
     }
 )  # fmt: skip
 """Numbers that a table of a family finds in a config."""
@@ -30,6 +31,7 @@ COMPUTED_SIZES: Final = frozenset(
         "sharing_ffn",
         "all_inputs",
         "one",
+        "shared_width",
     }
 )
 """Sizes that follow from others, or are read in a way of their own."""
