@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from io import FileIO
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -34,6 +38,8 @@ from zenconvert.model.tensor_names import in_rows, joined_shape
 CODES: Final = ".qweight"
 PIECES: Final = (CODES, ".qzeros", ".scales", ".g_idx")
 _BLOCK: Final = re.compile(r"(?:[A-Za-z_]\w*\.)*\d+\.")
+ReadAt = Callable[[Path, int, int], bytes]
+"""``(file, offset, bytes)`` → what stands there."""
 _FLOATS: Final = {"bf16": BF16, "f16": F16, "f32": F32}
 
 
@@ -122,6 +128,27 @@ def values_of(entry: Entry) -> NDArray[Any]:
         file.seek(entry.offset)
         data = file.read(entry.nbytes)
     return np.frombuffer(data, dtype=Dense(entry.dtype).numpy).reshape(entry.shape)
+
+
+@contextmanager
+def reading() -> Iterator[ReadAt]:
+    """A function that reads small pieces of many arrays: a file that is asked of again is open."""
+    path = Path()
+    file: FileIO | None = None
+
+    def read(of: Path, offset: int, nbytes: int) -> bytes:
+        nonlocal path, file
+        if file is None or path != of:
+            if file is not None:
+                file.close()
+            path, file = of, of.open("rb", buffering=0)
+        return os.pread(file.fileno(), nbytes, offset)
+
+    try:
+        yield read
+    finally:
+        if file is not None:
+            file.close()
 
 
 def by_entry(folder: Folder, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:

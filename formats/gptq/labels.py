@@ -12,12 +12,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zenconvert.errors import InvalidInput
 from zenconvert.formats import int_packing
 from zenconvert.formats.gptq.codec import GptqCodec
 from zenconvert.formats.gptq.settings import Settings
-from zenconvert.formats.packed_folder import among, named, values_of
+from zenconvert.formats.packed_folder import ReadAt, among, named, values_of
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.model.checkpoint import StoredPieces, Tensor
 from zenconvert.model.encoding import Grouped
@@ -26,13 +27,15 @@ Modules = Mapping[str, Tensor]
 """Module → its weight, whose encoding is read off the data."""
 
 
-def is_ordered(entry: Entry, columns: int, groups: int) -> bool:
+def is_ordered(entry: Entry, columns: int, groups: int, read: ReadAt) -> bool:
     """True when the group of a column does not follow from its position.
 
     Raises InvalidInput for a ``g_idx`` that points nowhere.
     """
-    plain = np.arange(columns) // -(-columns // groups)
-    if entry.shape != plain.shape:
+    if entry.shape != (columns,):
+        return False
+    plain, data = _plain_index(columns, groups)
+    if entry.dtype == "i32" and read(entry.path, entry.offset, entry.nbytes) == data:
         return False
     index = values_of(entry)
     if index.size and (index.min() < 0 or index.max() >= groups):
@@ -41,6 +44,13 @@ def is_ordered(entry: Entry, columns: int, groups: int) -> bool:
             f"are {groups}"
         )
     return not np.array_equal(index, plain)
+
+
+@lru_cache(maxsize=64)
+def _plain_index(columns: int, groups: int) -> tuple[NDArray[np.int32], bytes]:
+    """The group of every column in its plain order, and as a file has it."""
+    plain = np.arange(columns, dtype="<i4") // -(-columns // groups)
+    return plain, plain.tobytes()
 
 
 def differences(table: Mapping[str, Any], said: Settings, modules: Modules) -> list[str]:
@@ -63,9 +73,13 @@ def differences(table: Mapping[str, Any], said: Settings, modules: Modules) -> l
     return found + _orders(table, said, modules, grids)
 
 
-def with_other_zeros(modules: Modules, offset: int) -> set[str]:
-    """The modules of which some zero of the first group is not the midpoint and ``offset``."""
-    return {name for name, tensor in modules.items() if not _is_symmetric(tensor, offset)}
+def with_other_zeros(modules: Modules, offset: int, read: ReadAt) -> set[str]:
+    """The modules of which some zero is not the midpoint and ``offset``.
+
+    All zeros are read, a hundredth of the weights or less: runtimes whose kernels for symmetric
+    weights ignore them would compute something else than those that do not.
+    """
+    return {name for name, tensor in modules.items() if not _is_symmetric(tensor, offset, read)}
 
 
 def _grid(tensor: Tensor) -> Grouped:
@@ -109,19 +123,20 @@ def _orders(
 
 def _is_even(tensor: Tensor) -> bool:
     """Whether every group has as many columns as the others."""
-    index = values_of(_entry(tensor, "g_idx", None))
+    index = values_of(_entry(tensor, "g_idx"))
     groups = _grid(tensor).groups(tensor.shape[1])
     return np.unique(np.bincount(index, minlength=groups)).size == 1
 
 
-def _is_symmetric(tensor: Tensor, offset: int) -> bool:
-    """Whether all zeros of the first group are stored as the midpoint and ``offset``."""
+def _is_symmetric(tensor: Tensor, offset: int, read: ReadAt) -> bool:
+    """Whether all zeros are stored as the midpoint and ``offset``."""
     stored, grid = tensor.stored, _grid(tensor)
     assert isinstance(stored, StoredPieces)
     assert isinstance(stored.codec, GptqCodec)
-    zeros = values_of(_entry(tensor, "qzeros", 1))
     level = (1 << (grid.bits - 1)) + offset
-    return zeros.tobytes() == _packed(level, grid.bits, tensor.rows, planar=stored.codec.planar)
+    row = _packed(level, grid.bits, tensor.rows, planar=stored.codec.planar)
+    wanted, place = row * grid.groups(tensor.columns), stored.pieces["qzeros"]
+    return read(place.path, place.offset, len(wanted)) == wanted
 
 
 @lru_cache(maxsize=64)
@@ -130,12 +145,10 @@ def _packed(level: int, bits: int, rows: int, *, planar: bool) -> bytes:
     return pack(np.full((rows, 1), level, np.uint8), bits).tobytes()
 
 
-def _entry(tensor: Tensor, name: str, rows: int | None) -> Entry:
-    """A piece of a tensor, or its first rows."""
+def _entry(tensor: Tensor, name: str) -> Entry:
+    """A piece of a tensor."""
     stored, grid = tensor.stored, _grid(tensor)
     assert isinstance(stored, StoredPieces)
     piece = next(p for p in stored.codec.pieces(grid, tensor.shape) if p.name == name)
-    place, shape, size = stored.pieces[name], piece.shape, piece.nbytes
-    if rows is not None:
-        shape, size = (rows, *shape[1:]), size // shape[0] * rows
-    return Entry(place.name, piece.dtype, shape, place.path, place.offset, size)
+    place = stored.pieces[name]
+    return Entry(place.name, piece.dtype, piece.shape, place.path, place.offset, piece.nbytes)

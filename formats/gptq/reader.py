@@ -22,6 +22,7 @@ from zenconvert.formats.gptq import labels, settings
 from zenconvert.formats.gptq.codec import GptqCodec, ZeroRule
 from zenconvert.formats.gptq.settings import Settings
 from zenconvert.formats.hf.reader import Folder, name_tensors, open_folder, without_spare_biases
+from zenconvert.formats.packed_folder import ReadAt
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, StoredPieces, Tensor
@@ -49,8 +50,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     modules = packed_folder.modules(folder)
     if not modules:
         raise InvalidInput(f"{path}: the config speaks of GPTQ and no weight is quantized")
-    tensors = {m: _tensor(folder, m, name, said) for m, name in modules.items()}
-    tensors, warnings = _with_true_zeros(path, tensors, said)
+    with packed_folder.reading() as read:
+        tensors = {m: _tensor(folder, m, name, said, read) for m, name in modules.items()}
+        tensors, warnings = _with_true_zeros(path, tensors, said, read)
     warnings += [f"{path}: {text}" for text in labels.differences(table, said, tensors)]
     spare = _spare_biases(folder, modules)
     folder = replace(folder, entries={k: v for k, v in folder.entries.items() if k not in spare})
@@ -61,7 +63,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return folder.checkpoint("gptq", named, warnings)
 
 
-def _tensor(folder: Folder, module: str, name: TensorName, said: Settings) -> Tensor:
+def _tensor(folder: Folder, module: str, name: TensorName, said: Settings, read: ReadAt) -> Tensor:
     codes = packed_folder.entry_of(folder, module, "qweight")
     scales = packed_folder.scales_of(folder, module)
     _, columns = name.shape
@@ -82,7 +84,7 @@ def _tensor(folder: Folder, module: str, name: TensorName, said: Settings) -> Te
         _group(columns, groups, codes),
         said.symmetric,
         Dense(scales.dtype),
-        ordered=index is not None and labels.is_ordered(index, columns, groups),
+        ordered=index is not None and labels.is_ordered(index, columns, groups, read),
     )
     codec = GptqCodec(said.rule, index is not None, said.version == settings.PLANAR)
     return packed_folder.packed_tensor(folder, module, name, encoding, codec)
@@ -100,7 +102,7 @@ def _group(columns: int, groups: int, entry: Entry) -> int | None:
 
 
 def _with_true_zeros(
-    path: Path, tensors: dict[str, Tensor], said: Settings
+    path: Path, tensors: dict[str, Tensor], said: Settings, read: ReadAt
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Look at the zeros of some symmetric modules: do they say what the label says?"""
     if not said.symmetric:
@@ -123,7 +125,7 @@ def _with_true_zeros(
         warnings.append(f"labelled {said.version}, and its zeros are those of {actual}: read so")
         tensors = {m: _with_rule(t, rule) for m, t in tensors.items()}
     odd = {module for module, one in found.items() if one != offset}
-    odd |= labels.with_other_zeros(tensors, offset)
+    odd |= labels.with_other_zeros(tensors, offset, read)
     if odd:
         warnings.append(
             f"labelled symmetric, and zeros differ{packed_folder.among(odd, tensors)}: "
