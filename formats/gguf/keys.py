@@ -21,7 +21,7 @@ from zenconvert.formats.gguf.layer_keys import (
     kv_heads_of,
     of_layers,
 )
-from zenconvert.formats.gguf.rope import scaling_keys
+from zenconvert.formats.gguf.rope import original_context, scaling_keys
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.architecture_table import BY_LAYER, FILE_TYPE, PATTERN, ROTATIONS, TEXT
 from zenconvert.model.config_numbers import at_path
@@ -137,7 +137,7 @@ def hf_config(
             architecture.block.activation_key
         ][0],
         "rope_theta": theta,
-        "rope_scaling": _scaling(architecture, sizes, rope_scaling),
+        "rope_scaling": _scaling(architecture, keys, sizes, rope_scaling),
         "tie_word_embeddings": tied,
         "attention_dropout": 0.0,
         "use_cache": True,
@@ -155,16 +155,19 @@ def hf_config(
 
 
 def _scaling(
-    architecture: Architecture, sizes: Mapping[str, float], scaling: Mapping[str, Any] | None
+    architecture: Architecture,
+    keys: KeyReader,
+    sizes: Mapping[str, float],
+    scaling: Mapping[str, Any] | None,
 ) -> dict[str, Any] | None:
     """Scaled rotations, with the sizes that configs have inside of them."""
-    keys = {architecture.key(size): value for size, value in sizes.items()}
+    named = {architecture.key(size): value for size, value in sizes.items()}
     start = "rope_scaling."
-    inside = {k.removeprefix(start): v for k, v in keys.items() if k.startswith(start)}
-    if scaling is None and inside:
-        context = int(sizes["context"])
-        scaling = {"rope_type": "default", "original_max_position_embeddings": context}
-    return None if scaling is None else {**scaling, **inside}
+    inside = {k.removeprefix(start): v for k, v in named.items() if k.startswith(start)}
+    if not inside:
+        return None if scaling is None else dict(scaling)
+    of = {"original_max_position_embeddings": original_context(keys)}
+    return {**(scaling or {"rope_type": "default"}), **of, **inside}
 
 
 def _sliding_rotations(

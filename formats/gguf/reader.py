@@ -193,6 +193,10 @@ def _config(
         config["rope_scaling"] = found or scaling
     if factors:
         config["rope_scaling"] = _longrope(architecture, config, keys, factors)
+    if (config["rope_scaling"] or {}).get("rope_type") == "yarn":
+        hp = architecture.sizes(config, where=keys.where)
+        if rope.ends_first(hp):
+            strange[f"{keys.prefix}{rope.ORIGINAL}"] = hp.original_context
     return {**with_full_rotations(config), **_token_ids(metadata)}, strange
 
 

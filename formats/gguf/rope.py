@@ -34,6 +34,7 @@ LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 """Factors of longrope for texts longer than the original context, and for others."""
 DERIVED: Final = (FREQS, LONG, SHORT)
 _FACTOR: Final = "rope.scaling.attn_factor"
+ORIGINAL: Final = "rope.scaling.original_context_length"
 
 _YARN: Final = {
     "extrapolation_factor": "yarn_ext_factor",
@@ -70,8 +71,11 @@ class _Keys(Protocol):
 def scaling_keys(hp: Hyperparameters, family: GgufFamily) -> dict[str, KeyValue]:
     """``rope.scaling.*`` key/values. Raises Unsupported where llama.cpp has no keys."""
     scaling = hp.rope_scaling
+    grown: dict[str, KeyValue] = {}
+    if hp.score_growth and hp.original_context != hp.context:
+        grown[ORIGINAL] = ("u32", hp.original_context)
     if scaling is None or scaling["rope_type"] in {FACTORS, "dynamic", LONGROPE, PROPORTIONAL}:
-        return {}
+        return grown
     kind = scaling["rope_type"]
     if kind not in KINDS:
         raise Unsupported(f"rope scaling {dict(scaling)} cannot be expressed in GGUF")
@@ -82,7 +86,7 @@ def scaling_keys(hp: Hyperparameters, family: GgufFamily) -> dict[str, KeyValue]
     }
     if kind == "yarn":
         context = scaling.get("original_max_position_embeddings", hp.context)
-        keys["rope.scaling.original_context_length"] = ("u32", int(context))
+        keys[ORIGINAL] = ("u32", int(context))
         under = hp.yarn_log if family.has_key("yarn_log") else None
         usual = _llamacpp_amplitude(factor, under or 0.0)
         share = float(np.float32(_amplitude(scaling, factor) / usual))
@@ -93,7 +97,7 @@ def scaling_keys(hp: Hyperparameters, family: GgufFamily) -> dict[str, KeyValue]
                 keys[f"rope.scaling.{theirs}"] = ("f32", float(value))
         if share != 1.0:
             keys[_FACTOR] = ("f32", share)
-    return keys
+    return keys if kind == "yarn" else keys | grown
 
 
 def first_keys(hp: Hyperparameters) -> dict[str, KeyValue]:
@@ -170,6 +174,11 @@ def lossy_scaling(hp: Hyperparameters, family: GgufFamily) -> Iterator[tuple[str
         value = scaling.get(name) or usual
         if float(value) != usual:
             yield name, value, f"llama.cpp takes {usual:g} for this architecture"
+    if ends_first(hp):
+        yield (
+            "original_max_position_embeddings", hp.original_context,
+            "the scaling would end before it begins, and llama.cpp lets it do both in one place",
+        )  # fmt: skip
     if not scaling.get("truncate", True):
         yield "truncate", False, "llama.cpp rounds where the scaling begins and ends"
 
@@ -193,9 +202,7 @@ def scaling_from_keys(
         return None, strange
     scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
     if kind == "yarn":
-        context = keys.integer("rope.scaling.original_context_length", 0)
-        context = context or keys.integer("context_length")
-        scaling["original_max_position_embeddings"] = context
+        scaling["original_max_position_embeddings"] = original_context(keys)
         under = keys.real(_LOG, 0.0) if family.has_key("yarn_log") else 0.0
         usual = _llamacpp_amplitude(factor, under)
         for ours, theirs in _YARN.items():
@@ -212,6 +219,27 @@ def scaling_from_keys(
         elif share != 1:
             scaling["attention_factor"] = share * usual
     return scaling, {}
+
+
+def ends_first(hp: Hyperparameters) -> bool:
+    """Whether YaRN begins at channels behind those where it ends, as for very short contexts:
+    transformers then scales the other way round, and llama.cpp does not."""
+    scaling = hp.rope_scaling or {}
+    if scaling.get("rope_type") != "yarn" or hp.rope_theta == 1:
+        return False
+    size, before = hp.rotary_dim, scaling.get("original_max_position_embeddings") or hp.context
+
+    def place(name: str) -> float:
+        turns = 2 * math.pi * float(scaling.get(name) or _BETAS[name])
+        return size * math.log(before / turns) / (2 * math.log(hp.rope_theta))
+
+    first, last = math.floor(place("beta_fast")), math.ceil(place("beta_slow"))
+    return min(last, size - 1) < max(first, 0)
+
+
+def original_context(keys: _Keys) -> int:
+    """Tokens of the texts before rotations were scaled, as llama.cpp takes it."""
+    return keys.integer(ORIGINAL, 0) or keys.integer("context_length")
 
 
 def frequency_factors(hp: Hyperparameters, family: GgufFamily) -> NDArray[np.float32] | None:

@@ -164,3 +164,46 @@ def never_drawn(file: Path) -> list[int]:
     ids = [found[i] for i in range(count.value)]
     model.close()
     return ids
+
+
+MINISTRAL3 = {
+    key: value
+    for key, value in {**FAMILIES["ministral3"].config, "vocab_size": runs.VOCAB}.items()
+    if not key.startswith("rope_")
+}
+GROWTH = {"rope_theta": 1e6, "llama_4_scaling_beta": 0.3}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{"rope_type": "default"}, {"rope_type": "linear", "factor": 2.0}],
+    ids=["plain", "linear"],
+)
+def test_scores_that_grow_whatever_scales_rotations(
+    kind: dict[str, Any], made: Made, tmp_path: Path
+) -> None:
+    """The original context of Ministral 3 counts without YaRN, too."""
+    rotations = {**kind, **GROWTH, "original_max_position_embeddings": 16}
+    source = made({**MINISTRAL3, "rope_parameters": rotations})
+    expected = runs.in_transformers(source, TEXT)
+    assert convert(source, tmp_path / "m.gguf", "gguf:f32").plan.exact
+    assert_same(runs.in_llamacpp(tmp_path / "m.gguf", TEXT), expected)
+    convert(tmp_path / "m.gguf", tmp_path / "back", "hf:f32")
+    assert_same(runs.in_transformers(tmp_path / "back", TEXT), expected)
+    convert(source, tmp_path / "onnx", "onnx:f32")
+    assert_same(runs.in_onnxruntime(tmp_path / "onnx", TEXT), expected)
+
+
+def test_yarn_that_would_end_before_it_begins_is_named(made: Made, tmp_path: Path) -> None:
+    rotations = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4}
+    source = made({**MINISTRAL3, "rope_parameters": {**GROWTH, **rotations}})
+    expected = runs.in_transformers(source, TEXT)
+    planned = convert(source, tmp_path / "m.gguf", "gguf:f32").plan
+    [lost] = planned.lost
+    assert lost.name == "rope_scaling.original_max_position_embeddings"
+    found = runs.in_llamacpp(tmp_path / "m.gguf", TEXT)
+    assert np.abs(found - expected).max() > expected.std()
+    with pytest.raises(PlanError, match=r"rope\.scaling\.original_context_length is 4"):
+        plan(tmp_path / "m.gguf", "hf:f32")
+    convert(source, tmp_path / "onnx", "onnx:f32")
+    assert_same(runs.in_onnxruntime(tmp_path / "onnx", TEXT), expected)

@@ -59,6 +59,8 @@ class Hyperparameters:
     """Base of the rotations in layers with a window, where they have plain ones of their own."""
     score_growth: float | None = None
     """b in 1 + b · ln(1 + ⌊position / original context⌋), by which queries are multiplied."""
+    growth_context: int = 0
+    """That original context, where a config has it; 0 for that of scaled rotations."""
 
     @property
     def stated_head_dim(self) -> int | None:
@@ -120,8 +122,8 @@ class Hyperparameters:
     @property
     def original_context(self) -> int:
         """Tokens of the texts before rotations were scaled."""
-        scaling = self.rope_scaling or {}
-        return int(scaling.get("original_max_position_embeddings") or self.context)
+        told = (self.rope_scaling or {}).get("original_max_position_embeddings")
+        return int(self.growth_context or told or self.context)
 
     def number(self, size: str) -> float | None:
         """A size by its name; None for one that the model does not have."""
@@ -232,6 +234,7 @@ def from_config(
         short_context=sizes.count("short_context", optional=True),
         sliding_theta=sizes.real("sliding_theta"),
         score_growth=sizes.real("score_growth", zero=True),
+        growth_context=sizes.count("growth_context", optional=True, silent=True),
         score_scale=sizes.real("score_scale"),
         embedding_factor=sizes.real("embedding_factor"),
         residual_factor=sizes.real("residual_factor"),
