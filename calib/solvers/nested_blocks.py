@@ -43,13 +43,16 @@ def refit_blocks(
                 torch.from_numpy(rows.minimums[:, groups]).to(device).float()[..., None]
             )
             block.offsets = offsets[:, number]
-        panel = _Panel(gradient, values, moments, columns)
+        panel = _Panel(gradient[:, columns], values[:, columns], moments[columns, columns])
         block.steps.copy_(panel.fitted(block.steps, block.levels * block.scales))
-        panel.put(block.values())
+        panel.change = block.values() - panel.values
         if block.offsets is not None and block.minimums is not None:
             along = -block.minimums.expand_as(block.levels)
             block.offsets.copy_(panel.fitted(block.offsets, along))
-            panel.put(block.values())
+            panel.change = block.values() - panel.values
+        if columns.stop < values.shape[1]:  # others follow
+            gradient.addmm_(panel.change, moments[columns], alpha=-1)
+        values[:, columns] = block.values()
     rows.steps[:] = steps.cpu().numpy()
     if offsets is not None and rows.offsets is not None:
         rows.offsets[:] = offsets.cpu().numpy()
@@ -73,29 +76,26 @@ class _Block:
         return found.flatten(1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Panel:
-    """The columns of a block within a panel."""
+    """The columns of one block, of every row."""
 
     gradient: torch.Tensor
-    all_values: torch.Tensor
+    values: torch.Tensor
     moments: torch.Tensor
-    columns: slice
+    change: torch.Tensor | None = None
+    """Of the values, since the gradient was taken."""
 
     def fitted(self, old: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
         """The best factors float32[rows] of a direction in the place of old ones, which stay where
         nothing is gained and where they are 0."""
         along = direction.flatten(1)
-        slope = (self.gradient[:, self.columns] * along).sum(1)
-        curve = ((along @ self.moments[self.columns, self.columns]) * along).sum(1)
+        pushed = along @ self.moments
+        slope, curve = (self.gradient * along).sum(1), (pushed * along).sum(1)
+        if self.change is not None:
+            slope -= (self.change * pushed).sum(1)
         goal = old + slope / curve.clamp(min=torch.finfo(torch.float32).tiny)
         found = torch.where(goal < 0, -round_scale(-goal), round_scale(goal))
         change = found - old
         helps = (old != 0) & (curve > 0) & (change * (change * curve - 2 * slope) < 0)
         return torch.where(helps, found, old)
-
-    def put(self, values: torch.Tensor) -> None:
-        """Let the block have these values, and the gradient follow."""
-        change = values - self.all_values[:, self.columns]
-        self.gradient.addmm_(change, self.moments[self.columns], alpha=-1)
-        self.all_values[:, self.columns] = values

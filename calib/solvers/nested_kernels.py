@@ -52,22 +52,23 @@ def _settle(target, start, feedback, factors, lows, shared, codes, errors):  # t
             codes[r, j] = code
             error = start[r, j] - (factor * levels[code] - low)
             errors[r, j] = error
-            for k in range(j + 1, columns):
-                settled[k] += error * feedback[j, k]
+            behind, moves = settled[j + 1 :], feedback[j, j + 1 :]
+            for k in range(behind.shape[0]):
+                behind[k] += error * moves[k]
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})  # sums may run in several lanes
-def _along(direction, row, shared, begin, end):  # type: ignore[no-untyped-def]
+def _along(direction, line, shared, begin, end):  # type: ignore[no-untyped-def]
     """The slope of the error along a direction, and twice its curve, over some columns."""
-    _, _, gradient = row
+    _, _, gradient = line
     moments = shared[0]
     slope, curve = _NONE, _NONE
     for i in range(begin, end):
         if direction[i] != _NONE:
             slope += gradient[i] * direction[i]
-            product = _NONE
-            for k in range(begin, end):
-                product += moments[i, k] * direction[k]
+            product, row, along = _NONE, moments[i, begin:end], direction[begin:end]
+            for k in range(along.shape[0]):
+                product += row[k] * along[k]
             curve += product * direction[i]
     return slope, curve
 
@@ -82,10 +83,10 @@ def _helps(change, slope, curve):  # type: ignore[no-untyped-def]
 def _put(row, shared, k, value):  # type: ignore[no-untyped-def]
     """Change the value of a column, and the gradient with it."""
     values, _, gradient = row
-    moments, change = shared[0], value - values[k]
+    moves, change = shared[0][k], value - values[k]
     values[k] = value
     for i in range(gradient.shape[0]):
-        gradient[i] -= change * moments[k, i]
+        gradient[i] -= change * moves[i]
 
 
 @njit(nogil=True, cache=True)
