@@ -7,9 +7,11 @@ GPTQ and AWQ also with ``--sequential``; then GGUF types as llama.cpp rounds the
 Every file is reopened and measured by the same verification on the same held-out text.
 
     scripts/bench fidelity --text FOLDER [--model SRC]... [--characters 20000] [--write FILE.md]
+        [--filled]
 
 FOLDER holds ``<language>.dev.jsonl[.xz]`` with a ``text`` in each row. What was made stays in
-``bench-output/`` and is not made again. The peers run in the environments of ``scripts/oracles``.
+``bench-output/`` and is not made again. The peers run in the environments of ``scripts/oracles``;
+``--filled`` leaves them out, and all but the GGUF types.
 """
 
 from __future__ import annotations
@@ -204,8 +206,10 @@ class Bench:
         """The model's folder."""
         return zenconvert.open_checkpoint(self.source).path
 
-    def rows(self) -> list[Row]:
-        """The whole table, theirs after ours."""
+    def rows(self, *, filled: bool) -> list[Row]:
+        """The whole table, theirs after ours, or what GGUF types are filled with."""
+        if filled:
+            return [row for target in FILLED for row in self.filled(target)]
         rows = []
         for kind, target, theirs in (
             ("GPTQ w4g128", "gptq:w4g128", self.gptqmodel),
@@ -216,9 +220,7 @@ class Bench:
             if not target.startswith("gguf"):
                 rows.append(self.sequential(kind, target))
             rows.append(theirs())
-        for target in FILLED:
-            rows += self.filled(target)
-        return rows
+        return rows + self.rows(filled=True)
 
 
 def table(title: str, rows: list[Row]) -> str:
@@ -234,6 +236,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[])
     parser.add_argument("--characters", type=int, default=20_000, help="of every language")
     parser.add_argument("--write", type=Path, help="also write the tables here")
+    parser.add_argument("--filled", action="store_true", help="only GGUF types")
     parser.add_argument("--fresh", action="store_true", help="make everything again")
     given = parser.parse_args()
     if given.fresh:
@@ -244,7 +247,7 @@ def main() -> None:
     tables = []
     for source in given.model or ["builtin:zen-nano"]:
         bench = Bench(source, text)
-        tables.append(table(bench.folder.name, bench.rows()))
+        tables.append(table(bench.folder.name, bench.rows(filled=given.filled)))
         print(tables[-1], flush=True)
     if given.write is not None:
         given.write.write_text("\n".join(tables), encoding="utf-8")
