@@ -225,7 +225,7 @@ FAMILIES: dict[str, Family] = {
             topk_group=1, moe_intermediate_size=128, norm_topk_prob=True, use_qk_norm=False,
             routed_scaling_factor=1.5, num_nextn_predict_layers=0,
         ),
-        "glm4", "glm4", onnx=False, refusal="no moe.choice",
+        "glm4", "glm4",
     ),
     "granite": Family(
         _sizes(

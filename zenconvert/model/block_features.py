@@ -27,7 +27,7 @@ RULES: Final[dict[str, Callable[[Any], bool]]] = {
     "rotates": ROTATES.__contains__,
     "norms": ("rms", "layer").__contains__,
     "halves": ("in_turn", "parallel").__contains__,
-    "routing": ("chosen", "all").__contains__,
+    "routing": ("chosen", "all", "sigmoid").__contains__,
     "clamped": lambda value: isinstance(value, list) and len(value) in (0, 2),
 }
 """Key of ``[block]`` → whether a value is understood."""
@@ -62,6 +62,9 @@ class BlockFeatures:
     """Embeddings are multiplied by the root of the hidden size."""
     routes_over_all: bool
     """Experts are weighed by the softmax over all of them, and not over those that were chosen."""
+    routes_by_sigmoid: bool
+    """Experts are weighed by the sigmoids of their logits, in relation to those of the others that
+    were chosen."""
     clamped: tuple[float, ...]
     """Slope and limit of gated networks that compute ``(up + 1) · gate · sigmoid(slope · gate)``,
     with both within the limit; none of others."""
@@ -86,6 +89,7 @@ def block_features(block: Mapping[str, Any]) -> BlockFeatures:
         norms_add_one=block["norm_weights"] == "1+w",
         scales_embedding=block["embedding_scale"] != "1",
         routes_over_all=block["routing"] == "all",
+        routes_by_sigmoid=block["routing"] == "sigmoid",
         clamped=tuple(map(float, block["clamped"])),
         activation_key=block["activation"],
         activation_module=block["activation_module"],

@@ -93,7 +93,8 @@ def _gamma(view: GraphView, node: onnx.NodeProto) -> Initializer | None:
     }
     if (place := fused.get(node.op_type)) is not None:
         return view.initializer(inputs(node, place + 1)[place])
-    if node.op_type not in ("Mul", "Gather"):  # experts gather factors of their own
+    chooses = node.op_type == "Add" and any(view.takers(node.output[0], "TopK"))
+    if node.op_type not in ("Mul", "Gather") and not chooses:  # of experts, one of each
         return None
     found = [a for value in node.input if (a := view.initializer(value)) is not None]
     return found[0] if found and len(found[0].shape) == 1 and found[0].dtype in FLOATS else None

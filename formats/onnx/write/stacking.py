@@ -73,7 +73,11 @@ def stacks_of(
         return {}
     sparse = (layer for layer in range(hp.layers) if layer not in hp.dense_layers)
     moe = (f"layers.{layer}.moe" for layer in sparse)
-    odd = ("scales.weight", "0.gate.bias")  # what its graphs here have no inputs for
+    odd = (
+        "scales.weight",
+        "0.gate.bias",
+        "choice.weight",
+    )  # what its graphs here have no inputs for
     names = (name for name in moe if not any(f"{name}.{one}" in tensors for one in odd))
     return {name: found for name in names if (found := _stacks(name, hp.experts, tensors))}
 

@@ -50,6 +50,7 @@ _FEED_FORWARD: Final = (
     _EXPERTS,
     _EXPERTS | _SHARED,
     _EXPERTS | _SHARED | {"moe.shared_gate"},
+    _EXPERTS | _SHARED | {"moe.choice"},
     _EXPERTS | _GATED | _BESIDE,
 )
 _EVERY: Final = {
@@ -219,6 +220,7 @@ def graph_bytes(
         layer_norms=architecture.block.layer_norms,
         parallel=architecture.block.parallel,
         routes_over_all=architecture.block.routes_over_all,
+        routes_by_sigmoid=architecture.block.routes_by_sigmoid,
         scales_embedding=architecture.block.scales_embedding,
         floats=str(kind.floats),
     )

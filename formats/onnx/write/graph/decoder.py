@@ -60,6 +60,8 @@ class Facts:
     """Attention and the feed-forward network read the same, and both are added to the stream."""
     routes_over_all: bool
     """Experts are weighed by the softmax over all of them, and not over those that were chosen."""
+    routes_by_sigmoid: bool
+    """They are weighed by the sigmoids of their logits, in relation to those of the others."""
     scales_embedding: bool
     """Embeddings are multiplied by the root of the hidden size."""
     floats: str
@@ -244,7 +246,7 @@ class _Decoder:
         facts = self.facts
         return experts(
             self.builder, self.weights, facts.hp, facts.activation, layer, x, routed,
-            over_all=facts.routes_over_all, clamped=facts.clamped,
+            over_all=facts.routes_over_all, sigmoid=facts.routes_by_sigmoid, clamped=facts.clamped,
         )  # fmt: skip
 
     def _routed(self, moe: str, stream: ir.Value) -> ir.Value:

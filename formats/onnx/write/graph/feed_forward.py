@@ -86,6 +86,7 @@ def experts(
     routed: ir.Value,
     *,
     over_all: bool,
+    sigmoid: bool,
     clamped: Sequence[float],
 ) -> ir.Value:
     """The best ``hp.experts_used`` experts of every token, weighed by the router, which reads
@@ -110,7 +111,10 @@ def experts(
     else:
         with builder.inside(weights.path(f"{name}.router")):
             logits = _as(builder, logits, weights.floats, "f32")
-            shares, chosen = _shares(builder, logits, hp.experts_used, over_all=over_all)
+            if sigmoid:
+                shares, chosen = _sigmoids(builder, weights, hp, name, logits)
+            else:
+                shares, chosen = _shares(builder, logits, hp.experts_used, over_all=over_all)
             if (factors := f"{name}.scales.weight") in weights:
                 own = _as(builder, weights.plain(factors), weights.floats, "f32")
                 shares = builder.op("Mul", shares, builder.op("Gather", own, chosen, axis=0))
@@ -137,6 +141,24 @@ def _shares(
     best, chosen = builder.ops("TopK", [logits, builder.integers(count)], [True, True], axis=-1)
     # softmax over all experts, normalised over the chosen ones, is softmax over the chosen ones
     return [best if over_all else builder.op("Softmax", best, axis=-1), chosen]
+
+
+def _sigmoids(
+    builder: GraphBuilder, weights: Weights, hp: Hyperparameters, name: str, logits: ir.Value
+) -> list[ir.Value]:
+    """What the experts chosen are multiplied by where sigmoids weigh them, and their numbers; one
+    of every expert is added where they are chosen."""
+    scores = builder.op("Sigmoid", logits)
+    own = _as(builder, weights.plain(f"{name}.choice.weight"), weights.floats, "f32")
+    count = builder.integers(hp.experts_used)
+    _, chosen = builder.ops("TopK", [builder.op("Add", scores, own), count], [True, True], axis=-1)
+    found = builder.op("GatherElements", scores, chosen, axis=-1)
+    total = builder.op("ReduceSum", found, builder.integers(-1), keepdims=1)
+    shares = builder.op("Div", found, total)
+    if hp.routed_factor is not None:
+        factor = builder.constant("routed.factor", np.array(hp.routed_factor, np.float32))
+        shares = builder.op("Mul", shares, factor)
+    return [shares, chosen]
 
 
 def _one_by_one(
