@@ -43,6 +43,8 @@ class Shared:
 
 def shared(hp: Hyperparameters) -> tuple[Shared, ...]:
     """What layers read of others: of the last one of each kind that has keys of its own."""
+    if not hp.sharing:
+        return ()
     found: list[Shared] = []
     heads = layer_heads(hp)
     sources = {of.source for layer, of in enumerate(heads) if of.source != layer}
