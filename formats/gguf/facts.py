@@ -142,7 +142,8 @@ def _other_windows(checkpoint: Checkpoint, slides: bool) -> Fact:
     """llama.cpp tells by the number of layers alone whether such a model has windows."""
     architecture, layers = checkpoint.architecture, checkpoint.hyperparameters.layers
     does = "no layers with windows" if slides else "layers with windows"
-    why = f"llama.cpp's {architecture.gguf} models of {layers} layers have {does}"
+    models = f"{architecture.gguf} models of {several(layers, 'layer', 'layers')}"
+    why = f"llama.cpp's {models} have {does}"
     found = checkpoint.config.get("sliding_window")
     return Fact("sliding_window", found, "", exact=False, why=why, refused=True)
 

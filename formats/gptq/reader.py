@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zenconvert.errors import CorruptFile, InvalidInput, Unsupported
+from zenconvert.errors import CorruptFile, InvalidInput, Unsupported, several
 from zenconvert.formats import int_packing, packed_folder, quantization
 from zenconvert.formats.gptq import labels, settings
 from zenconvert.formats.gptq.codec import GptqCodec, ZeroRule
@@ -59,7 +59,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     folder = without_spare_biases(folder)
     named = name_tensors(folder, packed_folder.by_entry(folder, tensors))
     if spare:
-        warnings.append(f"{path}: {len(spare)} biases of zeros, which the model has not, are left")
+        left = several(len(spare), "bias of zeros is", "biases of zeros are")
+        warnings.append(f"{path}: {left} left out, which the model has not")
     return folder.checkpoint("gptq", named, warnings)
 
 

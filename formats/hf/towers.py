@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zenconvert.errors import InvalidInput, Unsupported
+from zenconvert.errors import InvalidInput, Unsupported, several
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.model.architecture import for_model_type, wrapper_of
 from zenconvert.model.table_rows import Wrapper
@@ -56,4 +56,6 @@ def tower_entries(
                 name = plain + name.removeprefix(prefix)
                 break
         found[name] = entry
-    return dict(sorted(found.items())), tuple(f"{n} ({count} tensors)" for n, count in left.items())
+    return dict(sorted(found.items())), tuple(
+        f"{n} ({several(count, 'tensor', 'tensors')})" for n, count in left.items()
+    )

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from zenconvert.errors import CorruptFile, InvalidInput, MissingTensor
+from zenconvert.errors import CorruptFile, InvalidInput, MissingTensor, several
 from zenconvert.formats.hf.reader import Folder
 from zenconvert.formats.hf.tensor_names import foreign
 from zenconvert.formats.packed_folder import of_pieces, weights
@@ -65,7 +65,8 @@ def read_scaled(folder: Folder, tiles: Sequence[Tile], *left: str) -> Packed:
     packed.left |= {f"{name}_{_OF_STACKS}" for name in packed.stacks} & entries.keys()
     if packed.left:
         packed.warnings.append(
-            f"{len(packed.left)} scales of activations are left out: they are not of the weights"
+            several(len(packed.left), "scale of activations is", "scales of activations are")
+            + " left out, which the weights do not have"
         )
     for name, entry in entries.items():
         if entry.dtype not in FLOATS or not name.endswith(_WEIGHT):

@@ -32,8 +32,9 @@ def inspect(source: str, config: Path | None, as_json: bool) -> None:
     echo(f"parameters    {facts.parameters:,}")
     echo(f"weights       {size(facts.bytes)}, {facts.bits_per_weight:.2f} bits each")
     echo(
-        f"shape         {hp.layers} layers, hidden {hp.hidden}, ffn {hp.ffn}, heads "
-        f"{hp.heads}/{hp.kv_heads} of {hp.head_dim}, vocabulary {hp.vocab}, context {hp.context}"
+        f"shape         {several(hp.layers, 'layer', 'layers')}, hidden {hp.hidden}, ffn {hp.ffn}, "
+        f"heads {hp.heads}/{hp.kv_heads} of {hp.head_dim}, vocabulary {hp.vocab}, "
+        f"context {hp.context}"
         + (f", {hp.experts} experts ({hp.experts_used} used)" if hp.experts else "")
     )
     echo()

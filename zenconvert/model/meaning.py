@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.errors import Unsupported, UsageError
+from zenconvert.errors import Unsupported, UsageError, several
 from zenconvert.model import sliding
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.checkpoint import Checkpoint
@@ -263,7 +263,10 @@ def further(checkpoint: Checkpoint) -> list[Fact]:
         return []
     key, count = checkpoint.architecture.key("further_layers"), checkpoint.further
     layers = checkpoint.hyperparameters.further_layers
-    why = f"{count} tensors of layers that predict further tokens (MTP) are left out"
+    why = (
+        several(count, "tensor is", "tensors are")
+        + " left out, of layers that predict further tokens (MTP)"
+    )
     return [Fact(key, layers, "", exact=False, why=why, told=True)]
 
 
