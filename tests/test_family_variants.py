@@ -33,6 +33,14 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "biases of parallel halves": ("cohere", {"attention_bias": True}, "attention_bias"),
     "biases everywhere": ("ernie4_5", {**HEADS, "use_bias": True}, "use_bias"),
+    "norms of heads by a flag": (
+        "glm4_moe",
+        {
+            "head_dim": 32, "n_routed_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32, "use_qk_norm": True, "n_shared_experts": 2,
+        },
+        "",
+    ),
     "a softcap that is not read, and no layer slides": (
         "gemma3",
         {
@@ -110,6 +118,14 @@ def test_unusual_fields_are_computed_or_named(what: str, tokenizer: Path, tmp_pa
         return
     convert(source, tmp_path / "m.gguf", "gguf:f32")
     assert gap(runs.in_llamacpp(tmp_path / "m.gguf", TEXT), expected) < family.llamacpp
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_norms_by_a_flag_come_back_from_gguf(normed: bool, tokenizer: Path, tmp_path: Path) -> None:
+    config = {**FAMILIES["glm4_moe"].config, **SIZES, "head_dim": 32, "use_qk_norm": normed}
+    source = runs.write_model(tmp_path / "source", config, tokenizer, seed=1)
+    convert(source, tmp_path / "m.gguf", "gguf:f32")
+    assert open_checkpoint(tmp_path / "m.gguf").config["use_qk_norm"] is normed
 
 
 def test_rotated_channels_that_onnxruntime_does_not_take(tokenizer: Path, tmp_path: Path) -> None:

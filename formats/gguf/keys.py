@@ -20,6 +20,7 @@ from zenconvert.formats.gguf.layer_keys import (
     keyed,
     kv_heads_of,
     of_layers,
+    with_modules,
 )
 from zenconvert.formats.gguf.rope import original_context, scaling_keys
 from zenconvert.model.architecture import Architecture
@@ -147,7 +148,7 @@ def hf_config(
         **_layers(architecture, keys),
         **_rotary_share(architecture, keys, sizes),
     }
-    config |= kinds | keyed(architecture, config, stored)
+    config |= kinds | keyed(architecture, config, stored) | with_modules(architecture, stored)
     config |= _implied(architecture, config, keys)
     biases = {flag: flag in bias_flags for flag in architecture.bias_flags}
     usual = architecture.defaults

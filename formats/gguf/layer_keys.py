@@ -11,6 +11,8 @@ from zenconvert.model.architecture import Architecture
 from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.sliding import FULL
 
+_FLAGS: Final = ("normed_heads",)
+"""Sizes that configs have as true or false."""
 PATTERN_KEY: Final = "attention.sliding_window_pattern"
 
 
@@ -63,6 +65,13 @@ def flags(architecture: Architecture, sizes: Mapping[str, float]) -> dict[str, b
     named = {"wide": "wide_ffn", "mixture": "experts"}
     names = architecture.layers
     return {names[key]: bool(sizes.get(size)) for key, size in named.items() if key in names}
+
+
+def with_modules(architecture: Architecture, stored: Collection[str]) -> dict[str, bool]:
+    """Flags of configs for modules that only some models have: whether they are ``stored``."""
+    flagged = [m for m in architecture.modules if m.only_with in _FLAGS]
+    there = {m.only_with: f"{m.gguf.replace('{layer}', '0')}.weight" in stored for m in flagged}
+    return {architecture.key(size): found for size, found in there.items()}
 
 
 def keyed(

@@ -76,6 +76,10 @@ class Sizes:
         own = replace(self, names={**self.names, "full_kv_heads": inside})
         return own.count("full_kv_heads", silent=True)
 
+    def flag(self, size: str) -> int:
+        """1 for something that a config says there is, 0 for any other."""
+        return int(self.found(size)[1] is True) if size in self.names else 0
+
     def period(self) -> int:
         """Layers of which the last sees everything, a number or L for every other and then G; 0
         where the config has none. Raises InvalidInput."""

@@ -100,6 +100,8 @@ class Hyperparameters:
     """First layers of a mixture that have one network in place of experts."""
     routed_factor: float | None = None
     """What the weights of experts that were chosen are multiplied by."""
+    normed_heads: int = 0
+    """1 where q and k are normed head by head in a family some of whose models do that."""
     further_layers: int = 0
     """Layers behind the last that predict further tokens, and that nobody here computes."""
 
@@ -252,6 +254,7 @@ def from_config(
         shared_count=sizes.count("shared_count", zero=True, optional=True),
         leading_dense=sizes.count("leading_dense", zero=True, optional=True),
         routed_factor=sizes.real("routed_factor"),
+        normed_heads=sizes.flag("normed_heads"),
         further_layers=sizes.count("further_layers", zero=True, optional=True, silent=True),
     )
 

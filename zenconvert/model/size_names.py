@@ -12,7 +12,7 @@ SIZES: Final = frozenset(
         "short_context", "score_scale", "embedding_factor", "residual_factor", "logit_factor",
         "logit_divisor", "full_head_dim", "full_kv_heads", "position_limit", "sharing",
         "input_width", "input_vocab", "shared_count", "leading_dense", "routed_factor",
-        "further_layers", "growth_context",
+        "further_layers", "normed_heads", "growth_context",
     }
 )  # fmt: skip
 """Numbers that a table of a family finds in a config."""

@@ -165,7 +165,9 @@ def check_family(checkpoint: Checkpoint, *, sinks: bool) -> None:
     there = architecture.modules_of(checkpoint.hyperparameters)
     in_all = [m for m in there if m.layers != "dense"]
     modules = {m.name.removeprefix("layers.{layer}.") for m in in_all}
-    common = _EVERY | (_HEAD_NORMS if architecture.block.head_norms != "none" else set())
+    told = [m for m in architecture.modules if m.only_with and m.name.endswith(".q_norm")]
+    normed = architecture.block.head_norms != "none" and (not told or told[0] in there)
+    common = _EVERY | (_HEAD_NORMS if normed else set())
     if not sinks and modules >= _SINKS:
         raise Unsupported(
             f"{architecture.id} models have sinks beside the scores of attention, which the "
