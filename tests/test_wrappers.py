@@ -82,7 +82,7 @@ def seeing(model: Seeing, version: str, folder: Path) -> tuple[str, str]:
     first, second = (others + tower for tower in model.towers)
     tensors |= {f"{tower}.norm.weight": torch.ones(32) for tower in (first, second)}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return f"{first} (1 tensors)", f"{second} (1 tensors)"
+    return f"{first} (1 tensor)", f"{second} (1 tensor)"
 
 
 @pytest.mark.parametrize(("model", "version"), CASES, ids=lambda case: getattr(case, "family", ""))
