@@ -16,6 +16,7 @@ import pytest
 from tests.cli.conftest import Ended
 from tests.safety.outputs import Case, after, everything, finals, names
 from zenconvert.base.processes import child_environment
+from zenconvert.publication.executors import executor_named
 from zenconvert.verification import native
 from zenconvert.write import one_pass
 from zenconvert.write.output import Output
@@ -213,3 +214,17 @@ def test_asked_while_an_error_is_told(
     code, _, err = ended("inspect", tmp_path / "nowhere")
     assert code == 4
     assert "error: " in err
+
+
+def test_ray_does_not_answer_for_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sets a handler of its own as it joins a cluster."""
+    ray = pytest.importorskip("ray")
+
+    def init(**given: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.getsignal(signal.SIGTERM)
+    executor_named("ray", tmp_path, 1)
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import chdir
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -42,7 +44,7 @@ class RayExecutor:
         if not ray.is_initialized():
             try:
                 # workers import first of all from where this process stands when it joins
-                with chdir("/"):
+                with chdir("/"), _answers_kept():
                     ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
             except ConnectionError as error:
                 raise UsageError(
@@ -88,6 +90,17 @@ class RayExecutor:
         """Cancel every task; their processes end with them."""
         for reference in list(self._running):
             self.ray.cancel(reference, force=True)
+
+
+@contextmanager
+def _answers_kept() -> Iterator[None]:
+    """Ray answers SIGTERM by ending at once: what the process does about it stays as it was."""
+    answer = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, answer)
 
 
 def carry_out(
