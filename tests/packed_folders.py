@@ -86,9 +86,15 @@ def assert_decodes(folder: Path, expected: Mapping[str, torch.Tensor]) -> None:
     found = {tensor.stored.name for tensor in checkpoint.tensors.values()}
     assert found == {n if n in found else n.removesuffix(".weight") for n in expected}
     first = first_rows(checkpoint)
+    names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
+    known = {name.name: name for name in names}
     for tensor in checkpoint.tensors.values():
         name, begins = tensor.stored.name, first[tensor.name]
         theirs = expected[name if name in expected else f"{name}.weight"]
+        if known[tensor.name].module.hf_turned:  # columns in turn
+            part, parts = known[tensor.name].module.hf_stack_part
+            theirs, begins = theirs[known[tensor.name].expert][..., part::parts], 0
+            theirs = theirs.mT if theirs.ndim == 2 else theirs
         for begin, end in ((0, tensor.rows), (tensor.rows // 3, tensor.rows // 2 + 1)):
             ours = torch.from_numpy(np.array(logical_rows(tensor, begin, end))).to(theirs.dtype)
             assert torch.equal(ours, theirs.reshape(-1, tensor.columns)[begins:][begin:end]), name
