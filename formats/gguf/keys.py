@@ -255,12 +255,26 @@ def _layers(architecture: Architecture, keys: KeyReader) -> dict[str, Any]:
 def _rotary_share(
     architecture: Architecture, keys: KeyReader, sizes: Mapping[str, float]
 ) -> dict[str, float]:
-    """How much of a head is rotated, where it is not all of it."""
+    """How much of a head is rotated, where it is not what a config that is silent says."""
     if "rotary_share" not in architecture.names:
         return {}
     head = int(sizes.get("head_dim", sizes["hidden"] // max(sizes["heads"], 1)))
-    rotated = keys.integer("rope.dimension_count", head)
-    return {} if rotated == head or not head else {architecture.key("rotary_share"): rotated / head}
+    rotated, key = keys.integer("rope.dimension_count", head), architecture.key("rotary_share")
+    whole = rotated == head and architecture.defaults.get(key, 1) == 1
+    return {} if whole or not head else {key: rotated / head}
+
+
+def unread_window(architecture: Architecture, keys: KeyReader) -> list[str]:
+    """A warning where a file has a window that llama.cpp does not apply, as in Phi-3."""
+    name, family = "attention.sliding_window", architecture.in_gguf
+    there = family.has_key("sliding_window") and keys.has(name) and not family.window_period
+    window = keys.integer(name) if there else 0
+    if not 0 < window < keys.integer("context_length"):
+        return []
+    return [
+        f"{keys.prefix}{name} is {window}: llama.cpp applies no window in {architecture.gguf} "
+        "models, and other formats do: texts longer than that differ"
+    ]
 
 
 def _implied_window(architecture: Architecture) -> int:

@@ -30,7 +30,12 @@ from zenconvert.formats.gguf import container, rope
 from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
 from zenconvert.formats.gguf.generation import settings_of
 from zenconvert.formats.gguf.key_reader import KeyReader
-from zenconvert.formats.gguf.keys import hf_config, strange_keys, with_full_rotations
+from zenconvert.formats.gguf.keys import (
+    hf_config,
+    strange_keys,
+    unread_window,
+    with_full_rotations,
+)
 from zenconvert.formats.gguf.settling import settled
 from zenconvert.formats.gguf.tokenizer import (
     carried_keys,
@@ -114,7 +119,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     rows = _embedding(path, infos).shape[0]
     metadata, odd = settled(metadata, name, architecture.in_gguf, rows)
     keys = KeyReader(str(path), metadata, f"{name}.")
-    odd += special_ids(metadata)[1]
+    odd += special_ids(metadata)[1] + unread_window(architecture, keys)
     config, strange = _config(architecture, keys, infos, metadata)
     hp = architecture.sizes(config, where=str(path))
     tensors, warnings = name_tensors(path, architecture, hp, infos)

@@ -194,11 +194,13 @@ def scaling_from_keys(
     factor = keys.real("rope.scaling.factor", keys.real("rope.scale_linear", 0.0)) or 1.0
     share = keys.real("rope.scaling.attn_factor", 1.0)
     strange: dict[str, Any] = {}
-    if kind not in {"none", "linear", "yarn"}:
+    whole = kind == "linear" and factor == 1
+    known = {"none", *({"linear", "yarn"} & family.scalings)}
+    if kind not in known and not whole:
         strange[f"{keys.prefix}rope.scaling.type"] = kind
     if kind != "yarn" and share != 1:
         strange[f"{keys.prefix}rope.scaling.attn_factor"] = share
-    if strange or kind == "none" or (kind == "linear" and factor == 1):
+    if strange or kind == "none" or whole:
         return None, strange
     scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
     if kind == "yarn":

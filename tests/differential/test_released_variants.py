@@ -15,10 +15,12 @@ import pytest
 from transformers import GenerationConfig
 
 from tests.differential import runs
+from tests.differential.test_gguf_keys import changed
 from tests.families import FAMILIES
 from zenconvert import convert, plan
 from zenconvert.errors import PlanError
 from zenconvert.formats.gguf import container
+from zenconvert.formats.gguf.container import KeyValue
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
@@ -207,3 +209,36 @@ def test_yarn_that_would_end_before_it_begins_is_named(made: Made, tmp_path: Pat
         plan(tmp_path / "m.gguf", "hf:f32")
     convert(source, tmp_path / "onnx", "onnx:f32")
     assert_same(runs.in_onnxruntime(tmp_path / "onnx", TEXT), expected)
+
+
+def with_keys(made: Made, name: str, tmp_path: Path, **keys: KeyValue | None) -> Path:
+    """A GGUF file of a family, with other keys; __ stands for a dot, None takes a key away."""
+    convert(
+        made({**FAMILIES[name].config, "vocab_size": runs.VOCAB}), tmp_path / "m.gguf", "gguf:f32"
+    )
+    prefix = container.read(tmp_path / "m.gguf").metadata["general.architecture"][1]
+    full = {f"{prefix}.{key.replace('__', '.')}": value for key, value in keys.items()}
+    return changed(tmp_path / "m.gguf", tmp_path / "odd.gguf", full)
+
+
+def test_heads_that_are_rotated_whole_where_that_is_not_usual(made: Made, tmp_path: Path) -> None:
+    """GLM-4 without the key: llama.cpp rotates all of a head, a silent config half of it."""
+    odd = with_keys(made, "glm4", tmp_path, rope__dimension_count=None)
+    expected = runs.in_llamacpp(odd, TEXT)
+    convert(odd, tmp_path / "back", "hf:f32")
+    assert_same(runs.in_transformers(tmp_path / "back", TEXT), expected)
+
+
+def test_scalings_that_a_family_of_configs_has_not(made: Made, tmp_path: Path) -> None:
+    """Of Phi-3, for which transformers takes longrope alone."""
+    odd = with_keys(made, "phi", tmp_path, rope__scaling__factor=("f32", 2.0))
+    runs.in_llamacpp(odd, TEXT)
+    with pytest.raises(PlanError, match=r"phi3\.rope\.scaling\.type is 'linear'"):
+        plan(odd, "hf:f32")
+    assert plan(odd, "gguf:q8_0")
+
+
+def test_a_window_that_llamacpp_does_not_apply_is_told(made: Made, tmp_path: Path) -> None:
+    odd = with_keys(made, "phi", tmp_path, attention__sliding_window=("u32", 8))
+    [told] = plan(odd, "hf:f32").warnings
+    assert "attention.sliding_window is 8: llama.cpp applies no window" in told
