@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any
+
 import click
 
 from zenconvert.cli.calibration import calibrate
@@ -15,7 +18,20 @@ from zenconvert.cli.verification import compare, gate, verify
 from zenconvert.version import __version__
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Commands that other signals than Ctrl-C may end, which needs no new line after ``^C``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Of a command; for click the end by a signal is an Abort."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            if interrupt.args in {(), (signal.SIGINT,)}:
+                raise
+            raise click.Abort from interrupt
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="zenconvert")
 @click.pass_context
 def cli(context: click.Context) -> None:

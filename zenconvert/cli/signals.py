@@ -64,7 +64,7 @@ class Requests:
     def _in_order(self, number: int, frame: FrameType | None) -> None:
         if self.first is None and not self.over:
             self.first = number
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         if number == signal.SIGINT:
             self.pressed += 1
             if self.pressed > 1:
