@@ -94,6 +94,7 @@ def _gamma(view: GraphView, node: onnx.NodeProto) -> Initializer | None:
     if (place := fused.get(node.op_type)) is not None:
         return view.initializer(inputs(node, place + 1)[place])
     chooses = node.op_type == "Add" and any(view.takers(node.output[0], "TopK"))
+    chooses = chooses and any(view.producer(value, "Sigmoid") for value in node.input)
     if node.op_type not in ("Mul", "Gather") and not chooses:  # of experts, one of each
         return None
     found = [a for value in node.input if (a := view.initializer(value)) is not None]
