@@ -131,6 +131,17 @@ def test_families_without_such_stacks_are_refused(folder: Made) -> None:
         plan(folder("qwen3_moe"), "hf:mxfp4")
 
 
+def test_plans_read_headers_alone(blocks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release has gigabytes of exponents."""
+
+    def read(*given: object) -> None:
+        raise AssertionError("a plan reads tensors")
+
+    monkeypatch.setattr("zenconvert.planning.reading._read", read)
+    assert plan(blocks, "hf:mxfp4").exact
+    assert plan(blocks, "gguf:bf16").steps
+
+
 def test_wrong_folders_are_refused(blocks: Path, folder: Made, tmp_path: Path) -> None:
     tensors = load_file(blocks / "model.safetensors")
     name = "model.layers.0.mlp.experts.down_proj"

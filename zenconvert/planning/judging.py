@@ -190,6 +190,8 @@ def refined(tensor: Tensor, choice: Choice) -> Tensor:
 
 
 def _narrowed(tensor: Tensor, stored: StoredPieces) -> Tensor:
+    if type(tensor.encoding).narrowed is Encoding.narrowed:
+        return tensor  # its arrays tell nothing of it
     try:
         arrays = read_groups(tensor, stored)
         return replace(tensor, encoding=tensor.encoding.narrowed(arrays))
