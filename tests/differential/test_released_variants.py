@@ -221,9 +221,14 @@ def with_keys(made: Made, name: str, tmp_path: Path, **keys: KeyValue | None) ->
     return changed(tmp_path / "m.gguf", tmp_path / "odd.gguf", full)
 
 
-def test_heads_that_are_rotated_whole_where_that_is_not_usual(made: Made, tmp_path: Path) -> None:
-    """GLM-4 without the key: llama.cpp rotates all of a head, a silent config half of it."""
-    odd = with_keys(made, "glm4", tmp_path, rope__dimension_count=None)
+@pytest.mark.parametrize(
+    ("name", "key"), [("glm4", "rope__dimension_count"), ("cohere", "logit_scale")]
+)
+def test_keys_without_which_a_silent_config_computes_otherwise(
+    name: str, key: str, made: Made, tmp_path: Path
+) -> None:
+    """llama.cpp rotates all of a head and scales no logits; GLM-4's and Command R's configs do."""
+    odd = with_keys(made, name, tmp_path, **{key: None})
     expected = runs.in_llamacpp(odd, TEXT)
     convert(odd, tmp_path / "back", "hf:f32")
     assert_same(runs.in_transformers(tmp_path / "back", TEXT), expected)
