@@ -335,7 +335,7 @@ def test_a_card_of_nested_yaml(nested: str, tmp_path: Path) -> None:
 
 def test_a_card_is_read_as_yaml_of_python_reads_it(tmp_path: Path) -> None:
     lines = [
-        "license: [mit, 'apache-2.0']", "version: 1.10", "model_version: '1.10'", "name: yes",
+        "license: [mit, 'apache-2.0']", "version: 1.10", "model_version: '1.10'", "name: true",
         "author: 1_000", "date: 2024-01-31", "when: 2001-12-14t21:59:43.10-05:00", "x: 0o17",
         "y: 017", "z: .inf", "tags:\n- a\n-  b # c\n- é 日本", "description: >-\n  two\n  lines",
         "other: |\n  as\n   it is", 'url: "a\\tb\\u00e9"', "n: ~", "q: 12:30:45",

@@ -29,8 +29,12 @@ WRITTEN = [
     ("mixtral", "gptq:w4g32-asym-gptqmodel"),
     ("mixtral", "awq:w4g128-gptqmodel"),
 ]
-APART = ("mixtral", "phi", "phi_longrope", "glm4", "gemma4_moe")
-"""Its modules have other names in memory than in files (experts, joined rows), or it has none."""
+APART = (
+    "mixtral", "phi", "phi_longrope", "glm4", "gemma4_moe",
+    "granitemoe", "granitemoeshared", "glm4_moe", "gpt_oss",
+)  # fmt: skip
+"""Its modules have other names in memory than in files (experts, joined rows), or it has none, or
+does not compute with them what transformers does (docs/consumers.md)."""
 CALLED = [
     *((n, "gptq", "gptqmodel") for n in SHALLOW if n not in APART),
     *((n, "awq", "gptqmodel") for n in ("qwen3", "qwen2_moe", "gemma2", "cohere", "starcoder2")),

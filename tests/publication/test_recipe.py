@@ -100,7 +100,7 @@ target = "gguf:q4_k_m"
 pure = "yes"
 [[variant]]
 target = "gguf:q8_0"
-solver = "gptq"
+solver = "awq"
 engines = ["vllm"]
 [[variant]]
 target = "gptq w4"
@@ -123,7 +123,7 @@ tensor_types = ["(=q8_0"]
         23: "'name' in [[variant]]: expected letters, digits",
         25: "the variant of line 16 is called 'Q4_K_M' already",
         26: "'pure' in [[variant]]: expected true or false, found 'yes'",
-        27: "Q8_0: gguf targets have quantizers of their own, not gptq",
+        27: "Q8_0: awq cannot fill gguf targets; rtn and gptq can",
         30: "Q8_0: none of the engines vllm runs gguf",
         32: "target 'gptq w4' is malformed",
         33: "AWQ-w4g48: ",
