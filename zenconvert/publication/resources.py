@@ -72,9 +72,11 @@ def gathering(prepared: Prepared) -> Need:
     )
     work = need.activations + _SOLVING_COPIES * need.largest_moments
     disk = run.disk_bytes + sum(solves.values())
+    head = prepared.checkpoint.tensors.get("head.weight") if solves else None
+    held = max(need.block, _FLOAT * head.elements if head is not None else 0)  # in turn
     if settings.kind == "cpu":
-        return Need(_BASE + 2 * need.block + work, 0, disk)
-    return Need(_BASE + 2 * need.block, need.block + work, disk)
+        return Need(_BASE + 2 * held + work, 0, disk)
+    return Need(_BASE + 2 * held, held + work, disk)
 
 
 def _solves(prepared: Prepared) -> dict[object, int]:
