@@ -26,6 +26,7 @@ from zenconvert.calib.solvers.nested_rows import (
     round_columns,
     threads_for,
 )
+from zenconvert.calib.solvers.nested_tensors import NestedTensors
 from zenconvert.calib.solvers.solution import EncodedRows, Filled, GptqSettings, ModuleReport
 
 if TYPE_CHECKING:
@@ -141,14 +142,23 @@ class _Work:
     def rows(self, weight: torch.Tensor) -> tuple[NDArray[np.uint8], NDArray[np.float64], int]:
         """Bytes of some rows; errors of them, of rounding and of zeros; how many are rounded."""
         rounded = self._rounded(weight)
-        nearest = torch.from_numpy(self.encoding.decode(rounded, weight.shape[1]))
-        theirs = self.shared.lost(weight - nearest.to(weight.device))
-        data, ours = self._solved(weight, rounded)
-        worse = ~(ours <= theirs) if self.is_solved else torch.ones_like(theirs, dtype=torch.bool)
-        taken = worse.cpu().numpy()
+        if not self.is_solved:
+            nearest = torch.from_numpy(self.encoding.decode(rounded, weight.shape[1]))
+            lost = self.shared.lost(weight - nearest.to(weight.device))
+            return rounded, self._sums(lost, lost, weight), len(weight)
+        found = NestedTensors.of(self.encoding.on_nested(rounded, weight.shape[1]), weight.device)
+        theirs = self.shared.lost(weight - found.dequantize())
+        ours = self._solve(weight, found)
+        worse = ~(ours <= theirs)
+        data, taken = self.encoding.of_nested(found.to_rows()), worse.cpu().numpy()
         data[taken] = rounded[taken]
-        sums = (torch.where(worse, theirs, ours), theirs, self.shared.lost(weight))
-        return data, np.array([float(s.sum()) for s in sums]), int(worse.sum())
+        sums = self._sums(torch.where(worse, theirs, ours), theirs, weight)
+        return data, sums, int(taken.sum())
+
+    def _sums(
+        self, ours: torch.Tensor, theirs: torch.Tensor, weight: torch.Tensor
+    ) -> NDArray[np.float64]:
+        return np.array([float(lost.sum()) for lost in (ours, theirs, self.shared.lost(weight))])
 
     def _rounded(self, weight: torch.Tensor) -> NDArray[np.uint8]:
         """The encoding's own rounding, u8[rows, row_bytes]."""
@@ -161,16 +171,11 @@ class _Work:
         threads_for(weight)(len(weight), work)
         return data
 
-    def _solved(
-        self, weight: torch.Tensor, rounded: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.uint8], torch.Tensor]:
-        """Bytes, and what every row loses."""
-        curvature = self.shared.curvature
-        if curvature is None or not self.is_solved:
-            return rounded.copy(), torch.zeros(len(weight), dtype=torch.float64)
-        found = self.encoding.on_nested(rounded, weight.shape[1])
-        panels = self.shared.panels
+    def _solve(self, weight: torch.Tensor, found: NestedTensors) -> torch.Tensor:
+        """Bring rows that are rounded to the least error; what every row loses then."""
+        curvature, panels = self.shared.curvature, self.shared.panels
+        assert curvature is not None
         errors = round_columns(weight, found, curvature, panels)
         for _ in range(self.passes):
             descend(weight, found, errors, curvature, panels)
-        return self.encoding.of_nested(found), self.shared.lost(errors)
+        return self.shared.lost(errors)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from zenconvert.calib.solvers.grid import round_scale
-from zenconvert.model.nested import NestedRows
+from zenconvert.calib.solvers.nested_tensors import NestedTensors
 
 
 def refit_blocks(
-    rows: NestedRows, gradient: torch.Tensor, values: torch.Tensor, moments: torch.Tensor
+    rows: NestedTensors, gradient: torch.Tensor, values: torch.Tensor, moments: torch.Tensor
 ) -> None:
     """Give every block of a panel its best step and then its best offset.
 
@@ -23,39 +23,27 @@ def refit_blocks(
         values: float32[rows, columns], the numbers on the grid; brought up to date.
         moments: float32[columns, columns] among these.
     """
-    grid, device = rows.grid, values.device
-    levels = torch.tensor(grid.levels, dtype=torch.float32, device=device)
-    steps = torch.from_numpy(rows.steps).to(device)
-    offsets = None if rows.offsets is None else torch.from_numpy(rows.offsets).to(device)
-    for number in range(steps.shape[1]):
+    grid, levels = rows.grid, rows.levels
+    for number in range(rows.steps.shape[1]):
         columns = slice(number * grid.block, (number + 1) * grid.block)
         groups = slice(columns.start // grid.group, columns.stop // grid.group)
-        scales = torch.from_numpy(rows.scales[:, groups]).to(device)
-        codes = torch.from_numpy(rows.codes[:, columns]).to(device)
         block = _Block(
-            levels[codes.int()].reshape(len(codes), -1, grid.group),
-            scales.float()[..., None],
-            None,
-            steps[:, number],
+            levels[rows.codes[:, columns].int()].unflatten(1, (-1, grid.group)),
+            rows.scales[:, groups, None],
+            rows.minimums[:, groups, None],
+            rows.steps[:, number],
+            rows.offsets[:, number],
         )
-        if offsets is not None and rows.minimums is not None:
-            block.minimums = (
-                torch.from_numpy(rows.minimums[:, groups]).to(device).float()[..., None]
-            )
-            block.offsets = offsets[:, number]
         panel = _Panel(gradient[:, columns], values[:, columns], moments[columns, columns])
         block.steps.copy_(panel.fitted(block.steps, block.levels * block.scales))
         panel.change = block.values() - panel.values
-        if block.offsets is not None and block.minimums is not None:
+        if grid.minimums is not None:
             along = -block.minimums.expand_as(block.levels)
             block.offsets.copy_(panel.fitted(block.offsets, along))
             panel.change = block.values() - panel.values
         if columns.stop < values.shape[1]:  # others follow
             gradient.addmm_(panel.change, moments[columns], alpha=-1)
         values[:, columns] = block.values()
-    rows.steps[:] = steps.cpu().numpy()
-    if offsets is not None and rows.offsets is not None:
-        rows.offsets[:] = offsets.cpu().numpy()
 
 
 @dataclass
@@ -64,16 +52,14 @@ class _Block:
 
     levels: torch.Tensor
     scales: torch.Tensor
-    minimums: torch.Tensor | None
+    minimums: torch.Tensor
     steps: torch.Tensor
-    offsets: torch.Tensor | None = None
+    offsets: torch.Tensor
 
     def values(self) -> torch.Tensor:
         """The numbers as they are decoded, float32[rows, columns]."""
         found = (self.steps[:, None, None] * self.scales) * self.levels
-        if self.offsets is not None and self.minimums is not None:
-            found = found - self.offsets[:, None, None] * self.minimums
-        return found.flatten(1)
+        return found.sub_(self.offsets[:, None, None] * self.minimums).flatten(1)
 
 
 @dataclass

@@ -7,9 +7,7 @@ scale or a step may be is the grid's; what they are is free, so that a solver ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,49 +65,6 @@ class NestedRows:
         if self.offsets is not None:
             values -= self.lows[..., None]
         return values.reshape(self.codes.shape)
-
-    def copy(self) -> NestedRows:
-        """The same numbers in arrays that may be written to."""
-        return self._each(lambda array: array.copy())
-
-    def __getitem__(self, rows: slice) -> NestedRows:
-        """Views of some rows."""
-        return self._each(lambda array: array[rows])
-
-    def columns(self, begin: int, end: int) -> NestedRows:
-        """The columns of whole blocks, in arrays of their own."""
-        return self._each(lambda array: array[:, self._places(array, begin, end)].copy())
-
-    def put_columns(self, begin: int, end: int, other: NestedRows) -> None:
-        """Replace the columns of whole blocks by those of another."""
-        for mine, theirs in zip(self._arrays(), other._arrays(), strict=True):
-            mine[:, self._places(mine, begin, end)] = theirs
-
-    def put(self, rows: NDArray[np.bool_], other: NestedRows) -> None:
-        """Replace the rows of a mask by those of another."""
-        for mine, theirs in zip(self._arrays(), other._arrays(), strict=True):
-            mine[rows] = theirs[rows]
-
-    @classmethod
-    def stack(cls, parts: list[NestedRows]) -> NestedRows:
-        """Rows after one another."""
-        arrays = zip(*[part._arrays() for part in parts], strict=True)
-        return parts[0]._with([np.concatenate(found) for found in arrays])
-
-    def _arrays(self) -> list[NDArray[Any]]:
-        found = (self.codes, self.steps, self.scales, self.offsets, self.minimums)
-        return [array for array in found if array is not None]
-
-    def _with(self, arrays: list[NDArray[Any]]) -> NestedRows:
-        return NestedRows(self.grid, *arrays)
-
-    def _each(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> NestedRows:
-        return self._with([change(array) for array in self._arrays()])
-
-    def _places(self, array: NDArray[Any], begin: int, end: int) -> slice:
-        """Where an array holds what is of some columns."""
-        width, count = self.codes.shape[1], array.shape[1]
-        return slice(begin * count // width, end * count // width)
 
     def _spread(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.repeat(values, self.grid.block // self.grid.group, axis=1)

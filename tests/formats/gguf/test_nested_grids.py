@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType, quants
 
+from zenconvert.calib.solvers.nested_tensors import NestedTensors
 from zenconvert.ggml.encoding import encoding_named
 from zenconvert.ggml.nested_grids import GRIDS
 from zenconvert.ggml.types import BY_NAME
@@ -41,10 +43,13 @@ def test_panels_of_columns_are_put_back(name: str) -> None:
     encoding = encoding_named(name)
     values = np.random.default_rng(2).standard_normal((4, COLUMNS)).astype(np.float32)
     data = encoding.encode(values, None)
-    rows = encoding.on_nested(data, COLUMNS)
+    decoded = torch.from_numpy(encoding.decode(data, COLUMNS))
+    rows = NestedTensors.of(encoding.on_nested(data, COLUMNS), decoded.device)
+    assert torch.equal(rows.dequantize(), decoded)
+    assert np.array_equal(encoding.of_nested(rows.to_rows()), data)
     panel = rows.columns(256, 768)
-    assert np.array_equal(panel.dequantize(), rows.dequantize()[:, 256:768])
+    assert torch.equal(panel.dequantize(), decoded[:, 256:768])
     panel.codes[:] = 0
     rows.put_columns(256, 768, panel)
     assert not rows.codes[:, 256:768].any()
-    assert np.array_equal(rows.dequantize()[:, 768:], encoding.decode(data, COLUMNS)[:, 768:])
+    assert torch.equal(rows.dequantize()[:, 768:], decoded[:, 768:])
