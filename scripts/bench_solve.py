@@ -2,7 +2,8 @@
 
 Statistics and GPTQ of the seven linears (hidden 8192, ffn 49152, 64 heads of which 8 hold keys and
 values) over synthetic activations with outlier channels, made in chunks on the device and not
-timed. ``--divide`` makes every shape smaller. Needs torch, with Triton on CUDA and Numba on the
+timed. With ``--type q4_k`` and other ggml types it is their blocks that are solved.
+``--divide`` makes every shape smaller. Needs torch, with Triton on CUDA and Numba on the
 CPU; run as ``python3 -m scripts.bench_solve`` where there is nothing else.
 """
 
@@ -21,8 +22,10 @@ from zenconvert.calib.solvers.curvature import Curvature
 from zenconvert.calib.solvers.gptq import curvature_of, quantize_rows
 from zenconvert.calib.solvers.grid import fused_kernels, search
 from zenconvert.calib.solvers.levels import Levels
+from zenconvert.calib.solvers.nested import nested_curvature, nested_gptq
 from zenconvert.calib.solvers.solution import GptqSettings
 from zenconvert.calib.solvers.sweep import sweep
+from zenconvert.ggml.encoding import encoding_named
 from zenconvert.model.target import Scheme
 
 HIDDEN, FFN, KEYS, LAYERS = 8192, 49152, 1024, 80
@@ -140,6 +143,31 @@ def solve(source: Input, tokens: int, scheme: Scheme, settings: GptqSettings, cl
             print(f"    {note}", flush=True)
 
 
+def fill(source: Input, tokens: int, name: str, settings: GptqSettings, clock: Clock) -> None:
+    """Statistics and ggml blocks of every linear of one input; prints a line each."""
+    moments, seconds = statistics(source, tokens, clock)
+    line(f"{source.name}: X Xᵀ", f"{source.width}²", seconds, clock.peak())
+    importance = (moments.diagonal() / tokens).cpu().numpy()
+    curvature, seconds = clock.time(nested_curvature, moments, tokens, settings)
+    del moments
+    line(f"{source.name}: factor", f"{source.width}²", seconds, clock.peak(), curvature.why)
+    encoding = encoding_named(name)
+    for linear, rows in source.linears.items():
+        weight = weights(rows, source.width, clock.device)
+        _, rounding = clock.time(encoding.encode, weight[:256].cpu().numpy(), importance)
+        clock.total -= rounding
+        solved, seconds = clock.time(
+            nested_gptq, weight, encoding, curvature, importance, settings=settings
+        )
+        report = solved.report
+        facts = (
+            f"error {report.error:.5f}, rtn {report.rtn_error:.5f}, "
+            f"ratio {report.error / report.rtn_error:.3f}, "
+            f"256 rows rounded on one core in {rounding:.2f} s"
+        )
+        line(linear, f"{rows}x{source.width}", seconds, clock.peak(), facts)
+
+
 def line(what: str, shape: str, seconds: float, peak: float, facts: str = "") -> None:
     """Print one row of the table."""
     print(f"{what:20}{shape:>14}{seconds:9.2f} s{peak:8.1f} GiB  {facts}", flush=True)
@@ -174,24 +202,32 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=262_144, help="divided as well")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group", type=int, default=128)
+    parser.add_argument("--type", help="a ggml type, q4_k")
     parser.add_argument("--passes", type=int, default=GptqSettings().passes)
     given = parser.parse_args()
     divide = given.divide or (1 if given.device.type == "cuda" else 16)
     scheme, settings = Scheme(given.bits, given.group), GptqSettings(passes=given.passes)
     tokens = given.tokens // divide
+
+    def work(source: Input, tokens: int, clock: Clock) -> None:
+        if given.type is None:
+            solve(source, tokens, scheme, settings, clock)
+        else:
+            fill(source, tokens, given.type, settings, clock)
+
     if given.device.type == "cuda":
         print(torch.cuda.get_device_name(), "fused kernels:", fused_kernels() is not None)
         compare_kernels(given.device)
         # libraries load and kernels compile before the clock starts
         warm = Clock(given.device)
         for source in block_inputs(16):
-            solve(source, 2048, scheme, settings, warm)
+            work(source, 2048, warm)
         print("warm", flush=True)
     clock = Clock(given.device)
     clock.peak()
-    print(f"torch {torch.__version__}, {tokens} tokens, {scheme}, shapes / {divide}")
+    print(f"torch {torch.__version__}, {tokens} tokens, {given.type or scheme}, shapes / {divide}")
     for source in block_inputs(divide):
-        solve(source, tokens, scheme, settings, clock)
+        work(source, tokens, clock)
     peak = max(clock.peaks, default=0.0)
     line(
         "one block", "", clock.total, peak, f"{LAYERS} layers: {clock.total * LAYERS / 60:.1f} min"

@@ -28,7 +28,7 @@ def refit_blocks(
         columns = slice(number * grid.block, (number + 1) * grid.block)
         groups = slice(columns.start // grid.group, columns.stop // grid.group)
         block = _Block(
-            levels[rows.codes[:, columns].int()].unflatten(1, (-1, grid.group)),
+            levels[rows.codes[:, columns].int()].reshape(len(values), -1, grid.group),
             rows.scales[:, groups, None],
             rows.minimums[:, groups, None],
             rows.steps[:, number],

@@ -62,7 +62,7 @@ class NestedTensors:
 
     def dequantize(self) -> torch.Tensor:
         """The numbers, float32[rows, columns], as ggml decodes them."""
-        levels = self.levels[self.codes.int()].unflatten(1, (-1, self.grid.group))
+        levels = self.levels[self.codes.int()].reshape(*self.scales.shape, self.grid.group)
         return (levels.mul_(self.factors[..., None]) - self.lows[..., None]).flatten(1)
 
     def columns(self, begin: int, end: int) -> NestedTensors:
