@@ -25,7 +25,6 @@ from zenconvert.calib.solvers.levels import Levels
 from zenconvert.calib.solvers.nested import nested_curvature, nested_gptq
 from zenconvert.calib.solvers.solution import GptqSettings
 from zenconvert.calib.solvers.sweep import sweep
-from zenconvert.ggml.encoding import encoding_named
 from zenconvert.model.target import Scheme
 
 HIDDEN, FFN, KEYS, LAYERS = 8192, 49152, 1024, 80
@@ -145,6 +144,8 @@ def solve(source: Input, tokens: int, scheme: Scheme, settings: GptqSettings, cl
 
 def fill(source: Input, tokens: int, name: str, settings: GptqSettings, clock: Clock) -> None:
     """Statistics and ggml blocks of every linear of one input; prints a line each."""
+    from zenconvert.ggml.encoding import encoding_named  # imports more than torch
+
     moments, seconds = statistics(source, tokens, clock)
     line(f"{source.name}: X Xᵀ", f"{source.width}²", seconds, clock.peak())
     importance = (moments.diagonal() / tokens).cpu().numpy()
