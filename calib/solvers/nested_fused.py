@@ -119,27 +119,30 @@ def _moved(gradient, change, moments_at, moments_row, GROUP: tl.constexpr):  # t
     return gradient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def _group_kernel(  # type: ignore[no-untyped-def]
     gradient_at, values_at, codes_at, scales_at, minimums_at, steps_at, offsets_at,
     moments_at, levels_at, change_at,
-    rows, columns, groups, blocks, moments_row, first,
+    number, rows, columns, groups, blocks, moments_row, first,
     lowest_scale, highest_scale, lowest_minimum, highest_minimum,
     SCALES: tl.constexpr, MINIMUMS: tl.constexpr, EVEN: tl.constexpr, COUNT: tl.constexpr,
-    ROWS: tl.constexpr, GROUP: tl.constexpr,
+    ROWS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     place = tl.arange(0, GROUP)
-    across, here = place[None, :], row < rows
+    across, here, begin = place[None, :], row < rows, number * GROUP
     inside = here[:, None] & (across < GROUP)
-    at = row[:, None] * columns + across
+    at = row[:, None] * columns + begin + across
+    moments_at += begin * moments_row + begin
+    scales_at, minimums_at = scales_at + row * groups + number, minimums_at + row * groups + number
+    of_block = row * blocks + begin // BLOCK
     gradient = tl.load(gradient_at + at, mask=inside, other=0.0)
     before = tl.load(values_at + at, mask=inside, other=0.0)
     codes = tl.load(codes_at + at, mask=inside, other=0).to(tl.int32)
-    scale = tl.load(scales_at + row * groups, mask=here, other=0.0)
-    minimum = tl.load(minimums_at + row * groups, mask=here, other=0.0)
-    step = tl.load(steps_at + row * blocks, mask=here, other=0.0)
-    offset = tl.load(offsets_at + row * blocks, mask=here, other=0.0)
+    scale = tl.load(scales_at, mask=here, other=0.0)
+    minimum = tl.load(minimums_at, mask=here, other=0.0)
+    step = tl.load(steps_at + of_block, mask=here, other=0.0)
+    offset = tl.load(offsets_at + of_block, mask=here, other=0.0)
     values = before
     level = _level(codes, levels_at, first, EVEN)
     if SCALES:
@@ -149,7 +152,7 @@ def _group_kernel(  # type: ignore[no-untyped-def]
         revalued = tl.where((found != scale)[:, None], revalued, values)
         gradient = _moved(gradient, revalued - values, moments_at, moments_row, GROUP)
         values, scale = revalued, found
-        tl.store(scales_at + row * groups, scale, mask=here)
+        tl.store(scales_at, scale, mask=here)
     if MINIMUMS:
         down = tl.zeros_like(level) - 1.0
         slope, curve = _along(gradient, down, moments_at, moments_row, GROUP)
@@ -158,19 +161,18 @@ def _group_kernel(  # type: ignore[no-untyped-def]
         revalued = tl.where((found != minimum)[:, None], revalued, values)
         gradient = _moved(gradient, revalued - values, moments_at, moments_row, GROUP)
         values, minimum = revalued, found
-        tl.store(minimums_at + row * groups, minimum, mask=here)
+        tl.store(minimums_at, minimum, mask=here)
     factor, low = step * scale, offset * minimum
     for k in range(GROUP):
         old = tl.sum(tl.where(across == k, values, 0.0), axis=1)
-        slope = tl.sum(tl.where(across == k, gradient, 0.0), axis=1)
+        pull = tl.sum(tl.where(across == k, gradient, 0.0), axis=1)
         was = tl.sum(tl.where(across == k, codes, 0), axis=1)
-        curve = tl.load(moments_at + k * moments_row + k)
-        goal = old + tl.div_rn(slope, tl.zeros_like(slope) + curve)
+        moment = tl.load(moments_at + k * moments_row + k)
+        goal = old + tl.div_rn(pull, tl.zeros_like(pull) + moment)
         code = _code(goal, factor, low, levels_at, first, EVEN, COUNT)
         value = factor * _level(code, levels_at, first, EVEN) - low
-        change = value - old
-        better = (factor != 0.0) & (code != was) & _helps(change, slope, curve)
-        change = tl.where(better, change, 0.0)
+        better = (factor != 0.0) & (code != was) & _helps(value - old, pull, moment)
+        change = tl.where(better, value - old, 0.0)
         taken = better[:, None] & (across == k)
         codes = tl.where(taken, code[:, None], codes)
         values = tl.where(taken, value[:, None], values)
@@ -213,18 +215,16 @@ def descend(
     lowest, highest = grid.minimums or (0, 0)
     limits = (*map(float, grid.scales), float(lowest), float(highest))
     kinds = {"SCALES": grid.scales[0] < grid.scales[1], "MINIMUMS": lowest < highest}
+    operands = (gradient, values, rows.codes, rows.scales, rows.minimums, rows.steps, rows.offsets)
+    sizes = (count, columns, groups, blocks, moments.stride(0))
     for number in range(groups):
-        begin, block = number * grid.group, number * grid.group // grid.block
-        of_columns = [tensor[:, begin:] for tensor in (gradient, values, rows.codes)]
-        of_groups = [tensor[:, number:] for tensor in (rows.scales, rows.minimums)]
-        of_blocks = [tensor[:, block:] for tensor in (rows.steps, rows.offsets)]
-        operands = (*of_columns, *of_groups, *of_blocks, moments[begin:, begin:], levels, change)
         with _one_at_a_time:
             _group_kernel[(triton.cdiv(count, _GROUP_ROWS),)](
-                *operands, count, columns, groups, blocks, moments.stride(0),
-                float(grid.levels[0]), *limits, **kinds, **_levels(rows),
-                ROWS=_GROUP_ROWS, GROUP=grid.group, **_HOW,
+                *operands, moments, levels, change,
+                number, *sizes, float(grid.levels[0]), *limits, **kinds, **_levels(rows),
+                ROWS=_GROUP_ROWS, GROUP=grid.group, BLOCK=grid.block, **_HOW,
             )  # fmt: skip
+        begin = number * grid.group
         gradient.addmm_(change, moments[begin : begin + grid.group], alpha=-1)
 
 
