@@ -150,6 +150,7 @@ def hf_config(
     }
     config |= kinds | keyed(architecture, config, stored) | with_modules(architecture, stored)
     config |= _implied(architecture, config, keys)
+    config |= _head_of_rotations(config)
     biases = {flag: flag in bias_flags for flag in architecture.bias_flags}
     usual = architecture.defaults
     return {**config, **{k: v for k, v in sorted(biases.items()) if v or usual.get(k)}}
@@ -169,6 +170,14 @@ def _scaling(
         return None if scaling is None else dict(scaling)
     of = {"original_max_position_embeddings": original_context(keys)}
     return {**(scaling or {"rope_type": "default"}), **of, **inside}
+
+
+def _head_of_rotations(config: Mapping[str, Any]) -> dict[str, int]:
+    """The size of heads, which transformers reads for scaled rotations even of classes that leave
+    it empty."""
+    if config["rope_scaling"] is None or "head_dim" in config:
+        return {}
+    return {"head_dim": config["hidden_size"] // max(config["num_attention_heads"], 1)}
 
 
 def _sliding_rotations(

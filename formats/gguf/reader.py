@@ -195,7 +195,11 @@ def _config(
         found = None if scaling is not None else _scaling_from_tensor(freqs, hp, of)
         if found is None:
             strange[rope.FREQS] = "factors of rotary frequencies that no config can say"
-        config["rope_scaling"] = found or scaling
+        else:  # beside sizes that configs have in their scaling
+            config["rope_scaling"] = {**(config["rope_scaling"] or {}), **found}
+        now = architecture.sizes(config, where=keys.where)
+        if hp.score_growth and now.growth_context != hp.growth_context:
+            strange[f"{keys.prefix}{rope.ORIGINAL}"] = hp.growth_context
     if factors:
         config["rope_scaling"] = _longrope(architecture, config, keys, factors)
     if (config["rope_scaling"] or {}).get("rope_type") == "yarn":

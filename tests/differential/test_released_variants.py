@@ -243,6 +243,36 @@ def test_scalings_that_a_family_of_configs_has_not(made: Made, tmp_path: Path) -
     assert plan(odd, "gguf:q8_0")
 
 
+def test_transformers_is_told_the_size_of_heads_that_rotations_are_scaled_by(
+    made: Made, tmp_path: Path
+) -> None:
+    """Mixtral's configs leave it empty, and YaRN multiplies by it."""
+    scaling: dict[str, KeyValue | None] = {
+        "rope__scaling__type": ("str", "yarn"),
+        "rope__scaling__factor": ("f32", 4.0),
+        "rope__scaling__original_context_length": ("u32", 16),
+    }
+    odd = with_keys(made, "mixtral", tmp_path, **scaling)
+    convert(odd, tmp_path / "back", "hf:f32")
+    found = runs.in_transformers(tmp_path / "back", TEXT)
+    assert_same(found, runs.in_llamacpp(odd, TEXT))
+
+
+def test_factors_of_rotations_leave_what_else_configs_have_in_their_scaling(
+    made: Made, tmp_path: Path
+) -> None:
+    llama3 = {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }  # fmt: skip
+    source = made({**MINISTRAL3, "rope_parameters": {**llama3, **GROWTH}})
+    expected = runs.in_transformers(source, TEXT)
+    convert(source, tmp_path / "m.gguf", "gguf:f32")
+    assert_same(runs.in_llamacpp(tmp_path / "m.gguf", TEXT), expected)
+    convert(tmp_path / "m.gguf", tmp_path / "back", "hf:f32")
+    assert_same(runs.in_transformers(tmp_path / "back", TEXT), expected)
+
+
 def test_a_window_that_llamacpp_does_not_apply_is_told(made: Made, tmp_path: Path) -> None:
     odd = with_keys(made, "phi", tmp_path, attention__sliding_window=("u32", 8))
     [told] = plan(odd, "hf:f32").warnings
