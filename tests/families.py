@@ -227,6 +227,24 @@ FAMILIES: dict[str, Family] = {
         ),
         "glm4", "glm4",
     ),
+    "deepseek_v3": Family(
+        _sizes(
+            "deepseek_v3", "DeepseekV3ForCausalLM", num_attention_heads=4, num_key_value_heads=4,
+            q_lora_rank=256, kv_lora_rank=256, qk_nope_head_dim=64, qk_rope_head_dim=32,
+            v_head_dim=96, num_hidden_layers=3, first_k_dense_replace=1, n_routed_experts=8,
+            num_experts_per_tok=4, n_shared_experts=1, n_group=4, topk_group=3,
+            moe_intermediate_size=256, moe_layer_freq=1, norm_topk_prob=True,
+            scoring_func="sigmoid", topk_method="noaux_tc", routed_scaling_factor=2.5,
+            rope_theta=10000, num_nextn_predict_layers=0, ep_size=1, attention_bias=False,
+            attention_dropout=0.0, aux_loss_alpha=0.001, seq_aux=True, pretraining_tp=1,
+            pad_token_id=0,
+            rope_scaling={
+                "beta_fast": 32, "beta_slow": 1, "factor": 8, "mscale": 1.0, "mscale_all_dim": 1.0,
+                "original_max_position_embeddings": 64, "type": "yarn",
+            },
+        ),
+        "deepseek_v3", "deepseek-v3", onnx=False, refusal="no attn.kv_a",
+    ),
     "granite": Family(
         _sizes(
             "granite", "GraniteForCausalLM", attention_bias=False, mlp_bias=False,

@@ -126,7 +126,7 @@ def test_the_transformers_engine_scales_and_caps_logits_as_the_model(
 WALKED = (
     "olmo3", "exaone4", "granite", "cohere2", "starcoder2", "ministral3", "phi", "qwen2_moe",
     "gemma4", "gemma4_e2b", "gemma4_moe", "glm4", "gpt_oss",
-    "granitemoeshared", "glm4_moe",
+    "granitemoeshared", "glm4_moe", "deepseek_v3",
 )  # fmt: skip
 """Families whose layers are built otherwise than those that other tests walk through."""
 

@@ -20,6 +20,7 @@ from tokenizers import (
     trainers,
 )
 
+from zenconvert.model.pretokenizer import by_name
 from zenconvert.models import builtin_path
 from zenconvert.texts.samples import load_bundled
 
@@ -102,6 +103,20 @@ def glm4(folder: Path, vocab: int = 1200) -> int:
     return _saved(folder, tokenizer, special, eos_token=special[0])
 
 
+def deepseek_v3(folder: Path, vocab: int = 1200) -> int:
+    """Byte-level BPE as DeepSeek-V3 has it: three expressions in turn, and BOS before a text."""
+    rule = by_name("deepseek-v3")
+    assert rule is not None
+    special = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"]
+    tokenizer = _byte_level(special, vocab, *rule.steps)
+    begin = special[0]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin) or 0)]
+    )
+    roles = {"bos_token": begin, "eos_token": special[1], "pad_token": special[2]}
+    return _saved(folder, tokenizer, special, **roles)
+
+
 def o200k(folder: Path, vocab: int = 1200) -> int:
     """Byte-level BPE as gpt-oss has it: o200k with the tokens of its channels, and a template of
     its own file."""
@@ -115,11 +130,12 @@ def o200k(folder: Path, vocab: int = 1200) -> int:
     return _saved(folder, tokenizer, special, **roles)
 
 
-def _byte_level(special: list[str], vocab: int, expression: str = "") -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE(ignore_merges=not expression))
+def _byte_level(special: list[str], vocab: int, *expressions: str) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(ignore_merges=not expressions))
+    steps = expressions or (LLAMA3_EXPRESSION,)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(expression or LLAMA3_EXPRESSION), "isolated"),
+            *(pre_tokenizers.Split(Regex(step), "isolated") for step in steps),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -273,6 +289,7 @@ def gemma4(folder: Path, vocab: int = 1500) -> int:
 
 
 MAKERS = {
+    "deepseek_v3": deepseek_v3,
     "gemma": gemma,
     "gemma4": gemma4,
     "glm4": glm4,

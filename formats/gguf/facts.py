@@ -43,6 +43,8 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
         *_heads(checkpoint),
         *_dense_layers(checkpoint),
         *_layer_inputs(checkpoint),
+        *_latents(checkpoint),
+        *_groups(checkpoint),
         *_biases(checkpoint),
         *_tokenizer(checkpoint, options),
     ]
@@ -202,6 +204,38 @@ def _layer_inputs(checkpoint: Checkpoint) -> Iterator[Fact]:
         why = f"llama.cpp wants as many as the vocabulary has, and that is {hp.vocab}"
         key = architecture.key("input_vocab")
         yield Fact(key, hp.input_vocab, "", exact=False, why=why, refused=True)
+
+
+def _latents(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """What llama.cpp takes of models whose keys and values are made of shorter rows."""
+    architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
+    family, eps = architecture.in_gguf, architecture.block.latent_eps
+    if not hp.kv_rank:
+        return
+    if eps != hp.rms_eps:
+        why = f"llama.cpp takes it for norms of what keys are made of, too, which have {eps:g}"
+        yield Fact(architecture.key("rms_eps"), hp.rms_eps, "", exact=False, why=why)
+    if (hp.layers in family.whole_queries_layers) == bool(hp.q_rank):
+        models = f"{architecture.gguf} models of {several(hp.layers, 'layer', 'layers')}"
+        made = "short rows" if not hp.q_rank else "the states themselves"
+        why = f"llama.cpp's {models} make queries of {made}"
+        key = architecture.key("q_rank")
+        yield Fact(key, hp.q_rank or None, "", exact=False, why=why, refused=True)
+
+
+def _groups(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """Groups of experts, as llama.cpp looks at them."""
+    architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
+    if hp.groups < 2:
+        return
+    each, rest = divmod(hp.experts, hp.groups)
+    if rest or each < 2 or hp.groups_used >= hp.groups:
+        why = "llama.cpp wants two or more experts in every group, and some groups to be left out"
+        key = architecture.key("groups")
+        yield Fact(key, hp.groups, "", exact=False, why=why, refused=True)
+    else:
+        place = f"{architecture.gguf}.expert_group_count"
+        yield Fact(architecture.key("groups"), hp.groups, place)
 
 
 def _biases(checkpoint: Checkpoint) -> Iterator[Fact]:

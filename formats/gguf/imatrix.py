@@ -57,6 +57,10 @@ def read_importance(path: Path, names: Sequence[TensorName]) -> dict[str, NDArra
     """
     found = _read_gguf(path) if _is_gguf(path) else _read_legacy(path)
     importance: dict[str, NDArray[np.float32]] = {}
+    halves = {stored for n in names if n.gguf_values is not None for stored in n.gguf_files}
+    left = [stored for stored in found if stored in halves]
+    found = {stored: values for stored, values in found.items() if stored not in halves}
+    names = [n for n in names if n.gguf_values is None]
     experts = {name.gguf: (name.expert or 0) + 1 for name in names}
     for name in names:
         if name.gguf not in found:
@@ -70,9 +74,15 @@ def read_importance(path: Path, names: Sequence[TensorName]) -> dict[str, NDArra
         importance[name.name] = values.reshape(-1, columns)[name.expert or 0]
     if not importance:
         raise InvalidInput(f"{path}: none of its tensors is in this model")
-    for text in _misfits(found, names):
+    for text in (*_misfits(found, names), *_left(left)):
         warnings.warn(InputWarning(f"{path}: {text}"), stacklevel=2)
     return importance
+
+
+def _left(names: Sequence[str]) -> list[str]:
+    """Entries of tensors whose every head has weights of its own, which are not read."""
+    text = "entries of tensors whose heads have weights of their own are not used"
+    return [f"{len(names)} {text}: {', '.join(names[:3])}"] if names else []
 
 
 def _misfits(found: Values, names: Sequence[TensorName]) -> Iterator[str]:

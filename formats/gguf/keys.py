@@ -26,6 +26,7 @@ from zenconvert.formats.gguf.rope import original_context, scaling_keys
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.architecture_table import BY_LAYER, FILE_TYPE, PATTERN, ROTATIONS, TEXT
 from zenconvert.model.config_numbers import at_path
+from zenconvert.model.gguf_family import GgufKey
 from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.sliding import FULL, SLIDES, layer_types
 
@@ -62,6 +63,13 @@ _CONSTANTS: Final[dict[str, tuple[Any, ...]]] = {
 _REQUIRED: Final = frozenset({"layers", "context", "hidden", "ffn", "heads", "rms_eps"})
 _TOLD_OTHERWISE: Final = frozenset({"vocab", "head_dim", "rotary_dim"})
 """Sizes whose rows are only compared with what other rows and tensors say."""
+_OF_SCALING: Final = ("yarn_log", "yarn_log_tenth")
+_SAID: Final = {"stated_head_dim": "head_dim", "turned_dim": "head_dim"}
+"""Sizes under the names that configs have for them."""
+_OF_LATENTS: Final = frozenset({"kv_rank", "key_dim", "value_dim", "head_dim"})
+"""What a file has to say where keys and values are made of shorter rows."""
+_COMPARED: Final = ("full_head_dim", "latent_width", "kv_rank")
+"""What keys say of heads in some families, and others say as well."""
 _PLACES: Final = (ROTATIONS, FILE_TYPE, TEXT, PATTERN)
 """Types of rows that hold no size."""
 
@@ -126,7 +134,7 @@ def hf_config(
     the names of the tensors that are ``stored``."""
     sizes = {**_read_sizes(architecture, keys), "vocab": vocab}
     theta, told = sizes.pop("rope_theta"), {architecture.key(size) for size in sizes}
-    sizes.pop("yarn_log", None)  # part of the scaling
+    sizes = {k: v for k, v in sizes.items() if k not in _OF_SCALING}
     kinds = flags(architecture, sizes)
     sizes.pop("wide_ffn", None)
     config: dict[str, Any] = {
@@ -210,18 +218,14 @@ def with_full_rotations(config: Mapping[str, Any]) -> dict[str, Any]:
 def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]:
     """Size → number, of every row that the file has; the first row of a size counts."""
     family, found = architecture.in_gguf, dict[str, float]()
-    required = _REQUIRED
-    if architecture.experts or keys.integer("expert_count", 0):
-        required |= {size for size in architecture.names if size.startswith("expert")}
+    required = _required(architecture, keys)
     for key in family.keys:
-        if key.type in _PLACES or key.size in _TOLD_OTHERWISE or key.unread:
-            continue
-        if key.constant is not None:
+        if _tells_nothing(key):
             continue
         if key.type == BY_LAYER:
             found |= ffn_of(keys, key.name) if key.size == "ffn" else kv_heads_of(keys, key.name)
             continue
-        size = "head_dim" if key.size == "stated_head_dim" else key.size
+        size = _SAID.get(key.size, key.size)
         if size in found:
             continue
         if keys.has(key.name) or size in required:
@@ -229,12 +233,28 @@ def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]
             found[size] = read(key.name)
         if key.or_zero and not found.get(size) and not _has_default(architecture, size):
             found.pop(size, None)
+    if (whole := found.pop("key_dim", None)) is not None:
+        found["plain_dim"] = max(whole - found["head_dim"], 0)
     for size, value in family.implied.items():
         if size not in found and not isinstance(value, str):
             found[size] = value
     if not architecture.experts and not found.get("experts"):  # 0 of them, as some files say
         found = {size: value for size, value in found.items() if not size.startswith("expert")}
     return {**found, "kv_heads": found.get("kv_heads", found["heads"])}
+
+
+def _required(architecture: Architecture, keys: KeyReader) -> frozenset[str]:
+    """Sizes that a file has to say."""
+    required = _REQUIRED
+    if architecture.experts or keys.integer("expert_count", 0):
+        required |= {size for size in architecture.names if size.startswith("expert")}
+    return required | _OF_LATENTS if "kv_rank" in architecture.names else required
+
+
+def _tells_nothing(key: GgufKey) -> bool:
+    """Whether a row holds no size, or one that others say."""
+    told = key.size in _TOLD_OTHERWISE or key.size == "latent_width"
+    return key.type in _PLACES or told or key.unread or key.constant is not None
 
 
 def _has_default(architecture: Architecture, size: str) -> bool:
@@ -334,7 +354,7 @@ def strange_keys(
     for row in architecture.in_gguf.keys:
         if row.constant is not None:
             same[row.name] = row.constant
-        elif row.size in _TOLD_OTHERWISE or (row.name in same and row.size == "full_head_dim"):
+        elif row.size in _TOLD_OTHERWISE or (row.name in same and row.size in _COMPARED):
             same[row.name] = int(hp.number(row.size) or 0)
     rows = {key.name for key in architecture.in_gguf.keys} - set(same)
     if architecture.in_gguf.window_period:

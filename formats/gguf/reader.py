@@ -29,6 +29,7 @@ from zenconvert.errors import (
 from zenconvert.formats.gguf import container, rope
 from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
 from zenconvert.formats.gguf.generation import settings_of
+from zenconvert.formats.gguf.heads import joined
 from zenconvert.formats.gguf.key_reader import KeyReader
 from zenconvert.formats.gguf.keys import (
     hf_config,
@@ -271,7 +272,8 @@ def name_tensors(
     architecture.check_counts(hp, (info.shape for info in infos.values()), str(path))
     known: dict[str, list[TensorName]] = {}
     for name in architecture.tensor_names(hp):
-        known.setdefault(name.gguf, []).append(name)
+        for stored in name.gguf_files:
+            known.setdefault(stored, []).append(name)
         if name.gguf_rows is not None and name.gguf_rows in infos:
             known.setdefault(name.gguf_rows, []).append(name)
     single = _single_experts(known) if any(n not in known for n in infos) else {}
@@ -286,7 +288,11 @@ def name_tensors(
     for info in infos.values():
         if info.name not in rope.DERIVED:
             names = known[info.name] if info.name in known else [single[info.name]]
-            for tensor in _split(info, names, hp):
+            if names[0].gguf_values == info.name:
+                continue  # it comes with the other half
+            halved = names[0].gguf_values is not None
+            parts = [joined(names[0], infos, hp)] if halved else _split(info, names, hp)
+            for tensor in parts:
                 if tensor.name in tensors:
                     raise CorruptFile(f"{info.path}: the data of {info.name!r} is there twice")
                 tensors[tensor.name] = tensor
@@ -317,6 +323,7 @@ def _layout_hint(names: Sequence[str]) -> str:
     """What layout tensors belong to that is known and not read."""
     for piece, what in (
         (".attn_qkv.", "q, k and v are kept in one tensor"),
+        (".attn_kv_b.", "keys and values are made of one tensor, as in files before April 2025"),
         ("_exps.", "it has experts, and the metadata count none"),
         (".lora_", "an adapter (LoRA) is in the file; merge it first"),
         ("v.blk.", "an image encoder is in the file"),

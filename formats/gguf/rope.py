@@ -87,8 +87,7 @@ def scaling_keys(hp: Hyperparameters, family: GgufFamily) -> dict[str, KeyValue]
     if kind == "yarn":
         context = scaling.get("original_max_position_embeddings", hp.context)
         keys[ORIGINAL] = ("u32", int(context))
-        under = hp.yarn_log if family.has_key("yarn_log") else None
-        usual = _llamacpp_amplitude(factor, under or 0.0)
+        usual = _usual(family, factor, hp.yarn_log or 0.0)
         share = float(np.float32(_amplitude(scaling, factor) / usual))
         for ours, theirs in _YARN.items():
             if ours == "attention_factor" and share != 1.0:
@@ -144,6 +143,13 @@ def _llamacpp_amplitude(factor: float, log_multiplier: float) -> float:
     return _usual_amplitude(factor) / under
 
 
+def _usual(family: GgufFamily, factor: float, log: float) -> float:
+    """The same for a family, where a config has ``log`` as ``mscale_all_dim``."""
+    if family.has_key("yarn_log_tenth"):
+        return 1.0 if log else _usual_amplitude(factor)
+    return _llamacpp_amplitude(factor, log if family.has_key("yarn_log") else 0.0)
+
+
 def _amplitude(scaling: Mapping[str, Any], factor: float) -> float:
     """What transformers multiplies cosines and sines by."""
     if (given := scaling.get("attention_factor")) is not None:
@@ -174,6 +180,15 @@ def lossy_scaling(hp: Hyperparameters, family: GgufFamily) -> Iterator[tuple[str
         value = scaling.get(name) or usual
         if float(value) != usual:
             yield name, value, f"llama.cpp takes {usual:g} for this architecture"
+    if (
+        family.has_key("yarn_log_tenth")
+        and (amplitude := _amplitude(scaling, scaling["factor"])) != 1
+    ):
+        yield (
+            "mscale", scaling.get("mscale"),
+            f"cosines and sines are multiplied by {amplitude:.4g}, and llama.cpp multiplies scores "
+            "by its square besides",
+        )  # fmt: skip
     if ends_first(hp):
         yield (
             "original_max_position_embeddings", hp.original_context,
@@ -205,8 +220,10 @@ def scaling_from_keys(
     scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
     if kind == "yarn":
         scaling["original_max_position_embeddings"] = original_context(keys)
-        under = keys.real(_LOG, 0.0) if family.has_key("yarn_log") else 0.0
-        usual = _llamacpp_amplitude(factor, under)
+        tenth, whole_log = family.has_key("yarn_log_tenth"), family.has_key("yarn_log")
+        under = keys.real(_LOG, 0.0) if tenth or whole_log else 0.0
+        under = float(f"{10 * under:.7g}") if tenth else under
+        usual = _usual(family, factor, under)
         for ours, theirs in _YARN.items():
             if f"{keys.prefix}rope.scaling.{theirs}" in keys.metadata:
                 value = keys.real(f"rope.scaling.{theirs}")
@@ -214,7 +231,7 @@ def scaling_from_keys(
                 if family.yarn_betas or value == _BETAS.get(ours, value):
                     scaling[ours] = value
         if under:
-            scaling |= {"mscale": 1.0, "mscale_all_dim": under}
+            scaling |= {"mscale": under if tenth else 1.0, "mscale_all_dim": under}
         told = scaling.pop("attention_factor", None)  # by a key that is not read
         if told is not None and np.float32(told / usual) == np.float32(share):
             scaling["attention_factor"] = usual if share == 1 else told

@@ -17,6 +17,7 @@ from zenconvert.formats.gguf import container, generation, mixtures, rope
 from zenconvert.formats.gguf.container import KeyValue, TensorInfo
 from zenconvert.formats.gguf.endings import with_endings
 from zenconvert.formats.gguf.general import general_metadata
+from zenconvert.formats.gguf.heads import halves
 from zenconvert.formats.gguf.keys import model_keys
 from zenconvert.formats.gguf.reader import read_files, stored_form
 from zenconvert.formats.gguf.settling import is_spare_role, settled
@@ -135,12 +136,18 @@ def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[TensorName, list[Tensor]]
     complete: dict[str, int] = {}
     for at, tensor in enumerate(checkpoint.tensors.values()):
         name = names[tensor.name]
-        stacks.setdefault(name.gguf, (name, []))[1].append(tensor)
         complete[_stack_group(name)] = at
+        if name.gguf_values is not None:
+            parts = halves(name, tensor, checkpoint.hyperparameters)
+            stacks |= {stored: (name, [half]) for stored, half in parts.items()}
+            continue
+        stacks.setdefault(name.gguf, (name, []))[1].append(tensor)
     place = {name: at for at, name in enumerate(names)}
-    for _, parts in stacks.values():
-        parts.sort(key=lambda t: (names[t.name].expert or 0, place[t.name]))
-    order = {n.gguf: i for i, n in enumerate(sorted(names.values(), key=lambda n: n.hf))}
+    for _, together in stacks.values():
+        if len(together) > 1:
+            together.sort(key=lambda t: (names[t.name].expert or 0, place[t.name]))
+    by_hf = sorted(names.values(), key=lambda n: n.hf)
+    order = {stored: i for i, n in enumerate(by_hf) for stored in n.gguf_files}
     return dict(
         sorted(stacks.items(), key=lambda s: (complete[_stack_group(s[1][0])], order[s[0]]))
     )

@@ -223,11 +223,17 @@ def for_gguf(name: str, keys: Collection[str], *, experts: bool) -> Architecture
 
     Raises UnknownArchitecture.
     """
-    for types in _families().values():
-        first, *others = types.values()
-        if first.gguf == name and first.experts in (experts, None):
-            odd = (a for a in others if a.gguf_without is not None)
-            return next((a for a in odd if f"{name}.{a.gguf_without}" not in keys), first)
+    fitting = [
+        architecture
+        for types in _families().values()
+        if (first := next(iter(types.values()))).gguf == name and first.experts in (experts, None)
+        for architecture in types.values()
+    ]
+    odd = (a for a in fitting if a.gguf_without is not None)
+    usual = (a for a in fitting if a.gguf_without is None)
+    by_key = next((a for a in odd if f"{name}.{a.gguf_without}" not in keys), None)
+    if (found := by_key or next(usual, None)) is not None:
+        return found
     known = sorted({a.gguf for a in architectures().values()})
     kind = "with experts" if experts else "without experts"
     raise UnknownArchitecture(

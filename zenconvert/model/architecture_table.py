@@ -53,8 +53,9 @@ _REQUIRED: Final = ("model_types", "class", "gguf", "module", "balance", *_SECTI
 _MODULE_KEYS: Final = (
     "name", "hf", "gguf", "role", "shape", "hf_also", "hf_stack", "hf_stack_part", "hf_rows",
     "gguf_rows", "after", "layers", "full_shape", "sharing_shape", "unshared",
-    "only_with", "hf_bare", "gguf_bare", "hf_stacked", "hf_turned",
+    "only_with", "hf_bare", "gguf_bare", "hf_stacked", "hf_turned", "gguf_values",
 )  # fmt: skip
+_OTHER_NAMES: Final = ("hf_also", "hf_stack", "hf_rows", "gguf_rows", "gguf_values")
 _WRAPPER: Final = ("model_type", "config", "text_type", "beside", "prefixes")
 _VARIANT_KEYS: Final = ("class", "gguf_without", *_SECTIONS)
 _OWN: Final = ("of", "without", "wrapper", "within")
@@ -283,7 +284,7 @@ class _Check:
         for row in values["module"]:
             where = f"module {row.get('name')}"
             self.keys(where, row, _MODULE_KEYS, ("name", "hf", "gguf", "role", "shape"))
-            for key in ("name", "hf", "gguf", "hf_also", "hf_stack", "hf_rows", "gguf_rows"):
+            for key in ("name", "hf", "gguf", *_OTHER_NAMES):
                 text = row.get(key, "")
                 if not isinstance(text, str) or "{" in _without_holes(text):
                     self.fail(where, f"{key} {text!r:.60} should be a name with {_HOLES} in it")

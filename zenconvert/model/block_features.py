@@ -28,6 +28,7 @@ RULES: Final[dict[str, Callable[[Any], bool]]] = {
     "norms": ("rms", "layer").__contains__,
     "halves": ("in_turn", "parallel").__contains__,
     "routing": ("chosen", "all", "sigmoid").__contains__,
+    "latent_eps": lambda value: isinstance(value, float),
     "clamped": lambda value: isinstance(value, list) and len(value) in (0, 2),
 }
 """Key of ``[block]`` → whether a value is understood."""
@@ -68,6 +69,8 @@ class BlockFeatures:
     clamped: tuple[float, ...]
     """Slope and limit of gated networks that compute ``(up + 1) · gate · sigmoid(slope · gate)``,
     with both within the limit; none of others."""
+    latent_eps: float
+    """Of norms of what queries, keys and values are made of; 0 where there are none."""
     activation_key: str
     """Config key of the function in the feed-forward network."""
     activation_module: str
@@ -91,6 +94,7 @@ def block_features(block: Mapping[str, Any]) -> BlockFeatures:
         routes_over_all=block["routing"] == "all",
         routes_by_sigmoid=block["routing"] == "sigmoid",
         clamped=tuple(map(float, block["clamped"])),
+        latent_eps=block["latent_eps"],
         activation_key=block["activation"],
         activation_module=block["activation_module"],
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from zenconvert.base.records import record
 from zenconvert.base.stamps import Stamp
@@ -22,6 +22,9 @@ from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.pieces import PieceCodec
 from zenconvert.model.row_order import RowOrder
 from zenconvert.model.tokenizer import Tokenizer
+
+HALVES: Final = (".keys.weight", ".values.weight")
+"""What the names of halves end with, of a matrix that makes keys and values."""
 
 
 @record
@@ -59,6 +62,60 @@ class StoredPieces:
 
 
 @record
+class HeadRows:
+    """A matrix whose rows are, head after head, those that make keys and those that make values."""
+
+    heads: int
+    keys: int
+    """Rows of a head's keys."""
+    values: int
+
+    @property
+    def band(self) -> int:
+        """Rows of a head."""
+        return self.keys + self.values
+
+
+@record
+class StoredHalf:
+    """The keys or the values of a :class:`HeadRows` matrix by themselves, ``[heads, …]``."""
+
+    whole: Tensor
+    heads: HeadRows
+    keys: bool
+    """Keys, and the matrix of every head is turned: ``[heads, in, keys]``; or values."""
+
+    @property
+    def path(self) -> Path:
+        """The file of the whole."""
+        return self.whole.stored.path
+
+    @property
+    def name(self) -> str:
+        """The name of the whole in that file."""
+        return self.whole.stored.name
+
+
+@record
+class StoredHalves:
+    """A :class:`HeadRows` matrix of which a file has keys and values apart, as halves are."""
+
+    keys: Tensor
+    values: Tensor
+    heads: HeadRows
+
+    @property
+    def path(self) -> Path:
+        """The file of the keys."""
+        return self.keys.stored.path
+
+    @property
+    def name(self) -> str:
+        """What both are called in the file."""
+        return f"{self.keys.stored.name} + {self.values.stored.name}"
+
+
+@record
 class Tensor:
     """One logical tensor: shape and encoding are known without touching its data."""
 
@@ -67,7 +124,7 @@ class Tensor:
     shape: tuple[int, ...]
     """``[out, in]``, or ``[n]`` for vectors."""
     encoding: Encoding
-    stored: StoredTensor | StoredPieces
+    stored: StoredTensor | StoredPieces | StoredHalf | StoredHalves
     order: RowOrder | None = None
     """How the stored rows have to be reordered to be the logical ones."""
     change: str | None = None
@@ -91,6 +148,11 @@ class Tensor:
         return prod(self.shape)
 
     @property
+    def is_half(self) -> bool:
+        """Whether it is keys or values alone, which are no weight of a module of the model."""
+        return self.name.endswith(HALVES)
+
+    @property
     def source_encoding(self) -> Encoding:
         """What it was before anything was solved."""
         return self.origin or self.encoding
@@ -106,6 +168,8 @@ class Tensor:
         if isinstance(self.stored, StoredPieces):
             pieces = self.stored.codec.pieces(self.stored.encoding, self.shape)
             return sum(piece.nbytes for piece in pieces)
+        if isinstance(self.stored, StoredHalves):
+            return self.stored.keys.nbytes + self.stored.values.nbytes
         return self.rows * self.row_bytes
 
 

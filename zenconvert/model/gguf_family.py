@@ -54,6 +54,8 @@ class GgufFamily:
     """Kinds of scaled rotations; ``llama3`` is factors of frequencies in a tensor."""
     yarn_betas: bool
     """YaRN begins and ends where keys say, and not always at 32 and 1 rotations."""
+    whole_queries_layers: frozenset[int]
+    """Models of so many layers make queries of states themselves, and others of shorter rows."""
     no_biases: frozenset[str]
     """Modules of which the graph has no bias."""
     needs_biases: bool
@@ -111,6 +113,7 @@ def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
         any_heads=graph["heads"] == "any",
         scalings=frozenset(graph["scalings"]),
         yarn_betas=graph["yarn_betas"],
+        whole_queries_layers=frozenset(graph["whole_queries_layers"]),
         no_biases=frozenset(graph["no_biases"]),
         needs_biases=graph["biases"] == "required",
         window_period=graph["window_period"],

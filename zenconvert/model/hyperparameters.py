@@ -105,6 +105,54 @@ class Hyperparameters:
     further_layers: int = 0
     """Layers behind the last that predict further tokens, and that nobody here computes."""
 
+    q_rank: int = 0
+    """Numbers that queries are made of; 0 where they are made of the states themselves."""
+    kv_rank: int = 0
+    """Numbers that keys and values of all heads are made of, where they are: a cache has these, and
+    a key of all heads that is rotated, ``head_dim`` of them."""
+    plain_dim: int = 0
+    """Elements of queries and keys that are not rotated, before those that are."""
+    value_dim: int = 0
+    """Elements of a value."""
+    groups: int = 0
+    """Groups of experts, of which a token is sent to some."""
+    groups_used: int = 0
+
+    @property
+    def whole_queries(self) -> int:
+        """1 where queries are made of the states themselves."""
+        return int(not self.q_rank)
+
+    @property
+    def latent_width(self) -> int:
+        """What keys and values are made of, and the key of all heads."""
+        return self.kv_rank + self.head_dim
+
+    @property
+    def turned_dim(self) -> int:
+        """Elements of a query or key that are rotated, behind those that are not."""
+        return self.head_dim
+
+    @property
+    def key_dim(self) -> int:
+        """Elements of a query or key."""
+        return self.plain_dim + self.head_dim
+
+    @property
+    def query_width(self) -> int:
+        """Outputs of what makes all queries."""
+        return self.heads * self.key_dim
+
+    @property
+    def key_value_width(self) -> int:
+        """Outputs of what makes keys, as far as they are not rotated, and values."""
+        return self.heads * (self.plain_dim + self.value_dim)
+
+    @property
+    def value_width(self) -> int:
+        """What attention puts out."""
+        return self.heads * self.value_dim
+
     @property
     def shared_width(self) -> int:
         """Inner size of all experts that every token reaches."""
@@ -120,6 +168,12 @@ class Hyperparameters:
         """``mscale_all_dim`` of YaRN: weight of the logarithm that its amplitude is divided by."""
         scaling = self.rope_scaling or {"rope_type": "default"}
         return scaling.get("mscale_all_dim") if scaling["rope_type"] == "yarn" else None
+
+    @property
+    def yarn_log_tenth(self) -> float | None:
+        """A tenth of it, as one architecture of GGUF has it."""
+        found = self.yarn_log
+        return None if found is None else 0.1 * found
 
     @property
     def original_context(self) -> int:
@@ -190,7 +244,8 @@ def from_config(
     """
     # null means "none" and "as many as query heads" there, whatever the default is
     nullable = {"sliding_window", names["kv_heads"]}
-    nullable |= {str(names[size]) for size in ("score_softcap", "logit_softcap") if size in names}
+    none = ("score_softcap", "logit_softcap", "q_rank")
+    nullable |= {str(names[size]) for size in none if size in names}
     given = {k: v for k, v in config.items() if v is not None or k in nullable}
     merged = {**defaults, **given}
     sizes = Sizes(given, merged, names, where)
@@ -208,6 +263,7 @@ def from_config(
             f"{where}: {heads} heads are no multiple of the {full_kv_heads} key-value heads of "
             "layers that see everything"
         )
+    plain_dim = sizes.count("plain_dim", optional=True)
     return Hyperparameters(
         layers=sizes.count("layers"),
         hidden=sizes.count("hidden"),
@@ -228,7 +284,7 @@ def from_config(
         shared_ffn=sizes.count("shared_ffn", zero=True, optional=True),
         sliding_window=_sliding_window(merged, where, told="use_sliding_window" in defaults),
         window_period=sizes.period(),
-        score_width=sizes.real("score_width") or float(head_dim),
+        score_width=sizes.real("score_width") or float(head_dim + plain_dim),
         score_softcap=sizes.real("score_softcap"),
         logit_softcap=sizes.real("logit_softcap"),
         dense_layers=dense_layers(merged, kinds, sizes, where),
@@ -256,6 +312,12 @@ def from_config(
         routed_factor=sizes.real("routed_factor"),
         normed_heads=sizes.flag("normed_heads"),
         further_layers=sizes.count("further_layers", zero=True, optional=True, silent=True),
+        q_rank=sizes.count("q_rank", zero=True, optional=True, silent=True),
+        kv_rank=sizes.count("kv_rank", optional=True),
+        plain_dim=plain_dim,
+        value_dim=sizes.count("value_dim", optional=True),
+        groups=sizes.count("groups", optional=True, silent=True),
+        groups_used=sizes.count("groups_used", optional=True, silent=True),
     )
 
 

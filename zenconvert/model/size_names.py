@@ -12,7 +12,8 @@ SIZES: Final = frozenset(
         "short_context", "score_scale", "embedding_factor", "residual_factor", "logit_factor",
         "logit_divisor", "full_head_dim", "full_kv_heads", "position_limit", "sharing",
         "input_width", "input_vocab", "shared_count", "leading_dense", "routed_factor",
-        "further_layers", "normed_heads", "growth_context",
+        "further_layers", "normed_heads", "growth_context", "q_rank", "kv_rank", "plain_dim",
+        "value_dim", "groups", "groups_used",
     }
 )  # fmt: skip
 """Numbers that a table of a family finds in a config."""
@@ -32,6 +33,14 @@ COMPUTED_SIZES: Final = frozenset(
         "all_inputs",
         "one",
         "shared_width",
+        "whole_queries",
+        "latent_width",
+        "key_dim",
+        "turned_dim",
+        "query_width",
+        "key_value_width",
+        "value_width",
+        "yarn_log_tenth",
     }
 )
 """Sizes that follow from others, or are read in a way of their own."""

@@ -60,6 +60,10 @@ class Module:
     gguf_rows: str | None = None
     """Another tensor that GGUF files may have it in, among rows of others in the table's order."""
 
+    gguf_values: str | None = None
+    """GGUF files have it in two tensors: its rows are, head after head, those that make keys, which
+    ``gguf`` has turned, and those that make values, which are in this one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Balance:

@@ -33,6 +33,13 @@ class TensorName:
     """Another tensor that GGUF files may have it in, among rows of others."""
     unread: bool = False
     """Nobody computes with it."""
+    gguf_values: str | None = None
+    """The tensor of its values, where GGUF files have ``gguf`` of its keys alone."""
+
+    @property
+    def gguf_files(self) -> tuple[str, ...]:
+        """The tensors that GGUF files have it in."""
+        return (self.gguf,) if self.gguf_values is None else (self.gguf, self.gguf_values)
 
     @property
     def hf_file(self) -> str:
@@ -104,6 +111,7 @@ def _expand(
     """The tensors of a module in one layer, of every expert; ``shares``: the layer reads keys and
     values of another one."""
     unread = shares and module.unshared
+    values = module.gguf_values and f"{module.gguf_values.replace('{layer}', layer)}.weight"
     also, stack = module.hf_also, module.hf_stack
     texts = (module.name, module.hf, module.gguf, also, stack, module.hf_rows, module.gguf_rows)
     names = [(text or "").replace("{layer}", layer) for text in texts]
@@ -120,7 +128,7 @@ def _expand(
             f"{name}.weight", stored, in_gguf, module, shape, required, expert,
             f"{other}.weight" if also is not None else None, stacked or None,
             f"{rows}.weight" if rows else None, f"{gguf_rows}.weight" if gguf_rows else None,
-            unread,
+            unread, values,
         )  # fmt: skip
         if module.bias != "none":
             yield TensorName(

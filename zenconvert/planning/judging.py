@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.errors import CorruptFile
-from zenconvert.model.checkpoint import StoredPieces, Tensor
+from zenconvert.model.checkpoint import StoredHalf, StoredPieces, Tensor
+from zenconvert.model.decoded import decoded
 from zenconvert.model.encoding import F16, Dense, Encoding, Grouped
 from zenconvert.model.grouped import OFFSETS, GroupedReader
 from zenconvert.model.layout import Choice, Recoding
@@ -162,6 +163,9 @@ def refined(tensor: Tensor, choice: Choice) -> Tensor:
     Files may store zeros that are all the midpoint, or scales in a wider type than they need. They
     are read only where that decides whether the choice can be had bit for bit.
     """
+    if isinstance(tensor.stored, StoredHalf):
+        encoding = refined(tensor.stored.whole, choice).encoding
+        return replace(tensor, encoding=decoded([encoding]) if tensor.stored.keys else encoding)
     old, stored, target = tensor.encoding.grouped, tensor.stored, choice.encoding
     if old is None and isinstance(stored, StoredPieces):
         return _narrowed(tensor, stored)

@@ -145,7 +145,9 @@ def _may_lie_in_columns(choice: Choice) -> bool:
     if choice.codec is not None or choice.transposed:
         return True
     stored = [part.stored for part in choice.parts]
-    return any(isinstance(one, StoredPieces) or one.stride is not None for one in stored)
+    return any(
+        isinstance(one, StoredPieces) or getattr(one, "stride", None) is not None for one in stored
+    )
 
 
 @seldom_collected()

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from zenconvert.base.turns import Shared
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, ZenError
-from zenconvert.model.checkpoint import StoredPieces, StoredTensor, Tensor
+from zenconvert.model.checkpoint import (
+    StoredHalf,
+    StoredHalves,
+    StoredPieces,
+    StoredTensor,
+    Tensor,
+)
 from zenconvert.model.encoding import Dense
 from zenconvert.model.pieces import ROW_UNIT, Piece, band_rows
 from zenconvert.model.rows import Rows
@@ -29,11 +35,48 @@ def read_rows(tensor: Tensor, begin: int, end: int) -> Rows:
     SourceNotFound when the file cannot be read and CorruptFile when it ends too early.
     """
     stored, size = tensor.stored, tensor.row_bytes
+    if isinstance(stored, StoredHalf):
+        return _half(stored, begin, end)
+    if isinstance(stored, StoredHalves):
+        return _both_halves(tensor, stored, begin, end)
     if isinstance(stored, StoredPieces) or stored.stride is not None:
         return _Band(tensor, *_units(tensor, begin, end)).rows(begin, end)
     data = _read(stored.path, stored.offset + begin * size, end - begin, size)
     rows: Rows = tensor.encoding.rows_of(data, tensor.columns)
     return rows
+
+
+def _half(stored: StoredHalf, begin: int, end: int) -> Rows:
+    """Rows of one half of a matrix: keys are turned head by head."""
+    whole, heads = stored.whole, stored.heads
+    height = whole.columns if stored.keys else heads.values
+    first, last = begin // height, -(-end // height)
+    rows = read_rows(whole, first * heads.band, last * heads.band)
+    if stored.keys:
+        numbers = whole.encoding.decode(rows, whole.columns)
+        every = np.asarray(numbers).reshape(last - first, heads.band, whole.columns)
+        turned = every[:, : heads.keys].transpose(0, 2, 1).reshape(-1, heads.keys)
+        return np.ascontiguousarray(turned[begin - first * height : end - first * height])
+    numbers = np.arange(begin, end)
+    index = numbers // height * heads.band + heads.keys + numbers % height - first * heads.band
+    found: Rows = rows[index] if isinstance(rows, np.ndarray) else rows.take(index)
+    return found
+
+
+def _both_halves(tensor: Tensor, stored: StoredHalves, begin: int, end: int) -> Rows:
+    """Rows of a matrix whose halves are apart, as numbers."""
+    heads, columns = stored.heads, tensor.columns
+    first, last = begin // heads.band, -(-end // heads.band)
+    parts = []
+    for half, height in ((stored.keys, columns), (stored.values, heads.values)):
+        rows = read_rows(half, first * height, last * height)
+        numbers = np.asarray(half.encoding.decode(rows, half.columns))
+        if tensor.encoding.dense is None or numbers.dtype != tensor.encoding.dense.numpy:
+            numbers = numbers.astype(np.float32)
+        parts.append(numbers.reshape(last - first, height, half.columns))
+    keys, values = parts
+    whole = np.concatenate([keys.transpose(0, 2, 1), values], axis=1).reshape(-1, columns)
+    return np.ascontiguousarray(whole[begin - first * heads.band : end - first * heads.band])
 
 
 def read_groups(tensor: Tensor, stored: StoredPieces) -> dict[str, NDArray[Any]]:
@@ -80,6 +123,7 @@ class _Band:
         """Rows ``[begin, end)`` of them."""
         stored = self.tensor.stored
         if not isinstance(stored, StoredPieces):
+            assert isinstance(stored, StoredTensor)  # halves are read by themselves
             ((_, lines),), (at, of) = self.arrays, stored.turn
             columns = slice((begin - self.first) * of + at, (end - self.first) * of, of)
             return np.ascontiguousarray(lines[:, columns].T)
@@ -114,7 +158,7 @@ def _arrays(tensor: Tensor) -> list[tuple[Piece, StoredTensor]]:
     if isinstance(stored, StoredPieces):
         pieces = stored.codec.pieces(stored.encoding, tensor.shape)
         return [(piece, stored.pieces[piece.name]) for piece in pieces]
-    if stored.stride is None:
+    if not isinstance(stored, StoredTensor) or stored.stride is None:
         return []
     numbers = tensor.encoding.dense
     assert numbers is not None  # nothing else lies in columns

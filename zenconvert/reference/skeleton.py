@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from zenconvert.base.machine import memory_errors
 from zenconvert.errors import InvalidInput, MissingDependency, Unsupported
+from zenconvert.model.architecture import for_model_type
 from zenconvert.reference.beside import KeysValues
 from zenconvert.reference.input_modules import Inputs, move_buffers, with_rows
 
@@ -210,7 +211,7 @@ def _settings(config: Mapping[str, Any]) -> Any:
     left_out = {"model_type", "auto_map", "quantization_config"}
     fields = {k: v for k, v in config.items() if k not in left_out and not k.startswith("_")}
     # copied: transformers writes into what it is given
-    whole = transformers.AutoConfig.for_model(config["model_type"], **deepcopy(fields))
+    whole = transformers.AutoConfig.for_model(_type(config), **deepcopy(fields))
     settings = whole.get_text_config(decoder=True)
     for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(settings, key, None)  # ids that generation alone needs may be out of range
@@ -219,6 +220,15 @@ def _settings(config: Mapping[str, Any]) -> Any:
             setattr(settings, key, False)
     settings.tie_word_embeddings = False  # the head is given apart
     return settings
+
+
+def _type(config: Mapping[str, Any]) -> str:
+    """The model type, or that of the family that transformers knows it by."""
+    import transformers
+
+    found: str = config["model_type"]
+    known = found in transformers.CONFIG_MAPPING
+    return found if known else for_model_type(found).model_types[0]
 
 
 def _weightless(settings: Any) -> Any:

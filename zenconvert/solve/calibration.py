@@ -262,7 +262,7 @@ def _entries(
     columns: dict[str, int] = {}
     for name in checkpoint.architecture.tensor_names(checkpoint.hyperparameters):
         module = name.name.rpartition(".")[0]
-        if name.is_weight and module in modules:
+        if name.is_weight and module in modules and name.gguf_values is None:
             # modules that are rows of one tensor read one input
             stacks.setdefault(name.gguf, {}).setdefault(name.expert, module)
             columns[name.gguf] = name.shape[-1]

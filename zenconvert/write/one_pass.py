@@ -23,7 +23,7 @@ from typing import Final
 from zenconvert.base.progress import Count
 from zenconvert.errors import ZenError
 from zenconvert.ggml import blocks
-from zenconvert.model.checkpoint import StoredPieces, Tensor
+from zenconvert.model.checkpoint import StoredHalf, StoredPieces, Tensor
 from zenconvert.model.row_order import RowOrder
 from zenconvert.model.rows import Rows
 from zenconvert.planning.plan import SLAB_ELEMENTS, Plan
@@ -256,6 +256,8 @@ def _place(part: Tensor) -> object:
     stored = part.stored
     if isinstance(stored, StoredPieces):
         return tuple(stored.pieces.values())
+    if isinstance(stored, StoredHalf):
+        return _place(stored.whole), stored.keys
     return stored, part.shape, part.encoding
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zenconvert.base.notes import read_word, write_word
 from zenconvert.base.stamps import check_unchanged, stamp
-from zenconvert.model.checkpoint import StoredPieces, Tensor
+from zenconvert.model.checkpoint import StoredHalf, StoredHalves, StoredPieces, Tensor
 from zenconvert.planning.plan import Importance, Plan
 from zenconvert.version import __version__
 from zenconvert.write.output import Output
@@ -79,5 +79,10 @@ def _files(part: Tensor) -> Iterator[Path]:
     stored = part.stored
     if isinstance(stored, StoredPieces):
         yield from (piece.path for piece in stored.pieces.values())
+    elif isinstance(stored, StoredHalf):
+        yield from _files(stored.whole)
+    elif isinstance(stored, StoredHalves):
+        yield from _files(stored.keys)
+        yield from _files(stored.values)
     else:
         yield stored.path

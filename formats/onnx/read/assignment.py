@@ -207,6 +207,7 @@ def _place(tensor: Tensor) -> tuple[Path, int]:
     if isinstance(stored, StoredPieces):
         first = next(iter(stored.pieces.values()))
         return first.path, first.offset
+    assert isinstance(stored, StoredTensor)  # graphs have nothing else
     return stored.path, stored.offset
 
 
