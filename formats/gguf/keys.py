@@ -158,7 +158,8 @@ def hf_config(
     }
     config |= kinds | keyed(architecture, config, stored) | with_modules(architecture, stored)
     config |= _implied(architecture, config, keys)
-    config |= _head_of_rotations(config)
+    if architecture.key("head_dim") == "head_dim":
+        config |= _head_of_rotations(config)
     biases = {flag: flag in bias_flags for flag in architecture.bias_flags}
     usual = architecture.defaults
     return {**config, **{k: v for k, v in sorted(biases.items()) if v or usual.get(k)}}
