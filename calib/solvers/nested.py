@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from zenconvert.model.encoding import Encoding
 
 _CPU_ROWS: Final = 256
-_DEVICE_ROWS: Final = 4096
 """Rows of a piece of work."""
-_DEVICE_PIECES: Final = 4
+_DEVICE_NUMBERS: Final = 1 << 27
+"""Numbers of a piece of work: some 2 GB on the device, and few launches for each."""
+_FEWEST_ROWS: Final = 4096
+_DEVICE_PIECES: Final = 3
 """Pieces at a time: the device computes for some while the host does for others."""
 
 
@@ -93,7 +95,9 @@ def nested_gptq(
     there, and the report says so. Raises InvalidInput for weights that the encoding cannot hold.
     """
     work = _Work(encoding, importance, curvature, (settings or GptqSettings()).passes)
-    count = _CPU_ROWS if weight.device.type == "cpu" else _DEVICE_ROWS
+    count = _CPU_ROWS
+    if weight.device.type != "cpu":
+        count = max(_FEWEST_ROWS, _DEVICE_NUMBERS // weight.shape[1])
     slices = [slice(at, at + count) for at in range(0, len(weight), count)]
     assert curvature.panels or not work.is_solved  # made before threads share them
     with exact(weight.device) as run, ThreadPoolExecutor(_DEVICE_PIECES) as pool:
