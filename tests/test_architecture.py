@@ -36,8 +36,8 @@ def test_a_type_of_a_family_says_what_differs() -> None:
     assert (llama.block.windows, mistral.block.windows) == ("none", "every_layer")
     assert llama.bias_flags == {"attention_bias", "mlp_bias"}
     assert not mistral.bias_flags
-    assert {m.name: m.gguf_operation for m in llama.modules} == {
-        m.name: m.gguf_operation for m in mistral.modules
+    assert {m.name: m.gguf_rows_moved for m in llama.modules} == {
+        m.name: m.gguf_rows_moved for m in mistral.modules
     }
 
 

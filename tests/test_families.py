@@ -60,8 +60,9 @@ def test_files_are_the_converters(
     name: str, file_type: str, folder: Made, floats: Floats, tmp_path: Path
 ) -> None:
     theirs = converter.convert(
-        folder(name), tmp_path / "theirs.gguf", file_type, FAMILIES[name].pre
-    )
+        folder(name), tmp_path / "theirs.gguf", file_type, FAMILIES[name].pre,
+        *FAMILIES[name].converter,
+    )  # fmt: skip
     ours, plan = floats(name, file_type)
     assert tuple(fact.name for fact in plan.lost) == FAMILIES[name].lost
     assert plan.exact == (not plan.lost)

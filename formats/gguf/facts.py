@@ -174,6 +174,10 @@ def _heads(checkpoint: Checkpoint) -> Iterator[Fact]:
     if architecture.in_gguf.head == "tied" and not tied:
         why = f"llama.cpp's {architecture.gguf} graph has no head but the embedding"
         yield Fact("tie_word_embeddings", False, "", exact=False, why=why, refused=True)
+    if hp.linear_layers and hp.linear_key_dim != hp.linear_value_dim:
+        why = f"llama.cpp has heads of values as large as those of keys, {hp.linear_key_dim}"
+        key = architecture.key("linear_value_dim")
+        yield Fact(key, hp.linear_value_dim, "", exact=False, why=why, refused=True)
     if not architecture.in_gguf.any_heads and hp.head_dim * hp.heads != hp.hidden:
         why = f"llama.cpp has heads of hidden / heads only in {architecture.gguf} models"
         yield Fact("head_dim", hp.head_dim, "", exact=False, why=why, refused=True)

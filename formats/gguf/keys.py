@@ -19,12 +19,21 @@ from zenconvert.formats.gguf.layer_keys import (
     flags,
     keyed,
     kv_heads_of,
+    linear_of,
     of_layers,
     with_modules,
 )
 from zenconvert.formats.gguf.rope import original_context, scaling_keys
 from zenconvert.model.architecture import Architecture
-from zenconvert.model.architecture_table import BY_LAYER, FILE_TYPE, PATTERN, ROTATIONS, TEXT
+from zenconvert.model.architecture_table import (
+    BY_LAYER,
+    FILE_TYPE,
+    PATTERN,
+    PLACES,
+    RECURRENT,
+    ROTATIONS,
+    TEXT,
+)
 from zenconvert.model.config_numbers import at_path
 from zenconvert.model.gguf_family import GgufKey
 from zenconvert.model.hyperparameters import Hyperparameters
@@ -61,7 +70,7 @@ _CONSTANTS: Final[dict[str, tuple[Any, ...]]] = {
 }
 """Keys that change nothing as long as they have one of these values."""
 _REQUIRED: Final = frozenset({"layers", "context", "hidden", "ffn", "heads", "rms_eps"})
-_TOLD_OTHERWISE: Final = frozenset({"vocab", "head_dim", "rotary_dim"})
+_TOLD_OTHERWISE: Final = frozenset({"vocab", "head_dim", "rotary_dim", "linear_value_width"})
 """Sizes whose rows are only compared with what other rows and tensors say."""
 _OF_SCALING: Final = ("yarn_log", "yarn_log_tenth")
 _SAID: Final = {"stated_head_dim": "head_dim", "turned_dim": "head_dim"}
@@ -70,7 +79,7 @@ _OF_LATENTS: Final = frozenset({"kv_rank", "key_dim", "value_dim", "head_dim"})
 """What a file has to say where keys and values are made of shorter rows."""
 _COMPARED: Final = ("full_head_dim", "latent_width", "kv_rank")
 """What keys say of heads in some families, and others say as well."""
-_PLACES: Final = (ROTATIONS, FILE_TYPE, TEXT, PATTERN)
+_PLACES: Final = (*PLACES, TEXT)
 """Types of rows that hold no size."""
 
 
@@ -92,6 +101,9 @@ def model_keys(
             keys[f"{prefix}{key.name}"] = ("str", key.size)
         elif key.type == PATTERN:
             keys[f"{prefix}{key.name}"] = ("arr:bool", np.array(slides))
+        elif key.type == RECURRENT:
+            recurrent = [layer in hp.linear_layers for layer in range(hp.layers)]
+            keys[f"{prefix}{key.name}"] = ("arr:bool", np.array(recurrent))
         elif key.constant is not None:
             keys[f"{prefix}{key.name}"] = (key.type, key.constant)
         elif key.type == BY_LAYER and (numbers := of_layers(key.size, hp, slides)):
@@ -154,6 +166,7 @@ def hf_config(
         **{k: v for k, v in _unlike_defaults(architecture).items() if k not in told},
         **architecture.in_gguf.config,
         **_layers(architecture, keys),
+        **linear_of(architecture, keys),
         **_rotary_share(architecture, keys, sizes),
     }
     config |= kinds | keyed(architecture, config, stored) | with_modules(architecture, stored)

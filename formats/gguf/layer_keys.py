@@ -9,11 +9,13 @@ from zenconvert.errors import CorruptFile
 from zenconvert.formats.gguf.key_reader import KeyReader
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.linear_attention import LINEAR
 from zenconvert.model.sliding import FULL
 
 _FLAGS: Final = ("normed_heads",)
 """Sizes that configs have as true or false."""
 PATTERN_KEY: Final = "attention.sliding_window_pattern"
+RECURRENT_KEY: Final = "attention.recurrent_layers"
 
 
 def of_layers(size: str, hp: Hyperparameters, slides: Sequence[bool]) -> list[int]:
@@ -58,6 +60,26 @@ def kv_heads_of(keys: KeyReader, name: str) -> dict[str, float]:
         )
     sliding, full = (next(iter(one), 0) for one in sets)
     return {"kv_heads": sliding or full, "full_kv_heads": full or sliding}
+
+
+def linear_of(architecture: Architecture, keys: KeyReader) -> dict[str, Any]:
+    """What a config says of linear attention, beside what it has of numbers: which layers have it,
+    and the size of its heads of values. Raises CorruptFile."""
+    if "linear" not in architecture.layers:
+        return {}
+    layers, interval = keys.integer("block_count"), keys.integer("full_attention_interval", 4)
+    kind, value = keys.metadata.get(f"{keys.prefix}{RECURRENT_KEY}", ("", None))
+    found = [bool((layer + 1) % max(interval, 1)) for layer in range(layers)]
+    if kind == "arr:bool" and value is not None:
+        found = [bool(one) for one in value]
+    if len(found) < layers:
+        told = f"{keys.where}: {keys.prefix}{RECURRENT_KEY} should be of {layers} layers"
+        raise CorruptFile(f"{told}, found {len(found)}")
+    heads, width = keys.integer("ssm.time_step_rank"), keys.integer("ssm.inner_size")
+    return {
+        architecture.layers["linear"]: [LINEAR if one else FULL for one in found[:layers]],
+        architecture.key("linear_value_dim"): width // max(heads, 1),
+    }
 
 
 def flags(architecture: Architecture, sizes: Mapping[str, float]) -> dict[str, bool]:

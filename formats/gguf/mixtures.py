@@ -265,6 +265,8 @@ def _kept(tensor: TensorFacts, file_type: str) -> TypeChoice | None:
         return TypeChoice("f32", "norms and biases stay in f32")
     if re.search(r"\.ffn_gate_inp(_shexp)?\.", tensor.name):
         return TypeChoice("f32", "routers stay in f32")
+    if ".ssm_conv1d." in tensor.name:
+        return TypeChoice("f32", "convolutions stay in f32")
     return None
 
 

@@ -339,6 +339,8 @@ def _split(info: TensorInfo, names: list[TensorName], hp: Hyperparameters) -> It
     experts = {name.expert for name in names} if info.name != _single(names[0]) else {None}
     rows = sum(name.shape[0] for name in names) // len(experts)
     expected = (rows, *names[0].shape[1:])
+    if names[0].module.gguf_flat:
+        expected = tuple(size for size in expected if size > 1)
     if rows == 1 and len(info.shape) == 1:
         expected = expected[-1:]  # ggml does not tell a matrix of one row from a vector
     if experts != {None} and not (len(experts) == 1 and info.shape == expected):
@@ -353,7 +355,7 @@ def _split(info: TensorInfo, names: list[TensorName], hp: Hyperparameters) -> It
             f"{info.path}: tensor {info.name!r} has the unknown ggml type {info.type_id}"
         )
     encoding, begin = encoding_of(info.type), info.offset
-    for name in sorted(names, key=lambda name: name.expert or 0):
+    for name in sorted(names, key=lambda name: (name.expert or 0, name.gguf_place)):
         order, change = stored_form(name, hp)
         tensor = Tensor(
             name.name,
@@ -375,10 +377,8 @@ def _single(name: TensorName) -> str:
 def stored_form(name: TensorName, hp: Hyperparameters) -> tuple[RowOrder | None, str | None]:
     """The order in which GGUF stores the rows of a tensor, and what it does to their numbers; None
     where they are the logical ones."""
-    operation = name.module.gguf_operation
-    if operation is None or operation in CHANGES:
-        return None, operation
-    return ROWS[operation](hp), None
+    moved = name.module.gguf_rows_moved
+    return None if moved is None else ROWS[moved](hp), name.module.gguf_change
 
 
 def _carried(metadata: Mapping[str, KeyValue], architecture: Architecture) -> dict[str, KeyValue]:

@@ -145,7 +145,9 @@ def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[TensorName, list[Tensor]]
     place = {name: at for at, name in enumerate(names)}
     for _, together in stacks.values():
         if len(together) > 1:
-            together.sort(key=lambda t: (names[t.name].expert or 0, place[t.name]))
+            of = [names[part.name] for part in together]
+            places = {n.name: (n.expert or 0, n.gguf_place, place[n.name]) for n in of}
+            together.sort(key=lambda part: places[part.name])
     by_hf = sorted(names.values(), key=lambda n: n.hf)
     order = {stored: i for i, n in enumerate(by_hf) for stored in n.gguf_files}
     return dict(
@@ -166,9 +168,8 @@ def _shape(first: TensorName, parts: Sequence[Tensor], experts: int) -> tuple[in
     rows = sum(part.shape[0] for part in parts)
     if first.expert is not None:
         return (experts, rows // experts, *parts[0].shape[1:])
-    if len(parts) == 1:
-        return parts[0].shape
-    return (rows, *parts[0].shape[1:])
+    found = parts[0].shape if len(parts) == 1 else (rows, *parts[0].shape[1:])
+    return tuple(n for n in found if n > 1) if first.module.gguf_flat else found
 
 
 def _facts(

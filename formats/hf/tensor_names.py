@@ -98,6 +98,7 @@ class Renaming:
         """Tensors of layers that predict further tokens."""
         self.untied = False
         """The config ties two matrices that differ."""
+        self.beginnings = architecture.further
         self.names = list(architecture.tensor_names(hyperparameters))
         self.warnings: list[str] = []
 
@@ -176,10 +177,12 @@ class Renaming:
         self._rename(fresh)
 
     def _leave_further(self) -> None:
-        """Layers behind the last that predict further tokens, as many as the config says."""
+        """What predicts further tokens: layers behind the last, as many as the config says, or
+        what the family's files call otherwise."""
         last = range(self.hp.layers, self.hp.layers + self.hp.further_layers)
-        for name in list(self.entries) if last else ():
-            if (found := _LAYER.search(name)) is not None and int(found[1]) in last:
+        for name in list(self.entries) if last or self.beginnings else ():
+            found = None if self.beginnings else _LAYER.search(name)
+            if name.startswith(self.beginnings) or (found is not None and int(found[1]) in last):
                 del self.entries[name]
                 self.further += 1
 

@@ -23,7 +23,7 @@ from zenconvert.model.config_sizes import Names
 from zenconvert.model.gguf_family import GgufFamily, in_gguf
 from zenconvert.model.hyperparameters import Hyperparameters, from_config
 from zenconvert.model.table_rows import Balance, BiasRule, Module, Wrapper
-from zenconvert.model.tensor_names import Kinds, tensor_names
+from zenconvert.model.tensor_names import GROUPS, Kinds, tensor_names
 from zenconvert.model.tensor_names import TensorName as TensorName
 
 _STACK: Final = 3
@@ -60,8 +60,8 @@ class Architecture:
     names: Names
     """Size → where a config has it."""
     layers: Mapping[str, str]
-    """``dense`` and ``sparse_step``, or ``types``, ``own``, ``keyed``, ``wide`` and ``mixture``
-    → the config's keys that say which layers are which."""
+    """``dense`` and ``sparse_step``, or ``types``, ``own``, ``keyed``, ``wide`` and ``mixture``, or
+    ``linear`` and ``interval`` → the config's keys that say which layers are which."""
     needs: Mapping[str, Sequence[Any]]
     """Config key → the values without which the tables' modules are not the model's."""
     defaults: Mapping[str, Any]
@@ -76,6 +76,8 @@ class Architecture:
     """What a layer computes beside its modules."""
     wrappers: tuple[Wrapper, ...]
     """Model types that hold models of the family."""
+    further: tuple[str, ...]
+    """What names of tensors begin with that predict further tokens, outside of layers."""
 
     def sizes(self, config: Mapping[str, Any], *, where: str) -> Hyperparameters:
         """The sizes of a config. Raises as ``from_config``, and Unsupported for a model of another
@@ -135,6 +137,9 @@ class Architecture:
             raise InvalidInput(f"{where}: a vocabulary of {hp.vocab}; at most {_MOST_TOKENS}")
         dense = len(hp.dense_layers)
         least = self._least(hp, ()) * (hp.layers - dense) + self._least(hp, (0,)) * dense
+        if hp.linear_layers:
+            one = [replace(hp, linear_layers=of) for of in ((0,), (1,))]
+            least = hp.layers * min(self._least(h, ()) for h in one)
         if hp.full_layers:
             one = [replace(hp, full_layers=f) for f in ((), (0,))]
             one += [replace(h, sharing=1) for h in one if hp.sharing]
@@ -153,6 +158,7 @@ class Architecture:
         sharing = min(hp.sharing, 1)
         one = replace(hp, layers=1, experts=min(hp.experts, 1), dense_layers=dense, sharing=sharing)
         needed = [n for n in self.tensor_names(one) if n.required and "{layer}" in n.module.name]
+        needed = [n for n in needed if n.gguf_place <= 1]  # heads may be rows of one tensor
         of_experts = sum(n.expert is not None for n in needed)
         return len(needed) - of_experts + of_experts * hp.experts
 
@@ -163,10 +169,12 @@ class Architecture:
     def tensor_names(self, hp: Hyperparameters) -> tuple[TensorName, ...]:
         """Every tensor that a model of this size may have, layer by layer."""
         modules = self.modules_of(hp)
-        of_all = (s for m in modules for s in (*m.shape, *m.full_shape, *m.sharing_shape))
+        of_all = [s for m in modules for s in (*m.shape, *m.full_shape, *m.sharing_shape)]
+        of_all += [size for m in modules if m.heads for size in (m.heads, GROUPS)]
         sizes = {size: int(getattr(hp, size)) for size in of_all}
         full = frozenset(hp.full_layers if self.layers else ())
-        kinds = Kinds(hp.layers, frozenset(hp.dense_layers), full, hp.keyed, hp.sharing)
+        dense, linear = frozenset(hp.dense_layers), frozenset(hp.linear_layers)
+        kinds = Kinds(hp.layers, dense, full, hp.keyed, hp.sharing, linear)
         return tensor_names(modules, tuple(sizes.items()), kinds, hp.experts, hp.tied)
 
 
@@ -245,7 +253,11 @@ def _built(table: Table, model_type: str) -> Architecture:
     """One model type's architecture from a checked table."""
     values = table.variant(model_type)
     flags = {name: flag for flag, names in values["biases"].items() for name in names}
-    kinds = {name: kind for kind, names in values["gguf_operations"].items() for name in names}
+    moved, changes = (
+        {name: kind for kind, names in values["gguf_operations"].items() if kind in of
+         for name in names}
+        for of in (operations.ROWS, operations.CHANGES)
+    )  # fmt: skip
     block, config = values["block"], values["config"]
     return Architecture(
         id=table.path.stem,
@@ -258,7 +270,8 @@ def _built(table: Table, model_type: str) -> Architecture:
         genai_types=frozenset(block["genai_types"]),
         experts={"optional": None}.get(values.get("experts", False), values.get("experts", False)),
         modules=tuple(
-            _module(row, flags.get(row["name"]), kinds.get(row["name"])) for row in values["module"]
+            _module(row, flags.get(row["name"]), moved.get(row["name"]), changes.get(row["name"]))
+            for row in values["module"]
         ),
         balances=tuple(
             Balance(b.get("smooth"), tuple(b["into"]), "heads" in b, "through" in b)
@@ -275,10 +288,13 @@ def _built(table: Table, model_type: str) -> Architecture:
         wrappers=tuple(
             Wrapper(**{**row, "beside": tuple(row["beside"])}) for row in values.get("wrapper", ())
         ),
+        further=tuple(values.get("further", ())),
     )
 
 
-def _module(row: Mapping[str, Any], flag: str | None, operation: str | None) -> Module:
+def _module(
+    row: Mapping[str, Any], flag: str | None, moved: str | None, change: str | None
+) -> Module:
     fields = {k: v for k, v in row.items() if k != "after"}
     lists = {k: tuple(v) for k, v in row.items() if isinstance(v, list)}
     bias: BiasRule = "none" if flag is None else "required" if flag == ALWAYS else "optional"
@@ -286,5 +302,6 @@ def _module(row: Mapping[str, Any], flag: str | None, operation: str | None) -> 
         **{**fields, **lists},
         bias=bias,
         bias_flag=flag if bias == "optional" else None,
-        gguf_operation=operation,
+        gguf_rows_moved=moved,
+        gguf_change=change,
     )

@@ -20,19 +20,11 @@ from typing import Any, Final, NoReturn
 from zenconvert.errors import InvalidInput
 from zenconvert.model.block_features import RULES
 from zenconvert.model.gguf_rules import GRAPH, TOKENIZER
+from zenconvert.model.layer_kinds import LAYERS
+from zenconvert.model.operations import CHANGES, ROWS
 from zenconvert.model.size_names import COMPUTED_SIZES, SIZES
 
 ROLES: Final = ("embed", "linear", "norm", "router", "head", "kept")
-LAYERS: Final = {
-    ("dense", "sparse_step"): ("sparse", "dense"),
-    ("first",): ("sparse", "dense"),
-    ("types", "own", "keyed", "wide", "mixture"): ("sliding", "full", "values"),
-}
-"""Keys of ``[layers]`` → the kinds of layers that they tell apart: the config's list of layers
-without experts, and the period of those with experts, the last of which has them; how many have
-none, before all others; or its list of kinds, what it has of single layers that see everything,
-whether values are keys there, whether layers that read keys and values of others have feed-forward
-networks of twice the size, and whether layers have experts."""
 IGNORED: Final = "ignored"
 LIST_RULES: Final = frozenset({"all", "zero_every"})
 """What a list with an entry for every layer may be held to: ``all`` entries have one value, or they
@@ -46,14 +38,18 @@ _SECTIONS: Final = (
     "gguf_implied", "gguf_graph", "gguf_tokenizer", "gguf_config", "needs",
 )  # fmt: skip
 _KEYS: Final = (
-    "like", "model_types", "within", "class", "gguf", "experts", "without", "of", "module",
-    "balance", "wrapper", *_SECTIONS,
+    "like", "model_types", "within", "class", "gguf", "experts", "further", "without", "of",
+    "module", "balance", "wrapper", *_SECTIONS,
 )  # fmt: skip
 _REQUIRED: Final = ("model_types", "class", "gguf", "module", "balance", *_SECTIONS)
 _MODULE_KEYS: Final = (
     "name", "hf", "gguf", "role", "shape", "hf_also", "hf_stack", "hf_stack_part", "hf_rows",
     "gguf_rows", "after", "layers", "full_shape", "sharing_shape", "unshared",
-    "only_with", "hf_bare", "gguf_bare", "hf_stacked", "hf_turned", "gguf_values",
+    "only_with", "hf_bare", "gguf_bare", "hf_stacked", "hf_turned", "gguf_values", "heads",
+    "gguf_tiled", "gguf_flat",
+)  # fmt: skip
+_FLAGS: Final = (
+    "hf_bare", "gguf_bare", "hf_stacked", "hf_turned", "unshared", "gguf_tiled", "gguf_flat",
 )  # fmt: skip
 _OTHER_NAMES: Final = ("hf_also", "hf_stack", "hf_rows", "gguf_rows", "gguf_values")
 _WRAPPER: Final = ("model_type", "config", "text_type", "beside", "prefixes")
@@ -64,6 +60,8 @@ ROTATIONS: Final = "rotations"
 """What the row of all keys about scaled rotations holds."""
 PATTERN: Final = "pattern"
 """What the row at the place of the list of layers that slide holds."""
+RECURRENT: Final = "recurrent"
+"""What that of layers with linear attention holds."""
 _CONSTANT: Final = r"u32 \d+|bool (true|false)"
 """A row that is the same in all files."""
 BY_LAYER: Final = "by_layer"
@@ -71,6 +69,7 @@ BY_LAYER: Final = "by_layer"
 BY_LAYERS: Final = ("kv_heads", "ffn")
 FILE_TYPE: Final = "file_type"
 """What the row at the place of the file type holds."""
+PLACES: Final = (ROTATIONS, FILE_TYPE, PATTERN, RECURRENT)
 ALL: Final = "*"
 """With ``none`` in ``[gguf_keys]``: what the table that this is like has there is left out."""
 OTHER: Final = " other"
@@ -87,7 +86,7 @@ _BALANCE: Final = {"heads": "kv_to_q", "through": "1+w"}
 """What else a balance row may say, and how."""
 BLOCK_KEYS: Final = frozenset(RULES)
 """What ``[block]`` may say of a family."""
-_HOLES: Final = ("{layer}", "{expert}")
+_HOLES: Final = ("{layer}", "{expert}", "{head}")
 
 
 @dataclass(frozen=True)
@@ -217,6 +216,7 @@ class _Check:
                 self.fail(key, f"should be a word, found {values[key]!r:.60}")
         if values.get("experts", False) not in (True, False, "optional"):
             self.fail("experts", "should be true, false or optional")
+        self.strings("further", values.get("further", []))
         self._sizes(values)
         if values["layers"]:
             keys = next((keys for keys in LAYERS if keys[0] in values["layers"]), ("dense",))
@@ -225,7 +225,9 @@ class _Check:
         self._gguf(values)
         names = self._modules(values)
         self._lists("[biases]", values["biases"], names)
-        self._lists("[gguf_operations]", values["gguf_operations"], names)
+        for of in (ROWS, CHANGES):
+            own = {k: v for k, v in values["gguf_operations"].items() if k in of}
+            self._lists("[gguf_operations]", own, names)
         self._rows(values)
         if unknown := set(values["gguf_operations"]) - set(operations):
             self.fail(
@@ -260,7 +262,7 @@ class _Check:
         self._facts("gguf_tokenizer", values, TOKENIZER)
         known = {*SIZES, *COMPUTED_SIZES}
         for key, row in values["gguf_keys"].items():
-            if row in (ROTATIONS, FILE_TYPE, PATTERN) or str(row).startswith(f"{TEXT} "):
+            if row in PLACES or str(row).startswith(f"{TEXT} "):
                 continue
             if str(row).removeprefix(f"{BY_LAYER} ") in BY_LAYERS or re.fullmatch(
                 _CONSTANT, str(row)
@@ -302,12 +304,12 @@ class _Check:
 
     def _shapes(self, where: str, row: Mapping[str, Any], known: Collection[str]) -> None:
         """Sizes that there are, and flags."""
-        for flag in ("hf_bare", "gguf_bare", "hf_stacked", "hf_turned", "unshared"):
+        for flag in _FLAGS:
             if row.get(flag, False) not in (True, False):
                 self.fail(where, f"{flag} should be true or false")
         shapes = [k for k in ("shape", "full_shape", "sharing_shape") if k in row]
         listed = [s for k in shapes for s in self.strings(f"{where}: {k}", row[k])]
-        for size in (*listed, *([row["only_with"]] if "only_with" in row else [])):
+        for size in (*listed, *(row[key] for key in ("only_with", "heads") if key in row)):
             if size not in known:
                 self.fail(where, f"the size {size!r} is none of {sorted(known)}")
 
@@ -323,7 +325,10 @@ class _Check:
     def _rows(self, values: Mapping[str, Any]) -> None:
         """Modules that are rows of one tensor: what holds for one of them holds for all."""
         flags = {name: flag for flag, names in values["biases"].items() for name in names}
-        changes = {name: op for op, names in values["gguf_operations"].items() for name in names}
+        changes: dict[str, list[str]] = {}
+        for operation, names in values["gguf_operations"].items():
+            for name in names:
+                changes.setdefault(name, []).append(operation)
         for key in ("hf_rows", "gguf_rows", "gguf"):
             parts: dict[str, list[Mapping[str, Any]]] = {}
             for row in values["module"]:

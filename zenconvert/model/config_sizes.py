@@ -13,7 +13,7 @@ from zenconvert.model.rotations import FULL
 Names = Mapping[str, str | Sequence[str]]
 """Size → the key that a config has it under, or several of which the first that is there counts;
 dots lead into objects."""
-_MOST_LISTED: Final = 1 << 16
+MOST_LISTED: Final = 1 << 16
 """Layers that are told apart one by one, before anybody has counted tensors."""
 
 
@@ -96,8 +96,8 @@ def dense_layers(
     if not {"dense", "first"} & keys.keys():
         return ()
     layers = sizes.count("layers")
-    if layers > _MOST_LISTED:
-        raise InvalidInput(f"{where}: {layers} layers; at most {_MOST_LISTED} can be told apart")
+    if layers > MOST_LISTED:
+        raise InvalidInput(f"{where}: {layers} layers; at most {MOST_LISTED} can be told apart")
     if "first" in keys:
         return tuple(range(min(layers, sizes.count("leading_dense", zero=True))))
     if not sizes.count("experts", zero=True):

@@ -18,10 +18,12 @@ class GgufKey:
     """A key of GGUF files, without the architecture before it, and what it holds."""
 
     name: str
-    type: Literal["u32", "f32", "bool", "text", "rotations", "file_type", "pattern", "by_layer"]
-    """``rotations``: all keys of scaled rotations; ``file_type``: only a place, and ``pattern``:
-    that of the layers that slide; ``by_layer``: a number for every layer, where some have others.
-    """
+    type: Literal[
+        "u32", "f32", "bool", "text", "rotations", "file_type", "pattern", "recurrent", "by_layer"
+    ]
+    """``rotations``: all keys of scaled rotations; ``file_type``: only a place, ``pattern``: that
+    of the layers that slide, ``recurrent``: that of those with linear attention; ``by_layer``: a
+    number for every layer, where some have others."""
     size: str = ""
     """A number of :class:`Hyperparameters`, and the key is left out where the model has none; of a
     ``text``, what it is in all files."""

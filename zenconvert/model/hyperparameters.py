@@ -9,11 +9,12 @@ from typing import Any
 from zenconvert.errors import InvalidInput
 from zenconvert.model.config_numbers import count, real
 from zenconvert.model.config_sizes import Names, Sizes, dense_layers, full_layers, sharing_layers
+from zenconvert.model.linear_attention import LinearAttention, linear_sizes
 from zenconvert.model.rotations import check_share, rotation
 
 
 @dataclass(frozen=True, slots=True)
-class Hyperparameters:
+class Hyperparameters(LinearAttention):
     """Sizes and constants of a dense or mixture-of-experts decoder."""
 
     layers: int
@@ -152,6 +153,11 @@ class Hyperparameters:
     def value_width(self) -> int:
         """What attention puts out."""
         return self.heads * self.value_dim
+
+    @property
+    def gated_q_width(self) -> int:
+        """Outputs of a query projection that gives every query a gate."""
+        return 2 * self.q_width
 
     @property
     def shared_width(self) -> int:
@@ -318,6 +324,7 @@ def from_config(
         value_dim=sizes.count("value_dim", optional=True),
         groups=sizes.count("groups", optional=True, silent=True),
         groups_used=sizes.count("groups_used", optional=True, silent=True),
+        **linear_sizes(merged, kinds, sizes, where),
     )
 
 

@@ -261,8 +261,11 @@ def further(checkpoint: Checkpoint) -> list[Fact]:
     """Layers that predict further tokens, which are left out."""
     if not checkpoint.further:
         return []
-    key, count = checkpoint.architecture.key("further_layers"), checkpoint.further
-    layers = checkpoint.hyperparameters.further_layers
+    architecture, count = checkpoint.architecture, checkpoint.further
+    key = architecture.key("further_layers")
+    if "further_layers" not in architecture.names:  # configs do not say it
+        key = architecture.further[0].rstrip(".")
+    layers = checkpoint.hyperparameters.further_layers or count
     why = (
         several(count, "tensor is", "tensors are")
         + " left out, of layers that predict further tokens (MTP)"

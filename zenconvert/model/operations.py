@@ -44,11 +44,44 @@ def _take_one(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values - np.float32(1)
 
 
-ROWS: Final[dict[str, Callable[[Hyperparameters], RowOrder]]] = {"rope_pairs": _rope_pairs}
+def _minus_exp(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    # in float64, as float32 differs in its last bit from processor to processor
+    result: NDArray[np.float32] = (-np.exp(values.astype(np.float64))).astype(np.float32)
+    return result
+
+
+def _log_of_minus(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result: NDArray[np.float32] = np.log(-values.astype(np.float64)).astype(np.float32)
+    return result
+
+
+def _tile_heads(hp: Hyperparameters) -> RowOrder:
+    """Value heads of linear attention, group by group → the first of every group, the second …
+    (``_reorder_v_heads`` in llama.cpp)."""
+    heads, groups = hp.linear_value_heads, hp.linear_key_heads
+    return RowOrder(tuple(np.arange(heads).reshape(groups, -1).T.flatten().tolist()))
+
+
+def _tile_channels(hp: Hyperparameters) -> RowOrder:
+    """The same of the channels that are convolved, of which those of values are the last."""
+    before = 2 * hp.linear_key_width
+    values = np.arange(hp.linear_value_width).reshape(hp.linear_value_heads, -1)
+    tiled = before + values[list(_tile_heads(hp).index)].flatten()
+    return RowOrder((*range(before), *tiled.tolist()))
+
+
+ROWS: Final[dict[str, Callable[[Hyperparameters], RowOrder]]] = {
+    "rope_pairs": _rope_pairs,
+    "tile_heads": _tile_heads,
+    "tile_channels": _tile_channels,
+}
 """Operations that move rows."""
 CHANGES: Final = {
     "add_one": Change("1 + w", "take_one", _add_one),
     "take_one": Change("w - 1", "add_one", _take_one),
+    "minus_exp": Change("-exp(w)", "log_of_minus", _minus_exp),
+    "log_of_minus": Change("log(-w)", "minus_exp", _log_of_minus),
 }
 """Operations that change numbers."""
 NAMES: Final = frozenset(ROWS) | frozenset(CHANGES)

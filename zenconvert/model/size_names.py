@@ -13,7 +13,8 @@ SIZES: Final = frozenset(
         "logit_divisor", "full_head_dim", "full_kv_heads", "position_limit", "sharing",
         "input_width", "input_vocab", "shared_count", "leading_dense", "routed_factor",
         "further_layers", "normed_heads", "growth_context", "q_rank", "kv_rank", "plain_dim",
-        "value_dim", "groups", "groups_used",
+        "value_dim", "groups", "groups_used", "linear_key_heads", "linear_value_heads",
+        "linear_key_dim", "linear_value_dim", "linear_kernel", "attention_interval",
     }
 )  # fmt: skip
 """Numbers that a table of a family finds in a config."""
@@ -41,6 +42,12 @@ COMPUTED_SIZES: Final = frozenset(
         "key_value_width",
         "value_width",
         "yarn_log_tenth",
+        "gated_q_width",
+        "linear_key_width",
+        "linear_value_width",
+        "linear_group_width",
+        "linear_channels",
+        "linear_gates",
     }
 )
 """Sizes that follow from others, or are read in a way of their own."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["embed", "linear", "norm", "router", "head", "kept"]
-"""``kept``: a matrix outside of layers that folders of integers keep in floats."""
+"""``router``: a matrix that stays in floats, whatever reads the same; ``kept``: one that stays in
+floats, and that nobody scales."""
 BiasRule = Literal["none", "optional", "required"]
 
 
@@ -25,11 +26,13 @@ class Module:
     bias: BiasRule = "none"
     bias_flag: str | None = None
     """Key of the config that says whether there is a bias; transformers goes by it alone."""
-    gguf_operation: str | None = None
-    """Operation that makes GGUF's tensor of HF's, which is the neutral one."""
-    layers: Literal["sparse", "dense", "sliding", "full", "values"] | None = None
+    gguf_rows_moved: str | None = None
+    """Operation that puts rows into the order of GGUF; that of HF files is the neutral one."""
+    gguf_change: str | None = None
+    """Operation that makes its numbers."""
+    layers: Literal["sparse", "dense", "sliding", "full", "values", "linear"] | None = None
     """The layers that have it: of a mixture, or those with a window or without one, or whose values
-    are no keys; None for all."""
+    are no keys, or with linear attention in place of scores; None for all."""
     full_shape: tuple[str, ...] = ()
     """Its shape in layers that see everything, where it is another one."""
     sharing_shape: tuple[str, ...] = ()
@@ -59,6 +62,14 @@ class Module:
     tools write."""
     gguf_rows: str | None = None
     """Another tensor that GGUF files may have it in, among rows of others in the table's order."""
+    heads: str = ""
+    """A number of heads, of which each has one of its own: ``{head}`` in its names. Where several
+    are rows of one tensor of HF files, those of a head stand together there."""
+    gguf_tiled: bool = False
+    """In GGUF the first heads of all groups stand before their second ones, as many groups as there
+    are key heads of linear attention."""
+    gguf_flat: bool = False
+    """GGUF files have no dimensions of 1 in it."""
 
     gguf_values: str | None = None
     """GGUF files have it in two tensors: its rows are, head after head, those that make keys, which

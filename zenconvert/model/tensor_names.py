@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
+from typing import Final
 
 from zenconvert.base.records import record
 from zenconvert.model.table_rows import Module
+
+GROUPS: Final = "linear_key_heads"
+"""The size that says how many groups heads are tiled in."""
 
 
 @record
@@ -35,6 +40,8 @@ class TensorName:
     """Nobody computes with it."""
     gguf_values: str | None = None
     """The tensor of its values, where GGUF files have ``gguf`` of its keys alone."""
+    gguf_place: int = 0
+    """Where it stands among the rows of a tensor of a GGUF file, if it is of one of many heads."""
 
     @property
     def gguf_files(self) -> tuple[str, ...]:
@@ -69,10 +76,14 @@ class Kinds:
     """Layers that see everything have no values but keys."""
     sharing: int
     """Last layers that read keys and values of others."""
+    linear: frozenset[int] = frozenset()
+    """Layers with linear attention; all others see everything where there are some."""
 
     def of(self, layer: int) -> tuple[str | None, ...]:
         """What a layer is."""
-        full = layer in self.full
+        if layer in self.linear:
+            return (None, "dense" if layer in self.dense else "sparse", "linear")
+        full = layer in self.full or bool(self.linear)
         kinds = (None, "dense" if layer in self.dense else "sparse", "full" if full else "sliding")
         return kinds if full and self.keyed else (*kinds, "values")
 
@@ -98,11 +109,12 @@ def tensor_names(
         here = {**here, **wide} if shares else here
         places += [(m, str(layer), here, shares) for m in blocks if m.layers in of]
     places += [(module, "", shapes, False) for module in modules[last + 1 :]]
-    return tuple(
+    found = (
         name
         for module, layer, of_all, shares in places
         for name in _expand(module, of_all[module.name], layer, experts, tied=tied, shares=shares)
     )
+    return tuple(_of_heads(found, known) if any(m.heads for m in modules) else found)
 
 
 def _expand(
@@ -138,6 +150,26 @@ def _expand(
                 f"{rows}.bias" if rows else None, f"{gguf_rows}.bias" if gguf_rows else None,
                 unread,
             )  # fmt: skip
+
+
+def _of_heads(names: Iterable[TensorName], sizes: Mapping[str, int]) -> Iterator[TensorName]:
+    """The same with a tensor of every head where modules have one of each: head by head where
+    these are rows of one tensor of HF files, module by module where they are of one in GGUF."""
+    for of_heads, group in groupby(names, key=lambda n: n.module.heads and (n.hf_rows or n.hf)):
+        parts = list(group)
+        if not of_heads:
+            yield from parts
+            continue
+        count = sizes[parts[0].module.heads]
+        for head in range(count):
+            for at, name in enumerate(parts):
+                place = head
+                if name.module.gguf_tiled:
+                    groups = sizes[GROUPS]
+                    place = head % (count // groups) * groups + head // (count // groups)
+                texts = (name.name, name.hf, name.gguf)
+                own, hf, gguf = (text.replace("{head}", str(head)) for text in texts)
+                yield replace(name, name=own, hf=hf, gguf=gguf, gguf_place=1 + at * count + place)
 
 
 def in_rows(names: Iterable[TensorName]) -> dict[str, list[TensorName]]:

@@ -60,4 +60,4 @@ def submodule(root: torch.nn.Module, path: str) -> torch.nn.Module | None:
 
 
 def _key(name: TensorName) -> str:
-    return name.name.rpartition(".")[0].rpartition(".")[2]
+    return name.name.rpartition(".")[0].replace(".", "_")
