@@ -27,7 +27,7 @@ _UNREAD_SCORE: Final = -1000.0
 _MODELS: Final[dict[str, Kind]] = {"gpt2": "bpe", "llama": "spm"}
 _ROLES: Final = {
     "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding",
-    "mask": "mask", "eot": "eot", "eom": "eom",
+    "cls": "cls", "mask": "mask", "eot": "eot", "eom": "eom",
 }  # fmt: skip
 _ADDED: Final = ("bos", "eos", "sep")
 _RECOGNISED: Final = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)

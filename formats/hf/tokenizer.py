@@ -173,7 +173,7 @@ def _from_definition(files: TokenizerFiles, definition: Mapping[str, Any]) -> To
     ignored = tuple(ignored_of(definition))
     return replace(
         tokenizer,
-        losses=(*structure.losses, *losses),
+        losses=(*structure.losses, *losses, *files.other_roles),
         score_losses=tuple(score_losses(tokenizer, definition)),
         ignored=ignored,
     )
@@ -284,7 +284,7 @@ def _from_sentencepiece(files: TokenizerFiles, model: SentencePieceModel) -> Tok
         add_space_prefix=prefix,
         normal_table=model.normal_table,
         problem=problem,
-        losses=(*losses, *spaced),
+        losses=(*losses, *spaced, *files.other_roles),
         warnings=(*vocabulary.warnings, *files.warnings),
         **_common(files),
     )
@@ -318,6 +318,7 @@ def _from_vocab_json(files: TokenizerFiles) -> Tokenizer:
         merges=_merges(files, [row for row in rows if row]),
         rule=rule,
         rule_problem="" if rule else f"tokenizer_class {name!r:.60} without a tokenizer.json",
+        losses=tuple(files.other_roles),
         warnings=(*vocabulary.warnings, *files.warnings),
         **_common(files),
     )

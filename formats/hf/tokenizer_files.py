@@ -26,7 +26,7 @@ from zenconvert.formats.hf.json_file import MOST_TOKENIZER, read_json
 from zenconvert.formats.hf.rebuilt import rebuilt
 from zenconvert.formats.hf.sentencepiece_model import SentencePieceModel
 from zenconvert.formats.hf.spare import MODEL, usable
-from zenconvert.formats.hf.special_tokens import ROLES, find
+from zenconvert.formats.hf.special_tokens import ROLES, find, token_text
 from zenconvert.model.tokenizer import gpt2_alphabet
 
 if TYPE_CHECKING:
@@ -173,10 +173,7 @@ class TokenizerFiles:
         """
         found: dict[str, tuple[Path, Any]] = {}
         further: list[tuple[Path, Any]] = []
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            if found.get("added_tokens_decoder") is not None:
-                break
-            where, table = self.path / name, self.optional(name) or {}
+        for where, table in self._tables():
             found |= {key: (where, value) for key, value in table.items()}
             for key in _FURTHER:
                 value = table.get(key) or []
@@ -191,6 +188,31 @@ class TokenizerFiles:
         for where, value in further:
             yield _token(value, where, special=True)
 
+    def _tables(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The files that name special tokens: what the latter says goes before."""
+        decoder = None
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            if decoder is None:
+                table = self.optional(name) or {}
+                yield self.path / name, table
+                decoder = table.get("added_tokens_decoder")
+
+    @cached_property
+    def named(self) -> dict[str, int]:
+        """Role → id, of the roles that the files name a token for."""
+        if self.loaded is not None:
+            ids = self.loaded.get_vocab(with_added_tokens=True)
+        else:
+            ids = self._own_ids()
+        texts: dict[str, object] = {}
+        for _, table in self._tables():
+            texts |= {r: table[f"{r}_token"] for r in ROLES if f"{r}_token" in table}
+        padding = (self.definition or {}).get("padding")
+        if isinstance(padding, Mapping):
+            texts.setdefault("pad", padding.get("pad_token"))
+        found = {role: ids.get(token_text(text) or "") for role, text in texts.items()}
+        return {role: number for role, number in found.items() if number is not None}
+
     def optional(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the folder, None where there is none. Raises CorruptFile."""
         return read_json(self.path / name) if usable(self.path, name) else None
@@ -200,9 +222,23 @@ class TokenizerFiles:
         """Special tokens by role, and which of them encoding adds."""
         config = self.optional("config.json") or {}
         special, said = find(self.definition, self.settings, config, vocab_size=self.vocab_size)
+        if "cls" not in self.named:  # made up for a post-processor
+            special.pop("cls", None)
+        fitting = {r: i for r, i in self.named.items() if i < self.vocab_size}
+        special |= {role: number for role, number in fitting.items() if role not in special}
         if self.loaded is None:
             return settle(special, said, flagged(self.settings, special, self._own_ids()))
         return settle(special, said, frame_of(self.loaded))
+
+    @property
+    def other_roles(self) -> Iterator[str]:
+        """Roles for which the files name another token than llama.cpp is given."""
+        taken = self.roles.special
+        for role, number in self.named.items():
+            if number >= self.vocab_size:
+                yield f"{role}_token is token {number}, of which the model has no row"
+            elif number not in taken.values():
+                yield f"{role}_token is token {number}, and token {taken[role]} in another file"
 
     @cached_property
     def pieces(self) -> SentencePieceModel | None:

@@ -125,6 +125,10 @@ def _pre_tokenizer(rule: Rule, byte_level: dict[str, Any]) -> dict[str, Any]:
     return parts[0] if len(parts) == 1 else {"type": "Sequence", "pretokenizers": parts}
 
 
+_IN_CONFIG: Final = ("bos", "eos", "pad")
+"""Roles that config.json has keys for."""
+
+
 def _added_tokens(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     return [
         {
@@ -205,7 +209,8 @@ def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
 def _named(tokenizer: Tokenizer) -> dict[str, int]:
     """Special tokens to name in tokenizer_config.json; config.json declares the rest by id.
 
-    Readers take the former first, each in the order of ROLES: that keeps the order.
+    Readers take the former first, each in the order of ROLES: that keeps the order, but for roles
+    that config.json has not.
     """
     named: dict[str, int] = {}
     last = -1
@@ -214,7 +219,8 @@ def _named(tokenizer: Tokenizer) -> dict[str, int]:
         if rank <= last or tokenizer.types[i] not in _ADDED:
             break
         named[role], last = i, rank
-    return named
+    rest = {r: i for r, i in tokenizer.special.items() if r in ROLES and r not in _IN_CONFIG}
+    return named | {r: i for r, i in rest.items() if tokenizer.types[i] in _ADDED}
 
 
 def _sentencepiece(tokenizer: Tokenizer) -> bytes:
