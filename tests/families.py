@@ -92,6 +92,24 @@ def _gemma4(**own: Any) -> Config:
     return {k: v for k, v in config.items() if k not in ("rope_theta", "hidden_act")} | own
 
 
+def _hybrid(model_type: str, architecture: str, **own: Any) -> Config:
+    """Of Qwen3.5: linear attention in three of four layers."""
+    config = _sizes(
+        model_type, architecture, num_hidden_layers=8, head_dim=64, attention_bias=False,
+        attention_dropout=0.0, attn_output_gate=True, full_attention_interval=4,
+        layer_types=(["linear_attention"] * 3 + ["full_attention"]) * 2,
+        linear_num_key_heads=2, linear_num_value_heads=6, linear_key_head_dim=128,
+        linear_value_head_dim=128, linear_conv_kernel_dim=4, mamba_ssm_dtype="float32",
+        partial_rotary_factor=0.25,
+        rope_parameters={
+            "mrope_interleaved": True, "mrope_section": [3, 3, 2], "rope_type": "default",
+            "rope_theta": 10000000, "partial_rotary_factor": 0.25,
+        },
+    )  # fmt: skip
+    left = {"rope_theta", "intermediate_size"} if "num_experts" in own else {"rope_theta"}
+    return {k: v for k, v in config.items() if k not in left} | own
+
+
 FAMILIES: dict[str, Family] = {
     "qwen2": Family(CONFIGS["qwen2"], "qwen2", "qwen2"),
     "llama3": Family(CONFIGS["llama3"]),
@@ -137,6 +155,22 @@ FAMILIES: dict[str, Family] = {
         ),
         "qwen2", "qwen2", onnx=False, refusal="the graph has no linear", converter=("--no-mtp",),
         solved=0.9,  # rounding to 8 bits moves logits a seventeenth of what 4 bits do
+    ),
+    "qwen3_5": Family(
+        _hybrid(
+            "qwen3_5_text", "Qwen3_5ForCausalLM", mlp_only_layers=[], tie_word_embeddings=True,
+        ),
+        "qwen2", "qwen2", onnx=False, refusal="the graph has no linear", converter=("--no-mtp",),
+        solved=0.9,
+    ),
+    "qwen3_5_moe": Family(
+        _hybrid(
+            "qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", num_experts=4, num_experts_per_tok=2,
+            moe_intermediate_size=128, shared_expert_intermediate_size=128,
+            output_router_logits=False, router_aux_loss_coef=0.001,
+        ),
+        "qwen2", "qwen2", onnx=False, refusal="the graph has no linear", converter=("--no-mtp",),
+        solved=0.9,
     ),
     "seed_oss": Family(
         _sizes(

@@ -43,6 +43,7 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
         *_heads(checkpoint),
         *_dense_layers(checkpoint),
         *_layer_inputs(checkpoint),
+        *_sections(checkpoint),
         *_latents(checkpoint),
         *_groups(checkpoint),
         *_biases(checkpoint),
@@ -208,6 +209,22 @@ def _layer_inputs(checkpoint: Checkpoint) -> Iterator[Fact]:
         why = f"llama.cpp wants as many as the vocabulary has, and that is {hp.vocab}"
         key = architecture.key("input_vocab")
         yield Fact(key, hp.input_vocab, "", exact=False, why=why, refused=True)
+
+
+def _sections(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """Of a token of a text llama.cpp leaves one dimension of positions at 0, and turns by it what
+    no other section covers; sections are in turn, channel by channel."""
+    architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
+    sections = hp.rotary_sections
+    if not sections:
+        return
+    pairs, key = hp.rotary_dim // 2, architecture.key("rotary_sections")
+    covered = len(sections) == 3 and all(i // 3 < sections[i % 3] for i in range(pairs))
+    if covered:
+        yield Fact(key, list(sections), f"{architecture.gguf}.rope.dimension_sections")
+        return
+    why = f"llama.cpp does not rotate all of {pairs} pairs of channels by them"
+    yield Fact(key, list(sections), "", exact=False, why=why, refused=True)
 
 
 def _latents(checkpoint: Checkpoint) -> Iterator[Fact]:

@@ -34,8 +34,11 @@ from zenconvert.errors import (
 )
 from zenconvert.formats.gguf import container
 from zenconvert.formats.gguf.container import GgufFile, KeyValue, TensorInfo
+from zenconvert.formats.gguf.reader import stored_form
 from zenconvert.ggml.types import BY_NAME
 from zenconvert.model.architecture import TensorName
+from zenconvert.model.hyperparameters import Hyperparameters
+from zenconvert.model.operations import change_named, moved
 
 SUMS: Final = ".in_sum2"
 COUNTS: Final = ".counts"
@@ -50,8 +53,11 @@ _I32: Final = struct.Struct("<i")
 Values = Mapping[str, NDArray[np.float32]]
 
 
-def read_importance(path: Path, names: Sequence[TensorName]) -> dict[str, NDArray[np.float32]]:
-    """Importance f32[columns] by neutral name, for the tensors that the file covers.
+def read_importance(
+    path: Path, names: Sequence[TensorName], hp: Hyperparameters | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """Importance f32[columns] by neutral name, for the tensors that the file covers; ``hp`` are the
+    model's, where GGUF may have columns in another order.
 
     Raises CorruptFile when the file is no imatrix and InvalidInput when nothing in it fits.
     """
@@ -71,7 +77,9 @@ def read_importance(path: Path, names: Sequence[TensorName]) -> dict[str, NDArra
                 f"{path}: {name.gguf} has {values.size} values and the model takes "
                 f"{experts[name.gguf]} × {columns}; the file is of another model"
             )
-        importance[name.name] = values.reshape(-1, columns)[name.expert or 0]
+        own = values.reshape(-1, columns)[name.expert or 0]
+        change = stored_form(name, hp)[1] if hp is not None else None
+        importance[name.name] = moved(own, change and change_named(change).undone_by)
     if not importance:
         raise InvalidInput(f"{path}: none of its tensors is in this model")
     for text in (*_misfits(found, names), *_left(left)):
@@ -187,6 +195,8 @@ class ImatrixEntry:
     columns: int
     load: Callable[[], Mapping[str, Sums]]
     """Sums over all languages under the empty name, and those of every language."""
+    change: str | None = None
+    """What becomes of the columns in GGUF."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +221,8 @@ def write_imatrix(
     for entry in sorted(entries, key=lambda entry: entry.name):
         sums = entry.load()
         for language in ("", *languages):
-            for values in (sums[language].squares, sums[language].counts):
+            squares = np.stack([moved(row, entry.change) for row in sums[language].squares])
+            for values in (squares, sums[language].counts):
                 data = values.astype("<f4").tobytes()
                 file.write(data + bytes(_padded(len(data)) - len(data)))
 

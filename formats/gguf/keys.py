@@ -21,6 +21,7 @@ from zenconvert.formats.gguf.layer_keys import (
     kv_heads_of,
     linear_of,
     of_layers,
+    sections_of,
     with_modules,
 )
 from zenconvert.formats.gguf.rope import original_context, scaling_keys
@@ -32,6 +33,7 @@ from zenconvert.model.architecture_table import (
     PLACES,
     RECURRENT,
     ROTATIONS,
+    SECTIONS,
     TEXT,
 )
 from zenconvert.model.config_numbers import at_path
@@ -79,7 +81,7 @@ _OF_LATENTS: Final = frozenset({"kv_rank", "key_dim", "value_dim", "head_dim"})
 """What a file has to say where keys and values are made of shorter rows."""
 _COMPARED: Final = ("full_head_dim", "latent_width", "kv_rank")
 """What keys say of heads in some families, and others say as well."""
-_PLACES: Final = (*PLACES, TEXT)
+_PLACES: Final = (*PLACES, TEXT, SECTIONS)
 """Types of rows that hold no size."""
 
 
@@ -104,6 +106,10 @@ def model_keys(
         elif key.type == RECURRENT:
             recurrent = [layer in hp.linear_layers for layer in range(hp.layers)]
             keys[f"{prefix}{key.name}"] = ("arr:bool", np.array(recurrent))
+        elif key.type == SECTIONS:
+            sections = hp.rotary_sections or tuple(map(int, key.size.split()))
+            padded = (*sections, 0, 0, 0, 0)[:4]
+            keys[f"{prefix}{key.name}"] = ("arr:i32", np.array(padded, dtype=np.int32))
         elif key.constant is not None:
             keys[f"{prefix}{key.name}"] = (key.type, key.constant)
         elif key.type == BY_LAYER and (numbers := of_layers(key.size, hp, slides)):
@@ -188,6 +194,8 @@ def _scaling(
     named = {architecture.key(size): value for size, value in sizes.items()}
     start = "rope_scaling."
     inside = {k.removeprefix(start): v for k, v in named.items() if k.startswith(start)}
+    if sections := sections_of(architecture, keys):
+        return {**(scaling or {"rope_type": "default"}), **sections}
     if not inside:
         return None if scaling is None else dict(scaling)
     of = {"original_max_position_embeddings": original_context(keys)}

@@ -8,6 +8,7 @@ from typing import Any, Final
 from zenconvert.errors import CorruptFile
 from zenconvert.formats.gguf.key_reader import KeyReader
 from zenconvert.model.architecture import Architecture
+from zenconvert.model.architecture_table import SECTIONS
 from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.linear_attention import LINEAR
 from zenconvert.model.sliding import FULL
@@ -80,6 +81,21 @@ def linear_of(architecture: Architecture, keys: KeyReader) -> dict[str, Any]:
         architecture.layers["linear"]: [LINEAR if one else FULL for one in found[:layers]],
         architecture.key("linear_value_dim"): width // max(heads, 1),
     }
+
+
+def sections_of(architecture: Architecture, keys: KeyReader) -> dict[str, Any]:
+    """Pairs of channels that rotate by each dimension of positions, where a file has them, under
+    the key that configs have them by among rotations. Raises CorruptFile."""
+    row = next((row for row in architecture.in_gguf.keys if row.type == SECTIONS), None)
+    kind, value = keys.metadata.get(f"{keys.prefix}{row.name}" if row else "", ("", None))
+    if value is None or row is None:
+        return {}
+    if kind not in ("arr:i32", "arr:u32"):
+        raise CorruptFile(f"{keys.where}: {keys.prefix}{row.name} should be whole numbers")
+    found = [int(one) for one in value]
+    while found and not found[-1]:
+        found.pop()
+    return {architecture.key("rotary_sections").rpartition(".")[2]: found}
 
 
 def flags(architecture: Architecture, sizes: Mapping[str, float]) -> dict[str, bool]:

@@ -49,7 +49,7 @@ from zenconvert.model.architecture import Architecture, TensorName
 from zenconvert.model.checkpoint import Checkpoint, Metadata, StoredTensor, Tensor
 from zenconvert.model.gguf_family import GgufFamily
 from zenconvert.model.hyperparameters import Hyperparameters
-from zenconvert.model.operations import CHANGES, ROWS
+from zenconvert.model.operations import ROWS, TILE, change_named, tiling
 from zenconvert.model.row_order import RowOrder
 
 SPLIT_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -363,7 +363,7 @@ def _split(info: TensorInfo, names: list[TensorName], hp: Hyperparameters) -> It
             encoding,
             StoredTensor(info.path, begin, info.name),
             order.inverse() if order is not None else None,
-            CHANGES[change].undone_by if change is not None else None,
+            change_named(change).undone_by if change is not None else None,
         )
         yield tensor
         begin += tensor.nbytes
@@ -378,7 +378,8 @@ def stored_form(name: TensorName, hp: Hyperparameters) -> tuple[RowOrder | None,
     """The order in which GGUF stores the rows of a tensor, and what it does to their numbers; None
     where they are the logical ones."""
     moved = name.module.gguf_rows_moved
-    return None if moved is None else ROWS[moved](hp), name.module.gguf_change
+    change = tiling(hp) if name.module.gguf_change == TILE else name.module.gguf_change
+    return None if moved is None else ROWS[moved](hp), change
 
 
 def _carried(metadata: Mapping[str, KeyValue], architecture: Architecture) -> dict[str, KeyValue]:

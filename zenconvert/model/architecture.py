@@ -256,7 +256,7 @@ def _built(table: Table, model_type: str) -> Architecture:
     moved, changes = (
         {name: kind for kind, names in values["gguf_operations"].items() if kind in of
          for name in names}
-        for of in (operations.ROWS, operations.CHANGES)
+        for of in (operations.ROWS.keys(), operations.NAMES - operations.ROWS.keys())
     )  # fmt: skip
     block, config = values["block"], values["config"]
     return Architecture(

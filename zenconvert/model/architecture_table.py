@@ -21,7 +21,7 @@ from zenconvert.errors import InvalidInput
 from zenconvert.model.block_features import RULES
 from zenconvert.model.gguf_rules import GRAPH, TOKENIZER
 from zenconvert.model.layer_kinds import LAYERS
-from zenconvert.model.operations import CHANGES, ROWS
+from zenconvert.model.operations import NAMES, ROWS
 from zenconvert.model.size_names import COMPUTED_SIZES, SIZES
 
 ROLES: Final = ("embed", "linear", "norm", "router", "head", "kept")
@@ -48,9 +48,7 @@ _MODULE_KEYS: Final = (
     "only_with", "hf_bare", "gguf_bare", "hf_stacked", "hf_turned", "gguf_values", "heads",
     "gguf_tiled", "gguf_flat",
 )  # fmt: skip
-_FLAGS: Final = (
-    "hf_bare", "gguf_bare", "hf_stacked", "hf_turned", "unshared", "gguf_tiled", "gguf_flat",
-)  # fmt: skip
+_FLAGS: Final = ("hf_bare", "gguf_bare", "hf_stacked", "hf_turned", "unshared", "gguf_tiled")
 _OTHER_NAMES: Final = ("hf_also", "hf_stack", "hf_rows", "gguf_rows", "gguf_values")
 _WRAPPER: Final = ("model_type", "config", "text_type", "beside", "prefixes")
 _VARIANT_KEYS: Final = ("class", "gguf_without", *_SECTIONS)
@@ -70,6 +68,8 @@ BY_LAYERS: Final = ("kv_heads", "ffn")
 FILE_TYPE: Final = "file_type"
 """What the row at the place of the file type holds."""
 PLACES: Final = (ROTATIONS, FILE_TYPE, PATTERN, RECURRENT)
+SECTIONS: Final = "sections"
+"""Before numbers in ``[gguf_keys]``: pairs of channels that rotate by dimensions of positions."""
 ALL: Final = "*"
 """With ``none`` in ``[gguf_keys]``: what the table that this is like has there is left out."""
 OTHER: Final = " other"
@@ -225,7 +225,7 @@ class _Check:
         self._gguf(values)
         names = self._modules(values)
         self._lists("[biases]", values["biases"], names)
-        for of in (ROWS, CHANGES):
+        for of in (ROWS.keys(), NAMES - ROWS.keys()):
             own = {k: v for k, v in values["gguf_operations"].items() if k in of}
             self._lists("[gguf_operations]", own, names)
         self._rows(values)
@@ -262,7 +262,7 @@ class _Check:
         self._facts("gguf_tokenizer", values, TOKENIZER)
         known = {*SIZES, *COMPUTED_SIZES}
         for key, row in values["gguf_keys"].items():
-            if row in PLACES or str(row).startswith(f"{TEXT} "):
+            if row in PLACES or str(row).startswith((f"{TEXT} ", f"{SECTIONS} ")):
                 continue
             if str(row).removeprefix(f"{BY_LAYER} ") in BY_LAYERS or re.fullmatch(
                 _CONSTANT, str(row)
@@ -304,7 +304,7 @@ class _Check:
 
     def _shapes(self, where: str, row: Mapping[str, Any], known: Collection[str]) -> None:
         """Sizes that there are, and flags."""
-        for flag in _FLAGS:
+        for flag in (*_FLAGS, "gguf_flat"):
             if row.get(flag, False) not in (True, False):
                 self.fail(where, f"{flag} should be true or false")
         shapes = [k for k in ("shape", "full_shape", "sharing_shape") if k in row]

@@ -65,6 +65,17 @@ class Sizes:
             return 0
         return count({key: value}, key, self.where, zero=zero)
 
+    def counts(self, size: str) -> tuple[int, ...]:
+        """A list of whole numbers; none where the config or the family has none. Raises
+        InvalidInput."""
+        key, value = self.found(size) if size in self.names else (size, None)
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(type(n) is int and n >= 0 for n in value):
+            told = f"{self.where}: {key} should be a list of whole numbers, found {value!r:.60}"
+            raise InvalidInput(told)
+        return tuple(value)
+
     def full_kv_heads(self, *, keyed: bool) -> int:
         """Key-value heads of layers that see everything, 0 where a config has none of their own:
         transformers reads the plain key of it only where their values are keys."""

@@ -19,11 +19,21 @@ class GgufKey:
 
     name: str
     type: Literal[
-        "u32", "f32", "bool", "text", "rotations", "file_type", "pattern", "recurrent", "by_layer"
+        "u32",
+        "f32",
+        "bool",
+        "text",
+        "rotations",
+        "file_type",
+        "pattern",
+        "recurrent",
+        "by_layer",
+        "sections",
     ]
     """``rotations``: all keys of scaled rotations; ``file_type``: only a place, ``pattern``: that
     of the layers that slide, ``recurrent``: that of those with linear attention; ``by_layer``: a
-    number for every layer, where some have others."""
+    number for every layer, where some have others; ``sections``: pairs of channels that rotate by
+    each dimension of positions."""
     size: str = ""
     """A number of :class:`Hyperparameters`, and the key is left out where the model has none; of a
     ``text``, what it is in all files."""

@@ -54,6 +54,8 @@ class Hyperparameters(LinearAttention):
     """Layers of a mixture that have one network in place of experts."""
     rotary_share: float = 1.0
     """How much of a head is rotated: its first channels."""
+    rotary_sections: tuple[int, ...] = ()
+    """Pairs of these channels that rotate by each dimension of positions; all are one in texts."""
     short_context: int = 0
     """Tokens of a text up to which the short factors of longrope hold; 0 where there are none."""
     sliding_theta: float | None = None
@@ -295,6 +297,7 @@ def from_config(
         logit_softcap=sizes.real("logit_softcap"),
         dense_layers=dense_layers(merged, kinds, sizes, where),
         rotary_share=share,
+        rotary_sections=sizes.counts("rotary_sections"),
         short_context=sizes.count("short_context", optional=True),
         sliding_theta=sizes.real("sliding_theta"),
         score_growth=sizes.real("score_growth", zero=True),

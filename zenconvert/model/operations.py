@@ -18,6 +18,9 @@ from zenconvert.model.encoding import Dense
 from zenconvert.model.hyperparameters import Hyperparameters
 from zenconvert.model.row_order import RowOrder
 
+TILE: Final = "tile_columns"
+"""Columns of as many heads, group by group → the first head of every group, the second …"""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -28,6 +31,8 @@ class Change:
     undone_by: str
     """Name of the change that takes it back."""
     apply: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    moves: bool = False
+    """Numbers stay what they are, in other columns of their rows."""
 
 
 def _rope_pairs(hp: Hyperparameters) -> RowOrder:
@@ -84,14 +89,42 @@ CHANGES: Final = {
     "log_of_minus": Change("log(-w)", "minus_exp", _log_of_minus),
 }
 """Operations that change numbers."""
-NAMES: Final = frozenset(ROWS) | frozenset(CHANGES)
+NAMES: Final = frozenset(ROWS) | frozenset(CHANGES) | {TILE}
 """All of them."""
+
+
+def tiling(hp: Hyperparameters) -> str | None:
+    """The change that tiles columns of heads of values; None where every group has one."""
+    heads, groups = hp.linear_value_heads, hp.linear_key_heads
+    return None if heads == groups else f"{TILE} {groups} {heads // groups}"
+
+
+def change_named(name: str) -> Change:
+    """A change by its name, with the numbers that follow it."""
+    if not name.startswith(TILE):
+        return CHANGES[name]
+    first, second = map(int, name.split()[1:])
+
+    def move(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        by_head = values.reshape(len(values), first, second, -1)
+        return np.ascontiguousarray(by_head.swapaxes(1, 2)).reshape(values.shape)
+
+    what = f"columns of {first} times {second} heads in the order of GGUF"
+    return Change(what, f"{TILE} {second} {first}", move, moves=True)
+
+
+def moved(values: NDArray[np.float32], name: str | None) -> NDArray[np.float32]:
+    """Numbers of columns where a change leaves the columns."""
+    if name is None or not (change := change_named(name)).moves:
+        return values
+    found: NDArray[np.float32] = change.apply(values[None])[0]
+    return found
 
 
 def left_over(stored: str | None, wanted: str | None) -> tuple[str, ...]:
     """What is to be done to numbers that are stored with one change undone by ``stored``, so that
     they have ``wanted``: nothing where the two take each other back."""
-    if stored is not None and wanted is not None and CHANGES[stored].undone_by == wanted:
+    if stored is not None and wanted is not None and change_named(stored).undone_by == wanted:
         return ()
     return tuple(name for name in (stored, wanted) if name is not None)
 
@@ -100,7 +133,7 @@ def changed(values: NDArray[Any], names: tuple[str, ...]) -> NDArray[np.float32]
     """float32 numbers after changes, in order."""
     result: NDArray[np.float32] = values.astype(np.float32)
     for name in names:
-        result = CHANGES[name].apply(result)
+        result = change_named(name).apply(result)
     return result
 
 
@@ -108,5 +141,5 @@ def comes_back(values: NDArray[Any], names: tuple[str, ...], target: Dense) -> i
     """How many of the numbers do not come back, once they are changed and stored as ``target``."""
     with np.errstate(over="ignore"):
         stored = changed(values, names).astype(target.numpy)
-    back = changed(stored, tuple(CHANGES[name].undone_by for name in reversed(names)))
+    back = changed(stored, tuple(change_named(name).undone_by for name in reversed(names)))
     return int(np.count_nonzero(back.astype(values.dtype) != values))

@@ -19,7 +19,7 @@ from zenconvert.model.decoded import decoded
 from zenconvert.model.encoding import F16, Dense, Encoding, Grouped
 from zenconvert.model.grouped import OFFSETS, GroupedReader
 from zenconvert.model.layout import Choice, Recoding
-from zenconvert.model.operations import CHANGES, comes_back, left_over
+from zenconvert.model.operations import change_named, comes_back, left_over
 from zenconvert.model.target import Scheme
 from zenconvert.planning.reading import read_groups, read_rows
 from zenconvert.planning.recoding import decode_rows
@@ -88,8 +88,10 @@ def _decoded(old: Encoding, new: Dense) -> Recoding:
 
 def _changed(source: Tensor, choice: Choice, names: tuple[str, ...]) -> Recoding:
     """Numbers that are changed on their way: exact where all of them would come back."""
-    what = " and ".join(CHANGES[name].what for name in names)
+    what = " and ".join(change_named(name).what for name in names)
     numbers = choice.encoding.dense
+    if all(change_named(name).moves for name in names):
+        return _moved(source.encoding, choice, source.columns, what)
     if numbers is None:
         return Recoding("quantize", False, f"{what} is rounded to {choice.encoding}")
     values = decode_rows(read_rows(source, 0, source.rows), source)
@@ -98,6 +100,15 @@ def _changed(source: Tensor, choice: Choice, names: tuple[str, ...]) -> Recoding
         return Recoding("repack", True, f"{what}, computed in f32, and every number can come back")
     share = f"{lost} of {values.size} numbers cannot come back"
     return Recoding("repack", False, f"{what} is rounded to {choice.encoding}: {share}")
+
+
+def _moved(old: Encoding, choice: Choice, columns: int, what: str) -> Recoding:
+    """Numbers that change their places in rows alone: floats stay what they are."""
+    if old.is_quantized and choice.encoding.dense is None:
+        return Recoding("quantize", False, f"{old} is decoded and quantized again: {what}")
+    found = _between(old, choice.encoding, columns, choice.scheme, keeps_order=True)
+    action = "repack" if found.action == "copy" else found.action
+    return Recoding(action, found.exact, "; ".join(filter(None, (found.why, what))))
 
 
 def _to_grid(

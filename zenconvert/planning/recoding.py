@@ -19,6 +19,7 @@ from zenconvert.model.encoding import F32, Dense
 from zenconvert.model.grouped import GroupedRows, regroup
 from zenconvert.model.layout import Choice, Recoding
 from zenconvert.model.operations import changed, left_over
+from zenconvert.model.operations import moved as moved_columns
 from zenconvert.model.row_reader import Read, RowReader
 from zenconvert.model.rows import Rows
 from zenconvert.model.target import Scheme
@@ -50,6 +51,8 @@ def recode(
     """
     if names := left_over(part.change, choice.change):
         rows = changed(decode_rows(rows, part), names)
+    if weights is not None:
+        weights = moved_columns(weights, choice.change)
     part, choice = unchanged(part, choice)
     target = choice.encoding
     try:

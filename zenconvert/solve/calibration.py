@@ -27,6 +27,7 @@ from zenconvert.calib.statistics import InputStatistics
 from zenconvert.calib.statistics_reader import Statistics, open_statistics
 from zenconvert.errors import OutputExists, UsageError
 from zenconvert.formats.gguf.imatrix import ImatrixEntry, Sums, Texts, imatrix_size, write_imatrix
+from zenconvert.formats.gguf.reader import stored_form
 from zenconvert.formats.registry import FORMATS
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.meaning import check_explained
@@ -260,14 +261,16 @@ def _entries(
     """An entry for every weight whose input was measured."""
     stacks: dict[str, dict[int | None, str]] = {}
     columns: dict[str, int] = {}
+    changes: dict[str, str | None] = {}
     for name in checkpoint.architecture.tensor_names(checkpoint.hyperparameters):
         module = name.name.rpartition(".")[0]
         if name.is_weight and module in modules and name.gguf_values is None:
             # modules that are rows of one tensor read one input
             stacks.setdefault(name.gguf, {}).setdefault(name.expert, module)
             columns[name.gguf] = name.shape[-1]
+            changes[name.gguf] = stored_form(name, checkpoint.hyperparameters)[1]
     return [
-        ImatrixEntry(name, len(stack), columns[name], loader(list(stack.values())))
+        ImatrixEntry(name, len(stack), columns[name], loader(list(stack.values())), changes[name])
         for name, stack in stacks.items()
     ]
 

@@ -143,7 +143,8 @@ def load_importance(path: str | Path, checkpoint: Checkpoint) -> Importance:
     from zenconvert.formats.gguf.imatrix import read_importance
 
     names = checkpoint.architecture.tensor_names(checkpoint.hyperparameters)
-    return read_importance(Path(path), [n for n in names if n.is_weight])
+    weights = [n for n in names if n.is_weight]
+    return read_importance(Path(path), weights, checkpoint.hyperparameters)
 
 
 def measured_importance(path: Path, checkpoint: Checkpoint) -> Importance:

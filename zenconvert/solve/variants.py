@@ -92,7 +92,7 @@ def grids_of(plan: Plan) -> dict[str, Grid]:
         for choice in plan.choices
         if choice.scheme is not None or choice.encoding.is_quantized
         for part, found in zip(choice.parts, choice.done, strict=True)
-        if found.action == "quantize" and not part.is_half
+        if found.action == "quantize" and not part.is_half and choice.change is None
     }
 
 
