@@ -23,7 +23,8 @@ class Method:
     """Class of :mod:`zenconvert.calib.layer_solver` that solves a layer; None where rows are
     rounded as they are written."""
     solves_head: bool = False
-    """It takes the output head as one more linear."""
+    """It takes the output head as one more linear, and the embedding where a walk back said what
+    its errors cost."""
     step: Literal["stages", "layers"] = "stages"
     """What a sequential walk goes on after: a layer has several stages."""
 

@@ -24,6 +24,27 @@ if TYPE_CHECKING:
 
 
 @dataclass
+class RowFisher:
+    """What errors in rows of the embedding cost downstream: ½·freq·eᵀ·F·e for an error e."""
+
+    moments: torch.Tensor
+    """F, float32[columns, columns], symmetric: a mean over tokens."""
+    tokens: int
+    """Of all languages."""
+    dropped: int
+    """Tokens of these whose gradients were not finite somewhere, and count as zeros there."""
+
+    def importance(self) -> NDArray[np.float32]:
+        """The diagonal, float32[columns], 1 on average; zeros where it is not finite, ones where
+        nothing was found."""
+        found: NDArray[np.float32] = self.moments.diagonal().cpu().numpy()
+        values = found.copy()
+        values[~(np.isfinite(found) & (found > 0))] = 0
+        mean = float(values.mean(dtype=np.float64))
+        return values / np.float32(mean) if mean > 0 else np.ones_like(values)
+
+
+@dataclass
 class InputStatistics:
     """Statistics of one distinct input."""
 

@@ -24,8 +24,8 @@ from zenconvert.base.atomic import hidden_name, sync_folder, system_errors, writ
 from zenconvert.base.notes import read_word
 from zenconvert.base.scratch import DONE, remove_scratch
 from zenconvert.base.stamps import check_unchanged
-from zenconvert.calib.feeding import Consumer, feed
-from zenconvert.calib.statistics import InputStatistics
+from zenconvert.calib.back_plan import BackPlan
+from zenconvert.calib.feeding import feed
 from zenconvert.calib.statistics_layout import (
     FORMAT,
     VERSION,
@@ -46,6 +46,9 @@ from zenconvert.reference.reference import Reference
 from zenconvert.texts.selection import Selection
 
 if TYPE_CHECKING:
+    import torch
+
+    from zenconvert.calib.gradients import Gradients
     from zenconvert.calib.layer import LayerStatistics
     from zenconvert.calib.walk import LayerProgress, WalkSettings
 
@@ -64,11 +67,18 @@ class StatisticsRun:
         settings: WalkSettings,
         *,
         final_states: bool = False,
+        fisher_tokens: int | None = None,
+        inputs: bool = True,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """``facts`` go into the metadata under ``samples``, beside the digest of the tokens."""
+        """``fisher_tokens``: walk back over at most so many of each language. ``inputs``: hold what
+        modules read; a walk back alone leaves it out. ``facts`` go into the metadata under
+        ``samples``, beside the digest of the tokens."""
         self.reference, self.selection, self.settings = reference, selection, settings
-        self.final_states = final_states
+        self.final_states, self.has_inputs = final_states, inputs
+        self.back: BackPlan | None = None
+        if fisher_tokens is not None:
+            self.back = BackPlan.of(reference, selection, settings, fisher_tokens)
         self.metadata = self._metadata(facts or {})
         self.layout = lay_out(list(self._entries()), self.metadata)
 
@@ -77,7 +87,9 @@ class StatisticsRun:
         """What the run takes on the disk at most: the file, and hidden states in three copies."""
         hidden = self.reference.checkpoint.hyperparameters.hidden
         item = DENSE_DTYPES[self.settings.compute].itemsize
-        return self.layout.size + 3 * item * hidden * int(self.selection.tokens.sum())
+        states = 3 * item * hidden * int(self.selection.tokens.sum())
+        back = self.back.disk_bytes if self.back is not None else 0
+        return self.layout.size + states + back
 
     def check_disk(self, out: Path, max_disk: int | None) -> None:
         """Raise NotEnoughResources when the run would take more than ``max_disk`` or is free."""
@@ -101,7 +113,9 @@ class StatisticsRun:
         )
 
     def all_inputs(self) -> Iterator[Input]:
-        """The distinct inputs of the model."""
+        """The distinct inputs of the model that the file holds."""
+        if not self.has_inputs:
+            return
         for layer in range(self.reference.layers):
             yield from self.inputs(layer)
         if "head.weight" in self.reference.checkpoint.tensors:
@@ -112,8 +126,10 @@ class StatisticsRun:
         for item in self.all_inputs():
             yield from input_entries(item, languages, moments=self.settings.moments)
         for layer, names in self.reference.by_layer.items():
-            if experts := len({n.expert for n in names} - {None}):
+            if self.has_inputs and (experts := len({n.expert for n in names} - {None})):
                 yield routed_entry(layer, languages, experts)
+        if self.back is not None:
+            yield from self.back.entries()
         if self.final_states:
             tokens, windows = int(self.selection.tokens.sum()), len(self.selection.windows)
             yield from state_entries(tokens, windows, hp.hidden, self.settings.compute)
@@ -148,6 +164,8 @@ class StatisticsRun:
                 "transformers": transformers.__version__,
             },
         }
+        if self.back is not None:
+            values["fisher"] = self.back.facts
         texts = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
         return {"format": FORMAT, "version": VERSION, **texts}
 
@@ -165,19 +183,33 @@ class StatisticsRun:
         done.
         """
         with self.writing(out, save_seconds=save_seconds) as (writer, workspace):
-            feed(
-                [writer],
-                self.reference,
-                self.selection,
-                self.settings,
-                workspace=workspace,
-                progress=progress,
-            )
+            if self.has_inputs:
+                feed(
+                    [writer],
+                    self.reference,
+                    self.selection,
+                    self.settings,
+                    workspace=workspace,
+                    progress=progress,
+                )
+            self.walk_back(writer, workspace, progress)
+
+    def walk_back(
+        self,
+        writer: _Writer,
+        workspace: Workspace,
+        progress: Callable[[LayerProgress], None] | None = None,
+    ) -> None:
+        """Walk back, where that was asked for. Raises as :meth:`run`."""
+        if self.back is not None:
+            from zenconvert.calib.backward import walk_back
+
+            walk_back(self.back, workspace=workspace, taker=writer, progress=progress)
 
     @contextmanager
     def writing(
         self, out: Path, *, save_seconds: float = SAVE_SECONDS
-    ) -> Iterator[tuple[Consumer, Workspace]]:
+    ) -> Iterator[tuple[_Writer, Workspace]]:
         """Who takes the parts of a walk, and where a killed one goes on.
 
         The file gets its name when the block ends without an error. Raises as :meth:`run`, but what
@@ -209,8 +241,8 @@ class _Writer:
         self.workspace, self.layout, self.states = workspace, layout, states
         self.path = workspace.folder / _DATA
         self.descriptor = -1
-        self.found: dict[int | None, bool] = {}
-        """What is known of the layers in the file."""
+        self.found: dict[int | str | None, bool] = {}
+        """What is known of the layers, and of the steps of a walk back, in the file."""
         self.extents: list[tuple[int, int]] = []
         """What was written of the layer at hand."""
 
@@ -239,8 +271,9 @@ class _Writer:
     def __exit__(self, *reason: object) -> None:
         os.close(self.descriptor)
 
-    def has(self, layer: int | None) -> bool:
-        """Whether a layer (None: the head, which comes last) is in the file, as it was written."""
+    def has(self, layer: int | str | None) -> bool:
+        """Whether a layer (None: the head, which comes last), or a step of a walk back, is in the
+        file, as it was written."""
         if layer not in self.found:
             mark = read_word(self._mark(layer))
             try:
@@ -257,12 +290,26 @@ class _Writer:
         if part.layer is None and self.states is not None:
             self._write_states(part, self.states)
         if part.last:
-            with system_errors(self.path):
-                os.fsync(self.descriptor)
-                extents, self.extents = sorted(self.extents), []
-                word = {"extents": extents, "sha256": self._digest(extents)}
-            write_whole(self._mark(part.layer), json.dumps(word))
-            self.found[part.layer] = True
+            self._commit(part.layer)
+
+    def put(self, part: Gradients) -> None:
+        """Write what a step of a walk back brings, and bring it to the disk."""
+        for module, sums in part.squares.items():
+            self._write(f"{module}.gradients", sums.astype("<f4"))
+        if part.moments is not None:
+            self._write_moments(f"fisher.{part.step}", part.moments)
+        if part.tokens is not None:
+            self._write("fisher.tokens", part.tokens.astype("<f4"))
+        self._write(f"{part.step}.dropped", part.dropped.astype("<i8"))
+        self._commit(part.step)
+
+    def _commit(self, layer: int | str | None) -> None:
+        with system_errors(self.path):
+            os.fsync(self.descriptor)
+            extents, self.extents = sorted(self.extents), []
+            word = {"extents": extents, "sha256": self._digest(extents)}
+        write_whole(self._mark(layer), json.dumps(word))
+        self.found[layer] = True
 
     def _digest(self, extents: Sequence[Sequence[int]]) -> str:
         """SHA-256 of ``(offset, size)`` pieces of the file. Raises OSError."""
@@ -278,17 +325,16 @@ class _Writer:
             self._write(f"{name}.squares", item.squares.astype("<f4"))
             self._write(f"{name}.magnitudes", item.magnitudes.astype("<f4"))
             if f"{name}.moments" in self.layout.offsets:  # a walk may gather them for others
-                self._write_moments(item)
+                assert item.moments is not None
+                self._write_moments(f"{name}.moments", item.moments)
         if part.routed is not None:
             self._write(f"layers.{part.layer}.moe.routed", part.routed.astype("<i8"))
 
-    def _write_moments(self, item: InputStatistics) -> None:
-        assert item.moments is not None
-        for begin in range(0, item.columns, _ROWS):
-            rows = item.moments[begin : begin + _ROWS].cpu().numpy()
+    def _write_moments(self, name: str, moments: torch.Tensor) -> None:
+        for begin in range(0, len(moments), _ROWS):
+            rows = moments[begin : begin + _ROWS].cpu().numpy()
             packed = [row[begin + number :] for number, row in enumerate(rows)]
-            place = 4 * packed_row(begin, item.columns)
-            self._write(f"{item.name}.moments", np.concatenate(packed), offset=place)
+            self._write(name, np.concatenate(packed), offset=4 * packed_row(begin, len(moments)))
 
     def _write_states(self, part: LayerStatistics, selection: Selection) -> None:
         import torch
@@ -320,7 +366,9 @@ class _Writer:
             written = os.pwrite(self.descriptor, view, offset)
             view, offset = view[written:], offset + written
 
-    def _mark(self, layer: int | None) -> Path:
+    def _mark(self, layer: int | str | None) -> Path:
+        if isinstance(layer, str):
+            return self.workspace.folder / f"gradients-{layer}{DONE}"
         name = "head" if layer is None else f"layer-{layer:05d}"
         return self.workspace.folder / f"{name}{DONE}"
 

@@ -10,6 +10,16 @@ linear module (named by the first module that reads it; ``inputs`` in the metada
                                                  upper triangle, row after row
     layers.N.moe.routed  I64 [languages, experts]  tokens that the router sent to each expert
 
+Of a walk back (``--fisher``), with what stands in :mod:`zenconvert.calib.gradients`; the metadata
+``fisher`` say of which tokens, per language, and how labels were drawn::
+
+    NAME.gradients     F32 [languages, outputs]   Σ g², for every linear module and ``head``
+    fisher.embed       F32 [hidden·(hidden+1)/2]  Σ c·g·gᵀ at the rows of the embedding
+    fisher.tokens      F32 [vocabulary]           Σ c over the tokens of each id
+    fisher.head        F32 [hidden·(hidden+1)/2]  Σ c·|g|²·x·xᵀ, where the head is tied to them
+    STEP.dropped       I64 [languages]            tokens without finite gradients; STEP is
+                                                  ``head``, ``layers.N`` or ``embed``
+
 On request, also ``states`` [tokens, hidden], the final hidden states of all windows, with the
 ``windows.ids`` I32 [tokens], ``windows.lengths`` and ``windows.languages`` I32 [windows].
 """
@@ -87,6 +97,24 @@ def input_entries(item: Input, languages: int, *, moments: bool) -> Iterator[Ent
     if moments and item.solved:
         packed = item.columns * (item.columns + 1) // 2
         yield Entry(f"{item.name}.moments", "F32", (packed,))
+
+
+def gradient_entries(
+    step: str,
+    outputs: Mapping[str, int],
+    languages: int,
+    hidden: int | None,
+    vocabulary: int | None,
+) -> Iterator[Entry]:
+    """The tensors of one step of a walk back: of modules with so many outputs; ``hidden`` where it
+    brings moments of rows, and ``vocabulary`` where it counts tokens."""
+    for module, rows in outputs.items():
+        yield Entry(f"{module}.gradients", "F32", (languages, rows))
+    if hidden is not None:
+        yield Entry(f"fisher.{step}", "F32", (hidden * (hidden + 1) // 2,))
+    if vocabulary is not None:
+        yield Entry("fisher.tokens", "F32", (vocabulary,))
+    yield Entry(f"{step}.dropped", "I64", (languages,))
 
 
 def routed_entry(layer: int, languages: int, experts: int) -> Entry:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from zenconvert.base.json_text import json_value
-from zenconvert.calib.statistics import InputStatistics
+from zenconvert.calib.statistics import InputStatistics, RowFisher
 from zenconvert.calib.statistics_layout import FORMAT, VERSION, unpack
 from zenconvert.errors import CorruptFile, InvalidInput, SourceNotFound, UsageError
 from zenconvert.model.checkpoint import Checkpoint
@@ -51,6 +51,8 @@ class Statistics:
             facts = {k: json_value(v) for k, v in metadata.items() if k not in _PLAIN}
             self.languages = tuple(str(code) for code in facts["languages"])
             weights = tuple(float(weight) for weight in facts["language_weights"])
+            self.weights = weights
+            """Of every language."""
             tokens = np.array([int(part["tokens"]) for part in facts["coverage"]], np.int64)
             self.token_weights = token_weights(weights, tokens)
             """What a token of every language counts, float64[languages]; 1 on average."""
@@ -75,6 +77,11 @@ class Statistics:
     def has_moments(self) -> bool:
         """Whether the file holds second moments."""
         return any(name.endswith(".moments") for name in self._names)
+
+    @property
+    def has_fisher(self) -> bool:
+        """Whether the file holds what a walk back brings."""
+        return "fisher.embed" in self._names
 
     def check_model(self, checkpoint: Checkpoint, read_rows: ReadRows) -> None:
         """Raise InvalidInput unless the statistics are of this model."""
@@ -122,6 +129,63 @@ class Statistics:
     def importance(self, module: str) -> NDArray[np.float32]:
         """Language-weighted mean of x² of what a module reads, float32[columns]."""
         return self.of(module).importance()
+
+    def fisher(self) -> RowFisher:
+        """What errors in rows of the embedding cost, as a head that is tied to it, too.
+
+        Raises UsageError when the file holds no Fisher information, and CorruptFile for numbers
+        that cannot be.
+        """
+        import torch
+
+        if not self.has_fisher:
+            raise UsageError(f"{self.path}: holds no Fisher information; calibrate with --fisher")
+        tokens, dropped = self._tokens_back(), 0
+        names = [name for name in ("fisher.embed", "fisher.head") if name in self._names]
+        packed: NDArray[np.float64] = np.sum([self._read(n) for n in names], axis=0, dtype=float)
+        for name in sorted(name for name in self._names if name.endswith(".dropped")):
+            dropped = max(dropped, int(self._read(name).sum()))
+        size = int(np.sqrt(2 * np.size(packed)))
+        if np.shape(packed) != (size * (size + 1) // 2,) or not np.isfinite(packed).all():
+            raise CorruptFile(f"{self.path}: the Fisher information of the embedding is damaged")
+        weight = float(token_weights(self.weights, tokens) @ tokens)
+        full = unpack((packed / weight).astype(np.float32), size)
+        return RowFisher(torch.from_numpy(full), int(tokens.sum()), dropped)
+
+    def gradients(self, module: str) -> NDArray[np.float32]:
+        """Language-weighted mean of g² at the outputs of a linear module, float32[outputs], over
+        all tokens of the walk back. Raises as :meth:`fisher`."""
+        if f"{module}.gradients" not in self._names:
+            raise UsageError(f"{self.path}: holds no gradients of {module!r}")
+        tokens = self._tokens_back()
+        weights = token_weights(self.weights, tokens)
+        sums = self._read(f"{module}.gradients").astype(np.float64)
+        if sums.shape[:1] != tokens.shape or sums.ndim != 2 or not np.isfinite(sums).all():
+            raise CorruptFile(f"{self.path}: the gradients of {module} do not fit")
+        found: NDArray[np.float32] = (weights @ sums / (weights @ tokens)).astype(np.float32)
+        return found
+
+    def token_shares(self) -> NDArray[np.float64]:
+        """How often each token comes in the texts of the walk back, languages by their weights,
+        float64[vocabulary], 1 in all. Raises as :meth:`fisher`."""
+        self._tokens_back()
+        if "fisher.tokens" not in self._names:
+            raise CorruptFile(f"{self.path}: it does not say which tokens walked back")
+        found = self._read("fisher.tokens").astype(np.float64)
+        if found.ndim != 1 or not np.isfinite(found).all() or not found.sum() > 0:
+            raise CorruptFile(f"{self.path}: what it says of tokens is damaged")
+        shares: NDArray[np.float64] = found / found.sum()
+        return shares
+
+    def _tokens_back(self) -> NDArray[np.int64]:
+        """Tokens of every language that walked back."""
+        try:
+            found = np.array([int(count) for count in self.facts["fisher"]["tokens"]], np.int64)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CorruptFile(f"{self.path}: what it says of --fisher is damaged") from error
+        if len(found) != len(self.languages) or not (found > 0).all():
+            raise CorruptFile(f"{self.path}: what it says of --fisher is damaged")
+        return found
 
     def routed(self, layer: int) -> NDArray[np.int64] | None:
         """Tokens routed to the experts of a layer, int64[languages, experts]; None without any."""

@@ -97,6 +97,8 @@ class LayerProgress:
     """Share of the work, 0 to 1."""
     seconds_left: float | None
     """Estimated from the time taken so far; None at the beginning."""
+    stage: str = "calibrating"
+    """What is done to the layer: ``gradients`` on a walk back."""
 
 
 def walk(

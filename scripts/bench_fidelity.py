@@ -42,6 +42,12 @@ PEERS = ROOT / "scripts" / "peers"
 CONTEXT = 512
 GROUP = 128
 Q4_K_M = 15  # llama_ftype
+MEANS: dict[str, tuple[Solver, bool]] = {
+    "rtn": ("rtn", False),
+    "gptq": ("gptq", False),
+    "gptq, fisher": ("gptq", True),
+}
+"""How GGUF types are filled: the solver, and whether it knows gradients."""
 FILLED = ("gguf:q4_k_m", "gguf:q3_k_m", "gguf:q2_k", "gguf:q4_0", "gguf:iq4_xs")
 
 
@@ -118,13 +124,15 @@ class Bench:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.statistics = {"ten languages": self.calibrate(None), "English": self.calibrate(["en"])}
 
-    def calibrate(self, languages: list[str] | None) -> Path:
+    def calibrate(self, languages: list[str] | None, *, fisher: bool = False) -> Path:
         """Statistics of the bundled texts, in windows that every tool can take."""
-        out = self.folder / f"{'all' if languages is None else languages[0]}.stats"
+        name = "all" if languages is None else languages[0]
+        out = self.folder / f"{name}{'-fisher' if fisher else ''}.stats"
         if not out.exists():
             zenconvert.calibrate(
-                self.source, out, purposes=["gptq"], languages=languages, context=CONTEXT
-            )
+                self.source, out, purposes=["gptq"], languages=languages, context=CONTEXT,
+                fisher=fisher,
+            )  # fmt: skip
         return out
 
     def windows(self) -> Path:
@@ -143,16 +151,15 @@ class Bench:
         return self.measured("zenconvert", kind, samples, out)
 
     def filled(self, target: str) -> list[Row]:
-        """A GGUF type as llama.cpp rounds it, and as a solver fills it."""
-        kind, statistics = target.removeprefix("gguf:"), self.statistics["ten languages"]
-        rows = []
-        solvers: tuple[Solver, ...] = ("rtn", "gptq")
-        for solver in solvers:
-            out = self.folder / f"{kind}-{solver}.gguf"
+        """A GGUF type as llama.cpp rounds it, and as solvers fill it."""
+        kind, rows = target.removeprefix("gguf:"), []
+        for name, (solver, fisher) in MEANS.items():
+            out = self.folder / f"{kind}-{name.replace(', ', '-')}.gguf"
             if not out.exists():
-                zenconvert.convert(self.source, out, target, statistics=statistics, solver=solver)
+                given = self.calibrate(None, fisher=fisher)
+                zenconvert.convert(self.source, out, target, statistics=given, solver=solver)
             rows.append(
-                self.measured(f"zenconvert, {solver}", f"GGUF {kind.upper()}", "ten languages", out)
+                self.measured(f"zenconvert, {name}", f"GGUF {kind.upper()}", "ten languages", out)
             )
         return rows
 

@@ -14,7 +14,7 @@ from zenconvert.base.places import check_places
 from zenconvert.base.progress import Progress, silent
 from zenconvert.calib.methods import METHODS
 from zenconvert.calib.solvers.solution import ModuleReport
-from zenconvert.errors import InputWarning, ZenError
+from zenconvert.errors import InputWarning, UsageError, ZenError
 from zenconvert.formats.registry import FORMATS, format_named
 from zenconvert.model.target import Options, Solver, Target
 from zenconvert.opening.sources import open_checkpoint, with_pre
@@ -98,6 +98,8 @@ def convert(
     check_places({"the source": checkpoint.path}, {"OUT": out})
     _look_at_name(out, target)
     chosen = knowledge.solver_for(target.format, solver)
+    if calibrating is not None and calibrating.fisher and not METHODS[chosen].solves_head:
+        raise UsageError("--fisher goes with --solver gptq: nothing else makes use of it")
     if calibrating is not None or METHODS[chosen].needs_statistics:
         device = take_device(device)
     cores = threads or usable_cores()
@@ -111,8 +113,11 @@ def convert(
         if not METHODS[chosen].needs_statistics or not grids:
             return run(planned, out, importance=weights, force=force, stage=stage)
     refuse_taken(planned.layout, out, force=force)
-    job = SolveJob(checkpoint, grids, chosen, device, largest_error)
     origin = knowledge.origin(checkpoint)
+    fisher = origin.fisher if isinstance(origin, Calibrating) else origin.has_fisher
+    job = SolveJob(checkpoint, grids, chosen, device, largest_error, fisher)
+    if isinstance(origin, Calibrating) and fisher and job.embedding is None:
+        raise UsageError(f"--fisher has no use here: {target} leaves the embedding as it is")
     folder = out.with_name(hidden_name(out.name, "solving"))
     with solved(job, origin, folder, stage) as (over, modules):
         final = variant.plan_solved(over, planned, modules)

@@ -81,6 +81,7 @@ def nested_gptq(
     importance: NDArray[np.float32] | None,
     *,
     settings: GptqSettings | None = None,
+    plain: bool = False,
 ) -> Filled:
     """Quantize one linear to the least error on its inputs.
 
@@ -90,11 +91,12 @@ def nested_gptq(
         curvature: what :func:`nested_curvature` made of the second moments of its inputs.
         importance: float32[in] for the search of grids.
         settings: the defaults are the recommendation.
+        plain: compare with rounding without importance.
 
     Rows that rounding with the encoding's own search would give a smaller error are taken from
     there, and the report says so. Raises InvalidInput for weights that the encoding cannot hold.
     """
-    work = _Work(encoding, importance, curvature, (settings or GptqSettings()).passes)
+    work = _Work(encoding, importance, curvature, (settings or GptqSettings()).passes, plain)
     count = _CPU_ROWS
     if weight.device.type != "cpu":
         count = max(_FEWEST_ROWS, _DEVICE_NUMBERS // weight.shape[1])
@@ -110,7 +112,7 @@ def nested_gptq(
     if work.is_solved and replaced:
         notes += (f"{replaced} of {len(weight)} rows are rounded, which is better there",)
     report = ModuleReport(
-        "gptq" if replaced < len(weight) else "rtn",
+        "gptq" if work.is_solved and replaced < len(weight) else "rtn",
         ours / whole if whole else 0.0,
         theirs / whole if whole else 0.0,
         damping=found.damping if found is not None else 0.0,
@@ -128,6 +130,7 @@ class _Work:
     importance: NDArray[np.float32] | None
     shared: NestedCurvature
     passes: int
+    plain: bool = False
 
     @property
     def is_solved(self) -> bool:
@@ -145,41 +148,46 @@ class _Work:
 
     def rows(self, weight: torch.Tensor) -> tuple[NDArray[np.uint8], NDArray[np.float64], int]:
         """Bytes of some rows; errors of them, of rounding and of zeros; how many are rounded."""
-        rounded = self._rounded(weight)
-        if not self.is_solved:
-            nearest = torch.from_numpy(self.encoding.decode(rounded, weight.shape[1]))
-            lost = self.shared.lost(weight - nearest.to(weight.device))
-            return rounded, self._sums(lost, lost, weight), len(weight)
-        found = NestedTensors.of(self.encoding.on_nested(rounded, weight.shape[1]), weight.device)
-        theirs = self.shared.lost(weight - found.dequantize())
-        ours = self._solve(weight, found)
+        rounded = self._rounded(weight, self.importance)
+        usual = self._rounded(weight, None) if self.plain else rounded
+        theirs = self._lost(weight, usual)
+        data, ours = self._solved(weight, rounded)
         worse = ~(ours <= theirs)
-        data, taken = self.encoding.of_nested(found.to_rows()), worse.cpu().numpy()
-        data[taken] = rounded[taken]
-        sums = self._sums(torch.where(worse, theirs, ours), theirs, weight)
-        return data, sums, int(taken.sum())
+        taken = worse.cpu().numpy()
+        data[taken] = usual[taken]
+        lost = (torch.where(worse, theirs, ours), theirs, self.shared.lost(weight))
+        return data, np.array([float(one.sum()) for one in lost]), int(taken.sum())
 
-    def _sums(
-        self, ours: torch.Tensor, theirs: torch.Tensor, weight: torch.Tensor
-    ) -> NDArray[np.float64]:
-        return np.array([float(lost.sum()) for lost in (ours, theirs, self.shared.lost(weight))])
+    def _lost(self, weight: torch.Tensor, data: NDArray[np.uint8]) -> torch.Tensor:
+        """What rows lose that are stored as ``data``, float64[rows]."""
+        values = torch.from_numpy(self.encoding.decode(data, weight.shape[1]))
+        return self.shared.lost(weight - values.to(weight.device))
 
-    def _rounded(self, weight: torch.Tensor) -> NDArray[np.uint8]:
+    def _rounded(
+        self, weight: torch.Tensor, importance: NDArray[np.float32] | None
+    ) -> NDArray[np.uint8]:
         """The encoding's own rounding, u8[rows, row_bytes]."""
         values, columns = weight.cpu().numpy(), weight.shape[1]
         data = np.empty((len(weight), self.encoding.row_bytes(columns)), np.uint8)
 
         def work(part: slice) -> None:
-            data[part] = self.encoding.encode(values[part], self.importance)
+            data[part] = self.encoding.encode(values[part], importance)
 
         threads_for(weight)(len(weight), work)
         return data
 
-    def _solve(self, weight: torch.Tensor, found: NestedTensors) -> torch.Tensor:
-        """Bring rows that are rounded to the least error; what every row loses then."""
+    def _solved(
+        self, weight: torch.Tensor, rounded: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], torch.Tensor]:
+        """Bytes, and what every row loses."""
         curvature, panels = self.shared.curvature, self.shared.panels
-        assert curvature is not None
+        if curvature is None:  # nothing to prefer it by
+            infinite = torch.full((len(weight),), torch.inf, dtype=torch.float64)
+            return rounded.copy(), infinite.to(weight.device)
+        if not self.is_solved:
+            return rounded.copy(), self._lost(weight, rounded)
+        found = NestedTensors.of(self.encoding.on_nested(rounded, weight.shape[1]), weight.device)
         errors = round_columns(weight, found, curvature, panels)
         for _ in range(self.passes):
             descend(weight, found, errors, curvature, panels)
-        return self.shared.lost(errors)
+        return self.encoding.of_nested(found.to_rows()), self.shared.lost(errors)

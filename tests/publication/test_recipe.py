@@ -198,6 +198,7 @@ context = 64
 seed = 3
 dtype = "f32"
 all_experts = true
+fisher = true
 max_vram = "20G"
 max_ram = 1000
 [calibration.language_weights]

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 from zenconvert.base.machine import AUTO, take_device
 from zenconvert.base.notes import make_folder
 from zenconvert.base.progress import Progress, silent
+from zenconvert.calib.back_plan import EMBEDDING
 from zenconvert.calib.feeding import Consumer, feed
 from zenconvert.calib.methods import METHODS
 from zenconvert.calib.solvers.solution import ModuleReport
@@ -45,9 +46,10 @@ from zenconvert.solve.solving import (
     finished,
     identity,
     open_solving,
+    solve_embedding,
     walk_settings,
 )
-from zenconvert.solve.store import SolvedStore
+from zenconvert.solve.store import Part, SolvedStore
 from zenconvert.solve.variants import Variant, check_names, grids_of
 from zenconvert.texts.coverage import ExpertCoverage, LanguageCoverage
 
@@ -76,7 +78,7 @@ class Gathered:
     """None for a model without experts."""
     solved: Mapping[str, Path] = field(default_factory=dict)
     """Name of a variant that was solved for → folder of its layers."""
-    parts: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    parts: Mapping[str, tuple[Part, ...]] = field(default_factory=dict)
     """The same name → the layers in it, and None where the head is."""
     modules: Mapping[str, Mapping[str, ModuleReport]] = field(default_factory=dict)
     """Name of such a variant → neutral weight name → how it was quantized."""
@@ -200,7 +202,8 @@ class _Gathering:
         grids = grids_of(variant.plan(self.checkpoint, importance, threads=1))
         if not grids:
             return
-        job = SolveJob(self.checkpoint, grids, solver, self.device)
+        fisher = self.calibrating.fisher
+        job = SolveJob(self.checkpoint, grids, solver, self.device, fisher=fisher)
         settings = walk_settings(self.calibrating, self.device, solver)
         facts = json.dumps(identity(job, self.selection, settings), sort_keys=True)
         digest = hashlib.sha256(facts.encode()).hexdigest()[:12]
@@ -214,6 +217,9 @@ class _Gathering:
         for solve in solves if self.calibrating.sequential else []:
             with self.failing(*(variant.name for variant in solve.variants)):
                 self._walk_alone(solve, stage)
+        for solve in solves:
+            with self.failing(*(variant.name for variant in solve.variants)):
+                self._solve_embedding(solve)
         for left in (self.folder / _WALK, workspace_of(self.statistics)):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -229,7 +235,9 @@ class _Gathering:
             consumers: list[Consumer] = [*apart]
             if not written:
                 self.run.check_disk(self.statistics, None)
-                consumers.append(enter(self.run.writing(self.statistics))[0])
+                writer, own = enter(self.run.writing(self.statistics))
+                consumers.append(writer)
+                self.run.walk_back(writer, own, lambda at: stage(at.stage, at.layer, at.layers))
             try:
                 self._feed(consumers, workspace, stage, moments=bool(solves))
             except NotEnoughResources as error:
@@ -265,6 +273,13 @@ class _Gathering:
                 workspace=solving.workspace,
             )
 
+    def _solve_embedding(self, solve: _Solve) -> None:
+        """What no walk forward brings."""
+        with self._open(solve, silent) as solving:
+            if solve.job.embedding is not None and not solving.store.has(EMBEDDING):
+                fisher = open_statistics(self.statistics).fisher()
+                solve_embedding(solve.job, fisher, self.run.reference, solving.store)
+
     def _open(self, solve: _Solve, stage: Progress) -> AbstractContextManager[Solving]:
         """Who takes the parts of a walk for a solve."""
         return open_solving(solve.job, self.selection, solve.settings, solve.folder, stage)
@@ -272,7 +287,7 @@ class _Gathering:
     def result(self, imatrix: Path | None) -> Gathered:
         """What there is now."""
         solved: dict[str, Path] = {}
-        parts: dict[str, tuple[int | None, ...]] = {}
+        parts: dict[str, tuple[Part, ...]] = {}
         modules: dict[str, Mapping[str, ModuleReport]] = {}
         for solve in self.solves.values():
             for variant in solve.variants:

@@ -61,7 +61,7 @@ def calibrate(
             **sampling.values,
             max_disk=parse_size(max_disk) if max_disk is not None else None,
             announce=None if as_json else lambda count: _announce(out, count),
-            progress=lambda at: progress("calibrating", at.done * at.layers, at.layers),
+            progress=lambda at: progress(at.stage, at.done * at.layers, at.layers),
             **given,
         )
     if as_json:

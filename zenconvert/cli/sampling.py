@@ -44,6 +44,9 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--all-experts", is_flag=True, help="Statistics of every expert over all tokens."
         ),
+        click.option(
+            "--fisher", is_flag=True, help="Walk back, too: how much the embedding's errors cost."
+        ),
         click.option("--max-vram", metavar="SIZE", help="Device memory to use, e.g. 20G."),
         click.option("--max-ram", metavar="SIZE", help="Main memory to use."),
     ]
@@ -78,6 +81,7 @@ def take_sampling(given: dict[str, Any]) -> Sampling:
         "seed": given.pop("seed"),
         "dtype": given.pop("dtype"),
         "all_experts": given.pop("all_experts") or None,
+        "fisher": given.pop("fisher") or None,
         "max_vram": _size(given.pop("max_vram")),
         "max_ram": _size(given.pop("max_ram")),
     }

@@ -59,6 +59,7 @@ TABLES: Final[Mapping[str, Mapping[str, v.Check]]] = {
         "device": v.text,
         "dtype": v.one_of("f32", "bf16", "f16"),
         "all_experts": v.flag,
+        "fisher": v.flag,
         "max_vram": v.size,
         "max_ram": v.size,
     },
@@ -99,7 +100,7 @@ VARIANT: Final[Mapping[str, v.Check]] = {
 }
 _CALIBRATING: Final = (
     "samples", "languages", "language_weights", "tokens_per_language", "context", "seed", "dtype",
-    "all_experts", "max_vram", "max_ram",
+    "all_experts", "fisher", "max_vram", "max_ram",
 )  # fmt: skip
 _OPTIONS: Final = (
     "tensor_types", "output_type", "embedding_type", "pre_tokenizer", "layout", "pure",

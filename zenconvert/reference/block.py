@@ -83,15 +83,24 @@ class Block:
 
         ``beside``: what the layer is given beside, and what it computes for others.
         """
-        beside = beside or Beside()
         with torch.inference_mode():
-            padding = self._padding = Padding(lengths, states.device)
-            inputs = None if beside.inputs is None else padding.pad(beside.inputs)
-            handed = beside.read(self.number, padding)
-            padded = padding.pad(states)
-            output = self.skeleton.run(self.number, self.layer, padded, inputs, handed)
-            beside.write(self.number, padding, handed)
-            return self.rows(output)
+            return self._forward(states, lengths, beside or Beside())
+
+    def traced(self, states: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """As :meth:`forward`, for states that require gradients; weights have none."""
+        with torch.enable_grad():
+            return self._forward(states, lengths, Beside())
+
+    def _forward(
+        self, states: torch.Tensor, lengths: Sequence[int], beside: Beside
+    ) -> torch.Tensor:
+        padding = self._padding = Padding(lengths, states.device)
+        inputs = None if beside.inputs is None else padding.pad(beside.inputs)
+        handed = beside.read(self.number, padding)
+        padded = padding.pad(states)
+        output = self.skeleton.run(self.number, self.layer, padded, inputs, handed)
+        beside.write(self.number, padding, handed)
+        return self.rows(output)
 
     def rows(self, values: torch.Tensor) -> torch.Tensor:
         """Activations [..., columns] as [tokens, columns], without padding."""

@@ -25,6 +25,8 @@ class Head:
         with torch.device("meta"):
             vocab, hidden = weights["weight"].shape
             linear = torch.nn.Linear(hidden, vocab, bias=biased)
+        self.linear = linear
+        """The linear module itself, whose output scales and caps follow."""
         linear.weight = torch.nn.Parameter(weights["weight"], requires_grad=False)
         if biased:
             zeros = weights["weight"].new_zeros(len(weights["weight"]))
@@ -33,9 +35,17 @@ class Head:
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """States [n, hidden] of any float type → float32[n, vocab], on the head's device."""
-        self._states = states.to(device=self.device, dtype=torch.float32)[None]
         with torch.no_grad():
-            output = self._model(inputs_embeds=self._states, use_cache=False, return_dict=True)
+            return self._logits(states)
+
+    def traced(self, states: torch.Tensor) -> torch.Tensor:
+        """The same for states that require gradients; weights have none."""
+        with torch.enable_grad():
+            return self._logits(states)
+
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        self._states = states.to(device=self.device, dtype=torch.float32)[None]
+        output = self._model(inputs_embeds=self._states, use_cache=False, return_dict=True)
         self._states = torch.empty(0)
         logits: torch.Tensor = output.logits[0].float()
         return logits

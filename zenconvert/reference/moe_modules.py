@@ -108,7 +108,8 @@ class SharedOutExperts(torch.nn.ModuleList):
         """[experts · tokens, hidden] → the same."""
         total = torch.zeros_like(states)
         by_expert = states.reshape(len(self), -1, states.shape[-1])
-        for expert, given, output in zip(self, by_expert, total.view_as(by_expert), strict=True):
+        for number, expert in enumerate(self):
+            given, output = by_expert[number], total.view_as(by_expert)[number]
             tokens = given.any(-1).nonzero().squeeze(1)
             if len(tokens):
                 output[tokens] = expert(given[tokens])

@@ -46,13 +46,15 @@ class Passage:
         *,
         place: Place,
         folder: Path,
+        most: int | None = None,
     ) -> None:
-        """``folder`` takes the file of states that are kept on disk."""
+        """``folder`` takes the file of states that are kept on disk. ``most``: padded tokens that
+        go through a block at a time, by default what suits the device."""
         self.reference, self.windows, self.dtype = reference, windows, dtype
         self.batches = make_batches(
             windows,
             languages,
-            most_tokens(reference.device),
+            most or most_tokens(reference.device),
             reference.checkpoint.hyperparameters.length_border,
         )
         hp, tokens = reference.checkpoint.hyperparameters, sum(len(w.ids) for w in windows)
@@ -78,27 +80,39 @@ class Passage:
 
     def embed(self) -> None:
         """Fill the states with what the first layer is given."""
+        self.look_up()
+        self.enter()
+
+    def look_up(self) -> None:
+        """Fill the states with what the embedding gives."""
         ordered = [self.windows[i].ids for batch in self.batches for i in batch.windows]
         for places, values in self.reference.embeddings(np.concatenate(ordered), self.dtype):
             self.states.put(places, values)
         self.inputs.fill(np.concatenate(ordered), self.states)
-        for batch in self.batches:
-            states = self.states.read(batch)
-            padding = Padding(batch.lengths, states.device)
-            with torch.no_grad():
-                entered = self.reference.skeleton.enter(padding.pad(states))
-            self.states.write(batch, padding.rows(entered))
 
-    def block(self, layer: int) -> Block:
+    def enter(self) -> None:
+        """Put what the first layer is given in the place of what the embedding gives."""
+        for batch in self.batches:
+            with torch.no_grad():
+                entered = self.entered(self.states.read(batch), batch)
+            self.states.write(batch, entered)
+
+    def entered(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What the first layer is given where the embedding gives ``states`` of a batch, [tokens,
+        hidden] both."""
+        padding = Padding(batch.lengths, states.device)
+        return padding.rows(self.reference.skeleton.enter(padding.pad(states)))
+
+    def block(self, layer: int, step: int = 1) -> Block:
         """A layer on the device. Whoever asks must have let go of the one before; the weights of
-        the next one are being read when this returns."""
+        the next one, ``step`` layers on, are being read when this returns."""
         begun, self._next = self._next, None
         weights = begun[1] if begun is not None and begun[0] == layer else self._read(layer)
         staged = weights.result()
         del weights, begun
         found = self.reference.loader.finish(staged)
-        if layer + 1 < self.reference.layers:
-            self._next = (layer + 1, self._read(layer + 1))
+        if 0 <= layer + step < self.reference.layers:
+            self._next = (layer + step, self._read(layer + step))
         return self.reference.block(layer, found)
 
     def _read(self, layer: int) -> Future[dict[str, Staged]]:

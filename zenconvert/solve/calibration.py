@@ -34,7 +34,12 @@ from zenconvert.model.meaning import check_explained
 from zenconvert.opening.sources import open_checkpoint
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.reference import Reference
-from zenconvert.solve.calibration_texts import TOKENS_PER_LANGUAGE, Calibrating, window_length
+from zenconvert.solve.calibration_texts import (
+    FISHER_TOKENS,
+    TOKENS_PER_LANGUAGE,
+    Calibrating,
+    window_length,
+)
 from zenconvert.texts.coverage import ExpertCoverage, LanguageCoverage, expert_coverage
 from zenconvert.texts.selection import Selection
 
@@ -82,6 +87,7 @@ def calibrate(
     device: str = AUTO,
     dtype: str | None = None,
     all_experts: bool = False,
+    fisher: bool = False,
     final_states: bool = False,
     imatrix: str | Path | None = None,
     config: str | Path | None = None,
@@ -109,6 +115,8 @@ def calibrate(
         device: torch device of the reference model; ``auto`` is the GPU where torch has one.
         dtype: ``f32``, ``bf16`` or ``f16``; bf16 on CUDA and f32 elsewhere by default.
         all_experts: take statistics of every expert over all tokens.
+        fisher: walk back, too, over at most 2,560 tokens of each language, and keep the Fisher
+            information of outputs and of the embedding.
         final_states: keep the final hidden states of all windows, too.
         imatrix: also write an importance matrix for llama.cpp here.
         config: ``config.json`` of a source that is an ONNX graph without one.
@@ -129,6 +137,10 @@ def calibrate(
     check_places({"the source": source, "--config": config, "--samples": samples}, outputs)
     target = _Outputs.plan(Path(out), imatrix, force=force)
     moments = _needs_moments(purposes)
+    if target.only_imatrix and fisher:
+        raise UsageError(
+            f"{out}: an imatrix (.gguf) has no room for what --fisher finds; give OUT another name"
+        )
     if target.only_imatrix and moments:
         raise UsageError(
             f"{out}: an imatrix (.gguf) has no room for what gptq and awq need; give OUT another "
@@ -140,7 +152,7 @@ def calibrate(
     check_files("OUT", Path(out), target.files, checkpoint.stamps)
     calibrating = Calibrating(
         samples, languages, language_weights, tokens_per_language, context, seed, dtype,
-        all_experts, max_vram=max_vram, max_ram=max_ram, ignored_keys=ignored_keys,
+        all_experts, fisher, max_vram=max_vram, max_ram=max_ram, ignored_keys=ignored_keys,
     )  # fmt: skip
     selection = calibrating.selection(checkpoint)
     settings = calibrating.settings(device, moments=moments)
@@ -168,8 +180,10 @@ def statistics_run(
     settings: WalkSettings,
     *,
     final_states: bool = False,
+    inputs: bool = True,
 ) -> StatisticsRun:
-    """Everything about the statistics file of some texts."""
+    """Everything about the statistics file of some texts; without ``inputs``, of a walk back
+    alone."""
     from zenconvert.calib.statistics_file import StatisticsRun
 
     check_explained(checkpoint, calibrating.ignored_keys)
@@ -179,7 +193,15 @@ def statistics_run(
         "windows": len(selection.windows),
     }
     reference = Reference(checkpoint, logical_rows, device=settings.device)
-    return StatisticsRun(reference, selection, settings, final_states=final_states, facts=facts)
+    return StatisticsRun(
+        reference,
+        selection,
+        settings,
+        final_states=final_states,
+        fisher_tokens=FISHER_TOKENS if calibrating.fisher else None,
+        inputs=inputs,
+        facts=facts,
+    )
 
 
 def _needs_moments(purposes: Sequence[str]) -> bool:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CONTEXT: Final = 2048
 """Longest window by default, where the model takes that much."""
 TOKENS_PER_LANGUAGE: Final = 25_600
+FISHER_TOKENS: Final = 2_560
+"""Most tokens of each language that a walk back takes."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Calibrating:
     seed: int = 0
     dtype: str | None = None
     all_experts: bool = False
+    fisher: bool = False
+    """Walk back, too: by their gradients the embedding is quantized."""
     sequential: bool = False
     """Every module sees what the quantized modules before it put out."""
     max_vram: int | None = None

@@ -112,7 +112,7 @@ class Knowledge:
                     source,
                     gathered,
                     **arguments,
-                    progress=lambda at: stage("calibrating", at.layer, at.layers),
+                    progress=lambda at: stage(at.stage, at.layer, at.layers),
                 )
                 keep(gathered)
             yield measured_importance(gathered, checkpoint)

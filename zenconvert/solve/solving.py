@@ -15,23 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 from zenconvert.base.progress import Progress
 from zenconvert.base.scratch import remove_scratch
+from zenconvert.calib.back_plan import EMBEDDING
 from zenconvert.calib.methods import METHODS
 from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.errors import ConversionFailed, several
 from zenconvert.model.checkpoint import Checkpoint
-from zenconvert.model.encoding import F32
+from zenconvert.model.encoding import F32, Encoding
 from zenconvert.model.layout import Grid
 from zenconvert.model.target import Solver
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.fingerprint import fingerprint
 from zenconvert.reference.inputs import HEAD
 from zenconvert.solve.calibration_texts import Calibrating
-from zenconvert.solve.store import LayerSolution, SolvedStore
+from zenconvert.solve.store import LayerSolution, Part, SolvedStore
 from zenconvert.version import __version__
 
 if TYPE_CHECKING:
     from zenconvert.calib.layer import LayerStatistics
     from zenconvert.calib.layer_solver import Found, LayerSolver
+    from zenconvert.calib.statistics import RowFisher
     from zenconvert.calib.statistics_reader import Statistics
     from zenconvert.calib.walk import Sequential, WalkSettings
     from zenconvert.calib.workspace import Workspace
@@ -50,6 +52,8 @@ class SolveJob:
     device: str = "cpu"
     largest_error: float | None = None
     """Weighted relative error above which a module is a failure."""
+    fisher: bool = False
+    """A walk back says what errors of the embedding cost."""
 
     @property
     def layers(self) -> int:
@@ -57,10 +61,19 @@ class SolveJob:
         return self.checkpoint.hyperparameters.layers
 
     @property
-    def parts(self) -> tuple[int | None, ...]:
-        """What is solved for: the number of every layer, and None for the output head."""
+    def parts(self) -> tuple[Part, ...]:
+        """What is solved for: the embedding, the number of every layer, and None for the output
+        head."""
         head = METHODS[self.solver].solves_head and f"{HEAD}.weight" in self.grids
-        return (*range(self.layers), *((None,) if head else ()))
+        embedding = (EMBEDDING,) * (self.embedding is not None)
+        return (*embedding, *range(self.layers), *((None,) if head else ()))
+
+    @property
+    def embedding(self) -> Encoding | None:
+        """What the embedding is stored in; None where it is not solved for."""
+        grid = self.grids.get(f"{EMBEDDING}.weight")
+        solves = self.fisher and METHODS[self.solver].solves_head
+        return grid if solves and isinstance(grid, Encoding) else None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -74,6 +87,8 @@ class SolveJob:
         }
 
     def _is_solved(self, name: str) -> bool:
+        if name == f"{EMBEDDING}.weight":
+            return self.embedding is not None
         return name.startswith("layers.") or (name == f"{HEAD}.weight" and None in self.parts)
 
     def layer_solver(self) -> LayerSolver:
@@ -102,14 +117,47 @@ def solved(
         selection = source.selection(job.checkpoint)
         settings = walk_settings(source, job.device, job.solver)
         with open_solving(job, selection, settings, folder, stage) as solving:
+            if job.embedding is not None and not solving.store.has(EMBEDDING):
+                fisher = _walked_back(job, source, selection, folder, stage)
+                solve_embedding(job, fisher, reference, solving.store)
             feed([solving], reference, selection, settings, workspace=solving.workspace)
             yield finished(job, solving.store)
     else:
-        with open_workspace(folder, {**job.facts, "statistics": source.facts["samples"]}):
+        facts = {name: source.facts.get(name) for name in ("samples", "fisher")}
+        with open_workspace(folder, {**job.facts, "statistics": facts}):
             store = SolvedStore(folder)
             _read(job, source, reference, store, stage)
             yield finished(job, store)
     remove_scratch(folder)
+
+
+def _walked_back(
+    job: SolveJob, calibrating: Calibrating, selection: Selection, folder: Path, stage: Progress
+) -> RowFisher:
+    """What a walk back over the texts says of the embedding; its file stays in ``folder``."""
+    from zenconvert.calib.statistics_reader import open_statistics
+    from zenconvert.solve.calibration import statistics_run
+
+    settings = calibrating.settings(job.device, moments=False)
+    run = statistics_run(job.checkpoint, calibrating, selection, settings, inputs=False)
+    out = folder / "fisher.stats"
+    if not run.is_written(out):
+        run.check_disk(out, None)
+        run.run(out, progress=lambda at: stage(at.stage, at.layers - at.layer, at.layers))
+    return open_statistics(out).fisher()
+
+
+def solve_embedding(
+    job: SolveJob, fisher: RowFisher, reference: Reference, store: SolvedStore
+) -> None:
+    """Solve for the embedding, and keep it. Raises InvalidInput for numbers its encoding cannot
+    hold."""
+    from zenconvert.calib.solvers.embedding import embedding_rows
+
+    assert job.embedding is not None
+    name = f"{EMBEDDING}.weight"
+    weight = reference.load(name).to(reference.device)
+    store.put(EMBEDDING, LayerSolution({name: embedding_rows(weight, job.embedding, fisher)}))
 
 
 def walk_settings(calibrating: Calibrating, device: str, solver: Solver) -> WalkSettings:
@@ -145,7 +193,9 @@ def _read(
     from zenconvert.calib.layer_solver import FileLayer
 
     for number, layer in enumerate(job.parts, 1):
-        if not store.has(layer):
+        if isinstance(layer, str) and not store.has(layer):
+            solve_embedding(job, statistics.fisher(), reference, store)
+        elif not isinstance(layer, str) and not store.has(layer):
             found = job.layer_solver().add(FileLayer(layer, statistics, reference))
             store.put(layer, _solution(job, found))
         stage(job.solver, number, len(job.parts))

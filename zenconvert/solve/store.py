@@ -5,7 +5,8 @@ within their bounds, and so where every byte of the output goes, is known only a
 layer is kept in a file of its own as soon as it is solved: a killed run goes on after the last one,
 and the finished set lies over the source as a checkpoint that any format can be written from.
 
-``layer-00012.safetensors`` (``head.safetensors`` for the output head) holds the pieces of every
+``layer-00012.safetensors`` (``head.safetensors`` for the output head, ``embed.safetensors`` for the
+embedding) holds the pieces of every
 grouped weight, packed as GPTQ version 2 does (which can hold any grid of ours), the rows of those
 that an encoding of its own stores, and the other tensors that the solver changed.
 """
@@ -37,6 +38,9 @@ _CODEC: Final = GptqCodec("as_is")
 _FACTS: Final = "solved"
 _ROWS: Final = "rows"
 
+Part = int | str | None
+"""The number of a layer, None for the output head, or ``embed``."""
+
 
 @dataclass(frozen=True)
 class LayerSolution:
@@ -60,12 +64,11 @@ class SolvedStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def has(self, layer: int | None) -> bool:
-        """Whether a layer, or with None the output head, is solved and on the disk as it was
-        written."""
+    def has(self, layer: Part) -> bool:
+        """Whether a part is solved and on the disk as it was written."""
         return is_kept(self._path(layer))
 
-    def put(self, layer: int | None, solution: LayerSolution) -> None:
+    def put(self, layer: Part, solution: LayerSolution) -> None:
         """Keep a layer. Raises as ``new_file``."""
         arrays: list[tuple[str, Dense, NDArray[Any]]] = []
         facts: dict[str, Any] = {}
@@ -86,7 +89,7 @@ class SolvedStore:
                 file.write(np.ascontiguousarray(array, dtype=dtype.numpy).view(np.uint8).data)
         keep(self._path(layer))
 
-    def reports(self, layers: Iterable[int | None]) -> dict[str, ModuleReport]:
+    def reports(self, layers: Iterable[Part]) -> dict[str, ModuleReport]:
         """Neutral weight name → how it was quantized, layer by layer."""
         return {
             name: ModuleReport(**{**fact["report"], "notes": tuple(fact["report"]["notes"])})
@@ -94,7 +97,7 @@ class SolvedStore:
             for name, fact in _facts(self._read(layer)).items()
         }
 
-    def over(self, checkpoint: Checkpoint, layers: Iterable[int | None]) -> Checkpoint:
+    def over(self, checkpoint: Checkpoint, layers: Iterable[Part]) -> Checkpoint:
         """The checkpoint with the solved tensors in place of its own."""
         tensors, kept, files = dict(checkpoint.tensors), set(), list(checkpoint.files)
         methods: set[str] = set()
@@ -112,16 +115,16 @@ class SolvedStore:
                 if name in tensors:
                     stored = StoredTensor(entry.path, entry.offset, tensors[name].stored.name)
                     tensors[name] = Tensor(name, entry.shape, Dense(entry.dtype), stored)
-        solver = max(methods - {"rtn", "keep"}, default=None)
+        solver = "+".join(sorted(methods - {"rtn", "keep"}, reverse=True)) or None
         return replace(
             checkpoint, tensors=tensors, kept=frozenset(kept), files=tuple(files), solver=solver
         )
 
-    def _path(self, layer: int | None) -> Path:
-        name = "head" if layer is None else f"layer-{layer:05d}"
+    def _path(self, layer: Part) -> Path:
+        name = f"layer-{layer:05d}" if isinstance(layer, int) else layer or "head"
         return self.folder / f"{name}.safetensors"
 
-    def _read(self, layer: int | None) -> SafetensorsFile:
+    def _read(self, layer: Part) -> SafetensorsFile:
         return safetensors_container.read(self._path(layer))
 
 

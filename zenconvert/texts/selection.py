@@ -47,6 +47,21 @@ class Selection:
         """What a token of every language counts, float64[languages]; 1 on average."""
         return token_weights(self.weights, self.tokens)
 
+    def drawn(self, tokens: int, seed: int) -> Selection:
+        """At most so many tokens of every language, from windows drawn by a seed; the last one is
+        cut to fit. They stand in the order that they have here."""
+        chosen: list[tuple[int, Window]] = []
+        coverage = []
+        for part in self.coverage:
+            own = [n for n, w in enumerate(self.windows) if w.language == part.language]
+            random.Random(f"{seed}:{part.language}").shuffle(own)
+            read = list(zip(own, _fit([self.windows[n] for n in own], tokens), strict=False))
+            count = sum(len(window.ids) for _, window in read)
+            coverage.append(replace(part, tokens=count, windows=len(read)))
+            chosen += read
+        windows = tuple(window for _, window in sorted(chosen, key=lambda pair: pair[0]))
+        return replace(self, windows=windows, coverage=tuple(coverage))
+
     @property
     def digest(self) -> str:
         """SHA-256 of the token ids, languages and weights."""
