@@ -33,6 +33,8 @@ class RowFisher:
     """Of all languages."""
     dropped: int
     """Tokens of these whose gradients were not finite somewhere, and count as zeros there."""
+    head: torch.Tensor | None = None
+    """The part of ``moments`` that comes of a head that is tied to the embedding."""
 
     def importance(self) -> NDArray[np.float32]:
         """The diagonal, float32[columns], 1 on average; zeros where it is not finite, ones where

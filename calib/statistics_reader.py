@@ -142,15 +142,21 @@ class Statistics:
             raise UsageError(f"{self.path}: holds no Fisher information; calibrate with --fisher")
         tokens, dropped = self._tokens_back(), 0
         names = [name for name in ("fisher.embed", "fisher.head") if name in self._names]
-        packed: NDArray[np.float64] = np.sum([self._read(n) for n in names], axis=0, dtype=float)
+        parts = [self._read(name).astype(np.float64) for name in names]
+        if len({part.shape for part in parts}) > 1:
+            raise CorruptFile(f"{self.path}: the Fisher information of embedding and head differ")
+        packed: NDArray[np.float64] = np.sum(parts, axis=0)
         for name in sorted(name for name in self._names if name.endswith(".dropped")):
             dropped = max(dropped, int(self._read(name).sum()))
         size = int(np.sqrt(2 * np.size(packed)))
         if np.shape(packed) != (size * (size + 1) // 2,) or not np.isfinite(packed).all():
             raise CorruptFile(f"{self.path}: the Fisher information of the embedding is damaged")
         weight = float(token_weights(self.weights, tokens) @ tokens)
-        full = unpack((packed / weight).astype(np.float32), size)
-        return RowFisher(torch.from_numpy(full), int(tokens.sum()), dropped)
+        whole, *head = (
+            torch.from_numpy(unpack((part / weight).astype(np.float32), size))
+            for part in (packed, *parts[1:])
+        )
+        return RowFisher(whole, int(tokens.sum()), dropped, head[0] if head else None)
 
     def gradients(self, module: str) -> NDArray[np.float32]:
         """Language-weighted mean of g² at the outputs of a linear module, float32[outputs], over
