@@ -150,8 +150,8 @@ class _Work:
         """Bytes of some rows; errors of them, of rounding and of zeros; how many are rounded."""
         rounded = self._rounded(weight, self.importance)
         usual = self._rounded(weight, None) if self.plain else rounded
-        theirs = self._lost(weight, usual)
-        data, ours = self._solved(weight, rounded)
+        data, ours, before = self._solved(weight, rounded)
+        theirs = self._lost(weight, usual) if self.plain or before is None else before
         worse = ~(ours <= theirs)
         taken = worse.cpu().numpy()
         data[taken] = usual[taken]
@@ -178,16 +178,17 @@ class _Work:
 
     def _solved(
         self, weight: torch.Tensor, rounded: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.uint8], torch.Tensor]:
-        """Bytes, and what every row loses."""
+    ) -> tuple[NDArray[np.uint8], torch.Tensor, torch.Tensor | None]:
+        """Bytes, what every row loses, and what it lost as it was rounded, where that is known."""
         curvature, panels = self.shared.curvature, self.shared.panels
         if curvature is None:  # nothing to prefer it by
             infinite = torch.full((len(weight),), torch.inf, dtype=torch.float64)
-            return rounded.copy(), infinite.to(weight.device)
+            return rounded.copy(), infinite.to(weight.device), None
         if not self.is_solved:
-            return rounded.copy(), self._lost(weight, rounded)
+            return rounded.copy(), self._lost(weight, rounded), None
         found = NestedTensors.of(self.encoding.on_nested(rounded, weight.shape[1]), weight.device)
+        before = self.shared.lost(weight - found.dequantize())
         errors = round_columns(weight, found, curvature, panels)
         for _ in range(self.passes):
             descend(weight, found, errors, curvature, panels)
-        return self.encoding.of_nested(found.to_rows()), self.shared.lost(errors)
+        return self.encoding.of_nested(found.to_rows()), self.shared.lost(errors), before
