@@ -210,6 +210,8 @@ class TokenizerFiles:
         padding = (self.definition or {}).get("padding")
         if isinstance(padding, Mapping):
             texts.setdefault("pad", padding.get("pad_token"))
+        if self.definition is None and self.pieces is not None:
+            texts.pop("unk", None)  # a piece has a type that says it
         found = {role: ids.get(token_text(text) or "") for role, text in texts.items()}
         return {role: number for role, number in found.items() if number is not None}
 
