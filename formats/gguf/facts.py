@@ -156,10 +156,11 @@ def _implied(checkpoint: Checkpoint) -> Iterator[Fact]:
     architecture, hp = checkpoint.architecture, checkpoint.hyperparameters
     family = architecture.in_gguf
     rows = {key.size: key.name for key in family.keys if not key.unread}
+    zeros = {key.size for key in family.keys if key.or_zero}
     for size in _COMPUTED:
         value, implied = hp.number(size), family.implied_number(size, hp)
         name = architecture.key(size)
-        if size in rows and value is not None:
+        if size in rows and (value is not None or size in zeros):
             yield Fact(name, value, f"{architecture.gguf}.{rows[size]}")
         elif value != implied:
             why = f"llama.cpp computes {architecture.gguf} models with {implied or 'none'}"

@@ -255,10 +255,14 @@ def _read_sizes(architecture: Architecture, keys: KeyReader) -> dict[str, float]
             found[size] = read(key.name)
         if key.or_zero and not found.get(size) and not _has_default(architecture, size):
             found.pop(size, None)
+        elif found.get(size) == 0 and key.type == "f32":
+            number = family.of_zero(size)
+            found = {k: v for k, v in {**found, size: number}.items() if v is not None}
     if (whole := found.pop("key_dim", None)) is not None:
         found["plain_dim"] = max(whole - found["head_dim"], 0)
+    zeros = {key.size for key in family.keys if key.or_zero and keys.has(key.name)}
     for size, value in family.implied.items():
-        if size not in found and not isinstance(value, str):
+        if size not in found and size not in zeros and not isinstance(value, str):
             found[size] = value
     if not architecture.experts and not found.get("experts"):  # 0 of them, as some files say
         found = {size: value for size, value in found.items() if not size.startswith("expert")}
@@ -300,7 +304,8 @@ def _layers(architecture: Architecture, keys: KeyReader) -> dict[str, Any]:
         return {} if usual else {"layer_types": layer_types(layers, period)}
     if pattern[0] == "arr:bool" and len(pattern[1]) >= layers:
         return {"layer_types": [SLIDES if s else FULL for s in list(pattern[1])[:layers]]}
-    return {"layer_types": layer_types(layers, keys.integer(PATTERN_KEY) or 1)}
+    told = keys.integer(PATTERN_KEY)
+    return {"layer_types": layer_types(layers, told) if told else [SLIDES] * layers}
 
 
 def _rotary_share(
@@ -391,4 +396,6 @@ def strange_keys(
             continue
         if key not in same or value != same[key]:
             strange[full] = value
-    return strange
+    flags = [row.name for row in architecture.in_gguf.keys if row.constant is True]
+    absent = {f"{keys.prefix}{flag}": False for flag in flags if not keys.has(flag)}
+    return strange | absent  # which llama.cpp takes for false

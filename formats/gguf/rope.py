@@ -211,7 +211,9 @@ def scaling_from_keys(
     strange: dict[str, Any] = {}
     whole = kind == "linear" and factor == 1
     known = {"none", *({"linear", "yarn"} & family.scalings)}
-    if kind not in known and not whole:
+    # layers that slide are scaled by the factor all the same
+    half = kind == "none" and factor != 1 and family.window_period > 0
+    if (kind not in known and not whole) or half:
         strange[f"{keys.prefix}rope.scaling.type"] = kind
     if kind != "yarn" and share != 1:
         strange[f"{keys.prefix}rope.scaling.attn_factor"] = share

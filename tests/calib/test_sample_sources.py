@@ -219,6 +219,31 @@ def test_arrays_of_rows(tmp_path: Path) -> None:
     assert [s.content for s in load_samples(tmp_path / "lines.json")] == [s.content for s in found]
 
 
+@pytest.mark.parametrize(
+    "history",
+    [
+        [["Hi", "Hello"], ["And?", "Fine."]],
+        [
+            {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"},
+            {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Fine."},
+        ],
+    ],
+    ids=["pairs", "objects"],
+)  # fmt: skip
+def test_turns_before_a_question(history: list[Any], tmp_path: Path) -> None:
+    rows = [{**ALPACA, "history": history, "system": "Be short."}, {**ALPACA, "history": []}]
+    rows.append({**SHARED, "system": "Be short."})
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    long, short, shared = load_samples(tmp_path / "a.jsonl")
+    assert [m.content for m in long.messages or ()] == [
+        "Be short.", "Hi", "Hello", "And?", "Fine.", "Name a colour.", "Blue.",
+    ]  # fmt: skip
+    roles = [m.role for m in long.messages or ()]
+    assert roles == ["system", *["user", "assistant"] * 3]
+    assert short.content == "Name a colour.\nBlue."
+    assert shared.content == "Be short.\nHi\nHello"
+
+
 def test_other_suffixes_of_the_same_kinds(tmp_path: Path) -> None:
     for suffix in ("jsonlines", "ldjson", "jl"):
         (tmp_path / f"a.{suffix}").write_text('{"text": "One."}\n{"text": "Two."}')
@@ -253,6 +278,12 @@ def test_tables(tmp_path: Path) -> None:
         ("a.json", "[1, 2]", CorruptFile, r"a\.json:1: expected a JSON object"),
         ("a.json", "{", CorruptFile, "neither a JSON array nor JSON lines"),
         ("a.json", '[{"body": "x"}]', CorruptFile, r"expected either 'text' or 'messages'"),
+        (
+            "a.json",
+            '[{"instruction": "x", "output": "y", "history": [["Hi"]]}]',
+            CorruptFile,
+            r"'history' must be a list of pairs",
+        ),
         ("a.csv", "body\nx\n", CorruptFile, r"expected a column 'text'"),
         ("a.jsonl", '{"text": ' + "7" * 5000 + "}", CorruptFile, r"a\.jsonl:1"),
         ("a.txt", '{"text": "x"}\n{"text": "y"}', UsageError, r"name it \.jsonl"),

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from transformers import GenerationConfig
 
+from tests import tokenizers_for_tests
 from tests.differential import runs
 from tests.differential.test_gguf_keys import changed
-from tests.families import FAMILIES
+from tests.families import FAMILIES, one_period
 from zenconvert import convert, plan
 from zenconvert.errors import PlanError
 from zenconvert.formats.gguf import container
@@ -222,16 +223,67 @@ def with_keys(made: Made, name: str, tmp_path: Path, **keys: KeyValue | None) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [("glm4", "rope__dimension_count"), ("cohere", "logit_scale")]
+    ("name", "key", "value"),
+    [
+        ("glm4", "rope__dimension_count", None),
+        ("cohere", "logit_scale", None),
+        ("cohere2", "logit_scale", ("f32", 0.0)),
+        ("gemma3", "final_logit_softcapping", ("f32", 0.0)),
+        ("granite", "attention__scale", ("f32", 0.0)),
+        ("granite", "embedding_scale", ("f32", 0.0)),
+        ("granite", "residual_scale", ("f32", 0.0)),
+        ("glm4_moe", "expert_weights_scale", ("f32", 0.0)),
+        ("gpt_oss", "attention__sliding_window_pattern", ("u32", 0)),
+    ],
 )
 def test_keys_without_which_a_silent_config_computes_otherwise(
-    name: str, key: str, made: Made, tmp_path: Path
+    name: str, key: str, value: KeyValue | None, made: Made, tmp_path: Path
 ) -> None:
-    """llama.cpp rotates all of a head and scales no logits; GLM-4's and Command R's configs do."""
-    odd = with_keys(made, name, tmp_path, **{key: None})
+    """llama.cpp rotates all of a head and scales no logits; GLM-4's and Command R's configs do. It
+    computes without a factor or a cap of 0, and every layer slides in patterns of 0."""
+    odd = with_keys(made, name, tmp_path, **{key: value})
     expected = runs.in_llamacpp(odd, TEXT)
     convert(odd, tmp_path / "back", "hf:f32")
-    assert_same(runs.in_transformers(tmp_path / "back", TEXT), expected)
+    found = runs.in_transformers(tmp_path / "back", TEXT)
+    assert np.abs(found - expected).max() < FAMILIES[name].llamacpp * expected.std()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "told"),
+    [
+        ("gpt_oss", "rope__scaling__type", ("str", "none"), r"rope\.scaling\.type is 'none'"),
+        ("glm4_moe", "expert_weights_norm", None, r"expert_weights_norm is False"),
+    ],
+)
+def test_what_no_config_says_is_refused(
+    name: str, key: str, value: KeyValue | None, told: str, made: Made, tmp_path: Path
+) -> None:
+    """Layers that slide go by a factor that the others leave away; experts are not weighed without
+    a flag that says so."""
+    odd = with_keys(made, name, tmp_path, **{key: value})
+    with pytest.raises(PlanError, match=told):
+        plan(odd, "hf:f32")
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_a_cap_of_logits_that_llamacpp_has_without_a_key(cap: float | None, tmp_path: Path) -> None:
+    """Gemma 4's graph caps at 30 where a file is silent; its configs cap nothing then."""
+    (tmp_path / "tokenizer").mkdir()
+    size = tokenizers_for_tests.gemma4(tmp_path / "tokenizer")
+    config = {**one_period(FAMILIES["gemma4"].config), "final_logit_softcapping": cap}
+    config |= {"vocab_size": size, "vocab_size_per_layer_input": size}
+    source = runs.write_model(tmp_path / "source", config, tmp_path / "tokenizer", 3)
+    convert(source, tmp_path / "m.gguf", "gguf:f32")
+    expected = runs.in_transformers(source, TEXT)
+    found = runs.in_llamacpp(tmp_path / "m.gguf", TEXT)
+    assert np.abs(found - expected).max() < 0.01 * expected.std()
+    silent: dict[str, KeyValue | None] = {"gemma4.final_logit_softcapping": None}
+    odd = changed(tmp_path / "m.gguf", tmp_path / "odd.gguf", silent)
+    for file in (tmp_path / "m.gguf", odd):
+        convert(file, tmp_path / f"{file.stem}-back", "hf:f32")
+        found = runs.in_transformers(tmp_path / f"{file.stem}-back", TEXT)
+        expected = runs.in_llamacpp(file, TEXT)
+        assert np.abs(found - expected).max() < 0.01 * expected.std()
 
 
 def test_scalings_that_a_family_of_configs_has_not(made: Made, tmp_path: Path) -> None:

@@ -9,6 +9,10 @@ from typing import Any, Final, Literal, cast
 from zenconvert.model.architecture_table import OTHER, UNREAD, ZERO
 from zenconvert.model.hyperparameters import Hyperparameters
 
+_FACTORS: Final = frozenset(
+    {"embedding_factor", "residual_factor", "logit_factor", "routed_factor"}
+)
+"""Sizes that are multiplied by, unless they are 0."""
 _SEVENTY: Final = 80
 """Layers of a model of 70 billion parameters, for llama.cpp."""
 
@@ -114,6 +118,11 @@ class GgufFamily:
             return float(hp.hidden // hp.heads)
         found = self.implied.get(size)
         return hp.number(found) if isinstance(found, str) else found
+
+    def of_zero(self, size: str) -> float | None:
+        """What llama.cpp computes with for a size that a file says is 0; None for without it."""
+        none = size == "score_scale" or (size == "logit_softcap" and size not in self.implied)
+        return 1.0 if size in _FACTORS else None if none else 0.0
 
 
 def in_gguf(values: Mapping[str, Any]) -> GgufFamily:

@@ -226,14 +226,8 @@ def _as_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
         turns = row[name]
         if not all(isinstance(turn, dict) for turn in turns):
             raise CorruptFile(f"{where}: every turn of {name!r} must be an object")
-        messages = [
-            {
-                "role": _ROLES.get(str(turn.get("from", turn.get("role"))), turn.get("from")),
-                "content": turn.get("value", turn.get("content")),
-            }
-            for turn in turns
-        ]
-        return {**row, "messages": messages}
+        system = row.get("system") if all(_role(turn) != "system" for turn in turns) else None
+        return {**row, "messages": [*_system(system), *map(_message, turns)]}
     for question, answers in _QUESTIONS.items():
         answer = next((key for key in answers if key in row), "")
         if isinstance(row.get(question), list) and isinstance(row.get(answer), list):
@@ -241,11 +235,40 @@ def _as_messages(row: dict[str, Any], where: str) -> dict[str, Any]:
         if isinstance(row.get(question), str) and answer:
             asked = [row[question], row.get("input") if question == "instruction" else None]
             text = "\n\n".join(part for part in asked if isinstance(part, str) and part.strip())
-            system = row.get("system")
-            messages = [{"role": "system", "content": system}] if system else []
-            messages.append({"role": "user", "content": text})
-            return {**row, "messages": [*messages, {"role": "assistant", "content": row[answer]}]}
+            before = [*_system(row.get("system")), *_history(row.get("history"), where)]
+            return {**row, "messages": [*before, *_exchange((text, row[answer]))]}
     return row
+
+
+def _role(turn: Mapping[str, Any]) -> Any:
+    return _ROLES.get(str(turn.get("from", turn.get("role"))), turn.get("from"))
+
+
+def _message(turn: Mapping[str, Any]) -> dict[str, Any]:
+    return {"role": _role(turn), "content": turn.get("value", turn.get("content"))}
+
+
+def _system(text: Any) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": text}] if text else []
+
+
+def _exchange(pair: Sequence[Any]) -> list[dict[str, Any]]:
+    question, answer = pair
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _history(turns: Any, where: str) -> list[dict[str, Any]]:
+    """Messages of the turns before a question: pairs of texts, or objects as ShareGPT has them."""
+    if not turns:
+        return []
+    if isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns):
+        return [_message(turn) for turn in turns]
+    if isinstance(turns, list) and all(isinstance(t, list) and len(t) == 2 for t in turns):
+        return [message for pair in turns for message in _exchange(pair)]
+    raise CorruptFile(
+        f"{where}: 'history' must be a list of pairs of a question and its answer, found "
+        f"{turns!r:.80}"
+    )
 
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:
