@@ -179,7 +179,8 @@ def refined(tensor: Tensor, choice: Choice) -> Tensor:
         return replace(tensor, encoding=decoded([encoding]) if tensor.stored.keys else encoding)
     old, stored, target = tensor.encoding.grouped, tensor.stored, choice.encoding
     if old is None and isinstance(stored, StoredPieces):
-        return _narrowed(tensor, stored)
+        # of a target that rounds whatever they say, they decide nothing
+        return tensor if target.dense is None else _narrowed(tensor, stored)
     if old is None or (new := target.takes(old)) is None:
         return tensor
     plain = replace(old, ordered=old.ordered and choice.columns is None)
