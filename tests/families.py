@@ -295,6 +295,24 @@ FAMILIES: dict[str, Family] = {
         ),
         "deepseek_v3", "deepseek-v3", onnx=False, refusal="no attn.kv_a",
     ),
+    "deepseek_v2": Family(  # llama.cpp tells by the number of layers what queries are made of
+        _sizes(
+            "deepseek_v2", "DeepseekV2ForCausalLM", num_attention_heads=4, num_key_value_heads=4,
+            hidden_size=128, intermediate_size=256, q_lora_rank=None, kv_lora_rank=64,
+            qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=48, num_hidden_layers=26,
+            first_k_dense_replace=24, n_routed_experts=6, num_experts_per_tok=3,
+            n_shared_experts=2, n_group=1, topk_group=1, moe_intermediate_size=64,
+            moe_layer_freq=1, norm_topk_prob=False, scoring_func="softmax", topk_method="greedy",
+            routed_scaling_factor=1.5, rope_theta=10000, ep_size=1, attention_bias=False,
+            attention_dropout=0.0, aux_loss_alpha=0.001, seq_aux=True, pretraining_tp=1,
+            pad_token_id=0,
+            rope_scaling={
+                "beta_fast": 32, "beta_slow": 1, "factor": 8, "mscale": 0.707,
+                "mscale_all_dim": 0.707, "original_max_position_embeddings": 64, "type": "yarn",
+            },
+        ),
+        "deepseek_llm", "deepseek-llm", onnx=False, refusal="no attn.kv_a",
+    ),
     "granite": Family(
         _sizes(
             "granite", "GraniteForCausalLM", attention_bias=False, mlp_bias=False,

@@ -105,7 +105,16 @@ def glm4(folder: Path, vocab: int = 1200) -> int:
 
 def deepseek_v3(folder: Path, vocab: int = 1200) -> int:
     """Byte-level BPE as DeepSeek-V3 has it: three expressions in turn, and BOS before a text."""
-    rule = by_name("deepseek-v3")
+    return _deepseek(folder, vocab, "deepseek-v3")
+
+
+def deepseek_llm(folder: Path, vocab: int = 1200) -> int:
+    """The same with the expressions of DeepSeek-V2, for every digit of its own."""
+    return _deepseek(folder, vocab, "deepseek-llm")
+
+
+def _deepseek(folder: Path, vocab: int, pre: str) -> int:
+    rule = by_name(pre)
     assert rule is not None
     special = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"]
     tokenizer = _byte_level(special, vocab, *rule.steps)
@@ -289,6 +298,7 @@ def gemma4(folder: Path, vocab: int = 1500) -> int:
 
 
 MAKERS = {
+    "deepseek_llm": deepseek_llm,
     "deepseek_v3": deepseek_v3,
     "gemma": gemma,
     "gemma4": gemma4,

@@ -174,6 +174,7 @@ def hf_config(
         **_layers(architecture, keys),
         **linear_of(architecture, keys),
         **_rotary_share(architecture, keys, sizes),
+        **_without(architecture, sizes),
     }
     config |= kinds | keyed(architecture, config, stored) | with_modules(architecture, stored)
     config |= _implied(architecture, config, keys)
@@ -306,6 +307,12 @@ def _layers(architecture: Architecture, keys: KeyReader) -> dict[str, Any]:
         return {"layer_types": [SLIDES if s else FULL for s in list(pattern[1])[:layers]]}
     told = keys.integer(PATTERN_KEY)
     return {"layer_types": layer_types(layers, told) if told else [SLIDES] * layers}
+
+
+def _without(architecture: Architecture, sizes: Mapping[str, float]) -> dict[str, None]:
+    """Sizes that a config has to deny where a file has none, as it has them by default."""
+    denied = (s for s in ("q_rank",) if s in architecture.names and s not in sizes)
+    return {architecture.key(size): None for size in denied}
 
 
 def _rotary_share(
