@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from zenconvert.calib.statistics_layout import Entry, gradient_entries
+from zenconvert.errors import Unsupported
 from zenconvert.model.encoding import DENSE_DTYPES
 from zenconvert.reference.reference import Reference
 from zenconvert.texts.selection import Selection
@@ -35,7 +36,15 @@ class BackPlan:
     def of(
         cls, reference: Reference, selection: Selection, settings: WalkSettings, tokens: int
     ) -> BackPlan:
-        """Over at most so many tokens of every language."""
+        """Over at most so many tokens of every language.
+
+        Raises Unsupported for models whose layers are given more than hidden states.
+        """
+        if reference.beside:
+            raise Unsupported(
+                f"{reference.checkpoint.path}: layers of this model read more than hidden states, "
+                "and no gradients are known for that; leave --fisher out"
+            )
         if (selection.tokens > tokens).any():
             selection = selection.drawn(tokens, SEED)
         return cls(reference, selection, settings)

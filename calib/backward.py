@@ -27,7 +27,6 @@ from zenconvert.calib.layer import DTYPES
 from zenconvert.calib.moments import Moments
 from zenconvert.calib.walk import LayerProgress
 from zenconvert.calib.workspace import Workspace
-from zenconvert.errors import Unsupported
 from zenconvert.reference.batches import Batch, most_tokens
 from zenconvert.reference.head import Head
 from zenconvert.reference.hidden import HiddenStates
@@ -48,16 +47,10 @@ def walk_back(
 ) -> None:
     """Bring the gradients of the head, of every layer and of the embedding to ``taker``.
 
-    Raises Unsupported for models whose layers are given more than hidden states, and as
-    :func:`zenconvert.calib.walk.walk`.
+    Raises as :func:`zenconvert.calib.walk.walk`.
     """
     reference = plan.reference
     take_device(plan.settings.device)
-    if reference.beside:
-        raise Unsupported(
-            f"{reference.checkpoint.path}: layers of this model read more than hidden states, and "
-            "no gradients are known for that; leave --fisher out"
-        )
     if all(map(taker.has, plan.steps)):
         return
     run = _WalkBack(plan, workspace, taker)

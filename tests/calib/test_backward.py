@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tests.calib.test_whole_models import known
 from tests.calib.walking import reference, selection
 from tests.calib.whole_models import by_hand, whole_model
+from tests.families import FAMILIES as OTHERS
 from tests.tiny import raw_model
 from zenconvert.calib import backward
 from zenconvert.calib.back_plan import BackPlan
@@ -22,7 +23,7 @@ from zenconvert.calib.statistics_file import StatisticsRun
 from zenconvert.calib.statistics_reader import open_statistics
 from zenconvert.calib.walk import WalkSettings
 from zenconvert.calib.workspace import open_workspace
-from zenconvert.errors import UsageError
+from zenconvert.errors import Unsupported, UsageError
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.reference.reference import Reference
 from zenconvert.texts.coverage import language_coverage
@@ -223,6 +224,12 @@ def test_gradients_that_are_not_finite_count_as_zeros(
     assert bool(fisher.moments.isfinite().all())
     assert fisher.dropped == 2 * 3  # the first two tokens of one batch of every language
     assert all(np.isfinite(found.gradients(m)).all() for m in ("head", "layers.2.ffn.down"))
+
+
+def test_layers_that_read_more_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    folder = raw_model(tmp_path / "model", OTHERS["gemma4_e2b"].config)
+    with pytest.raises(Unsupported, match="--fisher"):
+        BackPlan.of(reference(folder), selection(), WalkSettings(), 64)
 
 
 def test_labels_are_drawn_from_the_distribution() -> None:
