@@ -20,10 +20,13 @@ from tests.families import FAMILIES
 from tests.fp8_folders import make_fp8
 from tests.oracles.llama_quantize import quantize
 from tests.test_llamacpp_parity import assert_same_file
-from zenconvert import convert, open_checkpoint, plan
-from zenconvert.errors import PlanError
+from tests.test_solving import SAMPLES
+from zenconvert import calibrate, convert, open_checkpoint, plan
+from zenconvert.errors import InputWarning, PlanError
 from zenconvert.formats.gguf import mixtures
+from zenconvert.formats.gguf.imatrix import ImatrixEntry, Sums, Texts, write_imatrix
 from zenconvert.planning.recoding import logical_rows
+from zenconvert.solve.importance import load_importance
 from zenconvert.texts.windows import Window
 from zenconvert.verification.engines.torch_engine import TorchEngine
 
@@ -165,3 +168,49 @@ def test_kimi_is_the_same_by_another_name(folder: Made, tmp_path: Path) -> None:
     convert(kimi, tmp_path / "kimi.gguf", "gguf:f32")
     gap = np.abs(runs.in_llamacpp(tmp_path / "kimi.gguf", ids) - logits).max() / logits.std()
     assert gap < 1e-3, gap
+
+
+@pytest.fixture(scope="module")
+def measured(folder: Made, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Statistics of the model, and its importance matrix."""
+    place = tmp_path_factory.mktemp("statistics")
+    out, imatrix = place / "model.stats", place / "imatrix.gguf"
+    calibrate(folder(NAME), out, purposes=["gptq"], imatrix=imatrix, **SAMPLES)
+    return out, imatrix
+
+
+def test_a_solver_leaves_the_halves_to_rounding(
+    measured: tuple[Path, Path], folder: Made, blocks: Path, tmp_path: Path
+) -> None:
+    """Keys lie turned in the file: what was chosen for their rows would be rounded again."""
+    solved = convert(
+        folder(NAME), tmp_path / "solved.gguf", "gguf:q4_k_m", statistics=measured[0],
+        solver="gptq",
+    )  # fmt: skip
+    names = {name.split(".")[-2] for name in solved.modules}
+    assert "kv_b" not in names
+    assert {"q_a", "q_b", "kv_a", "o"} <= names
+    plainly = halves(blocks)
+    for name, values in halves(tmp_path / "solved.gguf").items():
+        np.testing.assert_array_equal(values, plainly[name])
+    packed = convert(
+        folder(NAME), tmp_path / "gptq", "gptq:w4g32", statistics=measured[0], solver="gptq"
+    )
+    assert "layers.1.attn.kv_b.weight" in packed.modules
+
+
+def test_weights_that_differ_by_head_are_neither_written_nor_read(
+    measured: tuple[Path, Path], folder: Made, tmp_path: Path
+) -> None:
+    names = {t.name for t in GGUFReader(measured[1]).tensors}
+    assert "blk.1.attn_q_b.weight.in_sum2" in names
+    assert not [name for name in names if "attn_k_b" in name or "attn_v_b" in name]
+    sums = Sums(np.ones((HEADS, RANK), np.float32), np.full(HEADS, 9))
+    theirs = ImatrixEntry("blk.1.attn_v_b.weight", HEADS, RANK, lambda: {"": sums})
+    sums_q = Sums(np.ones((1, 256), np.float32), np.full(1, 9))
+    of_q = ImatrixEntry("blk.1.attn_q_b.weight", 1, 256, lambda: {"": sums_q})
+    with (tmp_path / "theirs.gguf").open("wb") as file:
+        write_imatrix(file, [theirs, of_q], [], Texts(["a"], 1, 64))
+    with pytest.warns(InputWarning, match=r"heads have weights of their own.*attn_v_b"):
+        found = load_importance(tmp_path / "theirs.gguf", open_checkpoint(folder(NAME)))
+    assert list(found) == ["layers.1.attn.q_b.weight"]
