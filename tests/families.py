@@ -153,14 +153,14 @@ FAMILIES: dict[str, Family] = {
             mlp_only_layers=[], output_router_logits=False, router_aux_loss_coef=0.001,
             use_sliding_window=False,
         ),
-        "qwen2", "qwen2", onnx=False, refusal="the graph has no linear", converter=("--no-mtp",),
+        "qwen2", "qwen2", onnx=False, refusal="none of linear attention", converter=("--no-mtp",),
         solved=0.9,  # rounding to 8 bits moves logits a seventeenth of what 4 bits do
     ),
     "qwen3_5": Family(
         _hybrid(
             "qwen3_5_text", "Qwen3_5ForCausalLM", mlp_only_layers=[], tie_word_embeddings=True,
         ),
-        "qwen2", "qwen2", onnx=False, refusal="the graph has no linear", converter=("--no-mtp",),
+        "qwen2", "qwen2", onnx=False, refusal="none of linear attention", converter=("--no-mtp",),
         solved=0.9,
     ),
     "qwen3_5_moe": Family(
@@ -169,8 +169,21 @@ FAMILIES: dict[str, Family] = {
             moe_intermediate_size=128, shared_expert_intermediate_size=128,
             output_router_logits=False, router_aux_loss_coef=0.001,
         ),
-        "qwen2", "qwen2", onnx=False, refusal="the graph has no linear", converter=("--no-mtp",),
+        "qwen2", "qwen2", onnx=False, refusal="none of linear attention", converter=("--no-mtp",),
         solved=0.9,
+    ),
+    "minimax_m2": Family(
+        _sizes(
+            "minimax_m2", "MiniMaxM2ForCausalLM", head_dim=64, intermediate_size=128,
+            rotary_dim=32, num_local_experts=6, num_experts_per_tok=3, attn_type_list=[1, 1],
+            scoring_func="sigmoid", use_qk_norm=True, qk_norm_type="per_layer",
+            use_routing_bias=True, shared_intermediate_size=0, shared_moe_mode="sigmoid",
+            layernorm_full_attention_beta=1.0, layernorm_linear_attention_beta=1.0,
+            layernorm_mlp_beta=1.0, mlp_intermediate_size=8192, use_mtp=True, num_mtp_modules=3,
+            mtp_transformer_layers=1, router_aux_loss_coef=0.001, router_jitter_noise=0.0,
+            output_router_logits=False, sliding_window=None, rope_theta=5000000,
+        ),
+        "qwen2", "qwen2",
     ),
     "seed_oss": Family(
         _sizes(

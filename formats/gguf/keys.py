@@ -323,6 +323,8 @@ def _rotary_share(
         return {}
     head = int(sizes.get("head_dim", sizes["hidden"] // max(sizes["heads"], 1)))
     rotated, key = keys.integer("rope.dimension_count", head), architecture.key("rotary_share")
+    if "rotary_channels" in architecture.names:
+        return {architecture.key("rotary_channels"): rotated}
     whole = rotated == head and architecture.defaults.get(key, 1) == 1
     return {} if whole or not head else {key: rotated / head}
 

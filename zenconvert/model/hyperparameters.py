@@ -262,7 +262,8 @@ def from_config(
     kinds = layers or {}
     mixture = "mixture" not in kinds or bool(merged.get(kinds["mixture"]))
     experts = sizes.count("experts", zero=not kinds.get("mixture"), optional=True) if mixture else 0
-    share = sizes.real("rotary_share") or 1.0
+    channels = sizes.count("rotary_channels", optional=True, silent=True)
+    share = channels / head_dim if channels else sizes.real("rotary_share") or 1.0
     check_share(share, head_dim, scaling, where)
     keyed = bool(merged.get(kinds.get("keyed", "")))
     full_kv_heads = sizes.full_kv_heads(keyed=keyed)

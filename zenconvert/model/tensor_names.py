@@ -138,7 +138,8 @@ def _expand(
         in_gguf = gguf if module.gguf_bare else f"{gguf}.weight"
         yield TensorName(
             f"{name}.weight", stored, in_gguf, module, shape, required, expert,
-            f"{other}.weight" if also is not None else None, stacked or None,
+            (other if module.hf_bare else f"{other}.weight") if also is not None else None,
+            stacked or None,
             f"{rows}.weight" if rows else None, f"{gguf_rows}.weight" if gguf_rows else None,
             unread, values,
         )  # fmt: skip

@@ -48,6 +48,7 @@ _FEED_FORWARD: Final = (
     _GATED,
     {"ffn.up", "ffn.down"},
     _EXPERTS,
+    _EXPERTS | {"moe.choice"},
     _EXPERTS | _SHARED,
     _EXPERTS | _SHARED | {"moe.shared_gate"},
     _EXPERTS | _SHARED | {"moe.choice"},
@@ -165,6 +166,11 @@ def check_family(checkpoint: Checkpoint, *, sinks: bool) -> None:
     there = architecture.modules_of(checkpoint.hyperparameters)
     in_all = [m for m in there if m.layers != "dense"]
     modules = {m.name.removeprefix("layers.{layer}.") for m in in_all}
+    if any(m.layers == "linear" for m in there):
+        raise Unsupported(
+            f"{architecture.id} models cannot be written as ONNX graphs yet: there is none of "
+            "linear attention by the gated delta rule; convert to gguf or hf instead"
+        )
     told = [m for m in architecture.modules if m.only_with and m.name.endswith(".q_norm")]
     normed = architecture.block.head_norms != "none" and (not told or told[0] in there)
     common = _EVERY | (_HEAD_NORMS if normed else set())
