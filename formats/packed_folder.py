@@ -22,6 +22,7 @@ from zenconvert.errors import (
     UsageError,
     first_names,
 )
+from zenconvert.formats.hf.further import choices_of
 from zenconvert.formats.hf.reader import Folder
 from zenconvert.formats.hf.tensor_names import foreign
 from zenconvert.formats.hf.writer import in_files, zero_biases
@@ -272,7 +273,8 @@ def choose_modules(
                 is_linear=name.is_weight and name.module.role in {"linear", "router"},
             )
         )
-    return [*choices, *zero_biases(checkpoint, _bias_float(choices))]
+    choices += zero_biases(checkpoint, _bias_float(choices))
+    return [*choices, *choices_of(checkpoint)]
 
 
 def _bias_float(choices: Sequence[Choice]) -> Dense:

@@ -78,6 +78,8 @@ class Format:
     """What the Hub calls the library that loads it."""
     packages: tuple[str, ...] = ("transformers",)
     """What is installed to load it."""
+    keeps_further: bool = False
+    """Its files have a place for layers that predict further tokens."""
     names_pretokenizer: bool = False
     """Its files say by one name how text is cut before merges."""
 
@@ -125,6 +127,7 @@ FORMATS: Final[dict[str, Format]] = {
         kernels=("gptqmodel", "auto_gptq"),
         near_type=gptq_writer.TYPES[0],
         packages=("transformers", "gptqmodel"),
+        keeps_further=True,
     ),
     "awq": Format(
         "awq",
@@ -142,6 +145,7 @@ FORMATS: Final[dict[str, Format]] = {
         kernels=("gptqmodel", "awq"),
         near_type=awq_writer.TYPES[0],
         packages=("transformers", "gptqmodel"),
+        keeps_further=True,
     ),
     "hf": Format(
         "hf",
@@ -154,6 +158,7 @@ FORMATS: Final[dict[str, Format]] = {
         hf_writer.TYPES,
         is_weighed=False,
         engines=("transformers", "vllm"),
+        keeps_further=True,
     ),
     "gguf": Format(
         "gguf",

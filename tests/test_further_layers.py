@@ -35,8 +35,9 @@ def with_further(source: Path, out: Path, count: int) -> Path:
     return out
 
 
-@pytest.mark.parametrize("target", ["gguf:bf16", "hf:bf16"])
-def test_they_are_left_out_by_name(target: str, folder: Made, tmp_path: Path) -> None:
+def test_they_are_left_out_by_name(folder: Made, tmp_path: Path) -> None:
+    """Of files that have no place for them here."""
+    target = "gguf:bf16"
     (tmp_path / "more").mkdir()
     source = with_further(folder("glm4_moe"), tmp_path / "more" / folder("glm4_moe").name, 1)
     done = convert(source, tmp_path / "ours", target)
@@ -45,9 +46,31 @@ def test_they_are_left_out_by_name(target: str, folder: Made, tmp_path: Path) ->
     with pytest.raises(PlanError, match=KEY):
         plan(source, target, exact=True)
     convert(folder("glm4_moe"), tmp_path / "without", target)
-    ours, theirs = (tmp_path / name for name in ("ours", "without"))
-    for name in ("model.safetensors", "config.json") if target.startswith("hf") else ("",):
-        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "without").read_bytes()
+
+
+@pytest.mark.parametrize("target", ["hf:bf16", "gptq:w4g32", "awq:w4g32"])
+def test_folders_keep_them_in_floats(target: str, folder: Made, tmp_path: Path) -> None:
+    source = with_further(folder("glm4_moe"), tmp_path / "model", 1)
+    done = convert(source, tmp_path / "ours", target)
+    assert not done.plan.lost
+    before = load_file(source / "model.safetensors")
+    after = load_file(tmp_path / "ours" / "model.safetensors")
+    kept = {name for name in before if name.startswith("model.layers.3.")}
+    assert {name for name in after if name.startswith("model.layers.3.")} == kept
+    assert all(torch.equal(after[name], before[name]) for name in kept)
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert config[KEY] == 1
+    settings = json.dumps(config.get("quantization_config", {}))
+    if target == "hf:bf16":
+        assert done.plan.exact
+        plan(source, target, exact=True)
+    else:
+        assert "eh_proj" in settings, settings
+        assert "model.layers.3.mlp.experts.0.up_proj" in settings.replace("\\", ""), settings
+    convert(tmp_path / "ours", tmp_path / "again", "hf:bf16")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(again[name], before[name]) for name in kept)
 
 
 def test_more_than_the_config_says_are_refused(folder: Made, tmp_path: Path) -> None:

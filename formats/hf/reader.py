@@ -32,6 +32,7 @@ from zenconvert.errors import (
 from zenconvert.formats.gguf.container import is_key_value
 from zenconvert.formats.hf import spare
 from zenconvert.formats.hf.foreign import foreign_warnings, without_foreign
+from zenconvert.formats.hf.further import tensors_of
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.side_facts import (
     CARD,
@@ -102,7 +103,11 @@ class Folder:
     absent: Mapping[str, str] = field(default_factory=dict)
     """Tensors that the index names and no file has → the file that it names."""
     further: int = 0
-    """Tensors that are left out, of layers that predict further tokens."""
+    """Tensors of layers that predict further tokens."""
+    predicting: Mapping[str, Tensor] = field(default_factory=dict)
+    """Those that other folders can keep, by their names."""
+    predicting_said: Mapping[str, Any] = field(default_factory=dict)
+    """What the config says of them."""
 
     def checkpoint(
         self, format_name: str, tensors: dict[str, Tensor], warnings: Sequence[str] = ()
@@ -125,6 +130,8 @@ class Folder:
             files=self.files,
             beside=self.beside,
             further=self.further,
+            predicting=self.predicting,
+            predicting_said=self.predicting_said,
             warnings=(
                 *self.warnings,
                 *warnings,
@@ -186,13 +193,15 @@ def open_folder(path: Path, stems: Sequence[str] = ("model",)) -> Folder:
     entries = renaming.run()
     if renaming.untied:
         config, hp = {**config, "tie_word_embeddings": False}, replace(hp, tied=False)
+    said: dict[str, Any] = {}
     if renaming.further:
         keys = architecture.keys("further_layers")
+        said = {k: v for k, v in config.items() if k in keys}
         config = {k: 0 if k in keys else v for k, v in config.items()}
     warnings = (*weights.warnings, *(f"{path}: {text}" for text in renaming.warnings))
     return Folder(
         path, config, architecture, hp, weights.files, entries, warnings, beside, weights.absent,
-        renaming.further,
+        renaming.further, tensors_of(renaming.predicting), said,
     )  # fmt: skip
 
 

@@ -96,6 +96,8 @@ class Renaming:
         self.hp = hyperparameters
         self.further = 0
         """Tensors of layers that predict further tokens."""
+        self.predicting: dict[str, Entry] = {}
+        """Those of layers behind the last."""
         self.untied = False
         """The config ties two matrices that differ."""
         self.beginnings = architecture.further
@@ -183,8 +185,10 @@ class Renaming:
         for name in list(self.entries) if last or self.beginnings else ():
             found = None if self.beginnings else _LAYER.search(name)
             if name.startswith(self.beginnings) or (found is not None and int(found[1]) in last):
-                del self.entries[name]
+                left = self.entries.pop(name)
                 self.further += 1
+                if found is not None:
+                    self.predicting[name] = left
 
     def _leave_heads(self) -> None:
         """Value heads that training added."""

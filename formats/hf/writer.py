@@ -15,6 +15,7 @@ from zenconvert.errors import CorruptFile, UsageError
 from zenconvert.formats import safetensors_container
 from zenconvert.formats.fp4_packing import ENCODING, METHOD, StackCodec
 from zenconvert.formats.hf.foreign import FILES, foreign_keys, without_foreign
+from zenconvert.formats.hf.further import choices_of
 from zenconvert.formats.hf.json_file import read_json
 from zenconvert.formats.hf.reader import CARRIED
 from zenconvert.formats.hf.spare import what_is
@@ -80,7 +81,7 @@ def choose(
             f"hf:{METHOD} is for families whose files have experts in it; choose from "
             f"{', '.join(DTYPES)}"
         )
-    return [*choices, *zero_biases(checkpoint, dtype)]
+    return [*choices, *zero_biases(checkpoint, dtype), *choices_of(checkpoint, dtype)]
 
 
 def _in_blocks(stored: str, names: Sequence[TensorName], parts: tuple[Tensor, ...]) -> Choice:
@@ -206,6 +207,9 @@ def lay_out_folder(
     tables: Mapping[str, Mapping[str, Any]],
 ) -> Layout:
     """Weights in shards by size, JSON files from ``tables``, and what travels with the model."""
+    config = tables["config.json"]
+    said = {k: v for k, v in checkpoint.predicting_said.items() if checkpoint.predicting}
+    tables = {**tables, "config.json": {**config, **said}}
     files = [OutputFile.of_bytes(name, json_bytes(table)) for name, table in tables.items()]
     files += _weights(choices, options.split_max_size or SHARD_SIZE)
     files += side_files(checkpoint)

@@ -215,7 +215,11 @@ class Checkpoint:
     beside: tuple[str, ...] = ()
     """What the files hold beside the language model, and nobody here reads."""
     further: int = 0
-    """Tensors of the files that are left out, of layers that predict further tokens."""
+    """Tensors of the files that are of layers that predict further tokens."""
+    predicting: Mapping[str, Tensor] = field(default_factory=dict)
+    """Those that folders can keep, by their names there; nobody here computes with them."""
+    predicting_said: Mapping[str, Any] = field(default_factory=dict)
+    """What a config says of them; ``config`` says that there are none."""
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     """Every file that was read, and the state that it was in."""
     named_config: Path | None = None

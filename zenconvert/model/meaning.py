@@ -257,8 +257,9 @@ def towers(checkpoint: Checkpoint, *, text_only: bool) -> list[Fact]:
     ]
 
 
-def further(checkpoint: Checkpoint) -> list[Fact]:
-    """Layers that predict further tokens, which are left out."""
+def further(checkpoint: Checkpoint, *, keeps: bool) -> list[Fact]:
+    """Layers that predict further tokens, which stay as they are or are left out; ``keeps``: the
+    target has a place for them."""
     if not checkpoint.further:
         return []
     architecture, count = checkpoint.architecture, checkpoint.further
@@ -266,6 +267,10 @@ def further(checkpoint: Checkpoint) -> list[Fact]:
     if "further_layers" not in architecture.names:  # configs do not say it
         key = architecture.further[0].rstrip(".")
     layers = checkpoint.hyperparameters.further_layers or count
+    if keeps and checkpoint.predicting:
+        kept = several(count, "tensor", "tensors")
+        why = f"{kept} of layers that predict further tokens (MTP) stay in floats"
+        return [Fact(key, layers, next(iter(checkpoint.predicting)), why=why)]
     why = (
         several(count, "tensor is", "tensors are")
         + " left out, of layers that predict further tokens (MTP)"

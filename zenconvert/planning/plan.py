@@ -170,7 +170,7 @@ def make_plan(
     writer = format_named(target.format)
     facts = (
         *meaning.towers(checkpoint, text_only=options.text_only),
-        *meaning.further(checkpoint),
+        *meaning.further(checkpoint, keeps=writer.keeps_further),
         *writer.facts(checkpoint, target, options),
     )
     if refused := [_lost(fact, checkpoint) for fact in facts if fact.refused]:
