@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.fp8_folders import make_fp8
 from zenconvert import convert, open_checkpoint, plan
 from zenconvert.errors import PlanError, UnexpectedTensor
 
@@ -71,6 +72,23 @@ def test_folders_keep_them_in_floats(target: str, folder: Made, tmp_path: Path) 
     convert(tmp_path / "ours", tmp_path / "again", "hf:bf16")
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert all(torch.equal(again[name], before[name]) for name in kept)
+
+
+@pytest.mark.parametrize("target", ["hf:f32", "gptq:w4g32"])
+def test_those_in_8_bit_floats_are_decoded(target: str, folder: Made, tmp_path: Path) -> None:
+    source = with_further(folder("deepseek_v3"), tmp_path / "model", 1)
+    decoded = make_fp8(source, tmp_path / "fp8")
+    stored = load_file(tmp_path / "fp8" / "model.safetensors")
+    name = "model.layers.3.self_attn.kv_a_proj_with_mqa.weight"
+    assert stored[name].dtype == torch.float8_e4m3fn
+    done = convert(tmp_path / "fp8", tmp_path / "ours", target, allow_requantize=True)
+    assert not done.plan.lost
+    after = load_file(tmp_path / "ours" / "model.safetensors")
+    kept = {name for name in decoded if name.startswith("model.layers.3.")}
+    assert {name for name in after if name.startswith("model.layers.3.")} == kept
+    for key in kept:
+        dtype = torch.float32 if target == "hf:f32" else torch.bfloat16
+        assert torch.equal(after[key], decoded[key].to(dtype)), key
 
 
 def test_more_than_the_config_says_are_refused(folder: Made, tmp_path: Path) -> None:

@@ -31,13 +31,13 @@ def tensors_of(entries: Mapping[str, Entry]) -> dict[str, Tensor]:
 
 
 def choices_of(checkpoint: Checkpoint, dtype: Dense | None = None) -> list[Choice]:
-    """All of them in a folder, in ``dtype`` or as they are."""
+    """All of them in a folder, in ``dtype`` or in floats of their own."""
     return [
         Choice(
             name,
             (tensor,),
             tensor.shape,
-            dtype or tensor.encoding,
+            dtype or tensor.encoding.floats,
             why=_WHY,
             is_linear=len(tensor.shape) == _MATRIX,
         )

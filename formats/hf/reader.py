@@ -104,6 +104,8 @@ class Folder:
     """Tensors that the index names and no file has → the file that it names."""
     further: int = 0
     """Tensors of layers that predict further tokens."""
+    predicting_entries: Mapping[str, Entry] = field(default_factory=dict)
+    """Those of layers behind the last, as they are stored."""
     predicting: Mapping[str, Tensor] = field(default_factory=dict)
     """Those that other folders can keep, by their names."""
     predicting_said: Mapping[str, Any] = field(default_factory=dict)
@@ -201,7 +203,7 @@ def open_folder(path: Path, stems: Sequence[str] = ("model",)) -> Folder:
     warnings = (*weights.warnings, *(f"{path}: {text}" for text in renaming.warnings))
     return Folder(
         path, config, architecture, hp, weights.files, entries, warnings, beside, weights.absent,
-        renaming.further, tensors_of(renaming.predicting), said,
+        renaming.further, renaming.predicting, tensors_of(renaming.predicting), said,
     )  # fmt: skip
 
 

@@ -43,7 +43,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     folder = open_folder(path)
     packed = read(folder, found.table)
     kept = {name: entry for name, entry in folder.entries.items() if name not in packed.left}
-    folder = without_spare_biases(replace(folder, entries=kept))
+    predicting = folder.predicting or packed.predicting
+    folder = without_spare_biases(replace(folder, entries=kept, predicting=predicting))
     warnings = [f"{path}: {text}" for text in packed.warnings]
     parts = packed_folder.cut_apart(folder, packed.by_entry) | packed.stacks
     return folder.checkpoint("hf", name_tensors(folder, parts), warnings)

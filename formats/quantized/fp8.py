@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, Final
 
 from zenconvert.errors import CorruptFile, InvalidInput, MissingTensor, several
+from zenconvert.formats.hf.further import tensors_of
 from zenconvert.formats.hf.reader import Folder
 from zenconvert.formats.hf.tensor_names import foreign
 from zenconvert.formats.packed_folder import of_pieces, weights
@@ -29,7 +30,7 @@ from zenconvert.formats.quantized.packed import Packed
 from zenconvert.formats.quantized.stacks import of_stacks
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.model.architecture import TensorName
-from zenconvert.model.checkpoint import Tensor
+from zenconvert.model.checkpoint import StoredPieces, StoredTensor, Tensor
 from zenconvert.model.encoding import Dense
 from zenconvert.model.scaled import CODES, FLOATS, SCALE_DTYPES, SCALES, Scaled, ScaledCodec
 
@@ -47,9 +48,35 @@ def read(folder: Folder, settings: Mapping[str, Any]) -> Packed:
     tiles = [] if size is None else [block(folder, size, "weight_block_size")]
     packed = read_scaled(folder, tiles, *ACTIVATIONS)
     packed.refuse_extra(folder, _SCALES)
+    packed.predicting = _predicting(folder.predicting_entries, tiles)
     if not packed.by_entry and not packed.stacks:
         raise InvalidInput(f"{folder.path}: the config speaks of FP8 and no weight is quantized")
     return packed
+
+
+def _predicting(entries: Mapping[str, Entry], tiles: Sequence[Tile]) -> dict[str, Tensor]:
+    """Tensors of layers that predict further tokens; none where one is stored otherwise."""
+    found, plain = dict[str, Tensor](), dict[str, Entry]()
+    for name, entry in entries.items():
+        module, _, last = name.rpartition(".")
+        if last in (*_SCALES, *ACTIVATIONS):
+            continue
+        if entry.dtype not in FLOATS:
+            plain[name] = entry
+            continue
+        scales = next((e for s in _SCALES if (e := entries.get(f"{module}.{s}"))), None)
+        if scales is None or scales.dtype not in SCALE_DTYPES or len(entry.shape) != 2:
+            return {}
+        tile = _tile(entry.shape, scales, tiles)
+        encoding = Scaled(Dense(entry.dtype), Dense(scales.dtype), tile)
+        places = {
+            part: StoredTensor(of.path, of.offset, of.name)
+            for part, of in ((CODES, entry), (SCALES, scales))
+        }
+        pieces = StoredPieces(module, ScaledCodec(scales.shape), encoding, places)
+        found[name] = Tensor(name, entry.shape, encoding, pieces)
+    others = tensors_of(plain)
+    return {**found, **others} if len(others) == len(plain) else {}
 
 
 def read_scaled(folder: Folder, tiles: Sequence[Tile], *left: str) -> Packed:

@@ -20,6 +20,8 @@ class Packed:
     """Entry of the files → the tensors of all experts that it is an array of."""
     left: set[str] = field(default_factory=set)
     """Entries that say nothing of the weights."""
+    predicting: dict[str, Tensor] = field(default_factory=dict)
+    """Name → tensor of a layer that predicts further tokens; none where some are not read."""
     warnings: list[str] = field(default_factory=list)
     """What is left out, and why."""
 
