@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.differential import runs
 from tests.families import FAMILIES
+from tests.oracles import converter
 from tests.oracles.llama_quantize import load_imatrix, quantize
 from tests.tiny import raw_model
 from zenconvert import calibrate, convert, open_checkpoint, plan
@@ -217,3 +218,37 @@ def test_dimensions_of_positions_that_llamacpp_turns_otherwise_are_refused(
     with pytest.raises(PlanError, match=r"mrope_section is \[2, 1, 1\]: .* all of 8 pairs"):
         plan(tmp_path / "model", "gguf:bf16")
     assert plan(tmp_path / "model", "gptq:w4g32").facts == ()
+
+
+def test_files_of_the_converter_with_a_layer_that_predicts_further_tokens(
+    short_folder: Made, tmp_path: Path
+) -> None:
+    """As it makes them unless it is told otherwise: that layer is left out by name."""
+    source = tmp_path / "more" / "tiny"
+    shutil.copytree(short_folder("qwen3_5"), source)
+    tensors = load_file(source / "model.safetensors")
+    further = {
+        key.replace("model.layers.3.", "mtp.layers.0."): values.clone()
+        for key, values in tensors.items()
+        if key.startswith("model.layers.3.")
+    }
+    norm = torch.ones(256, dtype=torch.bfloat16)
+    further |= {f"mtp.{n}.weight": norm.clone() for n in ("norm", "pre_fc_norm_embedding")}
+    further |= {"mtp.pre_fc_norm_hidden.weight": norm, "mtp.fc.weight": norm.repeat(256, 2)}
+    save_file({**tensors, **further}, source / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "mtp_num_hidden_layers": 1}))
+    with_layer = converter.convert(source, tmp_path / "with.gguf", "bf16")
+    without = converter.convert(source, tmp_path / "without.gguf", "bf16", "qwen2", "--no-mtp")
+    opened = open_checkpoint(with_layer)
+    assert (opened.hyperparameters.layers, opened.further) == (4, len(further))
+    for target in ("gguf:q8_0", "hf:bf16"):
+        (lost,) = plan(with_layer, target).lost
+        assert lost.name == "mtp_num_hidden_layers"
+        with pytest.raises(PlanError, match="15 tensors are left out"):
+            plan(with_layer, target, exact=True)
+    convert(with_layer, tmp_path / "a.gguf", "gguf:q8_0")
+    convert(without, tmp_path / "b.gguf", "gguf:q8_0")
+    text = runs.ids(12, 3)
+    found, expected = (runs.in_llamacpp(tmp_path / f"{n}.gguf", text) for n in "ab")
+    np.testing.assert_array_equal(found, expected)

@@ -37,7 +37,7 @@ from zenconvert.formats.gguf.keys import (
     unread_window,
     with_full_rotations,
 )
-from zenconvert.formats.gguf.settling import settled
+from zenconvert.formats.gguf.settling import settled, without_further
 from zenconvert.formats.gguf.tokenizer import (
     carried_keys,
     special_ids,
@@ -118,6 +118,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     keys.prefix = f"{name}."
     architecture = arch.for_gguf(name, metadata, experts=keys.integer("expert_count", 0) > 0)
     rows = _embedding(path, infos).shape[0]
+    metadata, further = without_further(metadata, name, infos)
+    infos = {stored: info for stored, info in infos.items() if stored not in set(further)}
     metadata, odd = settled(metadata, name, architecture.in_gguf, rows)
     keys = KeyReader(str(path), metadata, f"{name}.")
     odd += special_ids(metadata)[1] + unread_window(architecture, keys)
@@ -138,6 +140,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             carried=_carried(metadata, architecture),
         ),
         files=tuple(f.path for f in files),
+        further=len(further),
         warnings=(*warnings, *(f"{path}: {text}" for text in odd)),
         unexplained={**strange, **strange_keys(architecture, keys, hp)},
     )

@@ -9,7 +9,7 @@ Source: ``GGUFMeta::GKV::get_kv`` and ``llama_vocab::impl::load`` of llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -38,6 +38,7 @@ _ROPE: Final = {
     "attention.causal": "bool", "rope.scaling.finetuned": "bool",
 }  # fmt: skip
 """Keys of every family beside those of its table."""
+_FURTHER: Final = "nextn_predict_layers"
 _WHOLE: Final = frozenset({"u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64"})
 _REAL: Final = frozenset({"f32", "f64"})
 
@@ -77,6 +78,33 @@ def settled(
         )
         _fit(found, list(tokens), rows)
     return found, told
+
+
+def without_further(
+    metadata: Mapping[str, KeyValue], name: str, tensors: Collection[str]
+) -> tuple[dict[str, KeyValue], tuple[str, ...]]:
+    """The key/values of a file without layers behind the last that predict further tokens, and the
+    names of their ``tensors``; all of it where there are none.
+
+    llama.cpp counts them among the blocks, in lists of a value for every block, too.
+    """
+    blocks, further = (
+        value if kind in _WHOLE else 0
+        for kind, value in (
+            metadata.get(f"{name}.{key}", ("", 0)) for key in ("block_count", _FURTHER)
+        )
+    )
+    last = {f"blk.{number}" for number in range(max(blocks - further, 1), blocks)}
+    left = tuple(n for n in tensors if ".".join(n.split(".")[:2]) in last)
+    if not left:
+        return dict(metadata), ()
+    found = dict(metadata)
+    for key, (kind, value) in metadata.items():
+        if key.startswith(f"{name}.") and kind.startswith("arr:") and len(value) == blocks:
+            found[key] = (kind, value[: blocks - further])
+    found[f"{name}.block_count"] = ("u32", blocks - further)
+    found[f"{name}.{_FURTHER}"] = ("u32", 0)
+    return found, left
 
 
 def is_spare_role(key: str, kind: str) -> bool:

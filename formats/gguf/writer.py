@@ -20,7 +20,7 @@ from zenconvert.formats.gguf.general import general_metadata
 from zenconvert.formats.gguf.heads import halves
 from zenconvert.formats.gguf.keys import model_keys
 from zenconvert.formats.gguf.reader import read_files, stored_form
-from zenconvert.formats.gguf.settling import is_spare_role, settled
+from zenconvert.formats.gguf.settling import is_spare_role, settled, without_further
 from zenconvert.formats.gguf.tokenizer import known_pre, tokenizer_metadata
 from zenconvert.ggml.encoding import encoding_of
 from zenconvert.ggml.types import BY_NAME
@@ -302,7 +302,9 @@ def _kept_blocks(choices: list[Choice]) -> str | None:
 def _source_metadata(checkpoint: Checkpoint) -> dict[str, KeyValue]:
     """As in the file, and in the types that llama.cpp reads."""
     dropped, architecture = ("split.", "quantize."), checkpoint.architecture
-    metadata = read_files(checkpoint.path)[0].metadata
+    files = read_files(checkpoint.path)
+    tensors = [name for file in files for name in file.tensors]
+    metadata, _ = without_further(files[0].metadata, architecture.gguf, tensors)
     metadata.pop("general.alignment", None)
     rows = checkpoint.hyperparameters.vocab
     found, _ = settled(metadata, architecture.gguf, architecture.in_gguf, rows)
