@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.fp8_folders import make_fp8
 from zenconvert import convert, open_checkpoint, plan
 from zenconvert.errors import PlanError, UnexpectedTensor
+from zenconvert.model.target import Options
 
 Made = Callable[[str], Path]
 KEY = "num_nextn_predict_layers"
@@ -70,6 +71,9 @@ def test_folders_keep_them_in_floats(target: str, folder: Made, tmp_path: Path) 
         assert "eh_proj" in settings, settings
         assert "model.layers.3.mlp.experts.0.up_proj" in settings.replace("\\", ""), settings
     convert(tmp_path / "ours", tmp_path / "again", "hf:bf16")
+    dropped = plan(tmp_path / "ours", "hf:bf16", options=Options(mtp="drop"))
+    assert [fact.name for fact in dropped.lost] == [KEY]
+    assert not [c for c in dropped.choices if c.name in kept]
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert all(torch.equal(again[name], before[name]) for name in kept)
 

@@ -68,6 +68,13 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
             is_flag=True,
             help="Only the language model of one that sees or hears, too.",
         ),
+        click.option(
+            "--mtp",
+            type=click.Choice(["keep", "drop"]),
+            default="keep",
+            show_default=True,
+            help="Layers that predict further tokens, where folders have a place for them.",
+        ),
         click.option("--layout", metavar="NAME", help="Files as a runtime wants them (ONNX)."),
         click.option("--pre", metavar="NAME", help="Pre-tokenizer, where it cannot be told."),
         click.option(
@@ -96,6 +103,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
         pre_tokenizer=given.pop("pre"),
         ignored_keys=tuple(given.pop("ignored_keys")),
         text_only=given.pop("text_only"),
+        mtp=given.pop("mtp"),
         layout=_lower(given.pop("layout")),
     )
     return {**given, "options": options}

@@ -104,6 +104,8 @@ class Options:
     """Keys of the source that nobody here knows and that change nothing, as somebody says."""
     text_only: bool = False
     """Only the language model of one that also sees or hears."""
+    mtp: Literal["keep", "drop"] = "keep"
+    """What becomes of layers that predict further tokens, where the target has a place for them."""
     layout: str | None = None
     """Whose names and places the files have, where a format can be laid out in several ways."""
 

@@ -168,6 +168,8 @@ def make_plan(
     UsageError for a target or option that makes no sense.
     """
     writer = format_named(target.format)
+    if options.mtp == "drop":
+        checkpoint = replace(checkpoint, predicting={})
     facts = (
         *meaning.towers(checkpoint, text_only=options.text_only),
         *meaning.further(checkpoint, keeps=writer.keeps_further),

@@ -91,6 +91,7 @@ VARIANT: Final[Mapping[str, v.Check]] = {
     "pre_tokenizer": v.text,
     "ignored_keys": v.texts,
     "text_only": v.flag,
+    "mtp": v.one_of("keep", "drop"),
     "layout": v.lower,
     "pure": v.flag,
     "exact": v.flag,
@@ -104,7 +105,7 @@ _CALIBRATING: Final = (
 )  # fmt: skip
 _OPTIONS: Final = (
     "tensor_types", "output_type", "embedding_type", "pre_tokenizer", "layout", "pure",
-    "ignored_keys", "text_only",
+    "ignored_keys", "text_only", "mtp",
 )  # fmt: skip
 
 
