@@ -178,8 +178,7 @@ def hf_config(
     }
     config |= kinds | keyed(architecture, config, stored) | with_modules(architecture, stored)
     config |= _implied(architecture, config, keys)
-    if architecture.key("head_dim") == "head_dim":
-        config |= _head_of_rotations(config)
+    config |= _head_of_rotations(architecture, config)
     biases = {flag: flag in bias_flags for flag in architecture.bias_flags}
     usual = architecture.defaults
     return {**config, **{k: v for k, v in sorted(biases.items()) if v or usual.get(k)}}
@@ -203,10 +202,10 @@ def _scaling(
     return {**(scaling or {"rope_type": "default"}), **of, **inside}
 
 
-def _head_of_rotations(config: Mapping[str, Any]) -> dict[str, int]:
-    """The size of heads, which transformers reads for scaled rotations even of classes that leave
-    it empty."""
-    if config["rope_scaling"] is None or "head_dim" in config:
+def _head_of_rotations(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, int]:
+    """The size of heads, which transformers reads for YaRN even of classes that leave it empty."""
+    scaling = (config["rope_scaling"] or {}).get("rope_type")
+    if "head_dim" in config or scaling not in architecture.in_gguf.stated_heads:
         return {}
     return {"head_dim": config["hidden_size"] // max(config["num_attention_heads"], 1)}
 

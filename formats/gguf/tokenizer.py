@@ -57,7 +57,7 @@ def tokenizer_metadata(
         keys["add_space_prefix"] = ("bool", prefix)
     pre = _pre(tokenizer, family, pre_tokenizer)
     keys |= _merging(tokenizer, family) if family.model else _pieces(tokenizer, pre)
-    for role, token in {**tokenizer.special, **_given(tokenizer, family)}.items():
+    for role, token in _specials(tokenizer, family).items():
         if role in _ROLES:
             keys[f"{_ROLES[role]}_token_id"] = ("u32", token)
     silent = _added_in_silence(tokenizer.kind, pre)
@@ -109,11 +109,16 @@ def _merging(tokenizer: Tokenizer, family: GgufFamily) -> dict[str, KeyValue]:
     }
 
 
-def _given(tokenizer: Tokenizer, family: GgufFamily) -> dict[str, int]:
-    """Role → token, of those that the family gives where the tokenizer names none."""
+def _specials(tokenizer: Tokenizer, family: GgufFamily) -> dict[str, int]:
+    """Role → token; last those that the family gives where the tokenizer names none, or the same
+    but as the end of texts, so that what a file said comes back in its order."""
     ids = {text: i for i, text in enumerate(tokenizer.tokens) if text in family.special.values()}
+    named = dict(tokenizer.special)
     wanted = {role: ids.get(text) for role, text in family.special.items()}
-    return {r: i for r, i in wanted.items() if i is not None and r not in tokenizer.special}
+    given = {r: i for r, i in wanted.items() if i is not None and named.get(r, i) == i}
+    if "eos" in named:
+        given.pop("eos", None)
+    return {**{r: i for r, i in named.items() if r not in given}, **given}
 
 
 def _added_in_silence(kind: Kind, pre: str | None) -> dict[str, bool]:

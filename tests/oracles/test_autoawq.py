@@ -19,11 +19,11 @@ pytestmark = pytest.mark.oracles
 
 KNOWN = (
     "qwen2", "llama3", "mistral", "mixtral", "qwen3", "qwen3_moe", "phi", "phi_longrope", "cohere",
-    "starcoder2", "gemma2", "stablelm",
+    "starcoder2", "gemma2", "stablelm", "deepseek_v2", "deepseek_v3",
 )  # fmt: skip
 """Families of ``tests.families`` that it has; it ended in 2025."""
 WRONG_THERE = ("gemma2",)
-UNTRIED = ("stablelm",)
+UNTRIED = ("stablelm", "deepseek_v2", "deepseek_v3")
 WRITTEN = [
     ("builtin:zen-nano", "awq:w4g128"),
     ("llama3", "awq:w4g64"),

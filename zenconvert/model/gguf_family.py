@@ -70,6 +70,8 @@ class GgufFamily:
     """Kinds of scaled rotations; ``llama3`` is factors of frequencies in a tensor."""
     yarn_betas: bool
     """YaRN begins and ends where keys say, and not always at 32 and 1 rotations."""
+    stated_heads: frozenset[str]
+    """Scalings with which configs have to state the size of heads, whatever it is."""
     whole_queries_layers: frozenset[int]
     """Models of so many layers make queries of states themselves, and others of shorter rows."""
     no_biases: frozenset[str]
@@ -134,6 +136,7 @@ def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
         any_heads=graph["heads"] == "any",
         scalings=frozenset(graph["scalings"]),
         yarn_betas=graph["yarn_betas"],
+        stated_heads=frozenset(graph["stated_heads"]),
         whole_queries_layers=frozenset(graph["whole_queries_layers"]),
         no_biases=frozenset(graph["no_biases"]),
         needs_biases=graph["biases"] == "required",

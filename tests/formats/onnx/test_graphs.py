@@ -376,6 +376,7 @@ def test_the_graph_interprets_every_feature_of_a_block() -> None:
         *("windows", "window_period", "rotates", "head_norms"),
         *("norm_weights", "embedding_scale", "activation", "activation_module"),  # by modules
         *("rotary", "norms", "halves", "routing", "value_norms", "scores", "clamped"),
+        "latent_eps",  # of modules that are refused
     }
 
 
