@@ -391,13 +391,14 @@ def strange_keys(
             same[row.name] = row.constant
         elif row.size in _TOLD_OTHERWISE or (row.name in same and row.size in _COMPARED):
             same[row.name] = int(hp.number(row.size) or 0)
+    same |= dict.fromkeys(architecture.in_gguf.switches, True)
     rows = {key.name for key in architecture.in_gguf.keys} - set(same)
     if architecture.in_gguf.window_period:
         rows.add(PATTERN_KEY)
     strange = {}
     for full, (_, given) in keys.metadata.items():
         key = full.removeprefix(keys.prefix)
-        if key == full or key in rows or key in _READ or key in _HARMLESS:
+        if key == full or key in rows or key in _READ or key in _HARMLESS - set(same):
             continue
         value = given.tolist() if hasattr(given, "tolist") else given
         if key not in same and key in _CONSTANTS and value in _CONSTANTS[key]:

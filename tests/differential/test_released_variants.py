@@ -232,6 +232,7 @@ def with_keys(made: Made, name: str, tmp_path: Path, **keys: KeyValue | None) ->
         ("granite", "attention__scale", ("f32", 0.0)),
         ("granite", "embedding_scale", ("f32", 0.0)),
         ("granite", "residual_scale", ("f32", 0.0)),
+        ("granite", "rope__scaling__finetuned", ("bool", True)),
         ("glm4_moe", "expert_weights_scale", ("f32", 0.0)),
         ("gpt_oss", "attention__sliding_window_pattern", ("u32", 0)),
     ],
@@ -253,13 +254,15 @@ def test_keys_without_which_a_silent_config_computes_otherwise(
     [
         ("gpt_oss", "rope__scaling__type", ("str", "none"), r"rope\.scaling\.type is 'none'"),
         ("glm4_moe", "expert_weights_norm", None, r"expert_weights_norm is False"),
+        ("granite", "rope__scaling__finetuned", ("bool", False), r"finetuned is False"),
+        ("granitemoe", "rope__scaling__finetuned", ("bool", False), r"finetuned is False"),
     ],
 )
 def test_what_no_config_says_is_refused(
     name: str, key: str, value: KeyValue | None, told: str, made: Made, tmp_path: Path
 ) -> None:
     """Layers that slide go by a factor that the others leave away; experts are not weighed without
-    a flag that says so."""
+    a flag that says so; Granite's rotations have a switch."""
     odd = with_keys(made, name, tmp_path, **{key: value})
     with pytest.raises(PlanError, match=told):
         plan(odd, "hf:f32")

@@ -70,6 +70,8 @@ class GgufFamily:
     """Kinds of scaled rotations; ``llama3`` is factors of frequencies in a tensor."""
     yarn_betas: bool
     """YaRN begins and ends where keys say, and not always at 32 and 1 rotations."""
+    switches: frozenset[str]
+    """Keys that turn off what is computed where they are false; true where a file is silent."""
     stated_heads: frozenset[str]
     """Scalings with which configs have to state the size of heads, whatever it is."""
     whole_queries_layers: frozenset[int]
@@ -136,6 +138,7 @@ def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
         any_heads=graph["heads"] == "any",
         scalings=frozenset(graph["scalings"]),
         yarn_betas=graph["yarn_betas"],
+        switches=frozenset(graph["switches"]),
         stated_heads=frozenset(graph["stated_heads"]),
         whole_queries_layers=frozenset(graph["whole_queries_layers"]),
         no_biases=frozenset(graph["no_biases"]),

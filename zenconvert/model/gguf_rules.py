@@ -13,6 +13,7 @@ GRAPH: Final[dict[str, Callable[[Any], bool]]] = {
     "heads": ("any", "hidden / heads").__contains__,
     "scalings": lambda value: isinstance(value, list) and set(value) <= SCALINGS,
     "yarn_betas": lambda value: isinstance(value, bool),
+    "switches": lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
     "stated_heads": lambda value: isinstance(value, list) and set(value) <= SCALINGS,
     "whole_queries_layers": lambda value: isinstance(value, list),
     "no_biases": lambda value: isinstance(value, list),
