@@ -9,6 +9,8 @@ PYTHON="$VENV/bin/python"
 LOGS="$VENV"
 LLAMACPP="llama-cpp-python==0.3.36"
 export ZENCONVERT_LLAMACPP_SOURCE="$VENV/llama.cpp"
+# containers often set it: each of hundreds of processes would compile torch anew, seconds every time
+unset PYTHONDONTWRITEBYTECODE
 
 # nproc counts what OpenMP is told to use
 cores() {
