@@ -176,6 +176,16 @@ def test_a_source_that_cannot_be_used_keeps_its_error(recipe: Path) -> None:
     assert sorted(both) == [2, 3, 4]  # the output's mistake hides no other
 
 
+def test_a_source_is_looked_for_beside_the_recipe(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere" / "org" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = mistakes(recipe, SMALLEST.replace("builtin:zen-nano", "org/model"))
+    assert found == {2: "there is no org/model beside the recipe; one lies where you stand, which "
+                        "is not what a recipe means"}  # fmt: skip
+
+
 def test_everything_is_read(recipe: Path) -> None:
     (recipe.parent / "text").mkdir()
     recipe.write_text("""\

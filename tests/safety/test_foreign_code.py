@@ -3,6 +3,7 @@ decides what is, by us or by a process of ours."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from zenconvert import open_checkpoint
 from zenconvert.base.processes import child_environment, module_command
 from zenconvert.cli.commands import cli
 from zenconvert.errors import InvalidInput
+from zenconvert.publication.executors.child import Child
 from zenconvert.texts import templates
 from zenconvert.verification import native, probing
 from zenconvert.verification.engines.llamacpp import LlamaCppEngine
@@ -68,6 +70,7 @@ SETTINGS: Final = {
     "pip.conf": "[global]\nindex-url = file:///TRAP\n",
     "libggml-blas.so": "no library",
     "libggml-cpu.so": "no library",
+    "libplanted.so": "no library",
 }
 """What libraries and tools read where they are started, or beside what they are given."""
 
@@ -147,23 +150,36 @@ for command in commands:
         code = end.code
     print("ended:", *command[:2], code, flush=True)
     sys.stderr.flush()
-import os
+import ctypes, os
 print("planted:", os.environ.get("PLANTED"))
+try:
+    ctypes.CDLL("libplanted.so")
+except OSError as error:
+    print("library:", error)
 """
+HERE: Final = {
+    "HF_HUB_OFFLINE": "1", "LD_LIBRARY_PATH": f"{os.pathsep}.", "LD_PRELOAD": "./libplanted.so",
+    "ZENCONVERT_CACHE": "cache", "HF_HOME": "hf", "TMPDIR": "tmp",
+}  # fmt: skip
+"""Search paths and places that mean something else wherever a process stands."""
 
 
 @pytest.mark.parametrize("commands", COMMANDS.values(), ids=COMMANDS)
 def test_no_command_runs_what_lies_in_the_working_folder(
     commands: tuple[tuple[str, ...], ...], trap: Path
 ) -> None:
+    (trap / "tmp").mkdir(exist_ok=True)
     done = subprocess.run(
         [sys.executable, "-P", "-c", RUN, json.dumps(commands)],
-        cwd=trap, env=child_environment(HF_HUB_OFFLINE="1"), capture_output=True, text=True,
-        check=False,
+        cwd=trap, env={**child_environment(), **HERE}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert not (trap / "executed").exists(), (trap / "executed").read_text()
     assert not (trap / "settings").exists()
     assert "planted: None" in done.stdout
+    assert "library: libplanted.so: cannot open" in done.stdout
+    if any(command[0] in {"verify", "release"} for command in commands):
+        assert (trap / "cache").is_dir()  # what is relative means the caller's folder
+    assert not any(Path("/", name).exists() for name in ("cache", "hf", "tmp/.zenconvert"))
     assert "Traceback" not in done.stderr
     ends = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("ended:")]
     assert len(ends) == len(commands), done.stderr
@@ -232,9 +248,72 @@ def test_no_program_of_the_working_folder_is_started(trap: Path) -> None:
     assert not (trap / "executed").exists(), (trap / "executed").read_text()
 
 
-@pytest.mark.parametrize("start", [native._spawn, probing._run, templates._start])
+def test_what_the_environment_of_a_child_means(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Entries of search paths go; a place that somebody names stays the caller's."""
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "LD_LIBRARY_PATH": ":/usr/lib:x", "DYLD_LIBRARY_PATH": ".", "PYTHONPATH": "",
+        "LD_PRELOAD": "./evil.so libc.so.6:/usr/lib/a.so", "LD_AUDIT": "a/b.so", "PATH": "bin:",
+        "ZENCONVERT_CACHE": "c", "XDG_CACHE_HOME": "../c", "HF_HOME": "~/hf", "TMPDIR": "/tmp",
+    }  # fmt: skip
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    expected = {
+        "LD_LIBRARY_PATH": "/usr/lib", "DYLD_LIBRARY_PATH": None, "PYTHONPATH": str(ROOT),
+        "LD_PRELOAD": "libc.so.6:/usr/lib/a.so", "LD_AUDIT": None, "PATH": os.defpath,
+        "ZENCONVERT_CACHE": f"{tmp_path}/c", "XDG_CACHE_HOME": f"{tmp_path}/../c",
+        "HF_HOME": "~/hf", "TMPDIR": "/tmp",
+    }  # fmt: skip
+    found = child_environment()
+    assert {name: found.get(name) for name in expected} == expected
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "ZENCONVERT_CACHE" not in child_environment()
+
+
+def test_processes_are_started_at_one_place() -> None:
+    """Which stands elsewhere and clears the environment."""
+    starts = {"Popen", "run", "call", "check_call", "check_output", "getoutput"}
+    others = {"system", "popen", "fork", "forkpty", "posix_spawn", "execv", "execve", "execvp"}
+    found = set()
+    for room in ("zenconvert", "formats", "calib"):
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                match node:
+                    case ast.Call(ast.Attribute(ast.Name("subprocess"), name)) if name in starts:
+                        found.add(path.name)
+                    case ast.Call(ast.Attribute(ast.Name("os"), name)) if name in others:
+                        found.add(f"{path.relative_to(ROOT)}: {name}")
+                    case ast.Import([ast.alias("multiprocessing")]):
+                        found.add(f"{path.name}: multiprocessing")
+                    case ast.ImportFrom("multiprocessing" | "concurrent.futures.process"):
+                        found.add(f"{path.name}: multiprocessing")
+    # the command line begins anew without what the loader of libraries had taken in
+    assert found == {"processes.py", "zenconvert/cli/__init__.py: execv"}
+
+
+def _begin_job(folder: Path) -> None:
+    Child(folder, 1)
+
+
+def _probe_torch(folder: Path) -> None:
+    probing._run("torch")
+
+
+def _render(folder: Path) -> None:
+    templates._start()
+
+
+def _verify(folder: Path) -> None:
+    native._spawn(folder, print)
+
+
+@pytest.mark.parametrize("start", [_verify, _probe_torch, _render, _begin_job])
 def test_where_children_stand(
-    start: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Libraries look for settings and for more of themselves where a process stands."""
     stand: list[str] = []
@@ -245,7 +324,7 @@ def test_where_children_stand(
 
     monkeypatch.setattr(subprocess, "Popen", popen)
     with pytest.raises(InterruptedError):
-        start(*{native._spawn: (tmp_path, print), probing._run: ("torch",)}.get(start, ()))
+        start(tmp_path)
     assert stand == ["/"]
 
 

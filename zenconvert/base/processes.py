@@ -1,20 +1,23 @@
 """How processes of our own are started.
 
 Nothing is imported from the folder that a user happens to stand in: not by the interpreter's own
-rule (``-P``), and not through an entry of ``PYTHONPATH`` that means the current folder. Nor are
-programs looked for there, whatever ``PATH`` says. Libraries that look for more of themselves where
-the process stands, as llama.cpp does for its backends, are loaded away from there.
+rule (``-P``), not through an entry of a search path that means the current folder, and not by
+libraries that look for more of themselves where the process stands, as llama.cpp does for its
+backends: processes of ours stand elsewhere. So they are told whole paths.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from zenconvert.base.surroundings import settle
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _SAFE: Final = {"PYTHONSAFEPATH": "1"}
@@ -23,6 +26,18 @@ _PATIENT: Final = {"OMP_WAIT_POLICY": "passive"}
 """Threads that wait for one another sleep. By default they spin, and where other work has the cores
 llama.cpp takes seconds for a token instead of hundredths of one."""
 _INSTALLED: Final = {"site-packages", "dist-packages"}
+NEUTRAL: Final = os.sep
+"""A folder that no stranger writes to."""
+
+
+def start(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, **more: Any
+) -> subprocess.Popen[bytes]:
+    """Start a process that stands in :data:`NEUTRAL`, with :func:`child_environment`; ``more`` is
+    for :class:`subprocess.Popen`."""
+    return subprocess.Popen(
+        command, cwd=NEUTRAL, env=child_environment(**(environment or {})), **more
+    )
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
@@ -31,24 +46,17 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 
 def child_environment(**more: str) -> dict[str, str]:
-    """The environment of such a process: this one's and ``more``, and a path to this package."""
-    path = _absolute(os.environ.get("PYTHONPATH", ""))
+    """The environment of such a process: this one's and ``more``, and a path to this package.
+
+    Nothing in it means the folder where this process stands (:mod:`zenconvert.base.surroundings`).
+    """
+    variables = {**_PATIENT, **os.environ, **_SAFE, **more}
+    settle(variables)
+    path = [variables["PYTHONPATH"]] if "PYTHONPATH" in variables else []
     if _ROOT.name not in _INSTALLED:
         path.append(str(_ROOT))
-    paths = {
-        "PATH": os.pathsep.join(_absolute(os.environ.get("PATH", os.defpath))),
-        "PYTHONPATH": os.pathsep.join(path),
-    }
-    return {**_PATIENT, **os.environ, **_SAFE, **paths, **more}
-
-
-def _absolute(places: str) -> list[str]:
-    """The entries of a search path that do not depend on where somebody stands."""
-    return [place for place in places.split(os.pathsep) if Path(place).is_absolute()]
-
-
-NEUTRAL: Final = os.sep
-"""A folder that no stranger writes to."""
+    variables.setdefault("PATH", os.defpath)
+    return {**variables, "PYTHONPATH": os.pathsep.join(path)}
 
 
 @contextmanager

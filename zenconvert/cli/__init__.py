@@ -9,6 +9,7 @@ import errno
 import os
 import sys
 
+from zenconvert.base.surroundings import LOADED, settle
 from zenconvert.cli.signals import Requests
 from zenconvert.cli.streams import give_up_on, prepare_streams
 
@@ -65,16 +66,18 @@ def _notes(error: BaseException | None) -> str:
 
 
 def _forget_the_working_folder() -> None:
-    """The folder that the user stands in is no place to import from or to start programs in: not
-    for this process, nor for those that libraries start."""
+    """The folder that the user stands in is no place to import from, to start programs in or to
+    load libraries from: not for this process, nor for those that libraries start."""
     os.environ["PYTHONSAFEPATH"] = "1"
-    for name in ("PATH", "PYTHONPATH"):
-        if given := os.environ.get(name):
-            places = given.split(os.pathsep)
-            os.environ[name] = os.pathsep.join(p for p in places if p.startswith(os.sep))
-            if name == "PYTHONPATH" and not all(p.startswith(os.sep) for p in places):
-                here = os.getcwd()  # noqa: PTH109  (pathlib is not loaded)
-                sys.path[:] = [p for p in sys.path if p != here or p in places]
+    before = dict(os.environ)
+    settle(os.environ)
+    if any(os.environ.get(name) != before.get(name) for name in (*LOADED, "LD_LIBRARY_PATH")):
+        # the loader of libraries has taken them in already, and asks the folder again each time
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    places = before.get("PYTHONPATH", "").split(os.pathsep)
+    if "PYTHONPATH" in before and not all(p.startswith(os.sep) for p in places):
+        here = os.getcwd()  # noqa: PTH109  (pathlib is not loaded)
+        sys.path[:] = [p for p in sys.path if p != here or p in places]
 
 
 def _told(error: Exception) -> None:

@@ -226,6 +226,9 @@ class _Reader:
             here = self.folder / path
             local = _is_there(here) or path.startswith((".", "/"))
             location = str(here) if local else f"{path}@{revision}" if revision else path
+            if not local and _is_there(Path(path)):
+                text = f"there is no {path} beside the recipe; one lies where you stand, which is"
+                self._say(("source", "path"), f"{text} not what a recipe means")
             if local and revision:
                 self._say(("source", "revision"), "a revision is for models on the Hub")
         name = given.pop("name", None) or _short_name(hub_id(Path(location)) or path)

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from zenconvert.base.processes import NEUTRAL
+from zenconvert.base.processes import start
 
 CHILD: Final = Path(__file__).with_name("template_child.py")
 SECONDS: Final = 1.5
@@ -102,10 +102,9 @@ def _start() -> subprocess.Popen[bytes]:
     import markupsafe
 
     folders = {str(Path(m.__file__ or "").parents[1]) for m in (jinja2, markupsafe)}
-    return subprocess.Popen(
+    return start(
         [sys.executable, "-I", str(CHILD), str(SECONDS), str(MEMORY), *sorted(folders)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        cwd=NEUTRAL,
     )

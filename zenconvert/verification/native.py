@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zenconvert import errors
-from zenconvert.base.processes import NEUTRAL, child_environment, module_command, signal_name
+from zenconvert.base.processes import module_command, signal_name, start
 from zenconvert.base.progress import Count
 from zenconvert.base.scratch import temporary_folder
 from zenconvert.errors import ConversionFailed, EngineFailed, InvalidInput, NotEnoughResources
@@ -107,10 +107,10 @@ def _spawn(folder: Path, progress: Count) -> int:
         os.fdopen(read, "rb") as pipe,
     ):
         try:
-            process = subprocess.Popen(
+            process = start(
                 module_command(_MODULE, str(folder), str(write)),
+                {"ZENCONVERT_CACHE": str(cache_folder().resolve())},
                 stdin=subprocess.DEVNULL, stdout=out, stderr=log, pass_fds=(write,),
-                cwd=NEUTRAL, env=child_environment(ZENCONVERT_CACHE=str(cache_folder().resolve())),
             )  # fmt: skip
         finally:
             os.close(write)

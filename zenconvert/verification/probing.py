@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from zenconvert.base.processes import NEUTRAL, child_environment, module_command, signal_name
+from zenconvert.base.processes import module_command, signal_name, start
 from zenconvert.base.scratch import temporary_folder
 from zenconvert.errors import MissingDependency
 from zenconvert.verification.engines import ENGINES, TORCH, requirement
@@ -65,10 +65,9 @@ def _run(engine: str) -> tuple[int, str, str]:
     with temporary_folder() as folder:
         log = folder / "stderr"
         with log.open("wb") as errors:
-            process = subprocess.Popen(
-                module_command(_MODULE, engine),
+            process = start(
+                module_command(_MODULE, engine), {"ZENCONVERT_CACHE": str(folder)},
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
-                cwd=NEUTRAL, env=child_environment(ZENCONVERT_CACHE=str(folder)),
             )  # fmt: skip
         assert process.stdout is not None
         with process.stdout as pipe:

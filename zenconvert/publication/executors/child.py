@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from zenconvert.base.processes import child_environment, module_command, signal_name
+from zenconvert.base.processes import module_command, signal_name, start
 from zenconvert.base.progress import Progress
 from zenconvert.publication.executors.job_log import JobLog
 from zenconvert.publication.jobs import Failure, Task
@@ -38,12 +38,12 @@ class Child:
     ) -> None:
         # more threads than cores are no loss as long as none waits in a loop
         numbers = {**dict.fromkeys(_THREADS, str(threads)), "OMP_WAIT_POLICY": "PASSIVE"}
-        self.process = subprocess.Popen(
+        self.process = start(
             command,
+            {**numbers, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=child_environment(**numbers, **(environment or {})),
             start_new_session=True,
         )
         assert self.process.stderr is not None

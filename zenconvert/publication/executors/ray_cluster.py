@@ -52,8 +52,8 @@ class RayExecutor:
                     "in RAY_ADDRESS"
                 ) from error
         self.ray, self.folder, self.threads, self.command = ray, folder, threads, tuple(command)
-        cache = os.environ.get(_CACHE) or str(folder / STATE / "cache")
-        self.environment = {_CACHE: cache}
+        cache = Path(os.environ.get(_CACHE) or folder / STATE / "cache")
+        self.environment = {_CACHE: str(cache.absolute())}  # nodes stand elsewhere
         self._running: set[ObjectRef[Any]] = set()
 
     def batches(self, ready: Sequence[Job]) -> list[tuple[Job, ...]]:
