@@ -12,6 +12,8 @@ from zenconvert.errors import InvalidInput, Unsupported, UsageError
 from zenconvert.formats import quantization, quantized
 from zenconvert.formats.awq import reader as awq_reader
 from zenconvert.formats.awq import writer as awq_writer
+from zenconvert.formats.ct import reader as ct_reader
+from zenconvert.formats.ct import writer as ct_writer
 from zenconvert.formats.gguf import facts as gguf_facts
 from zenconvert.formats.gguf import mixtures
 from zenconvert.formats.gguf import reader as gguf_reader
@@ -89,6 +91,11 @@ class Format:
         return self.name.upper()
 
     @property
+    def tag(self) -> str:
+        """As the Hub calls it."""
+        return self.methods[0] if self.methods else self.name
+
+    @property
     def is_file(self) -> bool:
         """Whether an artifact is one file, and not a folder."""
         return self.suffix is not None
@@ -145,6 +152,24 @@ FORMATS: Final[dict[str, Format]] = {
         kernels=("gptqmodel", "awq"),
         near_type=awq_writer.TYPES[0],
         packages=("transformers", "gptqmodel"),
+        keeps_further=True,
+    ),
+    "ct": Format(
+        "ct",
+        "compressed-tensors",
+        None,
+        ct_reader.open_checkpoint,
+        ct_writer.choose,
+        ct_writer.lay_out,
+        ct_writer.facts,
+        ct_writer.TYPES,
+        solvers=("gptq", "awq"),
+        solver="gptq",
+        engines=("transformers", "vllm"),
+        methods=(ct_writer.METHOD,),
+        kernels=("compressed_tensors",),
+        near_type="w8a16-g-1",
+        packages=("transformers", "compressed-tensors"),
         keeps_further=True,
     ),
     "hf": Format(

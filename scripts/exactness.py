@@ -29,6 +29,9 @@ GRIDS: Final[dict[str, tuple[str, Encoding]]] = {
     "GPTQ": ("gptq:w4g32", Grouped(4, 32, symmetric=True)),
     "GPTQ, zeros": ("gptq:w4g32-asym", Grouped(4, 32, symmetric=False)),
     "AWQ": ("awq:w4g32", Grouped(4, 32, symmetric=False)),
+    "compressed-tensors": ("ct:w4a16-g32", Grouped(4, 32, symmetric=True)),
+    "compressed-tensors, zeros": ("ct:w4a16-g32-asym", Grouped(4, 32, symmetric=False)),
+    "compressed-tensors, 8 bits": ("ct:w8a16-g-1", Grouped(8, None, symmetric=True)),
     "ONNX": ("onnx:int4", Grouped(4, 32, symmetric=True)),
     "ONNX, zeros": ("onnx:int4-asym", Grouped(4, 32, symmetric=False)),
 }
@@ -36,8 +39,7 @@ GRIDS: Final[dict[str, tuple[str, Encoding]]] = {
 
 ONLY_READ: Final[dict[str, Encoding]] = {
     "FP8": Scaled(Dense("f8_e4m3"), F32, (128, 128)),
-    "compressed-tensors, int4": Grouped(4, 32, symmetric=True),
-    "compressed-tensors, int8": Grouped(8, None, symmetric=True),
+    "compressed-tensors, bytes": Grouped(8, None, symmetric=True),
 }
 """Name → the encoding of linear weights of folders that nobody writes here, with the scales that
 ``tests/test_matrix.py`` gives them."""
@@ -52,6 +54,7 @@ TARGETS: Final[dict[str, str]] = {
     "GGUF Q8_0": "gguf:q8_0",
     "GPTQ": "gptq",
     "AWQ": "awq",
+    "compressed-tensors": "ct",
     "ONNX": "onnx",
 }
 """Name → target. Where no grid is named, the formats follow that of the source."""

@@ -18,6 +18,7 @@ _TARGETS: Final = {
     "GGUF": "gguf:f32",
     "GPTQ": "gptq:w4g32",
     "AWQ": "awq:w4g32",
+    "compressed-tensors": "ct:w4a16-g32",
     "ONNX": "onnx:f32",
 }
 """Title of a column → a target of its format. Tiny layers are no multiple of a larger group."""

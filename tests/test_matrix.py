@@ -22,7 +22,7 @@ from scripts.exactness import (
     TARGETS,
     kind,
 )
-from tests.ct_folders import INT, PACK, make_ct
+from tests.ct_folders import INT, make_ct
 from tests.fp8_folders import make_fp8
 from tests.onnx_runs import with_tokenizer
 from zenconvert import Options, convert, open_checkpoint
@@ -32,19 +32,17 @@ from zenconvert.planning.recoding import logical_rows
 Source = Callable[[str, str], Path]
 MAKERS: dict[str, Callable[[Path, Path], object]] = {
     "FP8": make_fp8,
-    "compressed-tensors, int4": partial(
-        make_ct, format_name=PACK, scale=torch.float16, num_bits=4, type="int", strategy="group",
-        group_size=32,
-    ),
-    "compressed-tensors, int8": partial(
+    "compressed-tensors, bytes": partial(
         make_ct, format_name=INT, scale=torch.float16, num_bits=8, type="int", strategy="channel",
     ),
 }  # fmt: skip
 """What other tools write, by torch or their own library."""
-FIVE = {"HF": "HF", "GGUF Q4_0": "GGUF Q4_0", "GPTQ": "GPTQ", "AWQ": "AWQ", "ONNX": "ONNX"}
+ONE_EACH = ("HF", "GGUF Q4_0", "GPTQ", "AWQ", "compressed-tensors", "ONNX")
 """One grid of every format."""
 CASES = [("llama3", source, target) for source in SOURCES for target in TARGETS]
-CASES += [(f, source, target) for f in ("qwen2", "mixtral") for source in FIVE for target in FIVE]
+CASES += [
+    (f, source, target) for f in ("qwen2", "mixtral") for source in ONE_EACH for target in ONE_EACH
+]
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +115,6 @@ def test_what_the_table_says_is_so_in_the_file(
 def test_every_pair_of_formats_is_in_the_table() -> None:
     formats = {GRIDS[name][0].partition(":")[0] for name in GRIDS}
     assert formats == {TARGETS[name].partition(":")[0] for name in TARGETS}
-    assert formats == {"hf", "gguf", "gptq", "awq", "onnx"}
-    exact = [(s, t) for s in FIVE for t in FIVE if kind(s, t) == EXACT]
+    assert formats == {"hf", "gguf", "gptq", "awq", "ct", "onnx"}
+    exact = [(s, t) for s in ONE_EACH for t in ONE_EACH if kind(s, t) == EXACT]
     assert len(exact) >= 19

@@ -29,7 +29,8 @@ def test_recipes_have_no_mistakes(path: Path) -> None:
 def test_the_demonstration_covers_every_format() -> None:
     recipe, _ = recipe_reader.read(ROOT / "scripts/demo.toml")
     assert len(recipe.variants) >= 8
-    assert {variant.target.format for variant in recipe.variants} == set(FORMATS)
+    # its minutes are few, and the codes of compressed-tensors are those of GPTQ
+    assert {variant.target.format for variant in recipe.variants} == set(FORMATS) - {"ct"}
 
 
 def workflow(path: Path) -> dict[str, Any]:

@@ -22,6 +22,10 @@ class TestAwq(FormatTests):
     name, exact, again = "awq", "w4g128", "w4g128"
 
 
+class TestCompressedTensors(FormatTests):
+    name, exact, again = "ct", "w4a16-g128", "w4a16-g128"
+
+
 class TestOnnx(FormatTests):
     name, exact = "onnx", "f32"
 

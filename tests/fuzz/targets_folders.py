@@ -230,6 +230,13 @@ PACKED_WORDS: Final = (
 )  # fmt: skip
 
 
+_CT_WORDS: Final = (
+    "compressed-tensors", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized",
+    "config_groups", "weights", "strategy", "block", "block_structure", "group_size", "symmetric",
+    "ignore", "format", "sparsity_config", "transform_config", "actorder", "kv_cache_scheme",
+)  # fmt: skip
+
+
 TARGETS: Final = (
     Target(
         "safetensors", _small_safetensors, _safetensors,
@@ -253,4 +260,5 @@ TARGETS: Final = (
     Target("card", _hf, card, planned),
     Target("gptq", _packed("gptq:w4g32"), packed_mutation(*PACKED_WORDS), planned),
     Target("awq", _packed("awq:w4g32"), packed_mutation(*PACKED_WORDS), planned),
+    Target("ct", _packed("ct:w4a16-g32-asym"), packed_mutation(*_CT_WORDS), planned),
 )  # fmt: skip

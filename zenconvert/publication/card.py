@@ -54,7 +54,7 @@ def card(
 
 def card_metadata(facts: ReleaseFacts, variants: Sequence[VariantFacts]) -> dict[str, Any]:
     """The front matter; what the Hub would not take is left out, or said as it can be said."""
-    source, kind = facts.source, variants[0].format
+    source, form = facts.source, format_named(variants[0].format)
     found: dict[str, Any] = {}
     if source.base_model is not None and REPOSITORY.fullmatch(source.base_model):
         found |= {"base_model": source.base_model, "base_model_relation": "quantized"}
@@ -66,9 +66,9 @@ def card_metadata(facts: ReleaseFacts, variants: Sequence[VariantFacts]) -> dict
         found["license"] = source.licence.lower() if known else "other"
         if not known:
             found["license_name"] = re.sub(r"[^a-z0-9.-]+", "-", source.licence.lower()).strip("-")
-    found["library_name"] = format_named(kind).library
+    found["library_name"] = form.library
     found["pipeline_tag"] = "text-generation"
-    ours = [kind, "zenconvert", *(["conversational"] if source.chat_template else [])]
+    ours = [form.tag, "zenconvert", *(["conversational"] if source.chat_template else [])]
     found["tags"] = list(dict.fromkeys([*ours, *(t for t in source.tags if _TAG.fullmatch(t))]))
     if facts.hub is not None:
         found["quantized_by"] = facts.hub

@@ -28,7 +28,7 @@ _OPTIONAL: Final = {
     "gptqmodel": "runs GPTQ and AWQ folders in transformers: zenconvert[gptqmodel]",
     "auto-gptq": "runs GPTQ folders: zenconvert[auto-gptq], in an environment of its own",
     "autoawq": "runs AWQ folders: zenconvert[autoawq], in an environment of its own",
-    "vllm": "serves HF, GPTQ and AWQ folders on GPUs: vllm",
+    "vllm": "serves HF, GPTQ, AWQ and compressed-tensors folders on GPUs: vllm",
     "lm_eval": "asks tasks: zenconvert[tasks]",
     "datasets": "reads calibration texts of the Hub: zenconvert[datasets]",
     "ray": "spreads a release over machines: zenconvert[ray]",

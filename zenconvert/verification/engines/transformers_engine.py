@@ -1,4 +1,5 @@
-"""transformers itself: the folder as users load it, GPTQ and AWQ through their own kernels.
+"""transformers itself: the folder as users load it, GPTQ and AWQ through their own kernels,
+compressed-tensors decoded.
 
 Weights stay in the type that the config names. Only the hidden states of one window are held; the
 output head is applied to a block of positions at a time.
@@ -48,6 +49,7 @@ class TransformersEngine:
                     **where, trust_remote_code=False
                 )
             self.model = self.model.to(device).eval()
+            _run_once(self.model)
         except ImportError as error:
             raise MissingDependency(
                 f"{checkpoint.path}: transformers needs a package to run it: {error}"
@@ -115,6 +117,15 @@ class TransformersEngine:
     def close(self) -> None:
         """Free the model."""
         del self.model, self.hidden
+
+
+def _run_once(model: Any) -> None:
+    """Let quantized weights be decoded that wait for the whole model's first run."""
+    import torch
+
+    if getattr(model.config, "quantization_config", None) is not None:
+        with torch.inference_mode():
+            model(input_ids=torch.tensor([[0]], device=model.device), use_cache=False)
 
 
 def _refuse_noise(checkpoint: Checkpoint, missing: Iterable[str]) -> None:

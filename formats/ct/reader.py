@@ -10,36 +10,38 @@ Source: compressed_tensors' ``quant_config`` and its compressors.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from zenconvert.errors import CorruptFile, InvalidInput, MissingTensor, Unsupported
+from zenconvert.formats import quantization, quantized
+from zenconvert.formats.ct.codec import BITS, INDEX, PACKED, PLAIN, SCALE, SHAPE, ZERO, IntCodec
 from zenconvert.formats.hf.reader import Folder
 from zenconvert.formats.hf.tensor_names import foreign
 from zenconvert.formats.packed_folder import packed_tensor, values_of, weights
 from zenconvert.formats.quantized import fp8
 from zenconvert.formats.quantized.fp8 import Tile
-from zenconvert.formats.quantized.int_codec import (
-    BITS,
-    INDEX,
-    PACKED,
-    PLAIN,
-    SCALE,
-    ZERO,
-    IntCodec,
-)
 from zenconvert.formats.quantized.packed import Packed
 from zenconvert.formats.safetensors_container import Entry
 from zenconvert.model.architecture import TensorName
-from zenconvert.model.checkpoint import Tensor
+from zenconvert.model.checkpoint import Checkpoint, Tensor
 from zenconvert.model.encoding import Dense, Grouped
 
 FORMATS: Final = frozenset(
     {"pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision"}
 )
-_SHAPE: Final = "weight_shape"
 _OF_INPUTS: Final = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
 _OF_CACHE: Final = ("k_scale", "v_scale", "q_scale", "k_zero_point", "v_zero_point")
 _FLOATS: Final = frozenset({"f32", "f16", "bf16"})
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a folder: config and safetensors headers, and the small arrays that settle them.
+
+    Raises the errors of the HF reader, and those of :func:`read`.
+    """
+    found = quantization.of_folder(path)
+    return quantized.opened(path, read, {} if found is None else found.table, "ct")
 
 
 def read(folder: Folder, settings: Mapping[str, Any]) -> Packed:
@@ -62,8 +64,8 @@ def read(folder: Folder, settings: Mapping[str, Any]) -> Packed:
             packed.by_entry |= {f"{module}.{p}": tensor for p in pieces if _has(folder, module, p)}
             if last == PACKED:
                 _check_shape(folder, module, tensor)
-                packed.left.add(f"{module}.{_SHAPE}")
-    packed.refuse_extra(folder, (SCALE, ZERO, INDEX, _SHAPE))
+                packed.left.add(f"{module}.{SHAPE}")
+    packed.refuse_extra(folder, (SCALE, ZERO, INDEX, SHAPE))
     if not packed.by_entry:
         raise InvalidInput(f"{folder.path}: no weight is quantized, and the config speaks of it")
     return packed
@@ -75,8 +77,9 @@ def _groups(folder: Folder, settings: Mapping[str, Any]) -> Iterator[Mapping[str
     groups = {} if groups is None else groups
     if not isinstance(groups, Mapping) or not all(isinstance(g, Mapping) for g in groups.values()):
         raise CorruptFile(f"{where}: config_groups should map names to objects")
-    formats = {settings.get("format"), *(group.get("format") for group in groups.values())}
-    if unknown := sorted(str(f) for f in formats - FORMATS - {None}):
+    named = [settings.get("format"), *(group.get("format") for group in groups.values())]
+    formats = {None if name is None else str(name) for name in named}
+    if unknown := sorted(f for f in formats if f is not None and f not in FORMATS):
         raise Unsupported(
             f"{folder.path}: weights compressed as {unknown[0]} are not read; formats that are: "
             f"{', '.join(sorted(FORMATS))}"
@@ -150,9 +153,9 @@ def _tensor(folder: Folder, module: str, name: TensorName, codes: Entry) -> Tens
 
 def _check_shape(folder: Folder, module: str, tensor: Tensor) -> None:
     """Raise MissingTensor or CorruptFile unless weight_shape says what the config does."""
-    entry = folder.entries.get(f"{module}.{_SHAPE}")
+    entry = folder.entries.get(f"{module}.{SHAPE}")
     if entry is None:
-        raise MissingTensor(f"{folder.path}: {module}.{_SHAPE} is missing")
+        raise MissingTensor(f"{folder.path}: {module}.{SHAPE} is missing")
     found = values_of(entry).tolist() if entry.nbytes <= 64 else entry.shape
     if found != list(tensor.shape):
         raise CorruptFile(

@@ -8,10 +8,12 @@
     weight_zero_point  int32[⌈out·b/32⌉, G]   zeros + 2^(b-1), a stream along the output axis,
                        int8[out, G]           or as they are; not there where all are 0
     weight_g_idx       int32[in]              group of every column, where the order is their own
+    weight_shape       int64[2]               out and in, of codes that are packed
     w[o, i] = scale[o, g] · (code[o, i] − zero[o, g])
 
 Source: compressed_tensors' ``pack_quantized`` and ``naive_quantized``. Releases before 0.11 put
-⌊32/b⌋ codes into a word, which is the same for 4 and 8 bits alone.
+⌊32/b⌋ codes into a word, which is the same for 4 and 8 bits alone. From 0.20 on the library reads
+no ``weight_g_idx``: none is written.
 """
 
 from __future__ import annotations
@@ -34,8 +36,10 @@ PLAIN: Final = "weight"
 SCALE: Final = "weight_scale"
 ZERO: Final = "weight_zero_point"
 INDEX: Final = "weight_g_idx"
+SHAPE: Final = "weight_shape"
 BITS: Final = (4, 8)
 _BYTE: Final = np.uint8(128)
+_FLOATS: Final = ("f16", "bf16", "f32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,38 @@ class IntCodec:
     """There is a ``weight_g_idx``."""
     shared: bool = False
     """One scale for the whole tensor."""
+    rows: int | None = None
+    """Of a tensor that is written, whose shape goes along."""
+
+    @classmethod
+    def written(cls, encoding: Grouped, shape: tuple[int, ...]) -> IntCodec:
+        """The one layout that is written: packed, and with the shape."""
+        rows, columns = shape
+        return cls(columns, packed_zeros=not encoding.symmetric, index=False, rows=rows)
 
     @property
     def name(self) -> str:
         """The format's name."""
         return "pack-quantized" if self.columns is not None else "int-quantized"
+
+    def refuses(self, encoding: Grouped, shape: tuple[int, ...]) -> str | None:
+        """Why a tensor cannot be stored; None when it can."""
+        (rows, columns), bits = shape, encoding.bits
+        if bits not in BITS:
+            return f"it has {bits} bits; {', '.join(map(str, BITS))} can be stored"
+        if encoding.ordered:
+            return (
+                "its columns are grouped in act-order, and current libraries read no weight_g_idx"
+            )
+        if columns * bits % int_packing.WORD_BITS:
+            return f"rows of {columns} do not fill whole words"
+        if not encoding.symmetric and rows * bits % int_packing.WORD_BITS:
+            return f"zeros of {rows} rows do not fill whole words"
+        if encoding.group is not None and columns % encoding.group:
+            return f"its {columns} inputs are no multiple of the group of {encoding.group}"
+        if encoding.scale.dtype not in _FLOATS:
+            return f"its scales are {encoding.scale}, and libraries expect {', '.join(_FLOATS)}"
+        return None
 
     def pieces(self, encoding: Grouped, shape: tuple[int, ...]) -> tuple[Piece, ...]:
         """The arrays of a tensor ``[out, in]``."""
@@ -73,7 +104,20 @@ class IntCodec:
             found.append(zeros)
         if self.index:
             found.append(Piece(INDEX, "i32", (columns,), axis=None))
+        if self.rows is not None:
+            found.append(Piece(SHAPE, "i64", (len(shape),), axis=None))
         return tuple(found)
+
+    def pack(self, rows: GroupedRows) -> dict[str, NDArray[Any]]:
+        """Arrays of some rows, as :meth:`written` lays them out."""
+        arrays: dict[str, NDArray[Any]] = {
+            PACKED: int_packing.pack(rows.codes.T, rows.bits).T,
+            SCALE: rows.scales,
+            SHAPE: np.array([self.rows, self.columns], np.int64),
+        }
+        if rows.zeros is not None:
+            arrays[ZERO] = int_packing.pack(rows.zeros, rows.bits)
+        return arrays
 
     def unpack(self, arrays: Mapping[str, NDArray[Any]], encoding: Grouped) -> GroupedRows:
         """Rows of the arrays. Raises CorruptFile for scales and indexes that are none."""
