@@ -44,6 +44,11 @@ class StackCodec:
         """What the layout is called."""
         return METHOD
 
+    @property
+    def mark(self) -> str:
+        """Between the name of a stack and that of an array."""
+        return "_"
+
     def pieces(self, encoding: Blocks, shape: tuple[int, ...]) -> tuple[Piece, ...]:
         """The arrays of a stack ``[experts, rows, columns]``; of some of its rows ``[rows,
         columns]``, every row of them in one line."""

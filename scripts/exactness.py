@@ -32,6 +32,7 @@ GRIDS: Final[dict[str, tuple[str, Encoding]]] = {
     "compressed-tensors": ("ct:w4a16-g32", Grouped(4, 32, symmetric=True)),
     "compressed-tensors, zeros": ("ct:w4a16-g32-asym", Grouped(4, 32, symmetric=False)),
     "compressed-tensors, 8 bits": ("ct:w8a16-g-1", Grouped(8, None, symmetric=True)),
+    "compressed-tensors, FP8": ("ct:fp8", Scaled(Dense("f8_e4m3"), BF16, (1, None))),
     "ONNX": ("onnx:int4", Grouped(4, 32, symmetric=True)),
     "ONNX, zeros": ("onnx:int4-asym", Grouped(4, 32, symmetric=False)),
 }

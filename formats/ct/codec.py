@@ -30,6 +30,7 @@ from zenconvert.formats import int_packing
 from zenconvert.model.encoding import Grouped
 from zenconvert.model.grouped import GroupedRows
 from zenconvert.model.pieces import Piece
+from zenconvert.model.scaled import Scaled, ScaledRows
 
 PACKED: Final = "weight_packed"
 PLAIN: Final = "weight"
@@ -152,3 +153,30 @@ class IntCodec:
         if self.packed_zeros:
             return scales, int_packing.unpack(zeros, encoding.bits, len(scales))
         return scales, (zeros.view(np.uint8) + np.uint8(1 << (encoding.bits - 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class FloatCodec:
+    """8-bit floats ``weight`` and a scale ``weight_scale`` for every row of them."""
+
+    encoding: Scaled
+
+    @property
+    def mark(self) -> str:
+        """Between the name of a module and that of an array."""
+        return "."
+
+    def pieces(self, encoding: Scaled, shape: tuple[int, ...]) -> tuple[Piece, ...]:
+        """The arrays of a tensor ``[out, in]``."""
+        codes = Piece(PLAIN, encoding.codes.dtype, shape, codes=True)
+        return codes, Piece(SCALE, encoding.scale.dtype, (shape[0], 1))
+
+    def pack(self, rows: ScaledRows) -> dict[str, NDArray[Any]]:
+        """The bytes of every line."""
+        codes, scales = rows.codes, rows.scales.astype(self.encoding.scale.numpy)
+        return {PLAIN: codes.view(np.uint8), SCALE: scales.view(np.uint8)}
+
+    def unpack(self, arrays: Mapping[str, NDArray[Any]], encoding: Scaled) -> ScaledRows:
+        """The rows."""
+        codes = arrays[PLAIN]
+        return ScaledRows(codes, arrays[SCALE].astype(np.float32), codes.shape[1])

@@ -3,8 +3,9 @@
 ``quantization_config`` has a group of settings for every grid: the only one is of all ``Linear``
 modules but those in ``ignore``; of several every one names its modules.
 
-Source: compressed_tensors' ``quant_scheme`` (the presets W4A16, W4A16_ASYM and W8A16 of
-llm-compressor) and vLLM's ``compressed_tensors``, which has scales in the type that it serves in.
+Source: compressed_tensors' ``quant_scheme`` (the presets W4A16, W4A16_ASYM, W8A16 and
+FP8_DYNAMIC of llm-compressor) and vLLM's ``compressed_tensors``, which has scales of integers in
+the type that it serves in.
 """
 
 from __future__ import annotations
@@ -15,25 +16,35 @@ from dataclasses import replace
 from typing import Any, Final
 
 from zenconvert.errors import UsageError
-from zenconvert.formats.ct.codec import BITS, IntCodec
-from zenconvert.formats.hf.writer import facts, float_name, folder_config, lay_out_folder
+from zenconvert.formats.ct.codec import BITS, FloatCodec, IntCodec
+from zenconvert.formats.hf import writer as hf_writer
+from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_folder
 from zenconvert.formats.packed_folder import choose_modules, refuse_foreign
 from zenconvert.formats.quantization import QUANTIZATION
 from zenconvert.model.checkpoint import Checkpoint, Tensor
-from zenconvert.model.encoding import F16, Dense, Grouped
+from zenconvert.model.encoding import BF16, F16, Dense, Encoding, Grouped
 from zenconvert.model.layout import Choice, Layout
+from zenconvert.model.meaning import Fact
+from zenconvert.model.scaled import Scaled
 from zenconvert.model.target import Options, Scheme, Target
 
 __all__ = ["METHOD", "TYPES", "choose", "facts", "lay_out"]
 
 METHOD: Final = "compressed-tensors"
 DEFAULT: Final = "w4a16-g128"
-TYPES: Final = (DEFAULT, "w4a16-g128-asym", "w4a16-g32", "w8a16-g128", "w8a16-g-1")
+FP8: Final = "fp8"
+TYPES: Final = (DEFAULT, "w4a16-g128-asym", "w4a16-g32", "w8a16-g128", "w8a16-g-1", FP8)
 """Examples: any ``wBITSa16-gGROUP`` with ``-asym`` will do; without a group it has the 128 of
 llm-compressor's presets."""
 _TYPE: Final = re.compile(r"w(?P<bits>\d)a16(?:-g(?P<group>-1|\d+))?(?P<asym>-asym)?")
 _GROUP: Final = 128
 _FORMAT: Final = "pack-quantized"
+_FLOATS: Final = "float-quantized"
+_ROWS: Final = Scaled(Dense("f8_e4m3"), BF16, (1, None))
+_ACTIVATIONS: Final[dict[str, Any]] = {
+    "num_bits": 8, "type": "float", "symmetric": True, "strategy": "token", "dynamic": True,
+}  # fmt: skip
+"""Of FP8: rounded when a model runs, with a scale for every token."""
 _VERSION: Final = "0.20.0"
 """Of the library whose layout it is."""
 
@@ -43,6 +54,11 @@ def choose(
 ) -> list[Choice]:
     """Every linear weight on the target's grid. Raises UsageError."""
     refuse_foreign(options, importance=importance, target="ct")
+    if _is_fp8(checkpoint, target):
+        found = choose_modules(
+            checkpoint, parse(""), _any_codec, options, _no_grid, head=False, runtime_names=False
+        )
+        return [_in_floats(choice) for choice in found]
     scheme = parse(target.type) if target.type else None
     choices = choose_modules(
         checkpoint, scheme, _any_codec, options, parse, head=False, runtime_names=False
@@ -58,13 +74,44 @@ def parse(text: str) -> Scheme:
     if found is None:
         raise UsageError(
             f"ct:{text}: {text!r} is no type; write wBITSa16-gGROUP with -1 for one group a row, "
-            f"and -asym for zeros, e.g. {', '.join(TYPES[:2])} or {TYPES[-1]}"
+            f"and -asym for zeros, or {FP8}; e.g. {', '.join(TYPES[:2])} or {TYPES[-2]}"
         )
     bits, group = int(found["bits"]), int(found["group"] or _GROUP)
     if bits not in BITS or not group:
         raise UsageError(f"ct:{text}: there are {' and '.join(map(str, BITS))} bits, and groups "
                          "have columns; -1 makes one group a row")  # fmt: skip
     return Scheme(bits, None if group == -1 else group, symmetric=found["asym"] is None)
+
+
+def _is_fp8(checkpoint: Checkpoint, target: Target) -> bool:
+    """Whether weights become 8-bit floats: they are to, or are and nothing else is named."""
+    if target.type:
+        return target.type == FP8
+    return any(_is_by_row(tensor.encoding) for tensor in checkpoint.tensors.values())
+
+
+def _is_by_row(encoding: Encoding) -> bool:
+    return isinstance(encoding, Scaled) and (encoding.codes, encoding.tile) == (
+        _ROWS.codes,
+        _ROWS.tile,
+    )
+
+
+def _no_grid(text: str) -> Scheme:
+    """Raise UsageError: there are no integers beside 8-bit floats."""
+    raise UsageError(f"{text!r} makes no sense in ct:{FP8}; choose from bf16, f16, f32")
+
+
+def _in_floats(choice: Choice) -> Choice:
+    """8-bit floats where integers were chosen, with scales as the source has them."""
+    if choice.scheme is None:
+        return choice
+    own = {part.encoding for part in choice.parts}
+    first = choice.parts[0].encoding
+    encoding = first if len(own) == 1 and _is_by_row(first) else _ROWS
+    assert isinstance(encoding, Scaled)
+    codec = FloatCodec(encoding)
+    return replace(choice, encoding=encoding, codec=None, scheme=None, lines=codec)
 
 
 def _any_codec(scheme: Scheme) -> IntCodec:
@@ -102,10 +149,19 @@ def lay_out(
     return lay_out_folder(checkpoint, choices, options, tables)
 
 
+def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
+    """Facts of the config, and what is done to activations."""
+    found = hf_writer.facts(checkpoint, target, options)
+    if _is_fp8(checkpoint, target):
+        why = "runtimes round what weights read to 8-bit floats, with a scale for every token"
+        found.append(Fact("input_activations", _ACTIVATIONS, QUANTIZATION, why=why, told=True))
+    return found
+
+
 def _settings(checkpoint: Checkpoint, choices: Sequence[Choice]) -> dict[str, Any]:
-    modules: dict[Scheme, list[str]] = {}
+    modules: dict[Scheme | None, list[str]] = {}
     for choice in choices:
-        if choice.scheme is not None:
+        if _is_packed(choice):
             modules.setdefault(choice.scheme, []).append(choice.name.removesuffix(".weight"))
     if not modules:
         raise UsageError("a ct folder has at least one quantized module; every one is kept")
@@ -115,13 +171,13 @@ def _settings(checkpoint: Checkpoint, choices: Sequence[Choice]) -> dict[str, An
         groups[f"group_{number}"] = {
             "targets": targets,
             "weights": _arguments(scheme),
-            "input_activations": None,
+            "input_activations": _ACTIVATIONS if scheme is None else None,
             "output_activations": None,
-            "format": _FORMAT,
+            "format": _FLOATS if scheme is None else _FORMAT,
         }
     return {
         "quant_method": METHOD,
-        "format": _FORMAT,
+        "format": _FLOATS if None in modules else _FORMAT,
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": list(dict.fromkeys(_ignored(checkpoint, choices))),
@@ -131,7 +187,14 @@ def _settings(checkpoint: Checkpoint, choices: Sequence[Choice]) -> dict[str, An
     }
 
 
-def _arguments(scheme: Scheme) -> dict[str, Any]:
+def _is_packed(choice: Choice) -> bool:
+    return choice.scheme is not None or choice.lines is not None
+
+
+def _arguments(scheme: Scheme | None) -> dict[str, Any]:
+    """Of weights on a grid, or of 8-bit floats."""
+    if scheme is None:
+        return {**_ACTIVATIONS, "strategy": "channel", "dynamic": False}
     return {
         "num_bits": scheme.bits,
         "type": "int",
@@ -149,6 +212,6 @@ def _ignored(checkpoint: Checkpoint, choices: Sequence[Choice]) -> Iterator[str]
     for choice in choices:
         role = roles.get(choice.parts[0].name) if choice.parts else None
         is_matrix = len(choice.shape) == 2 and choice.name.endswith(".weight")
-        if choice.scheme is None and is_matrix and role != "embed":
+        if not _is_packed(choice) and is_matrix and role != "embed":
             yield choice.name.removesuffix(".weight")
     yield from (n.hf.removesuffix(".weight") for n in names if n.module.role == "head")

@@ -329,7 +329,7 @@ _Stored = tuple[Choice, int, str, tuple[Kind, ...]]
 def _arrays(choice: Choice) -> tuple[str, tuple[Kind, ...]]:
     """What a choice puts into the file: the beginning of names, and what they end with."""
     if choice.lines is not None:
-        return choice.name.removesuffix(".weight"), tuple(_kinds(choice.pieces, "_"))
+        return choice.name.removesuffix(".weight"), tuple(_kinds(choice.pieces, choice.lines.mark))
     if choice.encoding.dense is not None:
         return choice.name, _alone(choice.encoding.dense, choice.shape)
     grid, codec = choice.encoding.grouped, choice.codec

@@ -7,22 +7,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
 from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
+from compressed_tensors.quantization.utils import calculate_qparams
 from compressed_tensors.utils.match import match_name
 from safetensors.torch import load_file
 
-from tests.ct_folders import PACK, Tensors, make_ct
+from tests.ct_folders import FLOAT, PACK, Tensors, make_ct
 from tests.families import FAMILIES
 from tests.onnx_runs import with_tokenizer
 from tests.packed_folders import assert_decodes, changed
 from tests.tiny import raw_model
 from zenconvert import Options, calibrate, convert, plan
-from zenconvert.errors import PlanError, UsageError
+from zenconvert.errors import InvalidInput, PlanError, UsageError
+from zenconvert.model.encoding import DENSE
+from zenconvert.model.scaled import Scaled
 from zenconvert.model.target import Solver
 
 DOWN = "model.layers.1.mlp.down_proj"
@@ -214,3 +218,68 @@ def test_act_order_is_refused_by_name(gptq: Callable[[str], Path], tmp_path: Pat
     )  # fmt: skip
     with pytest.raises(PlanError, match=r"down_proj[^\n]*weight_g_idx"):
         plan(folder, "ct")
+
+
+@pytest.mark.parametrize("family", ["llama3", "phi", "deepseek_v3"])
+def test_8_bit_floats_are_those_of_the_library(family: str, tmp_path: Path) -> None:
+    source = raw_model(tmp_path / "source", FAMILIES[family].config)
+    convert(source, tmp_path / "ct", "ct:fp8")
+    settings, modules = settings_of(tmp_path / "ct"), modules_of(tmp_path / "ct")
+    preset = preset_name_to_scheme("FP8_DYNAMIC", ["Linear"])
+    (group,) = settings.config_groups.values()
+    assert isinstance(group, QuantizationScheme)
+    assert group.model_dump(exclude={"format"}) == preset.model_dump(exclude={"format"})
+    assert (settings.format, group.format) == (FLOAT, FLOAT)
+    compressor = BaseCompressor.get_value_from_registry(FLOAT)
+    stored = load_file(tmp_path / "ct" / "model.safetensors")
+    floats = load_file(source / "model.safetensors")
+    assert group.weights is not None
+    for module in modules:
+        codes, scales = stored[f"{module}.weight"], stored.pop(f"{module}.weight_scale")
+        weight = floats[f"{module}.weight"].float()
+        low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+        wanted = calculate_qparams(low, high, group.weights)[0].to(torch.bfloat16)
+        assert torch.equal(scales, wanted), module
+        given = {"weight": weight, "weight_scale": wanted.float()}
+        made = compressor.compress(given, group)
+        assert torch.equal(codes.view(torch.uint8), made["weight"].view(torch.uint8)), module
+        stored[f"{module}.weight"] = compressor.decompress(made, group)["weight"]
+    assert modules
+    assert_decodes(tmp_path / "ct", stored)
+
+
+def test_transformers_decodes_8_bit_floats_to_the_same(floats: Floats, tmp_path: Path) -> None:
+    convert(floats("llama3"), tmp_path / "ct", "ct:fp8")
+    convert(tmp_path / "ct", tmp_path / "hf", "hf:f32", exact=True)
+    ct, hf = (
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)
+        for name in ("ct", "hf")
+    )
+    with torch.inference_mode():
+        ct(torch.tensor([[0]]))  # which decodes
+    weights = ct.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in hf.state_dict().items())
+
+
+def test_8_bit_floats_stay_in_their_bytes(source: Path, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"num_bits": 8, "type": "float", "strategy": "channel"}
+    make_ct(source, tmp_path / "theirs", FLOAT, activations=True, **arguments)
+    convert(tmp_path / "theirs", tmp_path / "ours", "ct", exact=True)
+    theirs, ours = (load_file(tmp_path / n / "model.safetensors") for n in ("theirs", "ours"))
+    assert theirs.keys() == ours.keys()
+    for name, array in theirs.items():
+        assert array.dtype == ours[name].dtype
+        assert torch.equal(array.view(torch.uint8), ours[name].view(torch.uint8)), name
+    with pytest.raises(UsageError, match="bf16, f16, f32"):
+        plan(source, "ct:fp8", options=Options(tensor_types=(("down_proj", "w8a16"),)))
+
+
+def test_odd_rows_of_8_bit_floats() -> None:
+    encoding = Scaled(DENSE["f8_e4m3"], DENSE["bf16"], (1, None))
+    values = np.array([[0, 0], [1e-30, 3], [-500, 447], [1e-39, 0]], np.float32)
+    rows = encoding.encode(values, None)
+    assert np.isfinite(rows.dequantize()).all()
+    assert rows.scales[0, 0] == rows.scales[3, 0] == 1
+    np.testing.assert_allclose(rows.dequantize()[1:3], values[1:3], atol=20)
+    with pytest.raises(InvalidInput, match="not finite"):
+        encoding.encode(np.array([[1, np.nan]], np.float32), None)

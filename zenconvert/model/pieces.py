@@ -83,6 +83,10 @@ class PieceCodec(Hashable, Protocol):
 class LineCodec(PieceCodec, Protocol):
     """Stores a tensor in several arrays of which every one has a line for every row."""
 
+    @property
+    def mark(self) -> str:
+        """What stands between the name of a module and that of an array."""
+
     def pack(self, rows: Any) -> dict[str, NDArray[Any]]:
         """The lines ``[rows, items]`` of every array."""
 

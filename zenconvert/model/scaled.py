@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zenconvert.base.arrays import Array, beside, cast, on_device, on_host
-from zenconvert.errors import CorruptFile
+from zenconvert.errors import CorruptFile, InvalidInput
 from zenconvert.model.encoding import BF16, Dense, Encoding
 from zenconvert.model.pieces import Piece
 
@@ -65,7 +65,7 @@ class ScaledRows:
 
 @dataclass(frozen=True, slots=True)
 class Scaled(Encoding):
-    """8-bit floats with a scale for every tile. Read, and written by nobody here."""
+    """8-bit floats with a scale for every tile; written are those with one for every row."""
 
     codes: Dense
     scale: Dense
@@ -112,6 +112,23 @@ class Scaled(Encoding):
         if not exponents.size or (mantissas != 0.5).any():
             return self
         return replace(self, exponents=(int(exponents.min()) - 1, int(exponents.max()) - 1))
+
+    def encode(self, values: NDArray[np.float32], importance: object) -> ScaledRows:
+        """float32[n, columns] with the smallest scale of every row that keeps its largest number in
+        range, and codes nearest to that scale as it is stored. Raises InvalidInput."""
+        largest = np.abs(values).max(axis=1, keepdims=True, initial=0)
+        if not np.isfinite(largest).all():
+            raise InvalidInput("its weights are not finite; they cannot be quantized")
+        top = float(ml_dtypes.finfo(self.codes.numpy).max)
+        wanted = np.where(largest < top * _SMALLEST, np.float32(1), largest / np.float32(top))
+        scales = wanted.astype(self.scale.numpy).astype(np.float32)
+        codes = np.clip(values / scales, -top, top).astype(self.codes.numpy)
+        return ScaledRows(codes, scales, values.shape[1])
+
+    @property
+    def can_be_written(self) -> bool:
+        """Rows are rounded one by one: what several share is only read."""
+        return self.tile == (1, None)
 
     @property
     def floats(self) -> Dense:

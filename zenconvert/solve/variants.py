@@ -86,11 +86,11 @@ def check_names(variants: Sequence[Variant]) -> None:
 
 
 def grids_of(plan: Plan) -> dict[str, Grid]:
-    """Neutral name → grid of every tensor that is not on its grid already."""
+    """Neutral name → grid of every tensor that is not on it already, of grids that solvers fill."""
     return {
         part.name: choice.scheme or choice.encoding
         for choice in plan.choices
-        if choice.scheme is not None or choice.encoding.is_quantized
+        if choice.scheme is not None or (choice.encoding.is_quantized and choice.lines is None)
         for part, found in zip(choice.parts, choice.done, strict=True)
         if found.action == "quantize" and not part.is_half and choice.change is None
     }

@@ -112,8 +112,11 @@ class Use:
         What lies in columns is written when a whole band of them has come. Raises as
         :meth:`Output.write`.
         """
-        assert not isinstance(rows, ScaledRows)  # they are read alone
         slab = (begin, end, step)
+        if self.choice.lines is not None:
+            self._write_lines(output, self.choice.lines.pack(rows), begin)
+            return
+        assert not isinstance(rows, ScaledRows)  # they are written in lines alone
         if isinstance(rows, GroupedRows):
             self._write_pieces(output, rows, slab)
         elif self.choice.transposed:
@@ -123,8 +126,6 @@ class Use:
             lines = Columns(piece, 0, self.part.rows, self.part.rows, step)
             offset = next(self.spans())[0]
             self._write_columns(output, lines, offset, None, rows.T, slab)
-        elif self.choice.lines is not None:
-            self._write_lines(output, self.choice.lines.pack(rows), begin)
         else:
             row_bytes = self.choice.encoding.row_bytes(self.part.columns)
             data = rows.reshape(-1).view(np.uint8).data
