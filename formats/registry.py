@@ -82,6 +82,8 @@ class Format:
     """What is installed to load it."""
     keeps_further: bool = False
     """Its files have a place for layers that predict further tokens."""
+    menu: tuple[str, ...] = ()
+    """Types that its ``auto`` chooses from by default; none where it has no such target."""
     names_pretokenizer: bool = False
     """Its files say by one name how text is cut before merges."""
 
@@ -200,6 +202,7 @@ FORMATS: Final[dict[str, Format]] = {
         serving_dtype="float16",
         near_type="q8_0",
         library="gguf",
+        menu=("q2_k", "q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0"),
         names_pretokenizer=True,
         packages=(),
     ),

@@ -3,11 +3,11 @@
 For every model: GPTQ beside GPTQModel, AWQ beside AutoAWQ, GGUF Q4_K_M beside llama.cpp's own
 quantizer, all from the same calibration windows, and ours once more from English windows alone,
 GPTQ and AWQ also with ``--sequential``; then GGUF types as llama.cpp rounds them and as
-``--solver gptq`` fills them.
+``--solver gptq`` fills them, and types that ``gguf:auto`` chose for the same number of bytes.
 Every file is reopened and measured by the same verification on the same held-out text.
 
     scripts/bench fidelity --text FOLDER [--model SRC]... [--characters 20000] [--write FILE.md]
-        [--filled]
+        [--filled [--type gguf:q4_k_m]...]
 
 FOLDER holds ``<language>.dev.jsonl[.xz]`` with a ``text`` in each row. What was made stays in
 ``bench-output/`` and is not made again. The peers run in the environments of ``scripts/oracles``;
@@ -23,13 +23,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import zenconvert
 from tests.oracles.llama_quantize import quantize
 from zenconvert.calib.statistics_reader import load_importance
-from zenconvert.model.target import Solver
+from zenconvert.model.allotment import Budget
+from zenconvert.model.target import Options, Solver
 from zenconvert.planning.recoding import logical_rows
 from zenconvert.solve.calibration_texts import Calibrating
 from zenconvert.texts.samples import LANGUAGES
@@ -48,6 +50,8 @@ MEANS: dict[str, tuple[Solver, bool]] = {
     "gptq, fisher": ("gptq", True),
 }
 """How GGUF types are filled: the solver, and whether it knows gradients."""
+CHOSEN: dict[str, Solver] = {"auto": "rtn", "auto, gptq, fisher": "gptq"}
+"""How types are filled that were chosen to take as many bytes together."""
 FILLED = ("gguf:q4_k_m", "gguf:q3_k_m", "gguf:q2_k", "gguf:q4_0", "gguf:iq4_xs")
 
 
@@ -161,7 +165,20 @@ class Bench:
             rows.append(
                 self.measured(f"zenconvert, {name}", f"GGUF {kind.upper()}", "ten languages", out)
             )
-        return rows
+        size = (self.folder / f"{kind}-rtn.gguf").stat().st_size
+        return rows + [self.chosen(kind, name, solver, size) for name, solver in CHOSEN.items()]
+
+    def chosen(self, kind: str, name: str, solver: Solver, size: int) -> Row:
+        """A file with types of its own, no larger than that of a type."""
+        out = self.folder / f"{kind}-{name.replace(', ', '-')}.gguf"
+        if not out.exists():
+            given, options = self.calibrate(None, fisher=True), Options(size=Budget(nbytes=size))
+            done = zenconvert.convert(
+                self.source, out, "gguf:auto", statistics=given, solver=solver, options=options
+            )
+            print(f"{out.name}: {done.plan.output_bytes} of {size} bytes", file=sys.stderr)
+        made = f"zenconvert, {name}"
+        return self.measured(made, f"GGUF types in {kind.upper()}'s bytes", "ten languages", out)
 
     def sequential(self, kind: str, target: str) -> Row:
         """A file of ours whose modules see what the quantized ones before them put out."""
@@ -213,10 +230,10 @@ class Bench:
         """The model's folder."""
         return zenconvert.open_checkpoint(self.source).path
 
-    def rows(self, *, filled: bool) -> list[Row]:
+    def rows(self, *, filled: bool, types: Sequence[str] = FILLED) -> list[Row]:
         """The whole table, theirs after ours, or what GGUF types are filled with."""
         if filled:
-            return [row for target in FILLED for row in self.filled(target)]
+            return [row for target in types for row in self.filled(target)]
         rows = []
         for kind, target, theirs in (
             ("GPTQ w4g128", "gptq:w4g128", self.gptqmodel),
@@ -244,6 +261,7 @@ def main() -> None:
     parser.add_argument("--characters", type=int, default=20_000, help="of every language")
     parser.add_argument("--write", type=Path, help="also write the tables here")
     parser.add_argument("--filled", action="store_true", help="only GGUF types")
+    parser.add_argument("--type", action="append", help="of those of --filled; gguf:q4_k_m, …")
     parser.add_argument("--fresh", action="store_true", help="make everything again")
     given = parser.parse_args()
     if given.fresh:
@@ -254,7 +272,9 @@ def main() -> None:
     tables = []
     for source in given.model or ["builtin:zen-nano"]:
         bench = Bench(source, text)
-        tables.append(table(bench.folder.name, bench.rows(filled=given.filled)))
+        tables.append(
+            table(bench.folder.name, bench.rows(filled=given.filled, types=given.type or FILLED))
+        )
         print(tables[-1], flush=True)
     if given.write is not None:
         given.write.write_text("\n".join(tables), encoding="utf-8")

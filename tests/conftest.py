@@ -26,7 +26,7 @@ LONGEST: Final = (
     "test_progress.py", "test_wrappers.py", "test_facts.py", "test_named_config.py",
     "test_docs.py", "test_ray_cluster.py", "test_blocks_encode.py", "test_iq_quants.py",
     "test_k_quants.py", "test_mixtures.py", "test_fisher.py", "test_hybrids.py", "test_latents.py",
-    "test_backward.py", "test_further_layers.py",
+    "test_backward.py", "test_further_layers.py", "test_allotting.py",
 )  # fmt: skip
 """Files that take minutes. They are begun first: where several processes share the files, none has
 a long one left at the end."""

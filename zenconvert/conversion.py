@@ -16,6 +16,8 @@ from zenconvert.calib.methods import METHODS
 from zenconvert.calib.solvers.solution import ModuleReport
 from zenconvert.errors import InputWarning, UsageError, ZenError
 from zenconvert.formats.registry import FORMATS, format_named
+from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.layout import Grid
 from zenconvert.model.target import Options, Solver, Target
 from zenconvert.opening.sources import open_checkpoint, with_pre
 from zenconvert.planning.plan import Importance, Plan
@@ -94,35 +96,81 @@ def convert(
     knowledge = Knowledge(importance, statistics, calibrating)
     check_places({"the source": source, "--config": config, **knowledge.inputs}, {"OUT": out})
     checkpoint = with_pre(open_checkpoint(source, config), variant.options.pre_tokenizer)
-    stage = progress or silent
     check_places({"the source": checkpoint.path}, {"OUT": out})
     _look_at_name(out, target)
     chosen = knowledge.solver_for(target.format, solver)
-    if calibrating is not None and calibrating.fisher and not METHODS[chosen].solves_head:
-        raise UsageError("--fisher goes with --solver gptq: nothing else makes use of it")
-    if calibrating is not None or METHODS[chosen].needs_statistics:
+    cores, stage = threads or usable_cores(), progress or silent
+    if calibrating is not None or target.is_auto or METHODS[chosen].needs_statistics:
         device = take_device(device)
-    cores = threads or usable_cores()
-    if calibrating is not None and not METHODS[chosen].needs_statistics:
-        expected = variant.plan(checkpoint, expected_importance(checkpoint), cores)
-        refuse_taken(expected.layout, out, force=force)
-    with knowledge.weights(source, checkpoint, chosen, out, device, stage) as weights:
-        planned = variant.plan(checkpoint, weights, cores)
-        refuse_source(planned.layout, out, checkpoint.stamps)
-        grids = grids_of(planned)
-        if not METHODS[chosen].needs_statistics or not grids:
-            return run(planned, out, importance=weights, force=force, stage=stage)
-    refuse_taken(planned.layout, out, force=force)
-    origin = knowledge.origin(checkpoint)
-    fisher = origin.fisher if isinstance(origin, Calibrating) else origin.has_fisher
-    job = SolveJob(checkpoint, grids, chosen, device, largest_error, fisher)
-    if isinstance(origin, Calibrating) and fisher and job.embedding is None:
-        raise UsageError(f"--fisher has no use here: {target} leaves the embedding as it is")
-    folder = out.with_name(hidden_name(out.name, "solving"))
-    with solved(job, origin, folder, stage) as (over, modules):
-        final = variant.plan_solved(over, planned, modules)
-        result = run(final, out, force=force, stage=stage)
-    return replace(result, modules=modules)
+    making = _Conversion(source, checkpoint, variant, chosen, device, cores, force, stage)
+    return making.allotted(knowledge) if target.is_auto else making.run(knowledge)
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """A conversion under way; errors as of :func:`convert`."""
+
+    source: str | Path
+    checkpoint: Checkpoint
+    variant: Variant
+    solver: Solver
+    device: str
+    threads: int
+    force: bool
+    stage: Progress
+
+    def allotted(self, knowledge: Knowledge) -> Conversion:
+        """With types that are chosen by what errors cost."""
+        from zenconvert.solve.allotting import allotted, stand_in
+
+        checkpoint, out, stage = self.checkpoint, self.variant.out, self.stage
+        expected = stand_in(self.variant).plan(
+            checkpoint, expected_importance(checkpoint), self.threads
+        )
+        refuse_source(expected.layout, out, checkpoint.stamps)
+        refuse_taken(expected.layout, out, force=self.force)
+        with knowledge.whole(self.source, checkpoint, out, self.device, stage) as known:
+            variant = allotted(
+                self.variant, checkpoint, known.stored(checkpoint),
+                solver=self.solver, device=self.device, threads=self.threads, stage=stage,
+            )  # fmt: skip
+            return replace(self, variant=variant).run(known)
+
+    def run(self, knowledge: Knowledge) -> Conversion:
+        """With the types of the target."""
+        calibrating, method = knowledge.calibrating, METHODS[self.solver]
+        checkpoint, variant, out = self.checkpoint, self.variant, self.variant.out
+        if calibrating is not None and calibrating.fisher and not method.solves_head:
+            raise UsageError("--fisher goes with --solver gptq: nothing else makes use of it")
+        if calibrating is not None and not method.needs_statistics:
+            expected = variant.plan(checkpoint, expected_importance(checkpoint), self.threads)
+            refuse_taken(expected.layout, out, force=self.force)
+        with knowledge.weights(
+            self.source, checkpoint, self.solver, out, self.device, self.stage
+        ) as weights:
+            planned = variant.plan(checkpoint, weights, self.threads)
+            refuse_source(planned.layout, out, checkpoint.stamps)
+            grids = grids_of(planned)
+            if not method.needs_statistics or not grids:
+                return run(planned, out, importance=weights, force=self.force, stage=self.stage)
+        refuse_taken(planned.layout, out, force=self.force)
+        return self._solved(knowledge, planned, grids)
+
+    def _solved(self, knowledge: Knowledge, planned: Plan, grids: Mapping[str, Grid]) -> Conversion:
+        """With the codes that a solver finds."""
+        checkpoint, variant, out = self.checkpoint, self.variant, self.variant.out
+        origin = knowledge.origin(checkpoint)
+        fisher = origin.fisher if isinstance(origin, Calibrating) else origin.has_fisher
+        job = SolveJob(checkpoint, grids, self.solver, self.device, variant.largest_error, fisher)
+        if isinstance(origin, Calibrating) and fisher and job.embedding is None:
+            raise UsageError(
+                f"--fisher has no use here: {variant.target} leaves the embedding as it is"
+            )
+        folder = out.with_name(hidden_name(out.name, "solving"))
+        with solved(job, origin, folder, self.stage) as (over, modules):
+            final = variant.plan_solved(over, planned, modules)
+            result = run(final, out, force=self.force, stage=self.stage)
+        return replace(result, modules=modules)
 
 
 def _look_at_name(out: Path, target: Target) -> None:
@@ -155,7 +203,11 @@ def plan(
     exact: bool = False,
     allow_requantize: bool = False,
 ) -> Plan:
-    """Plan a conversion from headers alone; arguments and errors as in :func:`convert`."""
+    """Plan a conversion from headers alone; arguments and errors as in :func:`convert`.
+
+    Only a target of the type ``auto`` reads weights: its types are chosen by what their errors
+    cost.
+    """
     target, out = _target(to), Path(out)
     pre = options.pre_tokenizer if options is not None else None
     checkpoint = with_pre(open_checkpoint(source, config), pre)
@@ -169,9 +221,18 @@ def plan(
         exact=exact,
         allow_requantize=allow_requantize,
     )
-    solves = METHODS[chosen].needs_statistics
+    cores, solves = threads or usable_cores(), METHODS[chosen].needs_statistics
+    if target.is_auto:
+        from zenconvert.solve.allotting import allotted, stand_in
+
+        stand_in(variant)
+        with knowledge.whole(source, checkpoint, out, "cpu", silent) as known:
+            variant = allotted(
+                variant, checkpoint, known.stored(checkpoint),
+                solver=chosen, device="cpu", threads=cores, stage=silent,
+            )  # fmt: skip
     weights = expected_importance(checkpoint) if solves else knowledge.from_files(checkpoint)
-    planned = variant.plan(checkpoint, weights, threads or usable_cores())
+    planned = variant.plan(checkpoint, weights, cores)
     if solves and grids_of(planned):
         knowledge.stored(checkpoint).check_moments()
     return planned

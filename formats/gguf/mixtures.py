@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -193,8 +193,11 @@ def choose(
     overrides: Sequence[tuple[str, str]] = (),
     output_type: str | None = None,
     embedding_type: str | None = None,
+    allotted: Mapping[str, TypeChoice] | None = None,
 ) -> dict[str, TypeChoice]:
     """The type of every tensor by name.
+
+    ``allotted`` is what goes before the rules of the file type, tensor by tensor.
 
     ``overrides`` are ``(regular expression, type)``; the first that is found in a name wins.
     Raises UsageError for an unknown file type or type and for an invalid expression.
@@ -214,6 +217,8 @@ def choose(
             chosen = _overridden(tensor, compiled)
         if chosen is None and tensor.name == _INPUTS and (kind := named[_EMBEDDING]) is not None:
             chosen = TypeChoice(_known(kind), f"{kind} was asked for")
+        if chosen is None and allotted is not None:
+            chosen = allotted.get(tensor.name)
         if chosen is None:
             of = replace(model, layers=len(places)) if tensor.name in places else model
             at = places.get(tensor.name)

@@ -25,6 +25,7 @@ from zenconvert.formats.gguf.tokenizer import known_pre, tokenizer_metadata
 from zenconvert.ggml.encoding import encoding_of
 from zenconvert.ggml.types import BY_NAME
 from zenconvert.model import pretokenizer
+from zenconvert.model.allotment import AUTO, Allotted
 from zenconvert.model.architecture import TensorName
 from zenconvert.model.checkpoint import Checkpoint, Tensor
 from zenconvert.model.encoding import F32
@@ -44,6 +45,8 @@ _OWN_KEYS: Final = frozenset(
 """Keys that are never carried from another file."""
 _PRE: Final = "tokenizer.ggml.pre"
 _SOLVER: Final = "quantize.zenconvert.solver"
+_TYPES: Final = "quantize.zenconvert.types"
+_PREDICTED: Final = "quantize.zenconvert.predicted_kl"
 QUANTIZATION_VERSION: Final[KeyValue] = ("u32", 2)
 
 
@@ -56,7 +59,7 @@ def choose(
     """
     if options.layout is not None:
         raise UsageError("--layout makes no sense for gguf targets")
-    file_type, hp = file_type_of(target), checkpoint.hyperparameters
+    file_type, hp = _file_type(target, options), checkpoint.hyperparameters
     stacks = _stacks(checkpoint)
     choices = mixtures.choose(
         file_type,
@@ -72,6 +75,7 @@ def choose(
         overrides=options.tensor_types,
         output_type=options.output_type,
         embedding_type=options.embedding_type,
+        allotted={one.name: mixtures.TypeChoice(one.type, one.why) for one in _allotted(options)},
     )
     result = []
     for name, (first, parts) in stacks.items():
@@ -122,6 +126,17 @@ def file_type_of(target: Target) -> str:
             f"GGUF has no file type {target.type!r}; known are {', '.join(mixtures.FILE_TYPES)}"
         )
     return name
+
+
+def _file_type(target: Target, options: Options) -> str:
+    """The file type that a file says it is. Raises UsageError."""
+    if target.is_auto and options.allotment is not None:
+        return file_type_of(replace(target, type=options.allotment.common))
+    return file_type_of(target)
+
+
+def _allotted(options: Options) -> tuple[Allotted, ...]:
+    return options.allotment.tensors if options.allotment is not None else ()
 
 
 def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[TensorName, list[Tensor]]]:
@@ -223,7 +238,7 @@ def lay_out(
     checkpoint: Checkpoint, target: Target, choices: list[Choice], options: Options, name: str
 ) -> Layout:
     """One file, or several where ``split_max_size`` asks for it."""
-    metadata = _metadata(checkpoint, file_type_of(target), choices, options)
+    metadata = _metadata(checkpoint, _file_type(target, options), choices, options)
     groups = _split(choices, options.split_max_size)
     if len(groups) == 1:
         return Layout((_file(name, metadata, choices),), is_folder=False)
@@ -290,6 +305,9 @@ def _metadata(
         metadata["general.file_type"] = code
     if checkpoint.solver is not None:
         metadata[_SOLVER] = ("str", checkpoint.solver)
+    if options.allotment is not None:
+        metadata[_TYPES] = ("str", AUTO)
+        metadata[_PREDICTED] = ("f32", options.allotment.predicted)
     return metadata
 
 

@@ -15,8 +15,9 @@ from zenconvert.cli.config import config_option, ignore_key_option
 from zenconvert.cli.devices import taken, was_given
 from zenconvert.cli.outputs import Written, check_models, check_outputs, write_side_file
 from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages
-from zenconvert.cli.sampling import sampling_options, take_sampling
+from zenconvert.cli.sampling import codes, sampling_options, take_sampling
 from zenconvert.errors import UsageError, several
+from zenconvert.model.allotment import Budget
 from zenconvert.model.target import Options, parse_size, parse_tensor_type
 from zenconvert.solve.calibration_texts import Calibrating
 
@@ -58,6 +59,14 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--output-type", metavar="TYPE", help="Type of the output head."),
         click.option("--embedding-type", metavar="TYPE", help="Type of the token embedding."),
+        click.option(
+            "--size",
+            metavar="SIZE",
+            help="Of gguf:auto: 4.8bpw (bits per weight) or the file's, e.g. 21G.",
+        ),
+        click.option(
+            "--types", metavar="q3_k,q4_k,…", help="What gguf:auto chooses from, tensor by tensor."
+        ),
         click.option("--pure", is_flag=True, help="One type for every matrix, no mixture."),
         click.option(
             "--split-max-size", metavar="SIZE", help="Largest output file, e.g. 500M or 4G."
@@ -93,13 +102,15 @@ def _shared(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
     """Turn parsed options into arguments of the API."""
-    split = given.pop("split_max_size")
+    split, asked = given.pop("split_max_size"), given.pop("size")
     options = Options(
         tensor_types=tuple(parse_tensor_type(t) for t in given.pop("tensor_types")),
         output_type=_lower(given.pop("output_type")),
         embedding_type=_lower(given.pop("embedding_type")),
         pure=given.pop("pure"),
         split_max_size=parse_size(split) if split is not None else None,
+        size=Budget.parse(asked) if asked is not None else None,
+        menu=tuple(kind.lower() for kind in codes(given.pop("types")) or ()),
         pre_tokenizer=given.pop("pre"),
         ignored_keys=tuple(given.pop("ignored_keys")),
         text_only=given.pop("text_only"),
@@ -161,7 +172,15 @@ def _summarise(planned: Plan) -> None:
         f"\n{planned.target}: {size(planned.output_bytes)} in {files} file{'s'[: files != 1]}, "
         f"peak memory at most {size(planned.peak_ram_bytes)}, "
         + ("every step is exact" if planned.exact else "some steps are lossy")
+        + _predicted(planned)
     )
+
+
+def _predicted(planned: Plan) -> str:
+    """What the types that were chosen are predicted to cost."""
+    if planned.allotment is None:
+        return ""
+    return f", predicted divergence {planned.allotment.predicted:.3g} nats per token"
 
 
 def told(fact: Fact) -> str:
@@ -253,7 +272,8 @@ def _print_result(result: Conversion, *, as_json: bool) -> None:
         f"{size(result.plan.output_bytes)}, "
         f"{several(len(result.plan.steps), 'tensor', 'tensors')}, "
         + (f"{lossy} of them by a lossy step" if lossy else "all exact")
-        + (f"; {several(len(lost), 'fact', 'facts')} lost" if lost else ""),
+        + (f"; {several(len(lost), 'fact', 'facts')} lost" if lost else "")
+        + _predicted(result.plan),
         err=True,
     )
     for fact in lost:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from zenconvert.errors import UsageError
+from zenconvert.model.allotment import AUTO, Allotment, Budget
 
 _SIZE: Final = re.compile(r"(\d+)\s*([KMG]?)", re.IGNORECASE)
 _SCHEME: Final = re.compile(r"w(?P<bits>\d)g(?P<group>-1|\d+)")
@@ -30,6 +31,11 @@ class Target:
         if not re.fullmatch(r"\w+", name, re.ASCII) or not re.fullmatch(r"[a-z0-9_\-]*", kind):
             raise UsageError(f"target {text!r} is malformed; write format[:type], e.g. gguf:q4_k_m")
         return cls(name, kind)
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether every tensor has a type of its own, chosen by what its errors cost."""
+        return self.type == AUTO
 
     def __str__(self) -> str:
         return f"{self.format}:{self.type}" if self.type else self.format
@@ -106,6 +112,12 @@ class Options:
     """Only the language model of one that also sees or hears."""
     mtp: Literal["keep", "drop"] = "keep"
     """What becomes of layers that predict further tokens, where the target has a place for them."""
+    size: Budget | None = None
+    """How large the output may be, where its types are chosen for that."""
+    menu: tuple[str, ...] = ()
+    """The types to choose from; the format's own by default."""
+    allotment: Allotment | None = None
+    """Those that were chosen."""
     layout: str | None = None
     """Whose names and places the files have, where a format can be laid out in several ways."""
 

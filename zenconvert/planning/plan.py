@@ -21,6 +21,7 @@ from zenconvert.base.stamps import Stamp
 from zenconvert.errors import PlanError, UsageError, first_names
 from zenconvert.formats.registry import format_named
 from zenconvert.model import meaning
+from zenconvert.model.allotment import Allotment
 from zenconvert.model.checkpoint import Checkpoint, StoredPieces
 from zenconvert.model.encoding import Encoding, Grouped
 from zenconvert.model.grouped import GroupedCodec
@@ -93,6 +94,8 @@ class Plan:
     """What is odd about the source, and how it was taken."""
     stamps: Mapping[Path, Stamp] = field(default_factory=dict)
     """The files of the source, as they were when it was opened."""
+    allotment: Allotment | None = None
+    """The types that were chosen by what errors cost."""
 
     @property
     def choices(self) -> Iterator[Choice]:
@@ -137,6 +140,7 @@ class Plan:
             "steps": [step.as_dict() for step in self.steps],
             "warnings": list(self.warnings),
             "facts": [fact.as_dict() for fact in self.facts],
+            **({"allotment": self.allotment.as_dict()} if self.allotment is not None else {}),
         }
 
 
@@ -168,6 +172,7 @@ def make_plan(
     UsageError for a target or option that makes no sense.
     """
     writer = format_named(target.format)
+    _check_size(target, options)
     if options.mtp == "drop":
         checkpoint = replace(checkpoint, predicting={})
     facts = (
@@ -186,7 +191,22 @@ def make_plan(
     if problems := [*lost, *_gathered(found)]:
         raise PlanError(problems)
     layout = writer.lay_out(checkpoint, target, choices, options, name)
-    return Plan(target, steps, facts, layout, threads, checkpoint.warnings, checkpoint.stamps)
+    return Plan(
+        target, steps, facts, layout, threads, checkpoint.warnings, checkpoint.stamps,
+        options.allotment,
+    )  # fmt: skip
+
+
+def _check_size(target: Target, options: Options) -> None:
+    """Raise UsageError for types that were to be chosen by a size and are not, and the reverse."""
+    if not target.is_auto and (options.size is not None or options.menu):
+        given = "--size" if options.size is not None else "--types"
+        raise UsageError(f"{given} goes with targets of the type auto, e.g. --to gguf:auto")
+    if target.is_auto and options.allotment is None:
+        raise UsageError(
+            f"{target} chooses types by what errors cost: give --calibrate, or --stats with a file "
+            "of zenconvert calibrate --for gptq --fisher; recipes of releases cannot have it yet"
+        )
 
 
 def _check_patterns(options: Options, choices: Sequence[Choice]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,7 +99,48 @@ class Knowledge:
         if solves or self.calibrating is None:
             yield expected_importance(checkpoint) if solves else self.from_files(checkpoint)
             return
+        with self._gathered(source, checkpoint, out, device, stage) as gathered:
+            yield measured_importance(gathered, checkpoint)
+
+    @contextmanager
+    def whole(
+        self, source: str | Path, checkpoint: Checkpoint, out: Path, device: str, stage: Progress
+    ) -> Iterator[Knowledge]:
+        """A file of statistics with second moments and gradients, gathered in this run or given.
+
+        Kept as those of :meth:`weights`. Raises UsageError where there is nothing to gather them
+        by, or where they would not be those of the model as it is.
+        """
+        if self.calibrating is None:
+            if self.statistics is None:
+                given = "" if self.importance is None else "; --importance does not suffice"
+                raise UsageError(
+                    f"types are chosen by statistics: give --calibrate or --stats{given}"
+                )
+            yield self
+            return
+        if self.calibrating.sequential:
+            raise UsageError("--sequential makes no sense where types are chosen before")
+        whole = replace(self, calibrating=replace(self.calibrating, fisher=True))
+        purposes = [name for name, method in METHODS.items() if method.solves_head]
+        with whole._gathered(source, checkpoint, out, device, stage, purposes) as gathered:
+            yield Knowledge(None, gathered, None)
+
+    @contextmanager
+    def _gathered(
+        self,
+        source: str | Path,
+        checkpoint: Checkpoint,
+        out: Path,
+        device: str,
+        stage: Progress,
+        purposes: Sequence[str] = (),
+    ) -> Iterator[Path]:
+        """A file of statistics beside the output, which goes when the block ends."""
+        assert self.calibrating is not None
         arguments = {**self.calibrating.arguments, "device": device}
+        if purposes:
+            arguments["purposes"] = purposes
         if checkpoint.named_config is not None:
             arguments["config"] = checkpoint.named_config
         digest = hashlib.sha256(repr((str(source), arguments)).encode()).hexdigest()[:12]
@@ -115,7 +156,7 @@ class Knowledge:
                     progress=lambda at: stage(at.stage, at.layer, at.layers),
                 )
                 keep(gathered)
-            yield measured_importance(gathered, checkpoint)
+            yield gathered
             remove_scratch(folder)
 
     def from_files(self, checkpoint: Checkpoint) -> Importance | None:
