@@ -306,7 +306,7 @@ FAMILIES: dict[str, Family] = {
                 "original_max_position_embeddings": 64, "type": "yarn",
             },
         ),
-        "deepseek_v3", "deepseek-v3", onnx=False, refusal="no attn.kv_a",
+        "deepseek_v3", "deepseek-v3",
     ),
     "deepseek_v2": Family(  # llama.cpp tells by the number of layers what queries are made of
         _sizes(
@@ -324,7 +324,73 @@ FAMILIES: dict[str, Family] = {
                 "mscale_all_dim": 0.707, "original_max_position_embeddings": 64, "type": "yarn",
             },
         ),
-        "deepseek_llm", "deepseek-llm", onnx=False, refusal="no attn.kv_a",
+        "deepseek_llm", "deepseek-llm",
+    ),
+    "dots1": Family(
+        _sizes(
+            "dots1", "Dots1ForCausalLM", num_key_value_heads=4, num_hidden_layers=3,
+            attention_bias=False, attention_dropout=0.0, first_k_dense_replace=1,
+            n_routed_experts=6, num_experts_per_tok=3, n_shared_experts=2, n_group=1, topk_group=1,
+            moe_intermediate_size=128, moe_layer_freq=1, norm_topk_prob=True, ep_size=1,
+            routed_scaling_factor=2.5, scoring_func="sigmoid", rms_norm_eps=1e-5,
+            rope_scaling=None, rope_theta=10000000, sliding_window=None, max_window_layers=3,
+            pretraining_tp=1,
+        ),
+        "qwen2", "qwen2",
+    ),
+    "olmoe": Family(
+        _sizes(
+            "olmoe", "OlmoeForCausalLM", num_key_value_heads=4, attention_bias=False,
+            attention_dropout=0.0, clip_qkv=None, num_experts=6, num_experts_per_tok=3,
+            intermediate_size=256, norm_topk_prob=False, output_router_logits=False,
+            router_aux_loss_coef=0.01,
+            rms_norm_eps=1e-5, rope_scaling=None, rope_theta=10000.0, pad_token_id=1,
+        ),
+    ),
+    "arcee": Family(
+        _sizes(
+            "arcee", "ArceeForCausalLM", attention_bias=False, attention_dropout=0.0,
+            hidden_act="relu2", mlp_bias=False, head_dim=32, rms_norm_eps=1e-5,
+            rope_theta=10000.0, pad_token_id=0,
+            rope_scaling={
+                "beta_fast": 32.0, "beta_slow": 1.0, "factor": 20.0, "rope_type": "yarn",
+                "original_max_position_embeddings": 64,
+            },
+        ),
+    ),
+    "glm4_moe_lite": Family(
+        _sizes(
+            "glm4_moe_lite", "Glm4MoeLiteForCausalLM", num_key_value_heads=4, hidden_size=128,
+            intermediate_size=256, q_lora_rank=128, kv_lora_rank=64, qk_nope_head_dim=48,
+            qk_rope_head_dim=16, v_head_dim=64, num_hidden_layers=3, first_k_dense_replace=1,
+            n_routed_experts=6, num_experts_per_tok=3, n_shared_experts=1, n_group=1,
+            topk_group=1, moe_intermediate_size=64, norm_topk_prob=True, scoring_func="sigmoid",
+            topk_method="noaux_tc", routed_scaling_factor=1.8, num_nextn_predict_layers=0,
+            attention_bias=False, attention_dropout=0.0, partial_rotary_factor=1.0,
+            rope_scaling=None, rms_norm_eps=1e-5, pad_token_id=0,
+        ),
+        "glm4", "glm4", lost=("rms_norm_eps",),
+    ),
+    "ernie4_5_moe": Family(
+        _sizes(
+            "ernie4_5_moe", "Ernie4_5_MoeForCausalLM", num_hidden_layers=3, use_bias=False,
+            moe_num_experts=6, moe_k=3, moe_num_shared_experts=2, moe_layer_start_index=1,
+            moe_layer_end_index=-1, moe_layer_interval=1, moe_intermediate_size=128,
+            moe_capacity=[6, 6, 6], moe_gate="topk", moe_use_aux_free=True, rope_scaling=None,
+            num_nextn_predict_layers=1, pad_token_id=0, rope_theta=500000.0,
+            tie_word_embeddings=True,
+        ),
+        "mixtral", "mixtral",
+    ),
+    "hunyuan_v1_dense": Family(
+        _sizes(
+            "hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", head_dim=128, attention_bias=False,
+            attention_dropout=0.0, mlp_bias=False, use_qk_norm=True, use_cla=False,
+            norm_type="rms", rms_norm_eps=1e-5, rope_theta=10000.0, rope_scaling=None,
+            tie_word_embeddings=True, pad_token_id=0,
+            eod_token_id=1198,  # which the converter takes for the end of texts
+        ),
+        "deepseek_v3", "hunyuan-dense",
     ),
     "granite": Family(
         _sizes(

@@ -45,6 +45,7 @@ OTHERWISE = {
     "gemma4_e2b": {"use_bidirectional_attention"},
     "gemma4_moe": {"use_bidirectional_attention"},
     "qwen3": {"max_window_layers"},  # without windows
+    "dots1": {"max_window_layers"},  # without windows
     "minimax_m2": {"attn_type_list"},  # all of one type
     "qwen3_next": {"full_attention_interval"},
 }

@@ -183,6 +183,10 @@ def _heads(checkpoint: Checkpoint) -> Iterator[Fact]:
     if not architecture.in_gguf.any_heads and hp.head_dim * hp.heads != hp.hidden:
         why = f"llama.cpp has heads of hidden / heads only in {architecture.gguf} models"
         yield Fact("head_dim", hp.head_dim, "", exact=False, why=why, refused=True)
+    if not architecture.in_gguf.any_kv_heads and hp.kv_heads != hp.heads:
+        why = f"llama.cpp's {architecture.gguf} models have as many as of queries, {hp.heads}"
+        key = architecture.key("kv_heads")
+        yield Fact(key, hp.kv_heads, "", exact=False, why=why, refused=True)
 
 
 def _dense_layers(checkpoint: Checkpoint) -> Iterator[Fact]:

@@ -25,6 +25,7 @@ from zenconvert.formats.gguf.layer_keys import (
     with_modules,
 )
 from zenconvert.formats.gguf.rope import original_context, scaling_keys
+from zenconvert.formats.gguf.window_keys import layers_of
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.architecture_table import (
     BY_LAYER,
@@ -72,7 +73,9 @@ _CONSTANTS: Final[dict[str, tuple[Any, ...]]] = {
 }
 """Keys that change nothing as long as they have one of these values."""
 _REQUIRED: Final = frozenset({"layers", "context", "hidden", "ffn", "heads", "rms_eps"})
-_TOLD_OTHERWISE: Final = frozenset({"vocab", "head_dim", "rotary_dim", "linear_value_width"})
+_TOLD_OTHERWISE: Final = frozenset(
+    {"vocab", "head_dim", "rotary_dim", "linear_value_width", "shared_width"}
+)
 """Sizes whose rows are only compared with what other rows and tensors say."""
 _OF_SCALING: Final = ("yarn_log", "yarn_log_tenth")
 _SAID: Final = {"stated_head_dim": "head_dim", "turned_dim": "head_dim"}
@@ -171,7 +174,7 @@ def hf_config(
         "pad_token_id": None,  # families have defaults, which need not be in the vocabulary
         **{k: v for k, v in _unlike_defaults(architecture).items() if k not in told},
         **architecture.in_gguf.config,
-        **_layers(architecture, keys),
+        **layers_of(architecture, keys),
         **linear_of(architecture, keys),
         **_rotary_share(architecture, keys, sizes),
         **_without(architecture, sizes),
@@ -288,26 +291,6 @@ def _has_default(architecture: Architecture, size: str) -> bool:
     return isinstance(architecture.defaults.get(architecture.key(size)), int)
 
 
-def _layers(architecture: Architecture, keys: KeyReader) -> dict[str, Any]:
-    """Which layers slide, where that is not what a config that is silent says."""
-    family, layers = architecture.in_gguf, keys.integer("block_count")
-    period = family.window_period
-    if not period:
-        return {}
-    if family.windows_layers not in (0, layers):
-        return {"layer_types": layer_types(layers, 1), "sliding_window": None}
-    pattern = keys.metadata.get(f"{keys.prefix}{PATTERN_KEY}")
-    if not keys.integer("attention.sliding_window", _implied_window(architecture)):
-        return {"layer_types": layer_types(layers, 1)}
-    if pattern is None:
-        usual = period == architecture.block.window_period and not family.pattern_always
-        return {} if usual else {"layer_types": layer_types(layers, period)}
-    if pattern[0] == "arr:bool" and len(pattern[1]) >= layers:
-        return {"layer_types": [SLIDES if s else FULL for s in list(pattern[1])[:layers]]}
-    told = keys.integer(PATTERN_KEY)
-    return {"layer_types": layer_types(layers, told) if told else [SLIDES] * layers}
-
-
 def _without(architecture: Architecture, sizes: Mapping[str, float]) -> dict[str, None]:
     """Sizes that a config has to deny where a file has none, as it has them by default."""
     denied = (s for s in ("q_rank",) if s in architecture.names and s not in sizes)
@@ -326,24 +309,6 @@ def _rotary_share(
         return {architecture.key("rotary_channels"): rotated}
     whole = rotated == head and architecture.defaults.get(key, 1) == 1
     return {} if whole or not head else {key: rotated / head}
-
-
-def unread_window(architecture: Architecture, keys: KeyReader) -> list[str]:
-    """A warning where a file has a window that llama.cpp does not apply, as in Phi-3."""
-    name, family = "attention.sliding_window", architecture.in_gguf
-    there = family.has_key("sliding_window") and keys.has(name) and not family.window_period
-    window = keys.integer(name) if there else 0
-    if not 0 < window < keys.integer("context_length"):
-        return []
-    return [
-        f"{keys.prefix}{name} is {window}: llama.cpp applies no window in {architecture.gguf} "
-        "models, and other formats do: texts longer than that differ"
-    ]
-
-
-def _implied_window(architecture: Architecture) -> int:
-    found = architecture.in_gguf.implied.get("sliding_window", 0)
-    return int(found) if not isinstance(found, str) else 0
 
 
 def _implied(
@@ -370,7 +335,9 @@ def _unlike_defaults(architecture: Architecture) -> dict[str, Any]:
         for key, values in {**architecture.constants, **architecture.needs}.items()
         if key in architecture.defaults and architecture.defaults[key] not in values
     }
-    if architecture.defaults.get("sliding_window") is None and architecture.block.windows != "none":
+    rule, defaults = architecture.block.windows, architecture.defaults
+    used = rule == "upper_layers" and "use_sliding_window" not in defaults
+    if rule != "none" and (used or defaults.get("sliding_window") is None):
         found["sliding_window"] = None
     return found
 

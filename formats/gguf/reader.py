@@ -34,7 +34,6 @@ from zenconvert.formats.gguf.key_reader import KeyReader
 from zenconvert.formats.gguf.keys import (
     hf_config,
     strange_keys,
-    unread_window,
     with_full_rotations,
 )
 from zenconvert.formats.gguf.settling import settled, without_further
@@ -43,6 +42,7 @@ from zenconvert.formats.gguf.tokenizer import (
     special_ids,
     tokenizer_from_metadata,
 )
+from zenconvert.formats.gguf.window_keys import unread_window
 from zenconvert.ggml.encoding import encoding_of
 from zenconvert.model import architecture as arch
 from zenconvert.model.architecture import Architecture, TensorName
@@ -116,7 +116,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     _refuse_other_kinds(path, metadata)
     name = keys.text("general.architecture")
     keys.prefix = f"{name}."
-    architecture = arch.for_gguf(name, metadata, experts=keys.integer("expert_count", 0) > 0)
+    pre = str(metadata.get("tokenizer.ggml.pre", ("str", ""))[1])
+    mixture = keys.integer("expert_count", 0) > 0
+    architecture = arch.for_gguf(name, metadata, experts=mixture, pre=pre)
     rows = _embedding(path, infos).shape[0]
     metadata, further = without_further(metadata, name, infos)
     infos = {stored: info for stored, info in infos.items() if stored not in set(further)}

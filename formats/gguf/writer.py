@@ -163,7 +163,7 @@ def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[TensorName, list[Tensor]]
             of = [names[part.name] for part in together]
             places = {n.name: (n.expert or 0, n.gguf_place, place[n.name]) for n in of}
             together.sort(key=lambda part: places[part.name])
-    by_hf = sorted(names.values(), key=lambda n: n.hf)
+    by_hf = sorted(names.values(), key=_in_file)
     order = {stored: i for i, n in enumerate(by_hf) for stored in n.gguf_files}
     return dict(
         sorted(stacks.items(), key=lambda s: (complete[_stack_group(s[1][0])], order[s[0]]))
@@ -226,6 +226,15 @@ def _read(info: TensorInfo) -> bytes:
     with info.path.open("rb") as file:
         file.seek(info.offset)
         return file.read(info.nbytes)
+
+
+def _in_file(name: TensorName) -> str:
+    """What the converter's order goes by: names in HF files, but for stacks that it makes at once
+    in an order of its own."""
+    if not name.module.gguf_order:
+        return name.hf
+    before = name.hf.rpartition(f".{name.expert}.")[0]
+    return f"{before}.{name.expert}.{name.module.gguf_order}"
 
 
 def _quantizer_order(name: str) -> tuple[int, str]:

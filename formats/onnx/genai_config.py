@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from zenconvert.model import generation
 from zenconvert.model.checkpoint import Checkpoint
+from zenconvert.model.layer_heads import layer_heads
 from zenconvert.model.meaning import Fact
 
 NAME: Final = "genai_config.json"
@@ -45,11 +46,12 @@ def genai_config(checkpoint: Checkpoint, graph: str, *, shares_cache: bool) -> d
     ``shares_cache``: past and present may be one buffer, as GroupQueryAttention allows.
     """
     hp = checkpoint.hyperparameters
+    heads = layer_heads(hp)[0]
     model_type = checkpoint.config.get("model_type")
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": graph,
-        "head_size": hp.head_dim,
+        "head_size": heads.size,
         "hidden_size": hp.hidden,
         "inputs": {
             "input_ids": "input_ids",
@@ -64,7 +66,7 @@ def genai_config(checkpoint: Checkpoint, graph: str, *, shares_cache: bool) -> d
         },
         "num_attention_heads": hp.heads,
         "num_hidden_layers": hp.layers,
-        "num_key_value_heads": hp.kv_heads,
+        "num_key_value_heads": heads.kv_heads,
     }
     return {
         "model": {

@@ -213,6 +213,15 @@ def _yarn(
     return mixed, _yarn_amplitude(factor, scaling)
 
 
+def score_factor(hp: Hyperparameters) -> float:
+    """What scores are multiplied by beside the size of heads where keys are made of shorter rows
+    and YaRN says so: the square of its amplitude."""
+    scaling = hp.rope_scaling or {}
+    if not hp.kv_rank or not hp.yarn_log or scaling["factor"] <= 1:
+        return 1.0
+    return float(0.1 * hp.yarn_log * math.log(scaling["factor"]) + 1.0) ** 2
+
+
 def _yarn_amplitude(factor: float, scaling: Mapping[str, Any]) -> float:
     if (given := scaling.get("attention_factor")) is not None:
         return float(given)

@@ -31,7 +31,8 @@ WRITTEN = [
 ]
 APART = (
     "mixtral", "phi", "phi_longrope", "glm4", "gemma4_moe",
-    "granitemoe", "granitemoeshared", "glm4_moe", "gpt_oss", "minimax_m2",
+    "granitemoe", "granitemoeshared", "glm4_moe", "glm4_moe_lite", "ernie4_5_moe", "gpt_oss",
+    "minimax_m2",
 )  # fmt: skip
 """Its modules have other names in memory than in files (experts, joined rows), or it has none, or
 does not compute with them what transformers does (docs/consumers.md)."""

@@ -21,7 +21,9 @@ from zenconvert.errors import PlanError
 pytestmark = pytest.mark.oracles
 
 Made = Callable[[str], Path]
-ONLY_IN_5 = {"gemma4_text", "minimax_m2", "ministral3", "qwen3_5_moe_text", "qwen3_5_text"}
+ONLY_IN_5 = {
+    "gemma4_text", "glm4_moe_lite", "minimax_m2", "ministral3", "qwen3_5_moe_text", "qwen3_5_text",
+}  # fmt: skip
 """Model types that transformers 4.57 does not have."""
 OTHERWISE = {"deepseek_v2"}
 """Model types whose scores it does not multiply by what follows from ``mscale_all_dim``."""

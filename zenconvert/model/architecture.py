@@ -226,8 +226,9 @@ def _wrappers() -> dict[str, Wrapper]:
     return found
 
 
-def for_gguf(name: str, keys: Collection[str], *, experts: bool) -> Architecture:
-    """The architecture of a GGUF ``general.architecture`` in a file with these keys.
+def for_gguf(name: str, keys: Collection[str], *, experts: bool, pre: str = "") -> Architecture:
+    """The architecture of a GGUF ``general.architecture`` in a file with these keys; of several,
+    the one whose files name the pre-tokenizer ``pre``.
 
     Raises UnknownArchitecture.
     """
@@ -240,7 +241,8 @@ def for_gguf(name: str, keys: Collection[str], *, experts: bool) -> Architecture
     odd = (a for a in fitting if a.gguf_without is not None)
     usual = (a for a in fitting if a.gguf_without is None)
     by_key = next((a for a in odd if f"{name}.{a.gguf_without}" not in keys), None)
-    if (found := by_key or next(usual, None)) is not None:
+    by_pre = next((a for a in fitting if a.in_gguf.pre and a.in_gguf.pre == pre), None)
+    if (found := by_pre or by_key or next(usual, None)) is not None:
         return found
     known = sorted({a.gguf for a in architectures().values()})
     kind = "with experts" if experts else "without experts"

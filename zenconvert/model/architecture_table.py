@@ -20,15 +20,12 @@ from typing import Any, Final, NoReturn
 from zenconvert.errors import InvalidInput
 from zenconvert.model.block_features import RULES
 from zenconvert.model.gguf_rules import GRAPH, TOKENIZER
-from zenconvert.model.layer_kinds import LAYERS
+from zenconvert.model.layer_kinds import LAYERS, LIST_RULES
 from zenconvert.model.operations import NAMES, ROWS
 from zenconvert.model.size_names import COMPUTED_SIZES, SIZES
 
 ROLES: Final = ("embed", "linear", "norm", "router", "head", "kept")
 IGNORED: Final = "ignored"
-LIST_RULES: Final = frozenset({"all", "zero_every"})
-"""What a list with an entry for every layer may be held to: ``all`` entries have one value, or they
-are 0 in every so many-th layer and 1 in others."""
 ALWAYS: Final = "always"
 """Key of ``[biases]`` for modules that have one whatever the config says."""
 _NONE: Final = "none"
@@ -46,7 +43,7 @@ _MODULE_KEYS: Final = (
     "name", "hf", "gguf", "role", "shape", "hf_also", "hf_stack", "hf_stack_part", "hf_rows",
     "gguf_rows", "after", "layers", "full_shape", "sharing_shape", "unshared",
     "only_with", "hf_bare", "gguf_bare", "hf_stacked", "hf_turned", "gguf_values", "heads",
-    "gguf_tiled", "gguf_flat",
+    "gguf_tiled", "gguf_flat", "gguf_order",
 )  # fmt: skip
 _FLAGS: Final = ("hf_bare", "gguf_bare", "hf_stacked", "hf_turned", "unshared", "gguf_tiled")
 _OTHER_NAMES: Final = ("hf_also", "hf_stack", "hf_rows", "gguf_rows", "gguf_values")
@@ -294,6 +291,8 @@ class _Check:
                 self.fail(where, f"the role {row['role']!r} is none of {list(ROLES)}")
             self._shapes(where, row, known)
             part = row.get("hf_stack_part", [0, 1])
+            if type(row.get("gguf_order", 0)) is not int:
+                self.fail(where, f"gguf_order {row['gguf_order']!r:.60} should be a number")
             if not isinstance(part, list) or [type(n) for n in part] != [int, int]:
                 self.fail(where, f"hf_stack_part {part!r:.60} should be [part, parts]")
             self._kinds(where, row, values["layers"])

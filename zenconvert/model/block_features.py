@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 WINDOWS: Final = ("none", "every_layer", "every_layer_if_used", "upper_layers", "pattern")
 ROTATES: Final = ("every_layer", "three_of_four", "sliding", "sliding_or_all")
-HEAD_NORMS: Final = ("none", "heads", "whole")
+HEAD_NORMS: Final = ("none", "heads", "whole", "turned")
 VALUE_NORMS: Final = ("none", "heads")
 SCORES: Final = ("scaled", "plain")
 
@@ -45,8 +45,9 @@ class BlockFeatures:
     rotates: Literal["every_layer", "three_of_four", "sliding", "sliding_or_all"]
     """Which layers rotate positions; ``sliding``: those with a window; ``sliding_or_all``: or all
     where none has."""
-    head_norms: Literal["none", "heads", "whole"]
-    """q and k are normed before they are rotated: head by head, or all heads as one."""
+    head_norms: Literal["none", "heads", "whole", "turned"]
+    """q and k are normed before they are rotated: head by head, or all heads as one; ``turned``:
+    head by head after that."""
     norms_values: bool
     """Values are normed head by head, without a weight."""
     scales_scores: bool

@@ -66,6 +66,8 @@ class GgufFamily:
     """Size → the number, or the size, that holds where a file is silent or has no key."""
     any_heads: bool
     """Heads may have another size than hidden / heads."""
+    any_kv_heads: bool
+    """There may be fewer heads of keys and values than of queries."""
     scalings: frozenset[str]
     """Kinds of scaled rotations; ``llama3`` is factors of frequencies in a tensor."""
     yarn_betas: bool
@@ -136,6 +138,7 @@ def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
         keys=tuple(_gguf_key(name, row) for name, row in values["gguf_keys"].items()),
         implied=values["gguf_implied"],
         any_heads=graph["heads"] == "any",
+        any_kv_heads=graph["kv_heads"] == "any",
         scalings=frozenset(graph["scalings"]),
         yarn_betas=graph["yarn_betas"],
         switches=frozenset(graph["switches"]),

@@ -11,6 +11,7 @@ SCALINGS: Final = frozenset({"linear", "yarn", "dynamic", "llama3", "longrope", 
 """Kinds of scaled rotations."""
 GRAPH: Final[dict[str, Callable[[Any], bool]]] = {
     "heads": ("any", "hidden / heads").__contains__,
+    "kv_heads": ("any", "heads").__contains__,
     "scalings": lambda value: isinstance(value, list) and set(value) <= SCALINGS,
     "yarn_betas": lambda value: isinstance(value, bool),
     "switches": lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),

@@ -10,7 +10,7 @@ from zenconvert.errors import InvalidInput
 from zenconvert.model.config_numbers import count, real
 from zenconvert.model.config_sizes import Names, Sizes, dense_layers, full_layers, sharing_layers
 from zenconvert.model.linear_attention import LinearAttention, linear_sizes
-from zenconvert.model.rotations import check_share, rotation
+from zenconvert.model.rotations import check_share, rotation, stretched
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +259,7 @@ def from_config(
     sizes = Sizes(given, merged, names, where)
     heads, kv_heads, head_dim = _heads(sizes)
     theta, scaling = rotation(merged, where, by_kind="sliding_theta" in names)
+    theta, scaling = stretched(theta, scaling, sizes.real("rope_stretch"), head_dim)
     kinds = layers or {}
     mixture = "mixture" not in kinds or bool(merged.get(kinds["mixture"]))
     experts = sizes.count("experts", zero=not kinds.get("mixture"), optional=True) if mixture else 0

@@ -27,6 +27,8 @@ def layer_heads(hp: Hyperparameters) -> tuple[LayerHeads, ...]:
         if layer < hp.layers - hp.sharing:
             latest[full] = layer
         size = (hp.full_head_dim if full else 0) or hp.head_dim
+        if hp.kv_rank:  # expanded, keys and values in one size
+            size = max(hp.key_dim, hp.value_dim)
         kv_heads = (hp.full_kv_heads if full else 0) or hp.kv_heads
         found.append(LayerHeads(size, kv_heads, latest[full]))
     return tuple(found)

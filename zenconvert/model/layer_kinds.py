@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 LAYERS: Final = {
     ("dense", "sparse_step"): ("sparse", "dense"),
@@ -16,3 +17,21 @@ none, before all others; or its list of kinds, what it has of single layers that
 whether values are keys there, whether layers that read keys and values of others have feed-forward
 networks of twice the size, and whether layers have experts; or that list, or a period, of layers
 with linear attention, of which each has experts if any has."""
+LIST_RULES: Final = frozenset({"all", "zero_every", "dense_first", "last_layer"})
+"""What a list with an entry for every layer may be held to: ``all`` have one value, or 0 in every
+so many-th and 1 in others, or the first so many ``dense`` and others ``sparse``. Or a number: the
+last layer's, or the one that stands for it."""
+
+
+def follows(value: Any, rule: Mapping[str, Any], layers: int) -> bool:
+    """Whether a list with an entry for every layer, or a layer's number, is as a rule has it."""
+    if "last_layer" in rule:
+        return value in (rule["last_layer"], layers - 1)
+    if not isinstance(value, list) or len(value) != layers:
+        return False
+    if "all" in rule:
+        return all(one == rule["all"] for one in value)
+    if (first := rule.get("dense_first")) is not None:
+        return value == ["dense"] * first + ["sparse"] * (layers - first)
+    period = rule["zero_every"]
+    return [bool(one) for one in value] == [(i + 1) % period != 0 for i in range(layers)]

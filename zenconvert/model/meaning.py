@@ -21,6 +21,7 @@ from zenconvert.model import sliding
 from zenconvert.model.architecture import Architecture
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.config_numbers import at_path
+from zenconvert.model.layer_kinds import follows
 from zenconvert.model.rotations import ROPE_KEYS, is_flat, rope_parameters, rope_type, rotation
 
 _SHARED: Final = Path(__file__).parent / "config_keys.toml"
@@ -163,7 +164,7 @@ def _judged(
         return Fact(key, value, "", exact=False, why=why, refused=True)
     if key in architecture.list_rules:
         rule = architecture.list_rules[key]
-        if _follows(value, rule, checkpoint.hyperparameters.layers):
+        if follows(value, rule, checkpoint.hyperparameters.layers):
             return Fact(key, value, f"what {target} computes")
         why = f"{target} computes {architecture.id} models with {dict(rule)} only"
         return Fact(key, value, "", exact=False, why=why, refused=True)
@@ -176,7 +177,7 @@ def _is_off(key: str, value: Any, layers: int) -> bool:
     """Whether a key says that a feature of other families is not there."""
     shared = _shared()
     if (one := shared["neutral_lists"].get(key)) is not None:
-        return _follows(value, {"all": one}, layers)
+        return follows(value, {"all": one}, layers)
     return not isinstance(value, str) and value in shared["neutral"].get(key, ())
 
 
@@ -189,16 +190,6 @@ def _silent(checkpoint: Checkpoint, target: str) -> list[Fact]:
         if config.get(key) is None and key in architecture.defaults
     ]
     return [fact for fact in found if fact.refused]
-
-
-def _follows(value: Any, rule: Mapping[str, Any], layers: int) -> bool:
-    """Whether a list with an entry for every layer is as a rule has it."""
-    if not isinstance(value, list) or len(value) != layers:
-        return False
-    if "all" in rule:
-        return all(one == rule["all"] for one in value)
-    period = rule["zero_every"]
-    return [bool(one) for one in value] == [(i + 1) % period != 0 for i in range(layers)]
 
 
 def _unknown(checkpoint: Checkpoint, key: str, value: Any, ignored: Sequence[str]) -> Fact:
@@ -291,7 +282,8 @@ def rotations(
     yield from _of_layer_kinds(checkpoint, target)
     yield from _of_no_kind(checkpoint)
     yield from _of_one_base(checkpoint, target)
-    kind = rope_type(parameters)
+    plain = checkpoint.hyperparameters.rope_scaling is None  # or of a stretched base
+    kind = "default" if plain else rope_type(parameters)
     if kind not in kinds:
         why = f"{target} has no such scaling for {checkpoint.architecture.id} models; it has "
         why += ", ".join(kinds)

@@ -120,6 +120,16 @@ def _check_scaling(kind: str, scaling: Mapping[str, Any], where: str) -> None:
         )
 
 
+def stretched(
+    theta: float, scaling: Mapping[str, Any] | None, alpha: float | None, head_dim: int
+) -> tuple[float, Mapping[str, Any] | None]:
+    """Rotations whose base is multiplied by a power of ``alpha``, whatever the length of a text,
+    though configs call them dynamic."""
+    if alpha is None or scaling is None or scaling["rope_type"] != "dynamic":
+        return theta, scaling
+    return float(theta * alpha ** (head_dim / (head_dim - 2))), None
+
+
 def check_share(share: float, head_dim: int, scaling: Mapping[str, Any] | None, where: str) -> None:
     """Raises InvalidInput for channels that are no pairs, or that factors do not fit."""
     rotated = int(head_dim * share)

@@ -15,7 +15,7 @@ SIZES: Final = frozenset(
         "further_layers", "normed_heads", "growth_context", "q_rank", "kv_rank", "plain_dim",
         "value_dim", "groups", "groups_used", "linear_key_heads", "linear_value_heads",
         "linear_key_dim", "linear_value_dim", "linear_kernel", "attention_interval",
-        "rotary_sections", "rotary_channels",
+        "rotary_sections", "rotary_channels", "rope_stretch",
     }
 )  # fmt: skip
 """Numbers that a table of a family finds in a config."""

@@ -70,6 +70,8 @@ class Module:
     are key heads of linear attention."""
     gguf_flat: bool = False
     """GGUF files have no dimensions of 1 in it."""
+    gguf_order: int = 0
+    """Where the converter puts its stack among those of a layer, from 1; 0: by its name."""
 
     gguf_values: str | None = None
     """GGUF files have it in two tensors: its rows are, head after head, those that make keys, which

@@ -93,9 +93,12 @@ def _gamma(view: GraphView, node: onnx.NodeProto) -> Initializer | None:
     }
     if (place := fused.get(node.op_type)) is not None:
         return view.initializer(inputs(node, place + 1)[place])
-    chooses = node.op_type == "Add" and any(view.takers(node.output[0], "TopK"))
-    chooses = chooses and any(view.producer(value, "Sigmoid") for value in node.input)
+    chooses = node.op_type == "Add" and any(
+        any(view.takers(node.output[0], taker)) for taker in ("TopK", "Reshape")
+    )
+    chooses = chooses and any(view.producer(v, "Sigmoid", "Softmax") for v in node.input)
     if node.op_type not in ("Mul", "Gather") and not chooses:  # of experts, one of each
         return None
     found = [a for value in node.input if (a := view.initializer(value)) is not None]
-    return found[0] if found and len(found[0].shape) == 1 and found[0].dtype in FLOATS else None
+    plain = found and (len(found[0].shape) == 1 or (chooses and found[0].shape[0] == 1))
+    return found[0] if plain and found[0].dtype in FLOATS else None

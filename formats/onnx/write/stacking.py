@@ -20,7 +20,8 @@ activations.
 
 8 and 2 bits are off by 1e-2 at every level: they have no kernels for float activations. These,
 float experts, act-order (the operator has one order of columns), minimums, layers of several
-grids and experts with factors of their own keep a graph of single experts, as does everything in
+grids, experts with factors of their own and weights of experts that are multiplied by one for all
+keep a graph of single experts, as does everything in
 operators of the standard.
 
 Runtimes before mid-2026 do not know ``weights_prepacked``, and refuse a graph with it.
@@ -69,7 +70,7 @@ def stacks_of(
 
     ``tensors`` are by neutral name.
     """
-    if kind.standard or not hp.experts:
+    if kind.standard or not hp.experts or hp.routed_factor not in (None, 1):
         return {}
     sparse = (layer for layer in range(hp.layers) if layer not in hp.dense_layers)
     moe = (f"layers.{layer}.moe" for layer in sparse)

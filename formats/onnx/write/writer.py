@@ -58,6 +58,8 @@ _EVERY: Final = {
     *("embed", "norm", "head"),
     *("attn.q", "attn.k", "attn.v", "attn.o"),
 }
+_LATENTS: Final = {"attn.kv_a", "attn.kv_a_norm", "attn.kv_b"}
+_SHORT_QUERIES: Final = {"attn.q_a", "attn.q_a_norm", "attn.q_b"}
 _HEAD_NORMS: Final = {"attn.q_norm", "attn.k_norm"}
 _BEFORE, _AFTER = {"attn_norm", "ffn_norm"}, {"attn_post_norm", "ffn_post_norm"}
 _OWN_INPUTS: Final = {
@@ -174,6 +176,10 @@ def check_family(checkpoint: Checkpoint, *, sinks: bool) -> None:
     told = [m for m in architecture.modules if m.only_with and m.name.endswith(".q_norm")]
     normed = architecture.block.head_norms != "none" and (not told or told[0] in there)
     common = _EVERY | (_HEAD_NORMS if normed else set())
+    if checkpoint.hyperparameters.kv_rank:
+        common = common - {"attn.k", "attn.v"} | _LATENTS
+    if checkpoint.hyperparameters.q_rank:
+        common = common - {"attn.q"} | _SHORT_QUERIES
     if not sinks and modules >= _SINKS:
         raise Unsupported(
             f"{architecture.id} models have sinks beside the scores of attention, which the "
@@ -221,6 +227,8 @@ def graph_bytes(
         heads=layer_heads(hp),
         norms_heads_whole=architecture.block.head_norms == "whole",
         norms_values=architecture.block.norms_values,
+        norms_turned=architecture.block.head_norms == "turned",
+        latent_eps=architecture.block.latent_eps,
         score_scale=_score_scale(checkpoint),
         rotary_pairs=architecture.block.rotary_pairs,
         activation=_activation(checkpoint),
@@ -245,7 +253,7 @@ def graph_bytes(
 def _score_scale(checkpoint: Checkpoint) -> float:
     """What scores are multiplied by, as a float32."""
     hp, scales = checkpoint.hyperparameters, checkpoint.architecture.block.scales_scores
-    usual = hp.usual_score_scale if scales else 1.0
+    usual = hp.usual_score_scale * rotary.score_factor(hp) if scales else 1.0
     return float(np.float32(hp.score_scale or usual))
 
 

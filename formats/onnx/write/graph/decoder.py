@@ -20,6 +20,7 @@ from typing import Final, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from zenconvert.formats.onnx.write.graph import latents
 from zenconvert.formats.onnx.write.graph.builder import GraphBuilder
 from zenconvert.formats.onnx.write.graph.feed_forward import experts, gated, plain
 from zenconvert.formats.onnx.write.graph.token_inputs import mixed_in, token_inputs
@@ -48,6 +49,8 @@ class Facts:
     """Values are normed head by head, without a weight."""
     score_scale: float
     """What scores are multiplied by."""
+    norms_turned: bool
+    """Norms of heads take them as they are rotated."""
     rotary_pairs: bool
     """Neighbouring channels of a head are rotated together, and not those of two halves."""
     activation: str
@@ -66,6 +69,13 @@ class Facts:
     """Embeddings are multiplied by the root of the hidden size."""
     floats: str
     """Type of the activations."""
+    latent_eps: float
+    """Of norms of what queries, keys and values are made of."""
+
+    @property
+    def turns_apart(self) -> bool:
+        """Queries and keys are rotated before attention takes them, and not by its operator."""
+        return self.norms_turned or bool(self.hp.kv_rank)
 
 
 class Profile(Protocol):
@@ -77,8 +87,12 @@ class Profile(Protocol):
     def begin(self, ids: ir.Value, mask: ir.Value) -> None:
         """Compute what all layers share."""
 
-    def norm(self, x: ir.Value, gamma: ir.Value | None) -> ir.Value:
-        """The root mean square norm over the last dimension, which may have no weight."""
+    def norm(self, x: ir.Value, gamma: ir.Value | None, epsilon: float | None = None) -> ir.Value:
+        """The root mean square norm over the last dimension, which may have no weight; ``epsilon``
+        where it is not the model's."""
+
+    def turned(self, x: ir.Value, heads: int) -> ir.Value:
+        """``[batch, sequence, heads · size]`` of the new tokens, rotated by their positions."""
 
     def add_and_norm(
         self, x: ir.Value, update: ir.Value, gamma: ir.Value
@@ -92,7 +106,7 @@ class Profile(Protocol):
         past: Sequence[ir.Value],
         sinks: ir.Value | None,
     ) -> list[ir.Value]:
-        """Attention of one layer, with its rotation if there is one: its output
+        """Attention of one layer, with its rotation if nobody rotated before: its output
         ``[batch, sequence, q_width]``, keys and values. ``sinks`` [heads] stand beside the scores
         that softmax takes."""
 
@@ -190,8 +204,8 @@ class _Decoder:
     def _attention(self, layer: int, normed: ir.Value, growth: ir.Value | None) -> ir.Value:
         name, builder, weights = f"layers.{layer}", self.builder, self.weights
         source = self.facts.heads[layer].source
-        query, *fresh = self._projected(layer, normed, "qkv" if source == layer else "q")
-        with builder.inside(weights.around(f"{name}.attn.q")):
+        query, *fresh = self._fresh(layer, normed, "qkv" if source == layer else "q")
+        with builder.inside(weights.around(f"{name}.attn.o")):
             if growth is not None:
                 query = builder.op("Mul", query, growth)
             if source == layer:
@@ -202,7 +216,26 @@ class _Decoder:
             mixed, *present = self.profile.attention(layer, [query, key, value], past, beside)
             if source == layer:
                 _present(layer, self.facts, builder, present)
+            if self.facts.hp.kv_rank:
+                size = self.facts.heads[layer].size
+                mixed = latents.values_of(builder, self.facts.hp, size, mixed)
         return weights.linear(f"{name}.attn.o", mixed)
+
+    def _fresh(self, layer: int, normed: ir.Value, parts: str) -> list[ir.Value]:
+        """Queries, and any keys and values of the new tokens, as attention takes them."""
+        hp, name = self.facts.hp, f"layers.{layer}.attn"
+        if not hp.kv_rank:
+            return self._projected(layer, normed, parts)
+        size = self.facts.heads[layer].size
+        return latents.projected(
+            self.builder, self.weights, hp, name, size, normed, self.profile.turned, self._latent
+        )
+
+    def _latent(self, module: str, x: ir.Value) -> ir.Value:
+        """What queries, or keys and values, are made of, normed."""
+        with self.builder.inside(self.weights.path(module)):
+            gamma = self.weights.plain(f"{module}.weight")
+            return self.profile.norm(x, gamma, self.facts.latent_eps)
 
     def _projected(self, layer: int, normed: ir.Value, parts: str) -> list[ir.Value]:
         """Queries, and any keys and values of the new tokens, normed where the family norms them;
@@ -213,6 +246,9 @@ class _Decoder:
         found += found[-1:] * (len(parts) - len(there))
         for at, heads in enumerate((facts.hp.heads, facts.heads[layer].kv_heads)[: len(parts)]):
             module = f"{name}.{'qk'[at]}_norm"
+            if facts.norms_turned:
+                with self.builder.inside(weights.around(f"{name}.q")):
+                    found[at] = self.profile.turned(found[at], heads)
             if f"{module}.weight" not in weights:
                 continue
             if facts.norms_heads_whole:
@@ -305,18 +341,22 @@ class _Decoder:
         return builder.op("Reshape", normed, builder.integers(0, 0, heads * size))
 
 
+def places(ids: ir.Value, mask: ir.Value, builder: GraphBuilder) -> ir.Value:
+    """Positions i64[batch, sequence] of the new tokens."""
+    new = builder.op("Shape", ids, start=1, end=2)
+    length = builder.op("Shape", mask, start=1, end=2)
+    counted = builder.op("CumSum", mask, builder.integer(1))
+    first = builder.op("Sub", length, new)
+    found = builder.op("Slice", counted, first, length, builder.integers(1))
+    return builder.op("Max", builder.op("Sub", found, builder.integer(1)), builder.integer(0))
+
+
 def _growth(ids: ir.Value, mask: ir.Value, facts: Facts, builder: GraphBuilder) -> ir.Value:
     """By what queries of the new tokens are multiplied, [batch, sequence, 1]: 1 + b · ln(1 + ⌊p⌋),
     p being the position in original contexts. Rotations leave factors as they are."""
     with builder.inside("model.score_growth"):
-        new = builder.op("Shape", ids, start=1, end=2)
-        length = builder.op("Shape", mask, start=1, end=2)
-        counted = builder.op("CumSum", mask, builder.integer(1))
-        first = builder.op("Sub", length, new)
-        places = builder.op("Slice", counted, first, length, builder.integers(1))
-        places = builder.op("Max", builder.op("Sub", places, builder.integer(1)),
-                            builder.integer(0))  # fmt: skip
-        contexts = builder.op("Div", places, builder.integer(facts.hp.original_context))
+        at = places(ids, mask, builder)
+        contexts = builder.op("Div", at, builder.integer(facts.hp.original_context))
         one = builder.constant("growth.one", np.array(1, np.float32))
         logs = builder.op("Log", builder.op("Add", builder.cast(contexts, "f32"), one))
         beta = builder.constant("growth.beta", np.array(facts.hp.score_growth, np.float32))

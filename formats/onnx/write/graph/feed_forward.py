@@ -21,6 +21,7 @@ _SILU: Final = frozenset({"silu", "swish"})
 _TANH_GELU: Final = frozenset(
     {"gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_python_tanh", "gelu_accurate"}
 )
+_SQUARED: Final = "relu2"
 """What configs call the functions that graphs have."""
 
 
@@ -71,6 +72,9 @@ def active(builder: GraphBuilder, activation: str, x: ir.Value) -> ir.Value:
     """What configs call an activation, of x. Raises Unsupported."""
     if activation in _TANH_GELU:
         return builder.op("Gelu", x, approximate="tanh")
+    if activation == _SQUARED:
+        positive = builder.op("Relu", x)
+        return builder.op("Mul", positive, positive)
     if activation not in _SILU:
         raise Unsupported(f"graphs have no activation {activation!r:.60}")
     return builder.op("Mul", x, builder.op("Sigmoid", x))
@@ -111,10 +115,13 @@ def experts(
     else:
         with builder.inside(weights.path(f"{name}.router")):
             logits = _as(builder, logits, weights.floats, "f32")
-            if sigmoid:
-                shares, chosen = _sigmoids(builder, weights, hp, name, logits)
+            if f"{name}.choice.weight" in weights:
+                shares, chosen = _apart(builder, weights, hp, name, logits, sigmoid=sigmoid)
             else:
                 shares, chosen = _shares(builder, logits, hp.experts_used, over_all=over_all)
+            if hp.routed_factor is not None:
+                factor = builder.constant("routed.factor", np.array(hp.routed_factor, np.float32))
+                shares = builder.op("Mul", shares, factor)
             if (factors := f"{name}.scales.weight") in weights:
                 own = _as(builder, weights.plain(factors), weights.floats, "f32")
                 shares = builder.op("Mul", shares, builder.op("Gather", own, chosen, axis=0))
@@ -143,22 +150,47 @@ def _shares(
     return [best if over_all else builder.op("Softmax", best, axis=-1), chosen]
 
 
-def _sigmoids(
-    builder: GraphBuilder, weights: Weights, hp: Hyperparameters, name: str, logits: ir.Value
+def _apart(
+    builder: GraphBuilder,
+    weights: Weights,
+    hp: Hyperparameters,
+    name: str,
+    logits: ir.Value,
+    *,
+    sigmoid: bool,
 ) -> list[ir.Value]:
-    """What the experts chosen are multiplied by where sigmoids weigh them, and their numbers; one
-    of every expert is added where they are chosen."""
-    scores = builder.op("Sigmoid", logits)
+    """What the experts chosen are multiplied by, and their numbers, where a number of every expert
+    is added when they are chosen: sigmoids, or the softmax over all, in relation to those of the
+    others that were chosen."""
+    scores = builder.op("Sigmoid", logits) if sigmoid else builder.op("Softmax", logits, axis=-1)
     own = _as(builder, weights.plain(f"{name}.choice.weight"), weights.floats, "f32")
+    ranked = _of_best_groups(builder, hp, builder.op("Add", scores, own))
     count = builder.integers(hp.experts_used)
-    _, chosen = builder.ops("TopK", [builder.op("Add", scores, own), count], [True, True], axis=-1)
+    _, chosen = builder.ops("TopK", [ranked, count], [True, True], axis=-1)
     found = builder.op("GatherElements", scores, chosen, axis=-1)
     total = builder.op("ReduceSum", found, builder.integers(-1), keepdims=1)
-    shares = builder.op("Div", found, total)
-    if hp.routed_factor is not None:
-        factor = builder.constant("routed.factor", np.array(hp.routed_factor, np.float32))
-        shares = builder.op("Mul", shares, factor)
-    return [shares, chosen]
+    return [builder.op("Div", found, total), chosen]
+
+
+def _of_best_groups(builder: GraphBuilder, hp: Hyperparameters, ranked: ir.Value) -> ir.Value:
+    """f32[tokens, experts] with those of all but the best groups below any other; a group is as
+    good as its two best experts together."""
+    if hp.groups <= max(hp.groups_used, 1):
+        return ranked
+    shape = builder.integers(-1, hp.groups, hp.experts // hp.groups)
+    groups = builder.op("Reshape", ranked, shape)
+    two, _ = builder.ops("TopK", [groups, builder.integers(2)], [True, True], axis=-1)
+    worth = builder.op("ReduceSum", two, builder.integers(-1), keepdims=0)
+    count = builder.integers(hp.groups_used)
+    _, best = builder.ops("TopK", [worth, count], [True, True], axis=-1)
+    zeros = builder.op("Mul", worth, builder.constant("groups.none", np.array(0, np.float32)))
+    one = builder.constant("groups.one", np.array(1, np.float32))
+    ones = builder.op("Expand", one, builder.op("Shape", best))
+    taken = builder.op("ScatterElements", zeros, best, ones, axis=-1)
+    inside = builder.op("Unsqueeze", builder.op("Greater", taken, zeros), builder.integers(-1))
+    least = builder.constant("groups.least", np.array(np.finfo(np.float32).min, np.float32))
+    kept = builder.op("Where", inside, groups, least)
+    return builder.op("Reshape", kept, builder.integers(-1, hp.experts))
 
 
 def _one_by_one(

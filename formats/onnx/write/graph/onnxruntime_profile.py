@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from zenconvert.formats.onnx.rotary import LONG_TABLES, SLIDING_TABLES, TABLES, border, tables_of
 from zenconvert.formats.onnx.write.graph.builder import CONTRIB, GraphBuilder
-from zenconvert.formats.onnx.write.graph.decoder import Facts
+from zenconvert.formats.onnx.write.graph.decoder import Facts, places
 from zenconvert.formats.onnx.write.graph.weights import Weights
 
 
@@ -27,10 +27,10 @@ class OnnxruntimeProfile:
         self.lengths: list[ir.Value] = []
         self.tables: list[ir.Value] = []
         self.sliding_tables: list[ir.Value] = []
+        self.places: list[ir.Value] = []
 
     def begin(self, ids: ir.Value, mask: ir.Value) -> None:
         """Lengths of the sequences and of the cache; rows are padded on the right."""
-        del ids
         builder, facts = self.builder, self.facts
         with builder.inside("model.attn_mask"):
             ones = builder.op("ReduceSum", mask, builder.integers(1), keepdims=0)
@@ -47,15 +47,32 @@ class OnnxruntimeProfile:
                 long = builder.op("Greater", length, builder.integer(border(facts.hp)))
                 self.tables = builder.either(long, found[LONG_TABLES], self.tables)
         self.lengths = [last, total]
+        if facts.turns_apart:
+            with builder.inside("model.rotary_emb"):
+                self.places = [places(ids, mask, builder)]
 
-    def norm(self, x: ir.Value, gamma: ir.Value | None) -> ir.Value:
+    def turned(self, x: ir.Value, heads: int) -> ir.Value:
+        """Rotated by tables, which this operator reads as attention does."""
+        return self.builder.op(
+            "RotaryEmbedding",
+            x,
+            *self.places,
+            *self.tables,
+            domain=CONTRIB,
+            num_heads=heads,
+            interleaved=int(self.facts.rotary_pairs),
+        )
+
+    def norm(self, x: ir.Value, gamma: ir.Value | None, epsilon: float | None = None) -> ir.Value:
         """In standard operators: the fused one stands in a domain where it does not belong."""
         builder, floats = self.builder, self.facts.floats
         wide = x if floats == "f32" else builder.cast(x, "f32")
         square = builder.op("Mul", wide, wide)
         mean = builder.op("ReduceMean", square, builder.integers(-1), keepdims=1)
-        epsilon = builder.constant("const.epsilon", np.array(self.facts.hp.rms_eps, np.float32))
-        root = builder.op("Sqrt", builder.op("Add", mean, epsilon))
+        own = self.facts.hp.rms_eps if epsilon is None else epsilon
+        name = "const.epsilon" if own == self.facts.hp.rms_eps else "const.epsilon.latent"
+        least = builder.constant(name, np.array(own, np.float32))
+        root = builder.op("Sqrt", builder.op("Add", mean, least))
         scaled = builder.op("Div", wide, root)
         scaled = scaled if floats == "f32" else builder.cast(scaled, floats)
         return scaled if gamma is None else builder.op("Mul", scaled, gamma)
@@ -82,7 +99,8 @@ class OnnxruntimeProfile:
     ) -> list[ir.Value]:
         """Rotation, cache, window and attention in one operator."""
         hp, window = self.facts.hp, self.facts.windows[layer]
-        rotates, tables = self.facts.rotating[layer], self.tables
+        rotates = self.facts.rotating[layer] and not self.facts.turns_apart
+        tables = self.tables
         if window is not None and self.sliding_tables:
             tables = self.sliding_tables
         softcap: dict[str, Any] = {} if hp.score_softcap is None else {"softcap": hp.score_softcap}

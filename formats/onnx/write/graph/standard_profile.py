@@ -102,12 +102,24 @@ class StandardProfile:
             found.append(values if floats == "f32" else builder.cast(values, floats))
         return found
 
-    def norm(self, x: ir.Value, gamma: ir.Value | None) -> ir.Value:
+    def turned(self, x: ir.Value, heads: int) -> ir.Value:
+        """Rotated by the cosines and sines of the new tokens."""
+        return self._rotated(x, heads, self.rotary[TABLES], {})
+
+    def _rotated(
+        self, x: ir.Value, heads: int, rotary: Sequence[ir.Value], how: dict[str, Any]
+    ) -> ir.Value:
+        pairs: dict[str, Any] = {"interleaved": 1} if self.facts.rotary_pairs else {}
+        make = self.builder.shared
+        return make("RotaryEmbedding", x, *rotary, num_heads=heads, **pairs, **how)
+
+    def norm(self, x: ir.Value, gamma: ir.Value | None, epsilon: float | None = None) -> ir.Value:
         """The norm over the last dimension."""
+        least = self.facts.hp.rms_eps if epsilon is None else epsilon
         if gamma is None:
             ones = np.ones(1, DENSE_DTYPES[self.facts.floats])
             gamma = self.builder.constant("const.ones", ones)
-        return self.builder.op("RMSNormalization", x, gamma, axis=-1, epsilon=self.facts.hp.rms_eps)
+        return self.builder.op("RMSNormalization", x, gamma, axis=-1, epsilon=least)
 
     def add_and_norm(
         self, x: ir.Value, update: ir.Value, gamma: ir.Value
@@ -128,14 +140,14 @@ class StandardProfile:
         builder, hp, kv_heads = self.builder, self.facts.hp, self.facts.heads[layer].kv_heads
         query, key, value = qkv
         window = self.facts.windows[layer]
-        if self.facts.rotating[layer]:
+        if self.facts.rotating[layer] and not self.facts.turns_apart:
             sliding = window is not None and SLIDING_TABLES in self.rotary
             rotary = self.rotary[SLIDING_TABLES if sliding else TABLES]
-            how: dict[str, Any] = {"interleaved": 1} if self.facts.rotary_pairs else {}
+            how: dict[str, Any] = {}
             if hp.rotary_dim != hp.head_dim:
                 how["rotary_embedding_dim"] = hp.rotary_dim
-            query = builder.op("RotaryEmbedding", query, *rotary, num_heads=hp.heads, **how)
-            key = builder.shared("RotaryEmbedding", key, *rotary, num_heads=kv_heads, **how)
+            query = self._rotated(query, hp.heads, rotary, how)
+            key = self._rotated(key, kv_heads, rotary, how)
         softcap: dict[str, Any] = {} if hp.score_softcap is None else {"softcap": hp.score_softcap}
         return builder.ops(
             "Attention",
