@@ -16,7 +16,7 @@ Tensors = dict[str, torch.Tensor]
 PACK, INT, FLOAT, NAIVE = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
 
 
-def _parameters(weight: torch.Tensor, args: QuantizationArgs) -> tuple[torch.Tensor, torch.Tensor]:
+def parameters(weight: torch.Tensor, args: QuantizationArgs) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales and zeros of every group, as the library calculates them."""
     rows, columns = weight.shape
     if args.strategy == "tensor":
@@ -68,7 +68,7 @@ def make_ct(
             stored[name], decoded[name] = tensor, tensor.float()
             continue
         weight = tensor.to(scale)
-        scales, zeros = _parameters(weight, args)
+        scales, zeros = parameters(weight, args)
         given = {"weight": weight, "weight_scale": scales.to(scale), "weight_zero_point": zeros}
         made = compressor.compress(given, scheme)
         stored |= {f"{module}.{key}": value.contiguous() for key, value in made.items()}

@@ -157,7 +157,7 @@ class IntCodec:
 
 @dataclass(frozen=True, slots=True)
 class FloatCodec:
-    """8-bit floats ``weight`` and a scale ``weight_scale`` for every row of them."""
+    """8-bit floats ``weight`` and a scale ``weight_scale`` for every tile of some rows."""
 
     encoding: Scaled
 
@@ -168,15 +168,17 @@ class FloatCodec:
 
     def pieces(self, encoding: Scaled, shape: tuple[int, ...]) -> tuple[Piece, ...]:
         """The arrays of a tensor ``[out, in]``."""
+        tiles = -(-shape[0] // encoding.band), encoding.groups(shape[1])
         codes = Piece(PLAIN, encoding.codes.dtype, shape, codes=True)
-        return codes, Piece(SCALE, encoding.scale.dtype, (shape[0], 1))
+        return codes, Piece(SCALE, encoding.scale.dtype, tiles, rows=encoding.band)
 
     def pack(self, rows: ScaledRows) -> dict[str, NDArray[Any]]:
-        """The bytes of every line."""
-        codes, scales = rows.codes, rows.scales.astype(self.encoding.scale.numpy)
-        return {PLAIN: codes.view(np.uint8), SCALE: scales.view(np.uint8)}
+        """The bytes of every line, of rows that begin with a tile."""
+        scales = rows.scales[:: self.encoding.band].astype(self.encoding.scale.numpy)
+        return {PLAIN: rows.codes.view(np.uint8), SCALE: scales.view(np.uint8)}
 
     def unpack(self, arrays: Mapping[str, NDArray[Any]], encoding: Scaled) -> ScaledRows:
-        """The rows."""
+        """The rows, with a scale for every one of them."""
         codes = arrays[PLAIN]
-        return ScaledRows(codes, arrays[SCALE].astype(np.float32), codes.shape[1])
+        width = encoding.tile[1] or codes.shape[1]
+        return ScaledRows(codes, arrays[SCALE].astype(np.float32), width)

@@ -3,9 +3,9 @@
 ``quantization_config`` has a group of settings for every grid: the only one is of all ``Linear``
 modules but those in ``ignore``; of several every one names its modules.
 
-Source: compressed_tensors' ``quant_scheme`` (the presets W4A16, W4A16_ASYM, W8A16 and
-FP8_DYNAMIC of llm-compressor) and vLLM's ``compressed_tensors``, which has scales of integers in
-the type that it serves in.
+Source: compressed_tensors' ``quant_scheme`` (llm-compressor's presets W4A16, W4A16_ASYM, W8A16,
+FP8_DYNAMIC and FP8_BLOCK) and vLLM's ``compressed_tensors``, which has scales of integers in the
+type that it serves in.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zenconvert.formats.hf.writer import float_name, folder_config, lay_out_fold
 from zenconvert.formats.packed_folder import choose_modules, refuse_foreign
 from zenconvert.formats.quantization import QUANTIZATION
 from zenconvert.model.checkpoint import Checkpoint, Tensor
-from zenconvert.model.encoding import BF16, F16, Dense, Encoding, Grouped
+from zenconvert.model.encoding import BF16, F16, F32, Dense, Encoding, Grouped
 from zenconvert.model.layout import Choice, Layout
 from zenconvert.model.meaning import Fact
 from zenconvert.model.scaled import Scaled
@@ -32,19 +32,32 @@ __all__ = ["METHOD", "TYPES", "choose", "facts", "lay_out"]
 
 METHOD: Final = "compressed-tensors"
 DEFAULT: Final = "w4a16-g128"
-FP8: Final = "fp8"
-TYPES: Final = (DEFAULT, "w4a16-g128-asym", "w4a16-g32", "w8a16-g128", "w8a16-g-1", FP8)
+FP8, FP8_BLOCK = "fp8", "fp8-block"
+TYPES: Final = (
+    DEFAULT, "w4a16-g128-asym", "w4a16-g32", "w8a16-g128", "w8a16-g-1", FP8, FP8_BLOCK,
+)  # fmt: skip
 """Examples: any ``wBITSa16-gGROUP`` with ``-asym`` will do; without a group it has the 128 of
 llm-compressor's presets."""
 _TYPE: Final = re.compile(r"w(?P<bits>\d)a16(?:-g(?P<group>-1|\d+))?(?P<asym>-asym)?")
 _GROUP: Final = 128
 _FORMAT: Final = "pack-quantized"
 _FLOATS: Final = "float-quantized"
-_ROWS: Final = Scaled(Dense("f8_e4m3"), BF16, (1, None))
-_ACTIVATIONS: Final[dict[str, Any]] = {
-    "num_bits": 8, "type": "float", "symmetric": True, "strategy": "token", "dynamic": True,
+_BLOCK: Final = 128
+_TILES: Final = {FP8: (1, None), FP8_BLOCK: (_BLOCK, _BLOCK)}
+_CODES: Final = Dense("f8_e4m3")
+_SCALES: Final = (F32, F16, BF16)
+_FLOAT: Final[dict[str, Any]] = {"num_bits": 8, "type": "float", "symmetric": True}
+_ACTIVATIONS: Final[dict[str, dict[str, Any]]] = {
+    FP8: {**_FLOAT, "strategy": "token", "dynamic": True},
+    FP8_BLOCK: {**_FLOAT, "strategy": "group", "group_size": _BLOCK, "dynamic": True},
+}
+"""Rounded when a model runs, with a scale for every token, or for every 128 numbers of one."""
+_WEIGHTS: Final[dict[str, dict[str, Any]]] = {
+    FP8: {**_FLOAT, "strategy": "channel", "dynamic": False},
+    FP8_BLOCK: {
+        **_FLOAT, "strategy": "block", "block_structure": [_BLOCK, _BLOCK], "dynamic": False,
+    },
 }  # fmt: skip
-"""Of FP8: rounded when a model runs, with a scale for every token."""
 _VERSION: Final = "0.20.0"
 """Of the library whose layout it is."""
 
@@ -54,11 +67,11 @@ def choose(
 ) -> list[Choice]:
     """Every linear weight on the target's grid. Raises UsageError."""
     refuse_foreign(options, importance=importance, target="ct")
-    if _is_fp8(checkpoint, target):
+    if (kind := _float_kind(checkpoint, target)) is not None:
         found = choose_modules(
             checkpoint, parse(""), _any_codec, options, _no_grid, head=False, runtime_names=False
         )
-        return [_in_floats(choice) for choice in found]
+        return [_in_floats(choice, kind, follows=not target.type) for choice in found]
     scheme = parse(target.type) if target.type else None
     choices = choose_modules(
         checkpoint, scheme, _any_codec, options, parse, head=False, runtime_names=False
@@ -74,7 +87,7 @@ def parse(text: str) -> Scheme:
     if found is None:
         raise UsageError(
             f"ct:{text}: {text!r} is no type; write wBITSa16-gGROUP with -1 for one group a row, "
-            f"and -asym for zeros, or {FP8}; e.g. {', '.join(TYPES[:2])} or {TYPES[-2]}"
+            f"and -asym for zeros, {FP8} or {FP8_BLOCK}; e.g. {', '.join(TYPES[:2])} or {TYPES[-3]}"
         )
     bits, group = int(found["bits"]), int(found["group"] or _GROUP)
     if bits not in BITS or not group:
@@ -83,33 +96,50 @@ def parse(text: str) -> Scheme:
     return Scheme(bits, None if group == -1 else group, symmetric=found["asym"] is None)
 
 
-def _is_fp8(checkpoint: Checkpoint, target: Target) -> bool:
-    """Whether weights become 8-bit floats: they are to, or are and nothing else is named."""
+def _float_kind(checkpoint: Checkpoint, target: Target) -> str | None:
+    """The type of 8-bit floats that weights become: the named one, or else what they are."""
     if target.type:
-        return target.type == FP8
-    return any(_is_by_row(tensor.encoding) for tensor in checkpoint.tensors.values())
+        return target.type if target.type in _TILES else None
+    tensors = checkpoint.tensors.values()
+    return next((kind for kind in _TILES if any(_is_of(t.encoding, kind) for t in tensors)), None)
 
 
-def _is_by_row(encoding: Encoding) -> bool:
-    return isinstance(encoding, Scaled) and (encoding.codes, encoding.tile) == (
-        _ROWS.codes,
-        _ROWS.tile,
+def _is_of(encoding: Encoding, kind: str) -> bool:
+    return (
+        isinstance(encoding, Scaled)
+        and encoding.codes == _CODES
+        and encoding.tile == _TILES[kind]
+        and encoding.scale in _SCALES
     )
 
 
 def _no_grid(text: str) -> Scheme:
     """Raise UsageError: there are no integers beside 8-bit floats."""
-    raise UsageError(f"{text!r} makes no sense in ct:{FP8}; choose from bf16, f16, f32")
+    raise UsageError(f"{text!r} makes no sense in 8-bit floats; choose from bf16, f16, f32")
 
 
-def _in_floats(choice: Choice) -> Choice:
-    """8-bit floats where integers were chosen, with scales as the source has them."""
+def _in_floats(choice: Choice, kind: str, *, follows: bool) -> Choice:
+    """8-bit floats where integers were chosen, with scales as the source has them.
+
+    ``follows``: what the source has in floats stays so. Raises UsageError for a matrix of other
+    than whole tiles.
+    """
     if choice.scheme is None:
         return choice
+    if follows and not any(part.encoding.is_quantized for part in choice.parts):
+        floats, why = choice.parts[0].encoding.floats, "the source keeps it in floats"
+        return replace(choice, encoding=floats, codec=None, scheme=None, why=why)
     own = {part.encoding for part in choice.parts}
     first = choice.parts[0].encoding
-    encoding = first if len(own) == 1 and _is_by_row(first) else _ROWS
+    encoding = first if len(own) == 1 and _is_of(first, kind) else None
+    encoding = encoding or Scaled(_CODES, BF16, _TILES[kind])
     assert isinstance(encoding, Scaled)
+    rows, width = encoding.tile
+    if choice.shape[1] % (width or 1) or any(start % (rows or 1) for start in choice.starts):
+        raise UsageError(
+            f"{choice.name} {list(choice.shape)} is no multiple of blocks of {_BLOCK} × {_BLOCK}, "
+            "or holds modules that are none; ct:fp8 has a scale for every row"
+        )
     codec = FloatCodec(encoding)
     return replace(choice, encoding=encoding, codec=None, scheme=None, lines=codec)
 
@@ -152,32 +182,35 @@ def lay_out(
 def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact]:
     """Facts of the config, and what is done to activations."""
     found = hf_writer.facts(checkpoint, target, options)
-    if _is_fp8(checkpoint, target):
-        why = "runtimes round what weights read to 8-bit floats, with a scale for every token"
-        found.append(Fact("input_activations", _ACTIVATIONS, QUANTIZATION, why=why, told=True))
+    if (kind := _float_kind(checkpoint, target)) is not None:
+        each = "token" if kind == FP8 else f"{_BLOCK} numbers of a token"
+        why = f"runtimes round what weights read to 8-bit floats, with a scale for every {each}"
+        value = _ACTIVATIONS[kind]
+        found.append(Fact("input_activations", value, QUANTIZATION, why=why, told=True))
     return found
 
 
 def _settings(checkpoint: Checkpoint, choices: Sequence[Choice]) -> dict[str, Any]:
-    modules: dict[Scheme | None, list[str]] = {}
+    modules: dict[Scheme | str, list[str]] = {}
     for choice in choices:
         if _is_packed(choice):
-            modules.setdefault(choice.scheme, []).append(choice.name.removesuffix(".weight"))
+            kind = choice.scheme or (FP8 if choice.encoding.band == 1 else FP8_BLOCK)
+            modules.setdefault(kind, []).append(choice.name.removesuffix(".weight"))
     if not modules:
         raise UsageError("a ct folder has at least one quantized module; every one is kept")
-    groups = {}
-    for number, (scheme, names) in enumerate(modules.items()):
+    groups, form = {}, _FLOATS if any(isinstance(kind, str) for kind in modules) else _FORMAT
+    for number, (kind, names) in enumerate(modules.items()):
         targets = ["Linear"] if len(modules) == 1 else names
         groups[f"group_{number}"] = {
             "targets": targets,
-            "weights": _arguments(scheme),
-            "input_activations": _ACTIVATIONS if scheme is None else None,
+            "weights": _WEIGHTS[kind] if isinstance(kind, str) else _arguments(kind),
+            "input_activations": _ACTIVATIONS[kind] if isinstance(kind, str) else None,
             "output_activations": None,
-            "format": _FLOATS if scheme is None else _FORMAT,
+            "format": form,
         }
     return {
         "quant_method": METHOD,
-        "format": _FLOATS if None in modules else _FORMAT,
+        "format": form,
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": list(dict.fromkeys(_ignored(checkpoint, choices))),
@@ -191,10 +224,7 @@ def _is_packed(choice: Choice) -> bool:
     return choice.scheme is not None or choice.lines is not None
 
 
-def _arguments(scheme: Scheme | None) -> dict[str, Any]:
-    """Of weights on a grid, or of 8-bit floats."""
-    if scheme is None:
-        return {**_ACTIVATIONS, "strategy": "channel", "dynamic": False}
+def _arguments(scheme: Scheme) -> dict[str, Any]:
     return {
         "num_bits": scheme.bits,
         "type": "int",

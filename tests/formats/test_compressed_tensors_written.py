@@ -14,12 +14,12 @@ import transformers
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
 from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
-from compressed_tensors.quantization.utils import calculate_qparams
 from compressed_tensors.utils.match import match_name
 from safetensors.torch import load_file
 
-from tests.ct_folders import FLOAT, PACK, Tensors, make_ct
+from tests.ct_folders import FLOAT, PACK, Tensors, make_ct, parameters
 from tests.families import FAMILIES
+from tests.fp8_folders import make_fp8
 from tests.onnx_runs import with_tokenizer
 from tests.packed_folders import assert_decodes, changed
 from tests.tiny import raw_model
@@ -220,15 +220,29 @@ def test_act_order_is_refused_by_name(gptq: Callable[[str], Path], tmp_path: Pat
         plan(folder, "ct")
 
 
-@pytest.mark.parametrize("family", ["llama3", "phi", "deepseek_v3"])
-def test_8_bit_floats_are_those_of_the_library(family: str, tmp_path: Path) -> None:
-    source = raw_model(tmp_path / "source", FAMILIES[family].config)
-    convert(source, tmp_path / "ct", "ct:fp8")
+@pytest.mark.parametrize(
+    ("family", "kind", "preset"),
+    [
+        ("llama3", "fp8", "FP8_DYNAMIC"), ("phi", "fp8", "FP8_DYNAMIC"),
+        ("deepseek_v3", "fp8", "FP8_DYNAMIC"), ("llama3", "fp8-block", "FP8_BLOCK"),
+    ],
+)  # fmt: skip
+def test_8_bit_floats_are_those_of_the_library(
+    family: str, kind: str, preset: str, tmp_path: Path
+) -> None:
+    config = FAMILIES[family].config | ({"intermediate_size": 320} if "block" in kind else {})
+    if "block" in kind:  # whose last block has 64 rows
+        config["hidden_size"] = 256
+    source = raw_model(tmp_path / "source", config)
+    options = Options(tensor_types=(("down_proj", "bf16"),)) if "block" in kind else Options()
+    planned = convert(source, tmp_path / "ct", f"ct:{kind}", options=options).plan
+    files = [path for path in (tmp_path / "ct").iterdir() if path.is_file()]
+    assert planned.output_bytes == sum(path.stat().st_size for path in files)
     settings, modules = settings_of(tmp_path / "ct"), modules_of(tmp_path / "ct")
-    preset = preset_name_to_scheme("FP8_DYNAMIC", ["Linear"])
     (group,) = settings.config_groups.values()
     assert isinstance(group, QuantizationScheme)
-    assert group.model_dump(exclude={"format"}) == preset.model_dump(exclude={"format"})
+    expected = preset_name_to_scheme(preset, ["Linear"])
+    assert group.model_dump(exclude={"format"}) == expected.model_dump(exclude={"format"})
     assert (settings.format, group.format) == (FLOAT, FLOAT)
     compressor = BaseCompressor.get_value_from_registry(FLOAT)
     stored = load_file(tmp_path / "ct" / "model.safetensors")
@@ -237,8 +251,7 @@ def test_8_bit_floats_are_those_of_the_library(family: str, tmp_path: Path) -> N
     for module in modules:
         codes, scales = stored[f"{module}.weight"], stored.pop(f"{module}.weight_scale")
         weight = floats[f"{module}.weight"].float()
-        low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
-        wanted = calculate_qparams(low, high, group.weights)[0].to(torch.bfloat16)
+        wanted = parameters(weight, group.weights)[0].to(torch.bfloat16)
         assert torch.equal(scales, wanted), module
         given = {"weight": weight, "weight_scale": wanted.float()}
         made = compressor.compress(given, group)
@@ -248,8 +261,24 @@ def test_8_bit_floats_are_those_of_the_library(family: str, tmp_path: Path) -> N
     assert_decodes(tmp_path / "ct", stored)
 
 
-def test_transformers_decodes_8_bit_floats_to_the_same(floats: Floats, tmp_path: Path) -> None:
-    convert(floats("llama3"), tmp_path / "ct", "ct:fp8")
+def test_blocks_of_releases_stay_in_their_bytes(source: Path, tmp_path: Path) -> None:
+    make_fp8(source, tmp_path / "fp8")
+    convert(tmp_path / "fp8", tmp_path / "ct", "ct", exact=True)
+    theirs, ours = (load_file(tmp_path / n / "model.safetensors") for n in ("fp8", "ct"))
+    assert {name.removesuffix("_inv") for name in theirs} == ours.keys()
+    for name, array in theirs.items():
+        found = ours[name.removesuffix("_inv")]
+        assert array.dtype == found.dtype
+        assert torch.equal(array.view(torch.uint8), found.view(torch.uint8)), name
+    with pytest.raises(UsageError, match="128 × 128"):
+        plan(raw_model(tmp_path / "odd", hidden_size=192), "ct:fp8-block")
+
+
+@pytest.mark.parametrize("kind", ["fp8", "fp8-block"])
+def test_transformers_decodes_8_bit_floats_to_the_same(
+    kind: str, floats: Floats, tmp_path: Path
+) -> None:
+    convert(floats("llama3"), tmp_path / "ct", f"ct:{kind}")
     convert(tmp_path / "ct", tmp_path / "hf", "hf:f32", exact=True)
     ct, hf = (
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)

@@ -123,6 +123,11 @@ class Encoding(ABC):
         return self
 
     @property
+    def band(self) -> int:
+        """Rows that are encoded and stored together."""
+        return 1
+
+    @property
     def can_be_written(self) -> bool:
         """Whether there is an encoder, too."""
         return False

@@ -116,6 +116,8 @@ class Choice:
         """Stored bytes."""
         if self.derived is not None:
             return len(self.derived)
+        if self.lines is not None:
+            return sum(piece.nbytes for piece in self.pieces)
         if self.codec is not None and (grid := self.encoding.grouped) is not None:
             return _pieces_bytes(self.codec, grid, self.shape)
         columns = self.parts[0].columns

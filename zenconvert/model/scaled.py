@@ -65,7 +65,7 @@ class ScaledRows:
 
 @dataclass(frozen=True, slots=True)
 class Scaled(Encoding):
-    """8-bit floats with a scale for every tile; written are those with one for every row."""
+    """8-bit floats with a scale for every tile; written are those with tiles of some rows."""
 
     codes: Dense
     scale: Dense
@@ -114,21 +114,32 @@ class Scaled(Encoding):
         return replace(self, exponents=(int(exponents.min()) - 1, int(exponents.max()) - 1))
 
     def encode(self, values: NDArray[np.float32], importance: object) -> ScaledRows:
-        """float32[n, columns] with the smallest scale of every row that keeps its largest number in
-        range, and codes nearest to that scale as it is stored. Raises InvalidInput."""
-        largest = np.abs(values).max(axis=1, keepdims=True, initial=0)
+        """float32[n, columns], whole tiles or the last ones, with the smallest scale of every tile
+        that keeps its largest number in range, and codes nearest to that scale as it is stored.
+        Raises InvalidInput."""
+        (count, columns), (rows, width) = values.shape, self.tile
+        assert rows is not None  # as can_be_written says
+        width = width or columns
+        largest = np.maximum.reduceat(np.abs(values), range(0, count, rows), axis=0)
+        largest = np.maximum.reduceat(largest, range(0, columns, width), axis=1)
         if not np.isfinite(largest).all():
             raise InvalidInput("its weights are not finite; they cannot be quantized")
         top = float(ml_dtypes.finfo(self.codes.numpy).max)
         wanted = np.where(largest < top * _SMALLEST, np.float32(1), largest / np.float32(top))
-        scales = wanted.astype(self.scale.numpy).astype(np.float32)
-        codes = np.clip(values / scales, -top, top).astype(self.codes.numpy)
-        return ScaledRows(codes, scales, values.shape[1])
+        scales = wanted.astype(self.scale.numpy).astype(np.float32).repeat(rows, axis=0)[:count]
+        parts = scales[:, np.arange(columns) // width]
+        codes = np.clip(values / parts, -top, top).astype(self.codes.numpy)
+        return ScaledRows(codes, scales, width)
 
     @property
     def can_be_written(self) -> bool:
-        """Rows are rounded one by one: what several share is only read."""
-        return self.tile == (1, None)
+        """Rows are rounded some at a time: what all of them share is only read."""
+        return self.tile[0] is not None
+
+    @property
+    def band(self) -> int:
+        """Rows of a tile."""
+        return self.tile[0] or 1
 
     @property
     def floats(self) -> Dense:

@@ -77,8 +77,9 @@ class Use:
             size = self.part.rows * choice.encoding.row_bytes(self.part.columns)
             yield self.offset - self.turn * size, choice.turns * size
         if choice.lines is not None:
-            for _, offset, line in self._lines():
-                yield offset - self.turn * line, choice.turns * self.part.rows * line
+            for piece, offset, line in self._lines():
+                count = -(-self.part.rows // (piece.rows or 1))
+                yield offset - self.turn * line, choice.turns * count * line
             return
         strides = self.slot.strides or (0,) * len(choice.pieces)
         for piece, offset, stride in zip(choice.pieces, self.slot.offsets, strides, strict=True):
@@ -97,7 +98,7 @@ class Use:
     @property
     def band(self) -> int:
         """Slabs are cut at multiples of it: whole bands, and whole words of packed rows."""
-        unit = ROW_UNIT if self.is_grouped else 1
+        unit = ROW_UNIT if self.is_grouped else self.choice.encoding.band
         return lcm(self.order.band if self.order is not None else 1, unit)
 
     @property
@@ -136,14 +137,15 @@ class Use:
         choice = self.choice
         before = self.first - self.turn * self.part.rows + self.turn
         for piece, offset in zip(choice.pieces, self.slot.offsets, strict=True):
-            line = piece.nbytes // prod(choice.shape[:-1])
-            yield piece, offset + before * line, line
+            shared = piece.rows or 1  # a line of several rows begins with the first of them
+            line = piece.nbytes // -(-prod(choice.shape[:-1]) // shared)
+            yield piece, offset + before // shared * line, line
 
     def _write_lines(self, output: Output, arrays: Mapping[str, NDArray[Any]], begin: int) -> None:
         """Write the lines of some rows, which others may stand between."""
         for piece, offset, line in self._lines():
             turns, data = self.choice.turns, np.ascontiguousarray(arrays[piece.name])
-            at = offset + begin * turns * line
+            at = offset + begin // (piece.rows or 1) * turns * line
             for number, run in enumerate([data.reshape(-1)] if turns == 1 else data):
                 output.write(self.file, at + number * turns * line, run.data)
 
