@@ -167,6 +167,7 @@ class _WalkBack:
         embedding = self.reference.skeleton.embedding(torch.ones(1, self.hidden))
         scale = embedding(torch.zeros(1, dtype=torch.long)).to(self.device)
         squares, moments = Squares(self.languages), Moments(self.hidden, self.device)
+        sizes = np.zeros(self.plan.vocabulary)
         for batch in self.windows.batches:
             given = self.windows.states.read(batch).detach().requires_grad_()
             entered = self.windows.entered(given, batch)
@@ -174,27 +175,21 @@ class _WalkBack:
             rows = squares.finite(back.float() * scale, batch.language)
             if weight := float(self.weights[batch.language]):
                 moments.add(rows, weight)
-        self._put(EMBEDDING, squares, moments, self._tokens())
-
-    def _tokens(self) -> NDArray[np.float64]:
-        """What the tokens of each id weigh together."""
-        found, selection = np.zeros(self.plan.vocabulary), self.plan.selection
-        numbers = {language: n for n, language in enumerate(selection.languages)}
-        for window in selection.windows:
-            np.add.at(found, list(window.ids), self.weights[numbers[window.language]])
-        return found
+                ids = [i for n in batch.windows for i in self.plan.selection.windows[n].ids]
+                np.add.at(sizes, ids, weight * rows.square().sum(1).double().cpu().numpy())
+        self._put(EMBEDDING, squares, moments, sizes)
 
     def _put(
         self,
         step: str,
         squares: Squares,
         moments: Moments | None = None,
-        tokens: NDArray[np.float64] | None = None,
+        rows: NDArray[np.float64] | None = None,
     ) -> None:
         """Hand a step to the taker."""
         sums = squares.finish(self.plan.outputs(step))
         whole = moments.finish() if moments is not None else None
-        self.taker.put(Gradients(step, sums, squares.dropped, whole, tokens))
+        self.taker.put(Gradients(step, sums, squares.dropped, whole, rows))
 
     def _back(self, output: torch.Tensor, given: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The gradient at ``given`` of a batch."""

@@ -40,8 +40,8 @@ class Gradients:
     """int64[languages]: tokens whose gradients were not finite and count as zeros."""
     moments: torch.Tensor | None = None
     """Of the embedding, and of a head that is tied to it: float32[hidden, hidden], symmetric."""
-    tokens: NDArray[np.float64] | None = None
-    """Of the embedding: Σ c_l over the tokens of each id, float64[vocabulary]."""
+    rows: NDArray[np.float64] | None = None
+    """Of the embedding: Σ c_l·|g|² over the tokens of each id, float64[vocabulary]."""
 
 
 class Taker(Protocol):

@@ -298,8 +298,8 @@ class _Writer:
             self._write(f"{module}.gradients", sums.astype("<f4"))
         if part.moments is not None:
             self._write_moments(f"fisher.{part.step}", part.moments)
-        if part.tokens is not None:
-            self._write("fisher.tokens", part.tokens.astype("<f4"))
+        if part.rows is not None:
+            self._write("fisher.rows", part.rows.astype("<f4"))
         self._write(f"{part.step}.dropped", part.dropped.astype("<i8"))
         self._commit(part.step)
 

@@ -15,7 +15,7 @@ Of a walk back (``--fisher``), with what stands in :mod:`zenconvert.calib.gradie
 
     NAME.gradients     F32 [languages, outputs]   Σ g², for every linear module and ``head``
     fisher.embed       F32 [hidden·(hidden+1)/2]  Σ c·g·gᵀ at the rows of the embedding
-    fisher.tokens      F32 [vocabulary]           Σ c over the tokens of each id
+    fisher.rows        F32 [vocabulary]           Σ c·|g|² over the tokens of each id
     fisher.head        F32 [hidden·(hidden+1)/2]  Σ c·|g|²·x·xᵀ, where the head is tied to them
     STEP.dropped       I64 [languages]            tokens without finite gradients; STEP is
                                                   ``head``, ``layers.N`` or ``embed``
@@ -107,13 +107,13 @@ def gradient_entries(
     vocabulary: int | None,
 ) -> Iterator[Entry]:
     """The tensors of one step of a walk back: of modules with so many outputs; ``hidden`` where it
-    brings moments of rows, and ``vocabulary`` where it counts tokens."""
+    brings moments of rows, and ``vocabulary`` where it tells tokens apart."""
     for module, rows in outputs.items():
         yield Entry(f"{module}.gradients", "F32", (languages, rows))
     if hidden is not None:
         yield Entry(f"fisher.{step}", "F32", (hidden * (hidden + 1) // 2,))
     if vocabulary is not None:
-        yield Entry("fisher.tokens", "F32", (vocabulary,))
+        yield Entry("fisher.rows", "F32", (vocabulary,))
     yield Entry(f"{step}.dropped", "I64", (languages,))
 
 

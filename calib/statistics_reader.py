@@ -171,13 +171,16 @@ class Statistics:
         found: NDArray[np.float32] = (weights @ sums / (weights @ tokens)).astype(np.float32)
         return found
 
-    def token_shares(self) -> NDArray[np.float64]:
-        """How often each token comes in the texts of the walk back, languages by their weights,
+    def row_shares(self) -> NDArray[np.float64]:
+        """What share of the squares of all gradients at the embedding each of its rows has, by how
+        often its token comes and how large they are there; languages by their weights,
         float64[vocabulary], 1 in all. Raises as :meth:`fisher`."""
         self._tokens_back()
-        if "fisher.tokens" not in self._names:
-            raise CorruptFile(f"{self.path}: it does not say which tokens walked back")
-        found = self._read("fisher.tokens").astype(np.float64)
+        if "fisher.rows" not in self._names:
+            raise CorruptFile(
+                f"{self.path}: it does not say what each token costs; calibrate again"
+            )
+        found = self._read("fisher.rows").astype(np.float64)
         if found.ndim != 1 or not np.isfinite(found).all() or not found.sum() > 0:
             raise CorruptFile(f"{self.path}: what it says of tokens is damaged")
         shares: NDArray[np.float64] = found / found.sum()

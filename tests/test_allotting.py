@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from tests.differential import runs
 from tests.test_solving import SAMPLES, left_in, model
-from zenconvert import Options, calibrate, convert, open_checkpoint, plan, verify
+from zenconvert import Options, Report, calibrate, convert, open_checkpoint, plan, verify
 from zenconvert.calib.statistics_layout import unpack
 from zenconvert.calib.statistics_reader import open_statistics
 from zenconvert.cli import cli
@@ -114,7 +114,7 @@ def test_predictions_are_the_formula(source: Path, statistics: Path, made: Any) 
             return np.einsum("ri,ij,rj->r", errors, moments, errors)
 
         if module == "embed":
-            shares = numbers["fisher.tokens"] / numbers["fisher.tokens"].sum()
+            shares = numbers["fisher.rows"] / numbers["fisher.rows"].sum()
             whole = unpack(numbers["fisher.embed"], 256).astype(np.float64) / tokens.sum()
             expected = 0.5 * shares @ lost(whole)
             if "fisher.head" in numbers:
@@ -128,6 +128,18 @@ def test_predictions_are_the_formula(source: Path, statistics: Path, made: Any) 
             squares = weights @ numbers[f"{module}.gradients"].astype(np.float64) / tokens.sum()
             expected = 0.5 * squares @ lost(moments)
         assert told[stored.name] == pytest.approx(float(expected), rel=2e-3), stored.name
+
+
+def test_reports_have_the_prediction_beside_the_measurement(source: Path, made: Any) -> None:
+    report = verify(source, made.files[0], languages=["en"], context=64)
+    value = json.loads(json.dumps(report.as_dict()))
+    predicted, measured = (
+        value["facts"]["candidate"]["predicted_kl"], value["overall"]["kl"]["mean"]
+    )  # fmt: skip
+    assert predicted == pytest.approx(made.plan.allotment.predicted, rel=1e-6)
+    assert "predicted_kl" not in value["facts"]["reference"]
+    assert 0.2 < measured / predicted < 5
+    assert Report.from_dict(value).candidate_facts.predicted_kl == predicted
 
 
 def test_a_size_in_bytes_is_hit(source: Path, statistics: Path, made: Any) -> None:

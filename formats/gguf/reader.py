@@ -36,7 +36,7 @@ from zenconvert.formats.gguf.keys import (
     strange_keys,
     with_full_rotations,
 )
-from zenconvert.formats.gguf.settling import settled, without_further
+from zenconvert.formats.gguf.settling import predicted_kl, settled, without_further
 from zenconvert.formats.gguf.tokenizer import (
     carried_keys,
     special_ids,
@@ -140,6 +140,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             label=path.stem,
             generation={**_token_ids(metadata), **settings_of(metadata)},
             carried=_carried(metadata, architecture),
+            predicted_kl=predicted_kl(metadata),
         ),
         files=tuple(f.path for f in files),
         further=len(further),

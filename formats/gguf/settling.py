@@ -10,6 +10,7 @@ Source: ``GGUFMeta::GKV::get_kv`` and ``llama_vocab::impl::load`` of llama.cpp.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from math import isfinite
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +20,8 @@ from zenconvert.formats.gguf.container import KeyValue
 from zenconvert.model.gguf_family import GgufFamily
 from zenconvert.model.tokenizer import TokenType, hole
 
+PREDICTED: Final = "quantize.zenconvert.predicted_kl"
+"""What types that were chosen by that are predicted to cost."""
 _PREFIX: Final = "tokenizer.ggml."
 _TOKENS: Final = f"{_PREFIX}tokens"
 _OF_TOKENS: Final[Mapping[str, Any]] = {
@@ -105,6 +108,12 @@ def without_further(
     found[f"{name}.block_count"] = ("u32", blocks - further)
     found[f"{name}.{_FURTHER}"] = ("u32", 0)
     return found, left
+
+
+def predicted_kl(metadata: Mapping[str, KeyValue]) -> float | None:
+    """What a file says of the divergence that its types were chosen by; None where it is silent."""
+    kind, value = metadata.get(PREDICTED, ("", 0.0))
+    return float(value) if kind == "f32" and isfinite(value) and value >= 0 else None
 
 
 def is_spare_role(key: str, kind: str) -> bool:

@@ -20,7 +20,7 @@ from zenconvert.formats.gguf.general import general_metadata
 from zenconvert.formats.gguf.heads import halves
 from zenconvert.formats.gguf.keys import model_keys
 from zenconvert.formats.gguf.reader import read_files, stored_form
-from zenconvert.formats.gguf.settling import is_spare_role, settled, without_further
+from zenconvert.formats.gguf.settling import PREDICTED, is_spare_role, settled, without_further
 from zenconvert.formats.gguf.tokenizer import known_pre, tokenizer_metadata
 from zenconvert.ggml.encoding import encoding_of
 from zenconvert.ggml.types import BY_NAME
@@ -46,7 +46,6 @@ _OWN_KEYS: Final = frozenset(
 _PRE: Final = "tokenizer.ggml.pre"
 _SOLVER: Final = "quantize.zenconvert.solver"
 _TYPES: Final = "quantize.zenconvert.types"
-_PREDICTED: Final = "quantize.zenconvert.predicted_kl"
 QUANTIZATION_VERSION: Final[KeyValue] = ("u32", 2)
 
 
@@ -316,7 +315,7 @@ def _metadata(
         metadata[_SOLVER] = ("str", checkpoint.solver)
     if options.allotment is not None:
         metadata[_TYPES] = ("str", AUTO)
-        metadata[_PREDICTED] = ("f32", options.allotment.predicted)
+        metadata[PREDICTED] = ("f32", options.allotment.predicted)
     return metadata
 
 

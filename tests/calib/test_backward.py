@@ -203,7 +203,7 @@ def test_files_without_gradients_are_read_as_before(written: Path, tmp_path: Pat
     assert fisher.tokens == sum(facts["tokens"])
     assert facts["tokens"] == [64, 64, 64]  # cut to those asked for
     assert fisher.dropped == 0
-    assert newer.token_shares().sum() == pytest.approx(1)
+    assert newer.row_shares().sum() == pytest.approx(1)
     assert bool((fisher.moments.diagonal() > 0).all())
     assert newer.gradients("layers.0.attn.q").shape == (256,)
 

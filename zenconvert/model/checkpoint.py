@@ -185,6 +185,8 @@ class Metadata:
     """``generation_config.json``."""
     carried: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
     """Typed GGUF key/values that came with the model and have no place in a config."""
+    predicted_kl: float | None = None
+    """The mean divergence, nats per token, by which the types of its tensors were chosen."""
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ what it puts out, the divergence grows by ½·tr(G·E·H·Eᵀ), G = E[g·gᵀ] 
 Errors of different rows are independent of each other, so G's diagonal is what counts::
 
     linear      ½·Σ_i E[g_i²]·e_i·H·e_i      over rows e_i of E
-    embedding   ½·Σ_v share_v·e_v·F·e_v      share_v of the tokens, F = E[g·gᵀ] where rows come out
+    embedding   ½·Σ_v share_v·e_v·F·e_v      share_v of all |g|², F = E[g·gᵀ] where rows come out
     tied head   ½·Σ_v E[g_v²]·e_v·X·e_v      g at the logits, X of the states, weighted by |g|²
 
-Languages weigh what they do in the statistics. Costs add up over tensors while they are small.
+Tokens that come often have small gradients: by their counts alone the embedding would seem to cost
+twice what it does. Languages weigh what they do in the statistics. Costs add up over tensors while
+they are small.
 """
 
 from __future__ import annotations
@@ -154,7 +156,7 @@ class Costs:
         return _Cost(((weights, inputs.mean),), inputs.importance, inputs.fill)
 
     def _of_embedding(self) -> _Cost:
-        fisher, shares = self.fisher, self.statistics.token_shares()
+        fisher, shares = self.fisher, self.statistics.row_shares()
         moments = fisher.moments
         terms = [(shares, moments if fisher.head is None else moments - fisher.head)]
         if self.tied and fisher.head is not None:

@@ -48,6 +48,8 @@ class Facts:
     side_files_sha256: str
     """Of the files beside the weights (config, tokenizer; no README.md, which a release replaces),
     as ``digest  name`` lines; empty where the format has none."""
+    predicted_kl: float | None = None
+    """The mean divergence by which its types were chosen, nats per token; None of other files."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -56,7 +58,7 @@ class Facts:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
-        facts = asdict(self)
+        facts = {key: value for key, value in asdict(self).items() if value is not None}
         return {**facts, "bits_per_weight": self.bits_per_weight}
 
     @classmethod
@@ -94,6 +96,7 @@ def facts_of(checkpoint: Checkpoint) -> Facts:
         encodings=dict(sorted(encodings.items())),
         vocabulary=checkpoint.hyperparameters.vocab,
         side_files_sha256=_side_files(checkpoint),
+        predicted_kl=checkpoint.metadata.predicted_kl,
     )
 
 
