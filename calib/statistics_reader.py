@@ -181,9 +181,9 @@ class Statistics:
                 f"{self.path}: it does not say what each token costs; calibrate again"
             )
         found = self._read("fisher.rows").astype(np.float64)
-        if found.ndim != 1 or not np.isfinite(found).all() or not found.sum() > 0:
+        if found.ndim != 1 or not np.isfinite(found).all() or (found < 0).any():
             raise CorruptFile(f"{self.path}: what it says of tokens is damaged")
-        shares: NDArray[np.float64] = found / found.sum()
+        shares: NDArray[np.float64] = found / (found.sum() or 1.0)
         return shares
 
     def _tokens_back(self) -> NDArray[np.int64]:

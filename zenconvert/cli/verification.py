@@ -235,6 +235,8 @@ def _print(report: Report) -> None:
         f"noise floor: KL {noise.summary.overall.kl_mean:.2e}, the reference in {noise.label}"
         + (" (f16 overflows)" if noise.overflows else "")
     )
+    if (predicted := report.candidate_facts.predicted_kl) is not None:
+        echo(f"predicted when its types were chosen: KL mean {predicted:.5f}")
     for name, reason in report.absent.items():
         echo(f"engine {name} did not run: {reason}")
     for name, why in report.failed.items():
