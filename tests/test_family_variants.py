@@ -3,6 +3,7 @@ does, or the plan names the field."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from tests.differential import runs
 from tests.families import FAMILIES
 from zenconvert import convert, open_checkpoint, plan
-from zenconvert.errors import PlanError
+from zenconvert.errors import InvalidInput, PlanError
 
 TEXT = runs.ids(40, 3)
 SIZES = {
@@ -136,3 +137,57 @@ def test_rotated_channels_that_onnxruntime_does_not_take(tokenizer: Path, tmp_pa
     convert(source, tmp_path / "onnx", "onnx:f32-standard")
     expected = runs.in_transformers(source, TEXT)
     assert gap(runs.in_onnxruntime(tmp_path / "onnx", TEXT), expected) < 1e-3
+
+
+def written(name: str, tokenizer: Path, place: Path, **fields: Any) -> Path:
+    """A small model of a family, with other fields."""
+    return runs.write_model(place, {**FAMILIES[name].config, **SIZES, **fields}, tokenizer, seed=1)
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "gemma2", "cohere2", "gemma4"])
+def test_models_that_llamacpp_has_with_windows_alone(
+    name: str, tokenizer: Path, tmp_path: Path
+) -> None:
+    """It does not load files without one, or takes one of 4,096 tokens."""
+    layers = FAMILIES[name].config["num_hidden_layers"]
+    own = {} if name == "gemma4" else {"head_dim": 16}
+    source = written(
+        name, tokenizer, tmp_path / "source", layer_types=["full_attention"] * layers, **own
+    )
+    with pytest.raises(PlanError, match=r"layer_types is .*llama\.cpp has layers with a window in"):
+        plan(source, "gguf:f32")
+    assert plan(source, "hf:f32").exact
+
+
+def test_experts_of_which_none_is_asked(tokenizer: Path, tmp_path: Path) -> None:
+    """llama.cpp ends its process."""
+    with pytest.raises(InvalidInput, match="num_experts_per_tok should be an integer from 1"):
+        written("qwen3_moe", tokenizer, tmp_path / "source", num_experts_per_tok=0)
+
+
+@pytest.mark.parametrize(
+    "scaling", [{"rope_type": "default"}, {"rope_type": "linear", "factor": 3}]
+)
+def test_rotations_that_are_plain_where_a_class_scales(
+    scaling: dict[str, Any], tokenizer: Path, tmp_path: Path
+) -> None:
+    """transformers scales where a config is silent: one that is made of a file says that nothing
+    is scaled."""
+    source = written("gpt_oss", tokenizer, tmp_path / "source", head_dim=32, rope_scaling=scaling)
+    convert(source, tmp_path / "m.gguf", "gguf:f32")
+    convert(tmp_path / "m.gguf", tmp_path / "back", "hf:f32")
+    expected = runs.in_transformers(source, TEXT)
+    assert gap(runs.in_llamacpp(tmp_path / "m.gguf", TEXT), expected) < 1e-3
+    assert gap(runs.in_transformers(tmp_path / "back", TEXT), expected) < 1e-3
+
+
+def test_a_base_of_rotations_beside_their_parameters(tokenizer: Path, tmp_path: Path) -> None:
+    """transformers takes that of the parameters, and so do older spellings that are written."""
+    told = {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}
+    source = written(
+        "qwen3", tokenizer, tmp_path / "source", head_dim=16, rope_theta=1e6, rope_parameters=told
+    )
+    convert(source, tmp_path / "hf", "hf:f32")
+    expected = runs.in_transformers(source, TEXT)
+    assert gap(runs.in_transformers(tmp_path / "hf", TEXT), expected) < 1e-4
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["rope_theta"] == 100.0

@@ -124,6 +124,8 @@ def _windows(checkpoint: Checkpoint) -> Iterator[Fact]:
         yield _other_windows(checkpoint, bool(seen))
         return
     if not seen:
+        if family.always_windows:
+            yield _no_windows(checkpoint)
         return
     shortest = min(seen)
     if family.window_period:
@@ -139,6 +141,13 @@ def _windows(checkpoint: Checkpoint) -> Iterator[Fact]:
         "should not"
     )
     yield Fact("sliding_window", shortest, "", exact=False, why=why)
+
+
+def _no_windows(checkpoint: Checkpoint) -> Fact:
+    """llama.cpp does not load such a model, or takes a window of its own."""
+    why = f"llama.cpp has layers with a window in all {checkpoint.architecture.gguf} models"
+    types = checkpoint.config.get("layer_types")
+    return Fact("layer_types", types, "", exact=False, why=why, refused=True)
 
 
 def _other_windows(checkpoint: Checkpoint, slides: bool) -> Fact:

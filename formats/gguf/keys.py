@@ -200,7 +200,10 @@ def _scaling(
     if sections := sections_of(architecture, keys):
         return {**(scaling or {"rope_type": "default"}), **sections}
     if not inside:
-        return None if scaling is None else dict(scaling)
+        # a class that scales by default has to be told that nothing is scaled
+        scaled = "rope_type" in architecture.defaults.get("rope_parameters", {})
+        plain = {"rope_type": "default"} if scaled else None
+        return plain if scaling is None else dict(scaling)
     of = {"original_max_position_embeddings": original_context(keys)}
     return {**(scaling or {"rope_type": "default"}), **of, **inside}
 

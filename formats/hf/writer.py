@@ -253,7 +253,8 @@ def _older_rotations(config: Mapping[str, Any], architecture: Architecture) -> d
     elif not is_flat(config):
         return {}
     scaling = {k: v for k, v in found.items() if k != "rope_theta"}
-    theta = found.get("rope_theta") if beside else config.get("rope_theta", found.get("rope_theta"))
+    theta = found.get("rope_theta")  # which transformers takes before one of the config itself
+    theta = config.get("rope_theta") if theta is None and not beside else theta
     if theta is not None:
         beside["rope_theta"] = theta
     plain = rope_type(scaling) == "default"

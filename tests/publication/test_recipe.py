@@ -186,6 +186,18 @@ def test_a_source_is_looked_for_beside_the_recipe(
                         "is not what a recipe means"}  # fmt: skip
 
 
+@pytest.mark.parametrize("solver", ["", 'solver = "rtn"'])
+def test_a_walk_back_that_nothing_makes_use_of(recipe: Path, solver: str) -> None:
+    text = SMALLEST.replace("[output]", "[calibration]\nfisher = true\n[output]")
+    text = text.replace('q4_k_m"', f'q4_k_m"\n{solver}')
+    found = mistakes(recipe, text)
+    assert list(found) == [4]
+    assert "'fisher' has no use here" in found[4]
+    recipe.write_text(text.replace(solver or 'q4_k_m"', (solver and 'solver = "gptq"') or
+                                   'q4_k_m"\nsolver = "gptq"'))  # fmt: skip
+    assert prepare(recipe).recipe.calibration.calibrating.fisher
+
+
 def test_everything_is_read(recipe: Path) -> None:
     (recipe.parent / "text").mkdir()
     recipe.write_text("""\

@@ -86,6 +86,8 @@ class GgufFamily:
     """The last of so many layers sees everything and the others a window; 0: no windows."""
     windows_layers: int
     """Models of so many layers have windows, and others none; 0: all have."""
+    always_windows: bool
+    """Some layers of every model have a window."""
     pattern_always: bool
     """Files with a window say which layers slide, and not only where they are others."""
     head: Literal["any", "tied", "own"]
@@ -148,6 +150,7 @@ def in_gguf(values: Mapping[str, Any]) -> GgufFamily:
         needs_biases=graph["biases"] == "required",
         window_period=graph["window_period"],
         windows_layers=graph["windows_layers"],
+        always_windows=graph["windows"] == "always",
         pattern_always=graph["pattern"] == "always",
         head=graph["head"],
         seventy=graph["seventy"],

@@ -20,6 +20,7 @@ GRAPH: Final[dict[str, Callable[[Any], bool]]] = {
     "no_biases": lambda value: isinstance(value, list),
     "biases": ("optional", "required").__contains__,
     "window_period": lambda value: type(value) is int,
+    "windows": ("optional", "always").__contains__,
     "head": ("any", "tied", "own").__contains__,
     "pattern": ("other", "always").__contains__,
     "windows_layers": lambda value: type(value) is int,

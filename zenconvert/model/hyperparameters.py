@@ -289,7 +289,7 @@ def from_config(
         rope_scaling=scaling,
         tied=bool(merged.get("tie_word_embeddings", False)),
         experts=experts,
-        experts_used=sizes.count("experts_used", zero=True, optional=True) if experts else 0,
+        experts_used=sizes.count("experts_used", optional=True) if experts else 0,
         expert_ffn=sizes.count("expert_ffn", optional=True) if experts else 0,
         shared_ffn=sizes.count("shared_ffn", zero=True, optional=True),
         sliding_window=_sliding_window(merged, where, told="use_sliding_window" in defaults),

@@ -19,6 +19,9 @@ from zenconvert.publication.recipe import SAMPLES, SOURCE, Recipe, VariantRecipe
 from zenconvert.publication.recipe_reader import read
 from zenconvert.publication.release_report import read_record
 from zenconvert.publication.toml_lines import Place
+from zenconvert.solve.importance import solver_for
+from zenconvert.solve.solving import SolveJob
+from zenconvert.solve.variants import grids_of
 from zenconvert.verification.engines import ALL, ENGINES, TORCH, refusal, runs
 from zenconvert.verification.measurement import evaluation_samples, evaluation_windows
 from zenconvert.verification.policy import Policy
@@ -67,6 +70,7 @@ def prepare(path: str | Path, only: Sequence[str] = ()) -> Prepared:
         plans, calibrated = look.plans()
         engines = look.engines(checkpoint)
         wanted = _wanted(recipe, only)
+        look.fisher(checkpoint, plans)
         selection = look.selection(checkpoint) if calibrated else None
         windows = look.windows(checkpoint) if any(engines.values()) else []
     look.raise_problems()
@@ -163,6 +167,22 @@ class _Look:
             and _uses_statistics(plans[variant.name])
         }
         return plans, learning
+
+    def fisher(self, checkpoint: Checkpoint, plans: Mapping[str, Plan]) -> None:
+        """A walk back is for a variant that makes use of it."""
+        if not self.recipe.calibration.calibrating.fisher:
+            return
+        for name, plan in plans.items():
+            variant = self.recipe.variant(name)
+            learns = may_calibrate(self.recipe, variant)
+            solver = solver_for(variant.target.format, variant.solver, has_statistics=learns)
+            if learns and SolveJob(checkpoint, grids_of(plan), solver, fisher=True).embedding:
+                return
+        with self.finding("calibration", "fisher"):
+            raise UsageError(
+                "'fisher' has no use here: no variant has an embedding that a solver fills; give "
+                'one of GGUF solver = "gptq", or leave it out'
+            )
 
     def selection(self, checkpoint: Checkpoint) -> Selection | None:
         """The windows of the calibration."""

@@ -90,12 +90,18 @@ class Output:
         """Write ``array[lines, items]`` into lines that are ``line`` bytes apart, among items of
         others: ``turn`` is which of how many. Raises as :meth:`write`."""
         (at, of), descriptor = turn, self.descriptors[file.name]
-        for number, items in enumerate(array):
-            place, size = offset + number * line, of * items.nbytes
+        size = of * array.shape[1] * array.itemsize
+        many = max(1, _CHUNK // line) if 2 * size > line else 1  # what lies between is read as well
+        for first in range(0, len(array), many):
+            items, place = array[first : first + many], offset + first * line
             with self.in_turn, system_errors(self.out):
-                whole = np.frombuffer(bytearray(os.pread(descriptor, size, place)), items.dtype)
-                whole[at::of] = items
-                self.write(file, place, whole.view(np.uint8).data)
+                read = bytearray(os.pread(descriptor, (len(items) - 1) * line + size, place))
+                lines = np.ndarray(
+                    (len(items), of * array.shape[1]), array.dtype, read,
+                    strides=(line, array.itemsize),
+                )  # fmt: skip
+                lines[:, at::of] = items
+                self.write(file, place, read)
 
     def open(self, *, force: bool) -> None:
         """Lock the output, undo what a killed run left, and create every file at its full size.
