@@ -13,7 +13,7 @@ import pytest
 from tests.differential import runs
 from tests.families import FAMILIES
 from zenconvert import convert, open_checkpoint, plan
-from zenconvert.errors import InvalidInput, PlanError
+from zenconvert.errors import InvalidInput, PlanError, Unsupported
 
 TEXT = runs.ids(40, 3)
 SIZES = {
@@ -191,3 +191,50 @@ def test_a_base_of_rotations_beside_their_parameters(tokenizer: Path, tmp_path: 
     expected = runs.in_transformers(source, TEXT)
     assert gap(runs.in_transformers(tmp_path / "hf", TEXT), expected) < 1e-4
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["rope_theta"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "why"),
+    [
+        ("exaone4", {"head_dim": 16, "sliding_window": 8}, "no layer rotates"),
+        ("deepseek_v3", {"topk_group": 1}, "as many as a token asks"),
+        ("deepseek_v3", {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}, "no such scal"),
+    ],
+)
+def test_what_llamacpp_computes_otherwise(
+    name: str, fields: dict[str, Any], why: str, tokenizer: Path, tmp_path: Path
+) -> None:
+    sizes = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
+    config = {**FAMILIES[name].config, **sizes, **fields}
+    source = runs.write_model(tmp_path / "source", config, tokenizer, seed=1)
+    with pytest.raises(PlanError, match=why):
+        plan(source, "gguf:f32")
+    if name == "exaone4":
+        with pytest.raises(Unsupported, match=why):
+            plan(source, "onnx:f32")
+
+
+def test_an_original_context_that_nothing_says(tokenizer: Path, tmp_path: Path) -> None:
+    """transformers takes the context for it, and llama.cpp's converter 8,192."""
+    scaling = {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    }  # fmt: skip
+    source = written(
+        "llama3", tokenizer, tmp_path / "source", head_dim=16, rope_theta=100.0,
+        rope_scaling=scaling, max_position_embeddings=64,
+    )  # fmt: skip
+    convert(source, tmp_path / "m.gguf", "gguf:f32")
+    expected = runs.in_transformers(source, TEXT)
+    assert gap(runs.in_llamacpp(tmp_path / "m.gguf", TEXT), expected) < 1e-3
+
+
+def test_scores_that_a_file_multiplies_twice(tokenizer: Path, tmp_path: Path) -> None:
+    """What llama.cpp computes with DeepSeek's YaRN without ``mscale`` has no config."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    config = {**FAMILIES["deepseek_v3"].config, "vocab_size": runs.VOCAB, "rope_scaling": scaling}
+    source = runs.write_model(tmp_path / "source", config, tokenizer, seed=1)
+    assert [fact.name for fact in plan(source, "gguf:f32").lost] == ["rope_scaling.mscale"]
+    convert(source, tmp_path / "m.gguf", "gguf:f32")
+    with pytest.raises(PlanError, match="yarn_log_multiplier"):
+        plan(tmp_path / "m.gguf", "hf:f32")
+    assert plan(tmp_path / "m.gguf", "gguf:f32").exact

@@ -264,8 +264,12 @@ def _groups(checkpoint: Checkpoint) -> Iterator[Fact]:
     if hp.groups < 2:
         return
     each, rest = divmod(hp.experts, hp.groups)
-    if rest or each < 2 or hp.groups_used >= hp.groups:
-        why = "llama.cpp wants two or more experts in every group, and some groups to be left out"
+    few = hp.experts_used > each * hp.groups_used
+    if rest or each < 2 or hp.groups_used >= hp.groups or few:
+        why = (
+            "llama.cpp wants two or more experts in every group, some groups to be left out, and "
+            "in the others as many as a token asks"
+        )
         key = architecture.key("groups")
         yield Fact(key, hp.groups, "", exact=False, why=why, refused=True)
     else:

@@ -239,7 +239,9 @@ def scaling_from_keys(
             scaling["attention_factor"] = usual if share == 1 else told
         elif share != 1:
             scaling["attention_factor"] = share * usual
-    return scaling, {}
+        if tenth and _amplitude(scaling, factor) != 1:  # scores, too, by its square
+            strange[f"{keys.prefix}{_LOG}"] = keys.real(_LOG, 0.0)
+    return scaling, strange
 
 
 def ends_first(hp: Hyperparameters) -> bool:
@@ -286,7 +288,7 @@ def frequency_factors(hp: Hyperparameters, family: GgufFamily) -> NDArray[np.flo
             float(scaling.get("factor", 8.0)),
             float(scaling.get("low_freq_factor", 1.0)),
             float(scaling.get("high_freq_factor", 4.0)),
-            float(scaling.get("original_max_position_embeddings", 8192)),
+            float(hp.original_context),
         )
     if not np.isfinite(factors).all():
         raise InvalidInput(

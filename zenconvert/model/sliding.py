@@ -59,4 +59,10 @@ def windows(
             "config.json: layer_types names sliding layers, and there is no sliding_window: say "
             "how many tokens they see, or call them full_attention"
         )
+    stuck = architecture.block.rotates == "sliding_or_all" and hp.sliding_window is not None
+    if stuck and SLIDES not in types:
+        raise Unsupported(
+            f"config.json: no layer slides, and sliding_window is {hp.sliding_window}: then no "
+            "layer rotates positions, which no graph here does; where it is null all do"
+        )
     return tuple(hp.sliding_window if t == SLIDES else None for t in types)

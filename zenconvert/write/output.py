@@ -101,7 +101,7 @@ class Output:
                     strides=(line, array.itemsize),
                 )  # fmt: skip
                 lines[:, at::of] = items
-                self.write(file, place, read)
+                self.write(file, place, memoryview(read))
 
     def open(self, *, force: bool) -> None:
         """Lock the output, undo what a killed run left, and create every file at its full size.
