@@ -197,6 +197,7 @@ def test_a_base_of_rotations_beside_their_parameters(tokenizer: Path, tmp_path: 
     ("name", "fields", "why"),
     [
         ("exaone4", {"head_dim": 16, "sliding_window": 8}, "no layer rotates"),
+        ("gemma4_e2b", {"num_kv_shared_layers": 1}, "shares keys and values"),
         ("deepseek_v3", {"topk_group": 1}, "as many as a token asks"),
         ("deepseek_v3", {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}, "no such scal"),
     ],

@@ -46,6 +46,7 @@ def facts(checkpoint: Checkpoint, target: Target, options: Options) -> list[Fact
         *_sections(checkpoint),
         *_latents(checkpoint),
         *_groups(checkpoint),
+        *_sharing(checkpoint),
         *_biases(checkpoint),
         *_tokenizer(checkpoint, options),
     ]
@@ -275,6 +276,22 @@ def _groups(checkpoint: Checkpoint) -> Iterator[Fact]:
     else:
         place = f"{architecture.gguf}.expert_group_count"
         yield Fact(architecture.key("groups"), hp.groups, place)
+
+
+def _sharing(checkpoint: Checkpoint) -> Iterator[Fact]:
+    """Layers that read keys and values of others: llama.cpp takes those of the last but one layer
+    with its own where they slide, else the last one's."""
+    hp = checkpoint.hyperparameters
+    if not hp.sharing:
+        return
+    slides = [w is not None for w in windows(checkpoint.architecture, checkpoint.config, hp)]
+    own = slides[: hp.layers - hp.sharing]
+    for kind in set(slides[len(own) :]):
+        if [i for i, k in enumerate(own) if k == kind][-1:] != [len(own) - 1 - kind]:
+            why = "llama.cpp shares keys and values of two layers, the first sliding"
+            key = checkpoint.architecture.key("sharing")
+            yield Fact(key, hp.sharing, "", exact=False, why=why, refused=True)
+            return
 
 
 def _biases(checkpoint: Checkpoint) -> Iterator[Fact]:
