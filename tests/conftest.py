@@ -27,6 +27,7 @@ LONGEST: Final = (
     "test_docs.py", "test_ray_cluster.py", "test_blocks_encode.py", "test_iq_quants.py",
     "test_k_quants.py", "test_mixtures.py", "test_fisher.py", "test_hybrids.py", "test_latents.py",
     "test_backward.py", "test_further_layers.py", "test_allotting.py",
+    "test_device_encoders.py",
 )  # fmt: skip
 """Files that take minutes. They are begun first: where several processes share the files, none has
 a long one left at the end."""

@@ -38,6 +38,8 @@ class Conversion:
     files: tuple[Path, ...]
     modules: Mapping[str, ModuleReport] = field(default_factory=dict)
     """Neutral weight name → how a solver quantized it."""
+    device: str | None = None
+    """The torch device that solved or rounded; None where no device was asked for or of use."""
 
 
 def convert(
@@ -73,7 +75,7 @@ def convert(
             statistics, else ``rtn``. GGUF types are rounded as llama.cpp does by default, and
             filled by ``gptq`` where it is asked for.
         device: torch device of the solver and of calibrating; ``auto`` is the GPU where torch has
-            one.
+            one. Where there is neither, one that is named rounds to GGUF's blocks.
         largest_error: fail when a module's weighted relative error is larger.
         config: ``config.json`` of a source that is an ONNX graph without one.
         threads: workers; by default as many as there are usable cores.
@@ -152,7 +154,10 @@ class _Conversion:
             refuse_source(planned.layout, out, checkpoint.stamps)
             grids = grids_of(planned)
             if not method.needs_statistics or not grids:
-                return run(planned, out, importance=weights, force=self.force, stage=self.stage)
+                return run(
+                    planned, out, importance=weights, device=self.device, force=self.force,
+                    stage=self.stage,
+                )  # fmt: skip
         refuse_taken(planned.layout, out, force=self.force)
         return self._solved(knowledge, planned, grids)
 
@@ -169,8 +174,8 @@ class _Conversion:
         folder = out.with_name(hidden_name(out.name, "solving"))
         with solved(job, origin, folder, self.stage) as (over, modules):
             final = variant.plan_solved(over, planned, modules)
-            result = run(final, out, force=self.force, stage=self.stage)
-        return replace(result, modules=modules)
+            result = run(final, out, device=self.device, force=self.force, stage=self.stage)
+        return replace(result, modules=modules, device=self.device)
 
 
 def _look_at_name(out: Path, target: Target) -> None:
@@ -247,12 +252,17 @@ def run(
     out: Path,
     *,
     importance: Importance | None = None,
+    device: str = AUTO,
     force: bool = False,
     stage: Progress = silent,
 ) -> Conversion:
     """Carry out a plan. Raises as :func:`convert`."""
     making = Making(plan, out, importance or {})
-    (files,) = write_outputs([making], force=force, done=partial(stage, "writing"))
+    rounds = any(step.action == "quantize" and step.to.encodes_on("cuda") for step in plan.steps)
+    taken = take_device(device) if rounds and device != AUTO else None
+    (files,) = write_outputs(
+        [making], force=force, done=partial(stage, "writing"), device=taken or "cpu"
+    )
     if isinstance(files, ZenError):
         raise files
-    return Conversion(plan, files)
+    return Conversion(plan, files, device=taken)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from zenconvert.base.arrays import beside
 from zenconvert.calib.solvers.curvature import Curvature, prepare
 from zenconvert.calib.solvers.exact import exact
 from zenconvert.calib.solvers.nested_rows import (
@@ -152,21 +153,23 @@ class _Work:
         usual = self._rounded(weight, None) if self.plain else rounded
         data, ours, before = self._solved(weight, rounded)
         theirs = self._lost(weight, usual) if self.plain or before is None else before
-        worse = ~(ours <= theirs)
-        taken = worse.cpu().numpy()
-        data[taken] = usual[taken]
-        lost = (torch.where(worse, theirs, ours), theirs, self.shared.lost(weight))
-        return data, np.array([float(one.sum()) for one in lost]), int(taken.sum())
+        taken = ~(ours <= theirs)
+        data = torch.where(taken[:, None], usual, data)
+        lost = (torch.where(taken, theirs, ours), theirs, self.shared.lost(weight))
+        return data.cpu().numpy(), np.array([float(one.sum()) for one in lost]), int(taken.sum())
 
-    def _lost(self, weight: torch.Tensor, data: NDArray[np.uint8]) -> torch.Tensor:
+    def _lost(self, weight: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
         """What rows lose that are stored as ``data``, float64[rows]."""
-        values = torch.from_numpy(self.encoding.decode(data, weight.shape[1]))
-        return self.shared.lost(weight - values.to(weight.device))
+        return self.shared.lost(weight - self.encoding.decode(data, weight.shape[1]))
 
     def _rounded(
         self, weight: torch.Tensor, importance: NDArray[np.float32] | None
-    ) -> NDArray[np.uint8]:
-        """The encoding's own rounding, u8[rows, row_bytes]."""
+    ) -> torch.Tensor:
+        """The encoding's own rounding, u8[rows, row_bytes]: of the device, where it can."""
+        if self.encoding.encodes_on(weight.device.type):
+            there = None if importance is None else beside(importance, weight)
+            found: torch.Tensor = self.encoding.encode(weight, there)
+            return found
         values, columns = weight.cpu().numpy(), weight.shape[1]
         data = np.empty((len(weight), self.encoding.row_bytes(columns)), np.uint8)
 
@@ -174,21 +177,21 @@ class _Work:
             data[part] = self.encoding.encode(values[part], importance)
 
         threads_for(weight)(len(weight), work)
-        return data
+        return torch.from_numpy(data).to(weight.device)
 
     def _solved(
-        self, weight: torch.Tensor, rounded: NDArray[np.uint8]
-    ) -> tuple[NDArray[np.uint8], torch.Tensor, torch.Tensor | None]:
+        self, weight: torch.Tensor, rounded: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Bytes, what every row loses, and what it lost as it was rounded, where that is known."""
         curvature, panels = self.shared.curvature, self.shared.panels
         if curvature is None:  # nothing to prefer it by
             infinite = torch.full((len(weight),), torch.inf, dtype=torch.float64)
-            return rounded.copy(), infinite.to(weight.device), None
+            return rounded, infinite.to(weight.device), None
         if not self.is_solved:
-            return rounded.copy(), self._lost(weight, rounded), None
-        found = NestedTensors.of(self.encoding.on_nested(rounded, weight.shape[1]), weight.device)
+            return rounded, self._lost(weight, rounded), None
+        found = NestedTensors.of(self.encoding.on_nested(rounded, weight.shape[1]))
         before = self.shared.lost(weight - found.dequantize())
         errors = round_columns(weight, found, curvature, panels)
         for _ in range(self.passes):
             descend(weight, found, errors, curvature, panels)
-        return self.encoding.of_nested(found.to_rows()), self.shared.lost(errors), before
+        return self.encoding.of_nested(found.to_nested()), self.shared.lost(errors), before

@@ -8,7 +8,6 @@ only where Triton is installed.
 from __future__ import annotations
 
 from itertools import pairwise
-from threading import Lock
 from typing import Any, Final
 
 import torch
@@ -16,12 +15,11 @@ import triton
 import triton.language as tl
 
 from zenconvert.calib.solvers.nested_tensors import NestedTensors
+from zenconvert.ggml.devices.searches import LAUNCHING
 
 _TILE: Final = 512  # elements of each operand that a program holds, in one warp: no barriers
 _GROUP_ROWS: Final = 32
 _HOW: Final = {"num_warps": 1, "enable_fp_fusion": False}
-_one_at_a_time: Final = Lock()
-"""Threads share the device, and kernels are compiled when they are first launched."""
 
 
 @triton.jit
@@ -198,7 +196,7 @@ def settle(
     target, feedback = target.contiguous(), feedback.contiguous()
     shape = (count, columns, start.stride(0), errors.stride(0), factors.shape[1])
     operands = (target, start, feedback, factors, lows, rows.levels, rows.codes, errors)
-    with _one_at_a_time:
+    with LAUNCHING:
         _settle_kernel[(triton.cdiv(count, tile),)](
             *operands, *shape, float(rows.grid.levels[0]), GROUP=rows.grid.group,
             **_levels(rows), ROWS=tile, COLUMNS=width, **_HOW,
@@ -218,7 +216,7 @@ def descend(
     operands = (gradient, values, rows.codes, rows.scales, rows.minimums, rows.steps, rows.offsets)
     sizes = (count, columns, groups, blocks, moments.stride(0))
     for number in range(groups):
-        with _one_at_a_time:
+        with LAUNCHING:
             _group_kernel[(triton.cdiv(count, _GROUP_ROWS),)](
                 *operands, moments, levels, change,
                 number, *sizes, float(grid.levels[0]), *limits, **kinds, **_levels(rows),

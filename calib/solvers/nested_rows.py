@@ -103,7 +103,7 @@ def _settle(
         return
     from zenconvert.calib.solvers.nested_kernels import settle
 
-    rows, lost = part.to_rows(), np.empty(start.shape, np.float32)
+    rows, lost = part.on_host(), np.empty(start.shape, np.float32)
     settle(_host(target), _host(start), panel.on_host[0], rows, lost, threads_for(target))
     part.codes.copy_(torch.from_numpy(rows.codes))
     errors.copy_(torch.from_numpy(lost))
@@ -119,9 +119,9 @@ def _descend(
         return
     from zenconvert.calib.solvers.nested_kernels import descend
 
-    rows, slope, now = part.to_rows(), _host(gradient), _host(values)
+    rows, slope, now = part.on_host(), _host(gradient), _host(values)
     descend(slope, panel.on_host[1], now, rows, threads_for(gradient))
-    part.put_columns(0, values.shape[1], NestedTensors.of(rows, values.device))
+    part.put_columns(0, values.shape[1], NestedTensors.from_host(rows, values.device))
     gradient.copy_(torch.from_numpy(slope))
     values.copy_(torch.from_numpy(now))
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
-import numpy as np
 import torch
 
 from zenconvert.model.nested import NestedGrid, NestedRows
+
+
+@cache
+def _on_device(levels: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Once for each: a copy to the device waits for all that it has to do."""
+    return torch.tensor(levels, dtype=torch.float32, device=device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,23 +33,33 @@ class NestedTensors:
     """float32[rows, groups], whole numbers."""
 
     @classmethod
-    def of(cls, rows: NestedRows, device: torch.device) -> NestedTensors:
-        """The same rows; on the CPU, some of their arrays."""
-        codes, steps = torch.from_numpy(rows.codes), torch.from_numpy(rows.steps)
-        scales = torch.from_numpy(rows.scales)
+    def of(cls, rows: NestedRows) -> NestedTensors:
+        """Rows in arrays of torch."""
+        steps, scales = rows.steps, rows.scales.float()
         offsets, minimums = torch.zeros_like(steps), torch.zeros_like(scales)
         if rows.offsets is not None and rows.minimums is not None:
-            offsets, minimums = torch.from_numpy(rows.offsets), torch.from_numpy(rows.minimums)
-        there = [each.to(device) for each in (codes, steps, scales, offsets, minimums)]
-        return cls(rows.grid, there[0], there[1], there[2].float(), there[3], there[4].float())
+            offsets, minimums = rows.offsets, rows.minimums.float()
+        return cls(rows.grid, rows.codes.contiguous(), steps, scales, offsets, minimums)
 
-    def to_rows(self) -> NestedRows:
-        """The rows on the host."""
-        codes, steps, offsets = (a.cpu().numpy() for a in (self.codes, self.steps, self.offsets))
-        scales, minimums = (a.cpu().numpy().astype(np.int16) for a in (self.scales, self.minimums))
+    def to_nested(self) -> NestedRows:
+        """The rows where they are, some in the same arrays."""
+        scales, minimums = self.scales.to(torch.int16), self.minimums.to(torch.int16)
         if self.grid.minimums is None:
-            return NestedRows(self.grid, codes, steps, scales)
-        return NestedRows(self.grid, codes, steps, scales, offsets, minimums)
+            return NestedRows(self.grid, self.codes, self.steps, scales)
+        return NestedRows(self.grid, self.codes, self.steps, scales, self.offsets, minimums)
+
+    @classmethod
+    def from_host(cls, rows: NestedRows, device: torch.device) -> NestedTensors:
+        """Rows in arrays of numpy."""
+        arrays = (rows.codes, rows.steps, rows.scales, rows.offsets, rows.minimums)
+        there = [None if a is None else torch.from_numpy(a).to(device) for a in arrays]
+        return cls.of(NestedRows(rows.grid, *there))
+
+    def on_host(self) -> NestedRows:
+        """The rows in arrays of numpy."""
+        rows = self.to_nested()
+        arrays = (rows.codes, rows.steps, rows.scales, rows.offsets, rows.minimums)
+        return NestedRows(self.grid, *[None if a is None else a.cpu().numpy() for a in arrays])
 
     @property
     def factors(self) -> torch.Tensor:
@@ -58,7 +74,7 @@ class NestedTensors:
     @property
     def levels(self) -> torch.Tensor:
         """What codes stand for, float32[levels]."""
-        return torch.tensor(self.grid.levels, dtype=torch.float32, device=self.codes.device)
+        return _on_device(self.grid.levels, self.codes.device)
 
     def dequantize(self) -> torch.Tensor:
         """The numbers, float32[rows, columns], as ggml decodes them."""

@@ -31,7 +31,7 @@ def test_nested_grids(name: str, columns: int) -> None:
     encoding, panel = encoding_named(name), shared.panels[0]
     data = encoding.encode(weight.numpy(), importance.numpy())
     host, device = (
-        NestedTensors.of(encoding.on_nested(data, columns), weight.device) for _ in range(2)
+        NestedTensors.of(encoding.on_nested(torch.from_numpy(data), columns)) for _ in range(2)
     )
     lost, there = torch.empty_like(weight), torch.empty_like(weight)
     nested_rows._settle(weight.clone(), weight, panel, host, lost)

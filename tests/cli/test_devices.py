@@ -98,7 +98,7 @@ def test_a_device_for_which_there_is_no_work_is_told(tmp_path: Path) -> None:
     arguments = ["convert", "builtin:zen-nano", str(tmp_path / "out.gguf"), "--to", "gguf:f16"]
     done = CliRunner().invoke(cli, [*arguments, "--device", "cpu"])
     assert done.exit_code == 0, done.output
-    assert "device: --device has no use without --calibrate or --stats" in done.stderr
+    assert "device: --device had no use" in done.stderr
     done = CliRunner().invoke(cli, [*arguments, "--force"])
     assert "device" not in done.stderr
 

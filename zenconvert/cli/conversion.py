@@ -12,7 +12,7 @@ import click
 from zenconvert.base.escaping import json_text
 from zenconvert.calib.methods import METHODS
 from zenconvert.cli.config import config_option, ignore_key_option
-from zenconvert.cli.devices import taken, was_given
+from zenconvert.cli.devices import taken, tell_rounding
 from zenconvert.cli.outputs import Written, check_models, check_outputs, write_side_file
 from zenconvert.cli.printing import echo, echo_json, echo_table, size, stages
 from zenconvert.cli.sampling import codes, sampling_options, take_sampling
@@ -233,8 +233,6 @@ def convert(
     device = taken(sampling.device) if solves else sampling.device
     if not solves and max_module_error is not None:
         raise UsageError("--max-module-error goes with --calibrate or --stats")
-    if not solves and was_given():
-        echo("device: --device has no use without --calibrate or --stats", err=True)
     with stages(quiet=as_json) as progress:
         result = conversion.convert(
             source,
@@ -249,6 +247,8 @@ def convert(
             progress=progress,
             **_options(given),
         )
+    if not solves:
+        tell_rounding(result.device)
     side = Written()
     if report is not None:
         table = {name: module.as_dict() for name, module in result.modules.items()}

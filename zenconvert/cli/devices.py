@@ -32,7 +32,10 @@ def taken(device: str) -> str:
     return found
 
 
-def was_given() -> bool:
-    """Whether the command at work was told a device."""
+def tell_rounding(device: str | None) -> None:
+    """Say which device rounded, or that there was no use for the one that was named."""
     source = click.get_current_context().get_parameter_source("device")
-    return source is ParameterSource.COMMANDLINE
+    if device is not None:
+        echo(f"device: {device}", err=True)
+    elif source is ParameterSource.COMMANDLINE:
+        echo("device: --device had no use: there was nothing to solve or to round", err=True)

@@ -106,16 +106,26 @@ class Blocks(Encoding):
         """That of the type, None for those with none."""
         return nested_grids.GRIDS.get(self.type)
 
-    def on_nested(self, rows: NDArray[np.uint8], columns: int) -> NestedRows:
-        """``u8[n, row_bytes]`` with codes, scales and steps apart, bit for bit."""
+    def on_nested(self, rows: Array, columns: int) -> NestedRows:
+        """``u8[n, row_bytes]`` with codes, scales and steps apart, bit for bit, where they lie."""
         return nested_grids.to_nested(self.type, rows, columns)
 
-    def of_nested(self, rows: NestedRows) -> NDArray[np.uint8]:
-        """The rows as block bytes ``u8[n, row_bytes]``."""
+    def of_nested(self, rows: NestedRows) -> Array:
+        """The rows as block bytes ``u8[n, row_bytes]``, where they lie."""
         return nested_grids.from_nested(self.type, rows)
 
-    def encode(
-        self, values: NDArray[np.float32], importance: NDArray[np.float32] | None
-    ) -> NDArray[np.uint8]:
+    def encodes_on(self, device: str) -> bool:
+        """On GPUs of CUDA, where the type has kernels for them."""
+        if device != "cuda":
+            return False
+        from zenconvert.ggml import devices
+
+        return devices.can_encode(self.type)
+
+    def encode(self, values: Array, importance: Array | None) -> Array:
         """float32[n, columns] rounded to blocks, as ggml does it. Raises InvalidInput."""
-        return blocks.encode(self.type, values, importance)
+        if on_host(values):
+            return blocks.encode(self.type, values, importance)
+        from zenconvert.ggml import devices
+
+        return devices.encode(self.type, values, importance)

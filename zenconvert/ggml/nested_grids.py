@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from functools import reduce
+from operator import or_
+from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from zenconvert.base.arrays import Array, beside, cast, joined, reinterpreted
 from zenconvert.ggml.block_fields import FIELDS, IQ4_LEVELS
-from zenconvert.ggml.types import BY_NAME
 from zenconvert.model.nested import NestedGrid, NestedRows
 
-_Bytes = NDArray[Any]
-"""u8."""
 _SIX: Final = (0, 63)
 _AROUND: Final = (-32, 31)
 _ONE: Final = (1, 1)
@@ -42,148 +41,162 @@ GRIDS: Final[dict[str, NestedGrid]] = {
 """What each type can say."""
 
 
-def to_nested(type_name: str, rows: _Bytes, columns: int) -> NestedRows:
-    """Block bytes u8[rows, row_bytes] of a type of :data:`GRIDS`, in arrays of their own."""
+def to_nested(type_name: str, rows: Array, columns: int) -> NestedRows:
+    """Block bytes u8[rows, row_bytes] of a type of :data:`GRIDS`, in arrays of their own.
+
+    Of numpy or of torch, as the bytes are.
+    """
     grid, count = GRIDS[type_name], len(rows)
     found = FIELDS[type_name](rows.reshape(count * (columns // grid.block), -1))
-    steps = found.steps.astype(np.float32).reshape(count, -1)
-    scales = np.ones_like(steps, np.int16) if found.scales is None else found.scales
-    offsets, minimums = found.offsets, found.minimums
-    if offsets is not None:
-        offsets = offsets.astype(np.float32).reshape(count, -1)
-        if minimums is None:  # what is stored is added
-            offsets, minimums = -offsets, np.ones_like(offsets, np.int16)
-        minimums = minimums.astype(np.int16).reshape(count, -1)
-    codes = np.ascontiguousarray(found.codes.reshape(count, columns))
-    scales = scales.astype(np.int16).reshape(count, -1)
-    return NestedRows(grid, codes, steps, scales, offsets, minimums)
+    codes, steps = found.codes.reshape(count, columns), _floats(found.steps, count)
+    ones = beside(np.ones(steps.shape, np.int16), steps)
+    scales = ones if found.scales is None else _whole(found.scales, count)
+    if found.offsets is None:
+        return NestedRows(grid, codes, steps, scales)
+    offsets = _floats(found.offsets, count)
+    if found.minimums is None:  # what is stored is added
+        return NestedRows(grid, codes, steps, scales, -offsets, ones)
+    return NestedRows(grid, codes, steps, scales, offsets, _whole(found.minimums, count))
 
 
-def from_nested(type_name: str, rows: NestedRows) -> _Bytes:
-    """The rows as block bytes u8[rows, row_bytes]."""
+def _floats(values: Array, rows: int) -> Array:
+    return cast(values, np.float32).reshape(rows, -1)
+
+
+def _whole(values: Array, rows: int) -> Array:
+    return cast(values, np.int16).reshape(rows, -1)
+
+
+def from_nested(type_name: str, rows: NestedRows) -> Array:
+    """The rows as block bytes u8[rows, row_bytes], where the rows lie."""
     grid, count = rows.grid, len(rows.codes)
-    blocks = rows.steps.size
-    out = np.zeros((blocks, BY_NAME[type_name].type_size), np.uint8)
-    codes = rows.codes.reshape(blocks, grid.block)
-    scales = rows.scales.reshape(blocks, -1)
-    minimums = None if rows.minimums is None else rows.minimums.reshape(blocks, -1)
-    _PACKERS[type_name](out, codes, scales, minimums, _halves(rows))
-    return out.reshape(count, -1)
+    blocks = rows.steps.reshape(-1)
+    of_blocks = Parts(
+        rows.codes.reshape(len(blocks), grid.block),
+        blocks,
+        rows.scales.reshape(len(blocks), -1),
+        None if rows.offsets is None else rows.offsets.reshape(-1),
+        None if rows.minimums is None else rows.minimums.reshape(len(blocks), -1),
+    )
+    if of_blocks.offsets is not None and grid.scales == _ONE:  # what is stored is added
+        of_blocks = of_blocks._replace(offsets=-of_blocks.offsets)
+    return packed(type_name, of_blocks).reshape(count, -1)
 
 
-def _halves(rows: NestedRows) -> tuple[_Bytes, _Bytes | None]:
-    """The bytes u8[blocks, 2] of steps and of offsets."""
-    if rows.offsets is None:
-        return _f16(rows.steps), None
-    added = rows.grid.scales == _ONE
-    return _f16(rows.steps), _f16(-rows.offsets if added else rows.offsets)
+class Parts(NamedTuple):
+    """What the bytes of blocks say, of numpy or of torch."""
+
+    codes: Array
+    """u8[blocks, elements]."""
+    steps: Array
+    """float32[blocks], stored as float16, and so are offsets."""
+    scales: Array
+    """Whole numbers[blocks, groups], stored modulo 256, and so are minimums."""
+    offsets: Array | None = None
+    """float32[blocks]: those of types of 32 elements are added."""
+    minimums: Array | None = None
 
 
-def _f16(values: NDArray[np.float32]) -> _Bytes:
-    little = np.ascontiguousarray(values.astype("<f2").reshape(-1, 1))
-    return little.view(np.uint8)
+def packed(type_name: str, parts: Parts) -> Array:
+    """Blocks u8[blocks, type_size] of a type of :data:`GRIDS`."""
+    return joined(_PACKERS[type_name](parts))
 
 
-def _nibbles(codes: _Bytes) -> _Bytes:
+def _f16(values: Array) -> Array:
+    """Bytes u8[blocks, 2]."""
+    return reinterpreted(cast(values, np.dtype("<f2")).reshape(-1, 1), np.uint8)
+
+
+def _octets(values: Array) -> Array:
+    """Whole numbers modulo 256."""
+    return cast(cast(values, np.int16) & 255, np.uint8)
+
+
+def _nibbles(codes: Array) -> Array:
     """Two codes a byte: those of the first half low, those of the second high."""
     half = codes.shape[-1] // 2
-    return codes[..., :half] & 15 | (codes[..., half:] & 15) << np.uint8(4)
+    return codes[..., :half] & 15 | (codes[..., half:] & 15) << 4
 
 
-def _bits(bits: NDArray[Any]) -> _Bytes:
-    """Bits[…, 8, n] as bytes[…, n], the first in the lowest place."""
-    places = np.arange(8, dtype=np.uint8)[:, None]
-    packed: _Bytes = np.bitwise_or.reduce(bits.astype(np.uint8) << places, axis=-2)
-    return packed
+def _side_by_side(bits: Array, width: int) -> Array:
+    """Bits[…, 8 / width, n] as bytes[…, n], the first in the lowest place."""
+    parts = (bits[..., at, :] << at * width for at in range(8 // width))
+    return reduce(or_, parts)
 
 
-def _pairs(pairs: _Bytes) -> _Bytes:
+def _pairs(pairs: Array) -> Array:
     """Two bits of 256 codes as 64 bytes: 32 of each half of them, four to a byte."""
-    places = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
-    parts = pairs.reshape(len(pairs), 2, 4, 32)
-    packed: _Bytes = np.bitwise_or.reduce(parts << places, axis=-2)
-    return packed.reshape(len(pairs), 64)
+    return _side_by_side(pairs.reshape(len(pairs), 2, 4, 32), 2).reshape(len(pairs), 64)
 
 
-def _legacy(*, fifth: bool) -> Callable[..., None]:
-    def pack(out: _Bytes, codes: _Bytes, scales: Any, minimums: Any, halves: Any) -> None:
-        step, offset = halves
-        out[:, :2], at = step, 2
-        if offset is not None:
-            out[:, 2:4], at = offset, 4
-        if fifth:
-            bits = codes.reshape(len(codes), 4, 8) >> 4
-            out[:, at : at + 4] = _bits(bits.swapaxes(1, 2))
-            at += 4
-        out[:, at:] = _nibbles(codes)
-
-    return pack
+def _flat(parts: Parts) -> list[Array]:
+    steps = [_f16(parts.steps)]
+    offsets = [] if parts.offsets is None else [_f16(parts.offsets)]
+    return [*steps, *offsets, _nibbles(parts.codes)]
 
 
-def _k_affine(out: _Bytes, scales: Any, minimums: Any, halves: Any) -> None:
-    s, m = scales.astype(np.uint8), minimums.astype(np.uint8)
-    out[:, :2], out[:, 2:4] = halves
-    out[:, 4:8] = s[:, :4] | (s[:, 4:] >> 4) << np.uint8(6)
-    out[:, 8:12] = m[:, :4] | (m[:, 4:] >> 4) << np.uint8(6)
-    out[:, 12:16] = s[:, 4:] & 15 | (m[:, 4:] & 15) << np.uint8(4)
+def _flat_with_fifth_bits(parts: Parts) -> list[Array]:
+    *halves, nibbles = _flat(parts)
+    bits = parts.codes.reshape(len(parts.codes), 4, 8) >> 4
+    return [*halves, _side_by_side(bits[..., None], 1)[..., 0], nibbles]
 
 
-def _by_pairs(codes: _Bytes) -> _Bytes:
+def _k_affine(parts: Parts) -> list[Array]:
+    s, m = _octets(parts.scales), _octets(parts.minimums)
+    return [
+        _f16(parts.steps),
+        _f16(parts.offsets),
+        s[:, :4] | (s[:, 4:] >> 4) << 6,
+        m[:, :4] | (m[:, 4:] >> 4) << 6,
+        s[:, 4:] & 15 | (m[:, 4:] & 15) << 4,
+    ]
+
+
+def _by_pairs(codes: Array) -> Array:
     return _nibbles(codes.reshape(len(codes), 4, 64)).reshape(len(codes), 128)
 
 
-def _q4_k(out: _Bytes, codes: _Bytes, scales: Any, minimums: Any, halves: Any) -> None:
-    _k_affine(out, scales, minimums, halves)
-    out[:, 16:] = _by_pairs(codes)
+def _q4_k(parts: Parts) -> list[Array]:
+    return [*_k_affine(parts), _by_pairs(parts.codes)]
 
 
-def _q5_k(out: _Bytes, codes: _Bytes, scales: Any, minimums: Any, halves: Any) -> None:
-    _k_affine(out, scales, minimums, halves)
-    out[:, 16:48] = _bits(codes.reshape(len(codes), 8, 32) >> 4)
-    out[:, 48:] = _by_pairs(codes)
+def _q5_k(parts: Parts) -> list[Array]:
+    fifth = _side_by_side(parts.codes.reshape(len(parts.codes), 8, 32) >> 4, 1)
+    return [*_k_affine(parts), fifth, _by_pairs(parts.codes)]
 
 
-def _q2_k(out: _Bytes, codes: _Bytes, scales: Any, minimums: Any, halves: Any) -> None:
-    out[:, :16] = scales.astype(np.uint8) | minimums.astype(np.uint8) << np.uint8(4)
-    out[:, 16:80] = _pairs(codes)
-    out[:, 80:82], out[:, 82:84] = halves
+def _q2_k(parts: Parts) -> list[Array]:
+    both = _octets(parts.scales) | _octets(parts.minimums) << 4
+    return [both, _pairs(parts.codes), _f16(parts.steps), _f16(parts.offsets)]
 
 
-def _q3_k(out: _Bytes, codes: _Bytes, scales: Any, minimums: Any, halves: Any) -> None:
-    out[:, :32] = _bits(codes.reshape(len(codes), 8, 32) >> 2)
-    out[:, 32:96] = _pairs(codes & 3)
-    s = (scales + 32).astype(np.uint8)
-    out[:, 96:104] = _nibbles(s)
-    places = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
-    high = (s >> 4).reshape(len(s), 4, 4) << places
-    out[:, 104:108] = np.bitwise_or.reduce(high, axis=1)
-    out[:, 108:] = halves[0]
+def _q3_k(parts: Parts) -> list[Array]:
+    codes, s = parts.codes, _octets(parts.scales + 32)
+    third = _side_by_side(codes.reshape(len(codes), 8, 32) >> 2, 1)
+    high = _side_by_side((s >> 4).reshape(len(s), 4, 4), 2)
+    return [third, _pairs(codes & 3), _nibbles(s), high, _f16(parts.steps)]
 
 
-def _q6_k(out: _Bytes, codes: _Bytes, scales: Any, minimums: Any, halves: Any) -> None:
-    parts = codes.reshape(len(codes), 2, 4, 32)
-    low = parts[:, :, :2] & 15 | (parts[:, :, 2:] & 15) << np.uint8(4)
-    out[:, :128] = low.reshape(len(codes), 128)
-    out[:, 128:192] = _pairs(codes >> 4)
-    out[:, 192:208] = scales.astype(np.int8).view(np.uint8)
-    out[:, 208:] = halves[0]
+def _q6_k(parts: Parts) -> list[Array]:
+    codes = parts.codes.reshape(len(parts.codes), 2, 4, 32)
+    low = codes[:, :, :2] & 15 | (codes[:, :, 2:] & 15) << 4
+    pairs, scales = _pairs(parts.codes >> 4), _octets(parts.scales)
+    return [low.reshape(len(codes), 128), pairs, scales, _f16(parts.steps)]
 
 
-def _iq4_xs(out: _Bytes, codes: _Bytes, scales: Any, minimums: Any, halves: Any) -> None:
-    s = (scales + 32).astype(np.uint8)
-    out[:, :2] = halves[0]
-    places = np.arange(0, 8, 2, dtype=np.uint8)
-    out[:, 2:4] = np.bitwise_or.reduce((s >> 4).reshape(len(s), 2, 4) << places, axis=-1)
-    out[:, 4:8] = s[:, ::2] & 15 | (s[:, 1::2] & 15) << np.uint8(4)
-    out[:, 8:] = _nibbles(codes.reshape(len(codes), 8, 32)).reshape(len(codes), 128)
+def _iq4_xs(parts: Parts) -> list[Array]:
+    codes, s = parts.codes.reshape(len(parts.codes), 8, 32), _octets(parts.scales + 32)
+    high = _side_by_side((s >> 4).reshape(len(s), 2, 4, 1), 2)[..., 0]
+    low = s[:, ::2] & 15 | (s[:, 1::2] & 15) << 4
+    return [_f16(parts.steps), high, low, _nibbles(codes).reshape(len(codes), 128)]
 
 
-_PACKERS: Final[dict[str, Callable[..., None]]] = {
-    "q4_0": _legacy(fifth=False),
-    "q4_1": _legacy(fifth=False),
-    "q5_0": _legacy(fifth=True),
-    "q5_1": _legacy(fifth=True),
-    "iq4_nl": _legacy(fifth=False),
+_PACKERS: Final[dict[str, Callable[[Parts], list[Array]]]] = {
+    "q4_0": _flat,
+    "q4_1": _flat,
+    "q5_0": _flat_with_fifth_bits,
+    "q5_1": _flat_with_fifth_bits,
+    "iq4_nl": _flat,
     "q2_k": _q2_k,
     "q3_k": _q3_k,
     "q4_k": _q4_k,

@@ -95,16 +95,23 @@ class Encoding(ABC):
         return None
 
     def on_nested(self, rows: Any, columns: int) -> NestedRows:
-        """Stored rows ``u8[n, row_bytes]`` of numpy on :meth:`nested_grid`, bit for bit."""
+        """Stored rows ``u8[n, row_bytes]`` on :meth:`nested_grid`, bit for bit, where they lie."""
         raise NotImplementedError(f"{self} is no nested grid")
 
     def of_nested(self, rows: NestedRows) -> Any:
         """Rows on :meth:`nested_grid` as they are stored."""
         raise NotImplementedError(f"{self} is no nested grid")
 
+    def encodes_on(self, device: str) -> bool:
+        """Whether :meth:`encode` takes tensors that lie on devices of a type of torch's."""
+        return False
+
     def encode(self, values: Any, importance: Any) -> Any:
-        """float32[n, columns] rounded to it, ``importance`` f32[columns] or None. Raises
-        InvalidInput."""
+        """float32[n, columns] rounded to it, ``importance`` f32[columns] or None.
+
+        The bytes are the same, and lie where the numbers do: on the host, and on devices where
+        :meth:`encodes_on` says so. Raises InvalidInput.
+        """
         raise NotImplementedError(f"{self} cannot be written")
 
     def rows_of(self, data: Array, columns: int) -> Array:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from zenconvert.base.arrays import Array
+
 
 @dataclass(frozen=True, slots=True)
 class NestedGrid:
@@ -31,31 +33,33 @@ class NestedGrid:
 
 @dataclass(frozen=True, eq=False)
 class NestedRows:
-    """Some rows of a matrix on a nested grid."""
+    """Some rows of a matrix on a nested grid, in arrays of numpy or of torch."""
 
     grid: NestedGrid
-    codes: NDArray[np.uint8]
-    """[rows, columns], indexes of levels."""
-    steps: NDArray[np.float32]
-    """[rows, blocks], float16 numbers."""
-    scales: NDArray[np.int16]
-    """[rows, groups]."""
-    offsets: NDArray[np.float32] | None = None
-    """[rows, blocks], float16 numbers; None where the grid has no minimums."""
-    minimums: NDArray[np.int16] | None = None
-    """[rows, groups]."""
+    codes: Array
+    """u8[rows, columns], indexes of levels."""
+    steps: Array
+    """float32[rows, blocks], float16 numbers."""
+    scales: Array
+    """int16[rows, groups]."""
+    offsets: Array | None = None
+    """float32[rows, blocks], float16 numbers; None where the grid has no minimums."""
+    minimums: Array | None = None
+    """int16[rows, groups]."""
 
     @property
     def factors(self) -> NDArray[np.float32]:
         """``step · scale`` of every group, float32[rows, groups]; exact."""
-        return self._spread(self.steps) * self.scales.astype(np.float32)
+        found: NDArray[np.float32] = self._spread(self.steps) * self.scales.astype(np.float32)
+        return found
 
     @property
     def lows(self) -> NDArray[np.float32]:
         """``offset · minimum`` of every group, float32[rows, groups]; 0 where there are none."""
         if self.offsets is None or self.minimums is None:
             return np.zeros(self.scales.shape, np.float32)
-        return self._spread(self.offsets) * self.minimums.astype(np.float32)
+        found: NDArray[np.float32] = self._spread(self.offsets) * self.minimums.astype(np.float32)
+        return found
 
     def dequantize(self) -> NDArray[np.float32]:
         """The numbers, float32[rows, columns], as ggml decodes them."""

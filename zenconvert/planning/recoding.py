@@ -20,7 +20,7 @@ from zenconvert.model.grouped import GroupedRows, regroup
 from zenconvert.model.layout import Choice, Recoding
 from zenconvert.model.operations import changed, left_over
 from zenconvert.model.operations import moved as moved_columns
-from zenconvert.model.row_reader import Read, RowReader
+from zenconvert.model.row_reader import Read, RowReader, moved
 from zenconvert.model.rows import Rows
 from zenconvert.model.target import Scheme
 from zenconvert.planning.reading import Slabs, read_rows
@@ -44,10 +44,11 @@ def recode(
     weights: NDArray[np.float32] | None,
     where: str,
     quantize: Quantize,
+    device: str = "cpu",
 ) -> Rows:
     """Stored rows of ``part`` in the encoding of ``choice``, as ``found`` says of the two.
 
-    Raises InvalidInput.
+    ``device``: a torch device that rounds what it can. Raises InvalidInput.
     """
     if names := left_over(part.change, choice.change):
         rows = changed(decode_rows(rows, part), names)
@@ -66,6 +67,11 @@ def recode(
             assert new is not None  # as the plan said
             stored: Rows = target.of_grid(regroup(grid, new, round_scales=not found.exact))
             return stored
+        if target.encodes_on(device.partition(":")[0]):
+            there = None if weights is None else arrays.on_device(weights, device)
+            numbers = arrays.cast(decode_rows(moved(rows, device), part), np.float32)
+            encoded: Rows = target.encode(numbers, there).cpu().numpy()
+            return encoded
         values = decode_rows(rows, part).astype(np.float32, copy=False)
         if (new := target.grouped) is None:
             rounded: Rows = target.encode(values, weights)

@@ -20,6 +20,7 @@ from math import lcm
 from pathlib import Path
 from typing import Final
 
+from zenconvert.base.machine import memory_errors
 from zenconvert.base.progress import Count
 from zenconvert.errors import ZenError
 from zenconvert.ggml import blocks
@@ -35,6 +36,9 @@ from zenconvert.write.planned_output import Making
 
 REMEMBER_SECONDS: Final = 30.0
 """Least time between two entries in the journals of the outputs."""
+_DEVICE_THREADS: Final = 4
+_DEVICE_ELEMENTS: Final = 1 << 25
+"""A device has more to do at a time, and the host less."""
 
 
 @dataclass
@@ -59,11 +63,11 @@ class _Source:
             orders.setdefault(use.order, {}).setdefault(use.result, []).append(use)
         return [group for results in orders.values() for group in results.values()]
 
-    def slabs(self) -> list[_Slab]:
-        """Slabs of rows that cover it."""
+    def slabs(self, elements: int) -> list[_Slab]:
+        """Slabs of about so many elements, in whole rows, that cover it."""
         band = lcm(*(use.band for use in self.uses))
         fewest = max(use.fewest_rows for use in self.uses)
-        self.step = max(band, max(fewest, SLAB_ELEMENTS // self.part.columns) // band * band)
+        self.step = max(band, max(fewest, elements // self.part.columns) // band * band)
         begins = range(0, self.part.rows, self.step)
         self.slabs_left = len(begins)
         return [_Slab(self, begin, min(begin + self.step, self.part.rows)) for begin in begins]
@@ -90,15 +94,16 @@ class _Slab:
 
 
 def write_outputs(
-    makings: Sequence[Making], *, force: bool, done: Count
+    makings: Sequence[Making], *, force: bool, done: Count, device: str = "cpu"
 ) -> list[tuple[Path, ...] | ZenError]:
     """Carry out plans of one source in one pass; what each wrote, or why it wrote nothing.
 
     An output that fails leaves nothing under its name, and the others get theirs. Errors are those
     of :func:`zenconvert.convert`; anything else ends the pass, and gives no output its name. What a
-    former run of the same making finished or wrote is not written again.
+    former run of the same making finished or wrote is not written again. ``device`` rounds what it
+    can, to the same bytes.
     """
-    run = _Pass(makings)
+    run = _Pass(makings, device)
     with ExitStack() as stack:
         for number, (making, output) in enumerate(zip(makings, run.outputs, strict=True)):
             with run.failing([number]):
@@ -123,8 +128,8 @@ def write_outputs(
 class _Pass:
     """The state of a pass."""
 
-    def __init__(self, makings: Sequence[Making]) -> None:
-        self.makings = makings
+    def __init__(self, makings: Sequence[Making], device: str) -> None:
+        self.makings, self.device = makings, device
         self.outputs = [making.output() for making in makings]
         self.live: set[int] = set()
         """Numbers of the outputs that are being written."""
@@ -135,6 +140,9 @@ class _Pass:
         """What is written since then."""
         self.remembered = time.monotonic()
         self.threads = max((making.plan.threads for making in makings), default=1)
+        self.slab = SLAB_ELEMENTS
+        if device != "cpu":
+            self.threads, self.slab = min(self.threads, _DEVICE_THREADS), _DEVICE_ELEMENTS
 
     @contextmanager
     def failing(self, numbers: Iterable[int]) -> Iterator[None]:
@@ -149,10 +157,11 @@ class _Pass:
     def fill(self, done: Count) -> None:
         """Process every slab that is not written yet."""
         self.written = {number: {} for number in self.live}
-        blocks.warm_up(_kernels(self.makings[number].plan for number in self.live))
+        kernels = _kernels((self.makings[number].plan for number in self.live), self.device)
+        blocks.warm_up(kernels)
         sources = self._sources()
         total, finished = sum(source.part.nbytes for source in sources), 0
-        for slab in self._run(slab for source in sources for slab in source.slabs()):
+        for slab in self._run(slab for source in sources for slab in source.slabs(self.slab)):
             self._remember(slab.source)
             finished += slab.nbytes
             done(finished, total)
@@ -235,9 +244,11 @@ class _Pass:
         use = uses[0]
         where = f"{use.part.stored.path}: tensor {use.part.stored.name!r}"
         with self.failing(use.number for use in uses):
-            result = recode(
-                rows, use.part, use.choice, use.recoding, use.importance, where, round_to_nearest
-            )
+            with memory_errors(where):
+                result = recode(
+                    rows, use.part, use.choice, use.recoding, use.importance, where,
+                    round_to_nearest, self.device,
+                )  # fmt: skip
             for use in uses:
                 with self.failing([use.number]):
                     use.write(
@@ -245,9 +256,14 @@ class _Pass:
                     )
 
 
-def _kernels(plans: Iterable[Plan]) -> list[str]:
-    """Block types that the plans encode."""
-    steps = (step for plan in plans for step in plan.steps if step.action == "quantize")
+def _kernels(plans: Iterable[Plan], device: str) -> list[str]:
+    """Block types that the plans encode on the host."""
+    steps = (
+        step
+        for plan in plans
+        for step in plan.steps
+        if step.action == "quantize" and not step.to.encodes_on(device.partition(":")[0])
+    )
     return sorted({name for step in steps for name in step.to.kernels})
 
 

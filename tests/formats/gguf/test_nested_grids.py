@@ -44,9 +44,10 @@ def test_panels_of_columns_are_put_back(name: str) -> None:
     values = np.random.default_rng(2).standard_normal((4, COLUMNS)).astype(np.float32)
     data = encoding.encode(values, None)
     decoded = torch.from_numpy(encoding.decode(data, COLUMNS))
-    rows = NestedTensors.of(encoding.on_nested(data, COLUMNS), decoded.device)
+    rows = NestedTensors.of(encoding.on_nested(torch.from_numpy(data), COLUMNS))
     assert torch.equal(rows.dequantize(), decoded)
-    assert np.array_equal(encoding.of_nested(rows.to_rows()), data)
+    assert np.array_equal(encoding.of_nested(rows.to_nested()).numpy(), data)
+    assert np.array_equal(encoding.of_nested(rows.on_host()), data)
     panel = rows.columns(256, 768)
     assert torch.equal(panel.dequantize(), decoded[:, 256:768])
     panel.codes[:] = 0
