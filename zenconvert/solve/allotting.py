@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from zenconvert.base.progress import Progress
 from zenconvert.calib.methods import METHODS
 from zenconvert.errors import UsageError
-from zenconvert.formats.registry import format_named
+from zenconvert.formats.registry import FORMATS, format_named
 from zenconvert.model.allotment import Allotment, Allotted
 from zenconvert.model.checkpoint import Checkpoint
 from zenconvert.model.layout import Choice
@@ -72,7 +72,7 @@ def menu_of(variant: Variant) -> tuple[str, ...]:
     """The types to choose from. Raises UsageError where a format knows no such target."""
     form = format_named(variant.target.format)
     if not form.menu:
-        known = ", ".join(f"{name}:auto" for name in ("gguf",))
+        known = ", ".join(f"{name}:auto" for name, one in FORMATS.items() if one.menu)
         raise UsageError(f"{variant.target}: there is no such target; known is {known}")
     return variant.options.menu or form.menu
 
