@@ -333,7 +333,7 @@ def test_what_is_missing_is_said_before_anything_runs(
         pytest.fail("something ran")
 
     monkeypatch.setattr("zenconvert.verification.measurement.reference_states", loads)
-    with pytest.raises(UsageError, match=r"runs AWQ, GPTQ, HF folders; .* is gguf"):
+    with pytest.raises(UsageError, match=r"runs AWQ, CT, GPTQ, HF folders; .* is gguf"):
         verify(SOURCE, gguf(SOURCE, "q8_0"), engine="vllm", text=short)
     with pytest.raises(UsageError, match="runs GGUF files"):
         verify(SOURCE, SOURCE, engine="llamacpp", text=short)
