@@ -46,6 +46,8 @@ def test_rows_that_no_block_holds_are_refused_as_on_the_host() -> None:
     large = torch.full((1, 32), 1e9)
     with pytest.raises(InvalidInput, match="overflow the float16 scales"):
         devices.encode("q4_0", large)
+    with pytest.raises(InvalidInput, match="finite and not negative"):
+        devices.encode("q4_0", torch.ones(1, 32), torch.full((32,), -1.0))
 
 
 def test_what_is_encoded_where() -> None:

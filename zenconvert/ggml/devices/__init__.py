@@ -57,7 +57,9 @@ def encode(
 def _rows(type_name: str, values: torch.Tensor, importance: torch.Tensor | None) -> Array:
     import torch
 
-    sizes = [values.abs().max()] + ([] if importance is None else [importance.abs().max()])
+    sizes = [values.abs().max()]
+    if importance is not None:  # what is negative is refused, too
+        sizes.append(torch.where(importance < 0, torch.inf, importance).max())
     usual = float(torch.stack(sizes).sum()) <= _F16_MAX  # NaN is not
     if not usual or values.shape[1] % BY_NAME[type_name].block_size:
         host = None if importance is None else importance.cpu().numpy()
